@@ -1,0 +1,270 @@
+"""The commands as Python functions: one for each, of the same name.
+
+    front = compress(teacher, data, device="NAME", space="joint", budgets=Budgets(latency_ms=2), run="runs/first")
+    front.best(latency_ms=1.5).save("student/")
+
+Nothing heavy is imported until a function needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.candidate import Cost, Option, Site
+from autocompress.progress import Console
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.budgets import Budgets
+    from autocompress.device.profile import DeviceProfile
+    from autocompress.pareto import Front
+
+Teacher = "str | nn.Module"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Every site of a space on a teacher, what was dropped and why, and costs where a device is given."""
+
+    sites: tuple[Site, ...]
+    dropped: tuple[tuple[str, Option, str], ...]
+    log10_size: float
+    teacher_cost: Cost | None
+    smallest: Cost | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "sites": [
+                {
+                    "name": site.name,
+                    "kind": site.kind,
+                    "options": list(site.options),
+                    "default": site.default,
+                    "layers": list(site.layers),
+                    "locked": site.locked,
+                    "settings": dict(site.settings),
+                }
+                for site in self.sites
+            ],
+            "dropped": [{"site": name, "option": option, "reason": why} for name, option, why in self.dropped],
+            "log10_size": self.log10_size,
+            "teacher": self.teacher_cost and self.teacher_cost.to_json(),
+            "smallest": self.smallest and self.smallest.to_json(),
+        }
+
+    def table(self) -> Any:
+        """The same for a terminal."""
+        from autocompress.report.table import inspection_table
+
+        return inspection_table(self)
+
+
+def inspect(
+    teacher: str | nn.Module,
+    space: str | Path = "joint",
+    device: str | Path | None = None,
+    data: Any = None,
+    input_size: int | None = None,
+) -> Inspection:
+    """Lists every decision a search could take, and every one it could not, with the reason.
+
+    The input size is the data's, else `input_size`, else what the teacher says about itself.
+    """
+    from autocompress.preparation import bound_space, open_teacher, priced
+
+    opened = open_teacher(teacher, data, input_size)
+    bound, _ = bound_space(opened, space)
+    if device is None:
+        return Inspection(bound.sites, bound.dropped, bound.log10_size, None, None)
+    from autocompress.device.profile import load_profile
+
+    pricer = priced(bound, load_profile(device))
+    bound = pricer.bound
+    return Inspection(bound.sites, bound.dropped, bound.log10_size, pricer.teacher, pricer.smallest)
+
+
+def profile(
+    teacher: str | nn.Module,
+    space: str | Path,
+    output: str | Path,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    batch: int = 1,
+    networks: int = 40,
+    seed: int = 0,
+    data: Any = None,
+    input_size: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    console: Console | None = None,
+) -> DeviceProfile:
+    """Measures this machine on `networks` random candidates of the space and writes the profile folder."""
+    from autocompress.profiling import measure_profile
+
+    return measure_profile(
+        teacher, space, Path(output), runtime, threads, batch, networks, seed, data, input_size,
+        overwrite=overwrite, resume=resume, console=console or Console(),
+    )  # fmt: skip
+
+
+def compress(
+    teacher: str | nn.Module,
+    data: Any,
+    device: str | Path,
+    space: str | Path = "joint",
+    budgets: Budgets | None = None,
+    trials: int = 100,
+    run: str | Path = "runs/latest",
+    workers: int = 0,
+    ray_address: str | None = None,
+    sampler: str = "tpe",
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    trial_epochs: float | None = None,
+    promotion_epochs: float | None = None,
+    distill_epochs: float | None = None,
+    quantized_epochs: float | None = None,
+    students: int = 4,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    time_limit_s: float | None = None,
+    trial_timeout_s: float | None = None,
+    console: Console | None = None,
+) -> Front:
+    """Searches under the budgets, distils the best, exports, measures and certifies them.
+
+    Args:
+        teacher: a spec (`timm:NAME,…`, `package.module:callable`, `file.py:callable`) or a module.
+        data: a spec (`digits`, `imagefolder:DIR`, …) or a tuple (train, validation[, test]) of datasets.
+        device: name or path of a device profile.
+        space: name or path of a search space.
+        budgets: hard limits; see `Budgets`.
+        trials: candidates evaluated by a short distillation.
+        run: folder that records everything; it must not exist, unless `resume` or `overwrite`.
+        workers: processes through Ray Tune; 0 evaluates in this process.
+        trial_epochs, promotion_epochs, distill_epochs, quantized_epochs: passes over the training
+            data for a trial, a promoted candidate, a finalist, and its quantization-aware
+            distillation; set from the size of the data where not given.
+        students: how many finalists are distilled and certified.
+
+    Raises:
+        NothingFeasibleError: no student keeps the budgets; names the nearest miss.
+        InputError: something that was given cannot be used; nothing was trained.
+    """
+    from autocompress.campaign import Request, carry_out
+
+    request = Request(
+        teacher=teacher,
+        data=data,
+        device=device,
+        space=space,
+        budgets=budgets,
+        trials=trials,
+        run=Path(run),
+        workers=workers,
+        ray_address=ray_address,
+        sampler=sampler,
+        seed=seed,
+        trial_epochs=trial_epochs,
+        promotion_epochs=promotion_epochs,
+        distill_epochs=distill_epochs,
+        quantized_epochs=quantized_epochs,
+        students=students,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        time_limit_s=time_limit_s,
+        trial_timeout_s=trial_timeout_s,
+    )
+    return carry_out(request, resume=resume, overwrite=overwrite, console=console or Console())
+
+
+def resume(run: str | Path, add_trials: int = 0, console: Console | None = None) -> Front:
+    """Goes on with a search where it stopped; finished trials are not repeated."""
+    from autocompress.campaign import carry_out, recorded_request
+
+    request = recorded_request(Path(run), add_trials)
+    return carry_out(request, resume=True, overwrite=False, console=console or Console())
+
+
+def front(run: str | Path) -> Front:
+    """The certified Pareto front of a run. Needs neither torch nor the search's packages."""
+    from autocompress.pareto import front_of
+    from autocompress.run_store import read_run
+
+    return front_of(read_run(Path(run)))
+
+
+def pick(
+    run: str | Path,
+    output: str | Path,
+    latency: str | None = None,
+    memory: str | None = None,
+    size: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Copies the most accurate certified student within these limits to `output`.
+
+    Percentages are of the teacher's measured cost. Raises NothingFeasibleError when there is none.
+    """
+    from autocompress.budgets import MIB, Budgets
+
+    found = front(run)
+    if latency is memory is size is None:
+        student = found.best()
+    else:
+        limits = Budgets.parse(latency=latency, memory=memory, size=size).resolve(found.teacher)
+        student = found.best(
+            latency_ms=limits.latency_ms,
+            memory_mib=None if limits.peak_memory_bytes is None else limits.peak_memory_bytes / MIB,
+            size_mib=None if limits.file_bytes is None else limits.file_bytes / MIB,
+        )
+    return student.save(output, overwrite=overwrite)
+
+
+def bench(student: str | Path, console: Console | None = None) -> dict[str, Any]:
+    """Measures a student folder again, here, and says whether it keeps the budgets it was certified for."""
+    from autocompress.rebench import measure_again
+
+    return measure_again(Path(student), console or Console())
+
+
+def report(run: str | Path, output: str | Path | None = None) -> Path:
+    """Writes one offline HTML file about a run, by default `report.html` in its folder."""
+    from autocompress.report.html import write_report
+
+    return write_report(Path(run), None if output is None else Path(output))
+
+
+def status(run: str | Path) -> dict[str, Any]:
+    """What a search has done and decided so far."""
+    from autocompress.run_store import read_run
+
+    record = read_run(Path(run))
+    return {
+        "run": str(run),
+        "counts": dict(record.counts),
+        "decisions": [decision["text"] for decision in record.decisions],
+        "certified": sum(1 for student in record.students if student["certified"]),
+        "finished": record.exit_code is not None,
+        "exit_code": record.exit_code,
+        "damaged": list(record.damaged),
+    }
+
+
+def doctor() -> dict[str, Any]:
+    """What this machine can do: processor, precisions, threads, runtimes, versions, problems."""
+    from autocompress.device.doctor import doctor as examine
+
+    return examine()
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of the packages that decide results."""
+    from autocompress.run_store import environment_record
+
+    return dict(environment_record(0)["packages"])

@@ -1,0 +1,394 @@
+"""One `autocompress search` from the request to the front: checks, preparation, search, certification.
+
+Everything that can be wrong with the request is found before anything is trained or written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autocompress.budgets import Budgets, Limits, check_reachable
+from autocompress.candidate import Candidate
+from autocompress.certify import Certificate, Device, count, examine, student_record
+from autocompress.device.doctor import device_description, machine
+from autocompress.device.profile import DeviceProfile, load_profile
+from autocompress.errors import BudgetError, InputError, NothingFeasibleError, RunError
+from autocompress.evaluation import Executor, Factory, InProcess
+from autocompress.export.onnx import to_onnx
+from autocompress.export.package import load_student, read_spec, save_student
+from autocompress.graph.module import build
+from autocompress.pareto import Front, front_of
+from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, priced
+from autocompress.pricing import Pricer, Repairer
+from autocompress.progress import Console
+from autocompress.quality.evaluator import Evaluator, discard, importances, save_teacher
+from autocompress.quality.scores import score
+from autocompress.quality.student import CALIBRATION_BATCH, Workshop
+from autocompress.report.card import student_card
+from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
+from autocompress.search import Plan, Search, scaled
+from autocompress.space import Space
+from autocompress.workers import executor
+
+SCORING_BATCHES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What the user asked for; see `api.compress`."""
+
+    teacher: str | nn.Module
+    data: Any
+    device: str | Path
+    space: str | Path | Mapping[str, Any]
+    budgets: Budgets | None
+    trials: int
+    run: Path
+    workers: int = 0
+    ray_address: str | None = None
+    sampler: str = "tpe"
+    seed: int = 0
+    trial_epochs: float | None = None
+    promotion_epochs: float | None = None
+    distill_epochs: float | None = None
+    quantized_epochs: float | None = None
+    students: int = 4
+    batch_size: int = 128
+    learning_rate: float | None = None
+    time_limit_s: float | None = None
+    trial_timeout_s: float | None = None
+
+    @property
+    def plan(self) -> Plan:
+        def given(value: float | None) -> float:
+            return -1.0 if value is None else value
+
+        return Plan(
+            trials=self.trials,
+            trial_epochs=given(self.trial_epochs),
+            promotion_epochs=given(self.promotion_epochs),
+            final_epochs=given(self.distill_epochs),
+            quantized_epochs=given(self.quantized_epochs),
+            students=self.students,
+            sampler=self.sampler,
+            seed=self.seed,
+            time_limit_s=self.time_limit_s,
+        )
+
+
+_RESUMABLE = tuple(
+    name for name in Request.__dataclass_fields__ if name not in ("teacher", "data", "device", "space", "budgets", "run")
+)
+
+
+def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Console) -> Front:
+    """Runs the request; returns the certified front.
+
+    Raises NothingFeasibleError after a search in which no student kept the budgets.
+    """
+    prepared = _prepare(request, console)
+    with RunStore.create(
+        request.run,
+        _config(request, prepared),
+        {**environment_record(request.seed), "device": device_description(prepared.device.runtime, prepared.device.threads)},
+        resume=resume,
+        overwrite=overwrite,
+    ) as store:
+        campaign = _Campaign(request, prepared, store, console)
+        exit_code = 1
+        try:
+            campaign.run()
+            front = front_of(read_run(request.run))
+            exit_code = 0 if front.students else NothingFeasibleError.exit_code
+        finally:
+            if exit_code != 1:
+                store.append("run_finished", exit_code=exit_code)
+    record = read_run(request.run)
+    front = front_of(record)
+    (store.paths.front).write_text(json.dumps(front.to_json(), indent=2), encoding="utf-8")
+    if not front.students:
+        front.best()
+    return front
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    opened: OpenedTeacher
+    space: Space
+    profile: DeviceProfile
+    pricer: Pricer
+    limits_of: Budgets
+    device: Device
+
+
+def _prepare(request: Request, console: Console) -> _Prepared:
+    if request.budgets is None:
+        raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
+    for name in ("trials", "students", "batch_size"):
+        if getattr(request, name) < 1:
+            raise InputError(f"{name} is {getattr(request, name)}", fix="give 1 or more")
+    profile = load_profile(request.device)
+    profile.check_here(machine())
+    opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
+    bound, space = bound_space(opened, request.space)  # type: ignore[arg-type]
+    profile.check_fits(opened.network.input_shape, space.fingerprint)
+    pricer = priced(bound, profile)
+    _check_budgets(request.budgets, pricer)
+    device = Device(profile.runtime, profile.threads, profile.batch)
+    return _Prepared(opened, space, profile, pricer, request.budgets, device)
+
+
+def _check_budgets(budgets: Budgets, pricer: Pricer) -> None:
+    """Refuses, before anything runs, a budget that no candidate reaches by its predicted cost."""
+    check_reachable(budgets.resolve(pricer.teacher), pricer.smallest)
+
+
+def _config(request: Request, prepared: _Prepared) -> dict[str, Any]:
+    options = {name: getattr(request, name) for name in _RESUMABLE}
+    opened = prepared.opened
+    assert opened.data is not None
+    return {
+        "identity": {
+            "teacher": opened.teacher.fingerprint,
+            "data": opened.data.fingerprint,
+            "space": prepared.space.fingerprint,
+            "budgets": prepared.limits_of.to_json(),
+            "device": prepared.profile.fingerprint,
+            "seed": request.seed,
+        },
+        "teacher": opened.teacher.spec,
+        "data": request.data if isinstance(request.data, str) else None,
+        "device": str(request.device),
+        "space": prepared.space.to_json(),
+        "budgets": prepared.limits_of.to_json(),
+        "options": options,
+    }
+
+
+def recorded_request(run: Path, add_trials: int = 0) -> Request:
+    """The request that a run folder was made with, with more trials.
+
+    Raises RunError for a run that was started from objects of a Python session.
+    """
+    config = read_run(run).config
+    for name in ("teacher", "data"):
+        if not config.get(name):
+            raise RunError(
+                f"the run was started with a {name} object, which is not recorded",
+                where=str(run),
+                fix="call compress(…, resume=True) with the same objects",
+            )
+    options = dict(config["options"])
+    options["trials"] += add_trials
+    return Request(
+        teacher=config["teacher"],
+        data=config["data"],
+        device=config["device"],
+        space=config["space"],
+        budgets=Budgets(**config["budgets"]),
+        run=run,
+        **options,
+    )
+
+
+class _Campaign:
+    """The steps of one run, each of which records what it did."""
+
+    def __init__(self, request: Request, prepared: _Prepared, store: RunStore, console: Console) -> None:
+        self.request, self.prepared, self.store, self.console = request, prepared, store, console
+        self.paths: RunPaths = store.paths
+        assert prepared.opened.data is not None
+        self.data = prepared.opened.data
+        self.bound = prepared.pricer.bound
+        self.history = read_run(request.run).events
+
+    def run(self) -> None:
+        started = time.monotonic()
+        limits, teacher = self._teacher()
+        weights = self.prepared.opened.weights
+        saliency = importances(self.bound, weights, self.data)
+        damage = self._damage(saliency)
+        steps = len(self.data.train.order(self.request.batch_size, False, 0, True))
+        plan = scaled(self.request.plan, steps)
+        if plan.time_limit_s is not None:
+            plan = replace(plan, time_limit_s=max(1.0, plan.time_limit_s - (time.monotonic() - started)))
+        runner = self._executor(saliency)
+        try:
+            Search(
+                pricer=self.prepared.pricer,
+                repair=Repairer(self.prepared.pricer, limits, damage),
+                limits=limits,
+                plan=plan,
+                store=self.store,
+                executor=runner,
+                certify=lambda candidate: self._certify(candidate, limits, teacher),
+                distilled_folder=self.paths.distilled,
+                console=self.console,
+            ).run(self.history)
+        finally:
+            runner.close()
+
+    def _teacher(self) -> tuple[Limits, Mapping[str, Any]]:
+        """The teacher's measured record and the limits that follow; measured once a run."""
+        known = next((event for event in self.history if event["event"] == "run_started"), None)
+        if known is not None:
+            return Limits.from_json(known["limits"]), known["teacher"]
+        self.console.say("exporting and measuring the teacher")
+        network, weights = self.prepared.opened.network, self.prepared.opened.weights
+        save_teacher(self.paths.teacher, network, weights)
+        model = self.paths.teacher_model
+        from autocompress.transforms.fold import fold_batch_norms
+
+        folded, folded_weights = fold_batch_norms(network, weights)
+        assert folded_weights is not None
+        model.write_bytes(to_onnx(folded, folded_weights, batch=self.prepared.device.batch).SerializeToString())
+        certificate = examine(model, self.data, self.prepared.device, module=build(folded, folded_weights))
+        predicted = self.prepared.pricer.teacher
+        nothing = Limits(latency_ms=1e12)
+        record, _ = student_record(
+            "teacher", certificate, predicted.peak_memory_bytes,
+            count(build(network, weights), network.input_shape[1:]), str(model), nothing,
+        )  # fmt: skip
+        limits = self.prepared.limits_of.resolve(record)
+        self.store.append(
+            "run_started",
+            teacher=record,
+            limits=limits.to_json(),
+            predicted=predicted.to_json(),
+            sites=[
+                {"name": site.name, "kind": site.kind, "options": list(site.options), "locked": site.locked}
+                for site in self.bound.sites
+            ],
+            dropped=[list(item) for item in self.bound.dropped],
+        )
+        self.console.say(
+            f"teacher: {record['accuracy']:.2%} accuracy, {record['latency_ms']:.3f} ms, "
+            f"{record['file_bytes'] / 1024:.0f} KiB; budgets: {limits.describe()}"
+        )
+        check_reachable(limits, self.prepared.pricer.smallest)
+        return limits, record
+
+    def _damage(self, saliency: Mapping[str, Any]) -> dict[tuple[str, Any], float]:
+        """Scores of single choices, computed once a run."""
+        known = next((event for event in self.history if event["event"] == "scored"), None)
+        if known is not None:
+            return {(name, option): value for name, option, value in known["damage"]}
+        batches = [
+            batch
+            for batch, _ in zip(self.data.calibration.batches(CALIBRATION_BATCH), range(SCORING_BATCHES), strict=False)
+        ]
+        with self.console.stage("scoring choices", None) as stage:
+            damage = score(
+                self.bound, self.prepared.opened.weights, saliency, batches,
+                progress=lambda done, total: stage.update(done, total),
+            )  # fmt: skip
+        self.store.append("scored", damage=[[name, option, value] for (name, option), value in damage.items()])
+        return damage
+
+    def _executor(self, saliency: Mapping[str, Any]) -> Executor:
+        request = self.request
+        if request.workers == 0 and request.ray_address is None:
+            workshop = Workshop(
+                self.bound, self.prepared.opened.weights, self.data, saliency, request.seed,
+                request.batch_size, request.learning_rate,
+            )  # fmt: skip
+            evaluator = Evaluator(workshop, self.paths.distilled, self.prepared.device.batch)
+            return InProcess(evaluator, request.trial_timeout_s)
+        if not isinstance(request.data, str):
+            raise InputError(
+                "workers cannot be given data objects of this process",
+                fix="give the data as a spec string, such as file.py:callable, or use workers=0",
+            )
+        factory = Factory("autocompress.quality.evaluator:make", self._worker_config())
+        return executor(factory, request.workers, request.ray_address, request.trial_timeout_s)
+
+    def _worker_config(self) -> dict[str, Any]:
+        request = self.request
+        return {
+            "teacher": str(self.paths.teacher.resolve()),
+            "folder": str(self.paths.distilled.resolve()),
+            "data": request.data,
+            "data_seed": 0,
+            "preprocessing": asdict(self.prepared.opened.teacher.preprocessing),
+            "space": json.dumps(self.prepared.space.to_json()),
+            "seed": request.seed,
+            "batch_size": request.batch_size,
+            "learning_rate": request.learning_rate,
+            "batch": self.prepared.device.batch,
+            "threads": max(1, (os.cpu_count() or 1) // max(1, request.workers)),
+        }
+
+    def _certify(self, candidate: Candidate, limits: Limits, teacher: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Examines a distilled student, writes its folder, records the outcome."""
+        source = self.paths.distilled / candidate.key
+        module = load_student(source)
+        self.console.say(f"measuring student {candidate.key}")
+        certificate = examine(
+            source / "model.onnx", self.data, self.prepared.device,
+            module=module, reference=self.paths.teacher_model,
+        )  # fmt: skip
+        network, weights = module.source_network, module.export_weights()
+        floating = replace(network, nodes=tuple(replace(n, quantizer=None) for n in network.nodes), input_quantizer=None)
+        cost = self.prepared.pricer.price(candidate)
+        record, violated = student_record(
+            candidate.key, certificate, cost.peak_memory_bytes,
+            count(build(floating, weights), network.input_shape[1:]),
+            f"students/{candidate.key}", limits,
+        )  # fmt: skip
+        bench = self._bench(certificate, record, limits, violated, teacher)
+        self.store.append("exported", candidate=candidate.key, path=record["path"])
+        spec = {
+            "choices": read_spec(source)["choices"],
+            "num_classes": self.data.num_classes,
+            "class_names": list(self.data.class_names),
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+            "teacher": self.prepared.opened.teacher.name,
+            "data": self.data.name,
+        }
+        save_student(
+            self.paths.student(candidate.key),
+            network=network,
+            weights=weights,
+            onnx_model=to_onnx(network, weights, batch=self.prepared.device.batch),
+            spec_extra=spec,
+            bench=bench,
+            readme=student_card(spec, bench),
+        )
+        self.store.append(
+            "certified", candidate=candidate.key, student=record, violated=violated, predicted=cost.to_json()
+        )
+        discard(source)
+        state = "certified" if not violated else "breaks " + ", ".join(violated)
+        self.console.say(
+            f"student {candidate.key}: {record['accuracy']:.2%}, {record['latency_ms']:.3f} ms, "
+            f"{record['file_bytes'] / 1024:.0f} KiB: {state}"
+        )
+        return record
+
+    def _bench(
+        self, certificate: Certificate, record: Mapping[str, Any], limits: Limits,
+        violated: list[str], teacher: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        device = self.prepared.device
+        return {
+            "student": dict(record),
+            "teacher": dict(teacher),
+            "limits": limits.to_json(),
+            "violated": violated,
+            "measurement": certificate.measurement.to_json(),
+            "parity": certificate.parity.to_json() if certificate.parity else None,
+            "accuracy_from": "test" if certificate.test is not None else "validation",
+            "runtime": device.runtime,
+            "threads": device.threads,
+            "batch": device.batch,
+            "device": device_description(device.runtime, device.threads),
+        }

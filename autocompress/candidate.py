@@ -1,0 +1,83 @@
+"""Decisions as data: the sites of a search, a candidate's choice at each, and the user's budgets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+Option = float | int | str
+
+KINDS = ("block", "width", "rank", "bits")
+"""The kinds of site, in the order in which `transforms.apply` carries them out is its own affair."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One decision.
+
+    `name` is `kind:target`, for example `width:layer1.0.conv1`. `options` holds every legal
+    choice with `default` (the teacher as it is) among them. A site with a `locked` reason has the
+    default as its only option. `settings` are the rule's details (importance, method).
+    """
+
+    name: str
+    kind: str
+    target: str
+    options: tuple[Option, ...]
+    default: Option
+    layers: tuple[str, ...] = ()
+    locked: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice for some of the sites; a site that is not named keeps its default."""
+
+    choices: tuple[tuple[str, Option], ...] = ()
+
+    @classmethod
+    def of(cls, choices: Mapping[str, Option] | Iterable[tuple[str, Option]]) -> Candidate:
+        return cls(tuple(sorted(dict(choices).items())))
+
+    @cached_property
+    def as_dict(self) -> dict[str, Option]:
+        return dict(self.choices)
+
+    def get(self, site: Site) -> Option:
+        return self.as_dict.get(site.name, site.default)
+
+    def to_json(self) -> dict[str, Option]:
+        return dict(self.choices)
+
+    @cached_property
+    def key(self) -> str:
+        """12 hexadecimal digits of the SHA-256 of the canonical JSON: equal choices, equal key."""
+        text = json.dumps(self.choices, separators=(",", ":"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a candidate costs on a device; `latency_ms_ci95` is the interval of the estimate."""
+
+    latency_ms: float
+    latency_ms_ci95: tuple[float, float]
+    peak_memory_bytes: int
+    file_bytes: int
+    macs: int
+    parameters: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "latency_ms": self.latency_ms,
+            "latency_ms_ci95": list(self.latency_ms_ci95),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "file_bytes": self.file_bytes,
+            "macs": self.macs,
+            "parameters": self.parameters,
+        }

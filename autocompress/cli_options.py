@@ -1,0 +1,112 @@
+"""Options that several commands take, and the many of `search`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autocompress.cli_support import duration_s
+
+Command = Callable[..., Any]
+
+FOLDER = click.Path(path_type=Path)
+FORMAT = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print on stdout.",
+)
+SPACE = click.option(
+    "--space", default="joint", show_default=True, help="Search space: a shipped name or a YAML file."
+)
+INPUT_SIZE = click.option(
+    "--input-size",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Side of the input images, where neither --data nor the teacher says it.",
+)
+RUN = click.argument("run", type=FOLDER)
+TEACHER_HELP = "timm:NAME[,key=value…], package.module:callable, or file.py:callable."
+DATA_HELP = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, package.module:callable, or file.py:callable."
+
+
+def search_options(command: Command) -> Command:
+    """Every option of `search`."""
+    positive = click.IntRange(min=1)
+    epochs = click.FloatRange(min=0, min_open=True)
+    options = [
+        click.option("--teacher", required=True, help=TEACHER_HELP),
+        click.option("--data", required=True, help=DATA_HELP),
+        SPACE,
+        click.option("--device", required=True, help="Device profile of this machine: a name or a folder."),
+        click.option(
+            "--latency", metavar="TIME", help="Limit of one inference: 2ms, 500us, or 40% of the teacher."
+        ),
+        click.option("--memory", metavar="BYTES", help="Limit of peak memory: 8MiB, 500KB, or 40%."),
+        click.option("--size", metavar="BYTES", help="Limit of the exported file: 1MiB, 300KB, or 40%."),
+        click.option("--trials", type=positive, default=100, show_default=True, help="Candidates to try."),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Processes that try candidates, through Ray Tune; 0 tries them in this process.",
+        ),
+        click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster to use."),
+        click.option(
+            "--sampler",
+            type=click.Choice(["tpe", "nsga2", "nsga3", "gp", "random"]),
+            default="tpe",
+            show_default=True,
+            help="What proposes candidates.",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
+        click.option(
+            "--run",
+            type=FOLDER,
+            default=Path("runs/latest"),
+            show_default=True,
+            help="Folder that records the search.",
+        ),
+        click.option("--resume", is_flag=True, help="Go on with the run of that folder."),
+        click.option("--overwrite", is_flag=True, help="Replace the run of that folder."),
+        click.option(
+            "--trial-epochs", type=epochs, help="Passes over the data for a trial.  [default: by its size]"
+        ),
+        click.option(
+            "--distill-epochs",
+            type=epochs,
+            help="Passes over the data for a finalist.  [default: by its size]",
+        ),
+        click.option("--students", type=positive, default=4, show_default=True, help="Finalists to certify."),
+        click.option(
+            "--batch-size", type=positive, default=128, show_default=True, help="Images of a training step."
+        ),
+        click.option(
+            "--learning-rate",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Peak learning rate of distillation.  [default: chosen for the kind of network]",
+        ),
+        click.option(
+            "--time",
+            "time_limit_s",
+            callback=duration_s,
+            metavar="TIME",
+            help="Start no trial after this: 90s, 30m, 1.5h.",
+        ),
+        click.option(
+            "--trial-timeout",
+            "trial_timeout_s",
+            callback=duration_s,
+            metavar="TIME",
+            help="Give up a trial after this.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,87 @@
+"""What every command shares: how errors end it, how long times are typed, where output goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autocompress.errors import AutocompressError, InterruptedSearchError
+
+DEBUG_VARIABLE = "AUTOCOMPRESS_DEBUG"
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*\Z")
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Commands(click.Group):
+    """A group whose commands end with a sentence and an exit code, never with a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """In the order in which they are used."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except AutocompressError as error:
+            _fail(ctx, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail(ctx, "interrupted", InterruptedSearchError.exit_code)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            hint = f"(unexpected; {DEBUG_VARIABLE}=1 shows where)"
+            _fail(ctx, f"{type(error).__name__}: {first} {hint}", AutocompressError.exit_code)
+
+
+def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        click.echo(traceback.format_exc(), err=True, nl=False)
+    click.echo(f"error: {text}", err=True)
+    ctx.exit(exit_code)
+
+
+def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds of `90s`, `30m` or `1.5h`, as the callback of an option."""
+    if value is None:
+        return None
+    match = _DURATION.match(value)
+    seconds = float(match.group(1)) * _UNIT_S[match.group(2)] if match else 0.0
+    if seconds <= 0:
+        raise click.BadParameter(f"{value!r} is not a time; use 90s, 30m or 1.5h", ctx, param)
+    return seconds
+
+
+@contextmanager
+def resumable(run: Path) -> Iterator[None]:
+    """Tells whoever stops a search, at any of its stages, how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        recorded = (run / "events.jsonl").is_file()
+        raise InterruptedSearchError(
+            "interrupted",
+            where=str(run),
+            why="what had finished is kept" if recorded else "nothing had been recorded yet",
+            fix=f"autocompress resume {run}" if recorded else "give the same command again",
+        ) from None
+
+
+def to_stdout(data: Any, table: Any, output_format: str) -> None:
+    """JSON, or a table drawn by a function that is only called when it is wanted."""
+    if output_format == "json":
+        click.echo(json.dumps(data, indent=2))
+        return
+    from rich.console import Console
+
+    Console(file=sys.stdout).print(table())

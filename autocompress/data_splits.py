@@ -1,0 +1,233 @@
+"""Splits of labelled images: one interface, held in memory as one tensor or read item by item.
+
+Batches are `(images, labels)`: float32 `(N, C, H, W)`, normalised, and int64 `(N,)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+Batch = tuple[Tensor, Tensor]
+
+AUGMENTATIONS = ("none", "crop", "crop-flip")
+CROP_PADDING_SHARE = 1 / 8
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """For 8-bit images: (x / 255 - mean) / std, per channel. Float images are taken as they are."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            return images.float()
+        mean = torch.tensor(self.mean).view(1, -1, 1, 1)
+        std = torch.tensor(self.std).view(1, -1, 1, 1)
+        return (images.float() - 255 * mean) / (255 * std)
+
+
+class Split(ABC):
+    """Labelled images in a fixed order."""
+
+    labels: Tensor
+
+    @property
+    def size(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        augment: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """One pass. Equal arguments give equal batches; the global random state is left alone."""
+
+    @abstractmethod
+    def select(self, positions: Tensor) -> Split:
+        """The split of the examples at these positions, in this order; images are shared."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of labels and images, or of labels and file names where images stay on disk."""
+
+    def subset(self, count: int, seed: int = 0) -> Split:
+        """`count` examples, each class in its share; the whole split where it has no more."""
+        return self if count >= self.size else self.select(spread(self.labels, seed)[:count])
+
+    def order(self, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> list[Tensor]:
+        """Positions of each batch. A split smaller than a batch gives one short batch even so."""
+        generator = torch.Generator().manual_seed(seed)
+        positions = torch.randperm(self.size, generator=generator) if shuffle else torch.arange(self.size)
+        parts = list(positions.split(batch_size))
+        return parts[:-1] if drop_last and len(parts) > 1 and len(parts[-1]) < batch_size else parts
+
+
+def spread(labels: Tensor, seed: int) -> Tensor:
+    """All positions, shuffled so that every prefix holds each class in its share (± 1)."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = shuffled[labels[shuffled] == label]
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return shuffled[torch.argsort(place[shuffled], stable=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit(Split):
+    """`images` is (M, C, H, W), 8-bit or normalised float32; `positions` says which of them belong here."""
+
+    images: Tensor
+    image_labels: Tensor
+    normalise: Normalisation
+    augmentation: str = "none"
+    positions: Tensor | None = None
+
+    @cached_property
+    def labels(self) -> Tensor:  # type: ignore[override]
+        return self.image_labels if self.positions is None else self.image_labels[self.positions]
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        augment: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed + 1)
+        for chosen in self.order(batch_size, shuffle, seed, drop_last):
+            rows = chosen if self.positions is None else self.positions[chosen]
+            images = self.images[rows]
+            if augment:
+                images = augment_batch(images, self.augmentation, generator)
+            yield self.normalise(images).contiguous(), self.image_labels[rows]
+
+    def select(self, positions: Tensor) -> TensorSplit:
+        return replace(self, positions=positions if self.positions is None else self.positions[positions])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        rows = torch.arange(len(self.images)) if self.positions is None else self.positions
+        for part in rows.split(4096):
+            digest.update(self.images[part].numpy().tobytes())
+        return digest.hexdigest()
+
+
+def augment_batch(images: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to an eighth of its side, zeros moving in; `crop-flip` mirrors at random."""
+    if augmentation == "none":
+        return images
+    count, _, height, width = images.shape
+    pad_y, pad_x = max(1, int(height * CROP_PADDING_SHARE)), max(1, int(width * CROP_PADDING_SHARE))
+    padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y))
+    rows = _starts(count, pad_y, generator) + torch.arange(height)
+    columns = _starts(count, pad_x, generator) + torch.arange(width)
+    if augmentation == "crop-flip":
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    index = torch.arange(count)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _starts(count: int, padding: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2 * padding + 1, (count, 1), generator=generator)
+
+
+ReadItem = Callable[[int, bool], Tensor]
+"""(position, augment) → one image (C, H, W), 8-bit or normalised float."""
+
+
+@dataclass(frozen=True, eq=False)
+class LazySplit(Split):
+    """Reads images when they are asked for. `identity` stands for the content in the fingerprint."""
+
+    read: ReadItem
+    image_labels: Tensor
+    normalise: Normalisation
+    identity: str
+    positions: Tensor | None = None
+    start_worker: Callable[[], None] | None = None
+    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+
+    @cached_property
+    def labels(self) -> Tensor:  # type: ignore[override]
+        return self.image_labels if self.positions is None else self.image_labels[self.positions]
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        augment: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        order = self.order(batch_size, shuffle, seed, drop_last)
+        rows = order if self.positions is None else [self.positions[chosen] for chosen in order]
+        start = self.start_worker
+        loader = DataLoader(
+            _Items(self.read, augment, seed),
+            batch_sampler=[chosen.tolist() for chosen in rows],
+            num_workers=self.workers if self.size > batch_size else 0,
+            worker_init_fn=None if start is None else lambda _: start(),
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for images, chosen in zip(loader, rows, strict=True):
+            yield self.normalise(images), self.image_labels[chosen]
+
+    def select(self, positions: Tensor) -> LazySplit:
+        return replace(self, positions=positions if self.positions is None else self.positions[positions])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        if self.positions is not None:
+            digest.update(self.positions.numpy().tobytes())
+        digest.update(self.identity.encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Items(Dataset[Tensor]):
+    read: ReadItem
+    augment: bool
+    seed: int
+
+    def __getitem__(self, position: int) -> Tensor:
+        with seeded(hash((self.seed, position)) % 2**32):
+            return self.read(position, self.augment)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's, numpy's and Python's generators and puts them back, for augmentation of others."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

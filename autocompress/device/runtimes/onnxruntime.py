@@ -1,0 +1,130 @@
+"""ONNX Runtime on the CPU. The only file that imports onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.device.runtimes import NodeTime
+from autocompress.errors import InputError
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+_PROFILED_SUFFIX = "_kernel_time"
+_WARM_UP_RUNS = 5
+
+
+class OnnxRuntimeSession:
+    """One `InferenceSession` with fixed thread counts; the input is float32 and its shape fixed."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        (argument,) = session.get_inputs()
+        self._input = argument.name
+        self.input_shape: tuple[int, ...] = tuple(argument.shape)
+        generator = np.random.default_rng(0)
+        self._feed = {self._input: generator.standard_normal(self.input_shape).astype(np.float32)}
+
+    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        outputs: NDArray[Any] = self._session.run(
+            None, {self._input: np.ascontiguousarray(inputs, np.float32)}
+        )[0]
+        return outputs
+
+    def run_once(self) -> None:
+        self._session.run(None, self._feed)
+
+
+class OnnxRuntime:
+    name = "onnxruntime"
+
+    def describe(self, threads: int) -> dict[str, Any]:
+        import onnxruntime
+
+        return {
+            "runtime": self.name,
+            "version": onnxruntime.__version__,
+            "build": onnxruntime.get_build_info(),
+            "provider": "CPUExecutionProvider",
+            "intra_op_threads": threads,
+            "inter_op_threads": 1,
+            "allow_spinning": True,
+            "graph_optimization": "all",
+        }
+
+    def load(self, model: bytes | Path, threads: int) -> OnnxRuntimeSession:
+        return OnnxRuntimeSession(self._session(model, self._options(threads)))
+
+    def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options(threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = OnnxRuntimeSession(self._session(model, options))
+            for _ in range(_WARM_UP_RUNS + repeats):
+                session.run_once()
+            events = json.loads(Path(session._session.end_profiling()).read_text(encoding="utf-8"))
+        return _typical_times(events, repeats)
+
+    def optimized(self, model: bytes, threads: int) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options(threads)
+            path = Path(folder) / "optimized.onnx"
+            options.optimized_model_filepath = str(path)
+            self._session(model, options)
+            return path.read_bytes()
+
+    def _options(self, threads: int) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        return options
+
+    def _session(self, model: bytes | Path, options: Any) -> Any:
+        import onnxruntime
+
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise InputError(
+                "ONNX Runtime cannot load the model", why=str(error).splitlines()[0][:300]
+            ) from error
+
+
+def _typical_times(events: list[dict[str, Any]], repeats: int) -> list[NodeTime]:
+    """Times of each node over the last `repeats` runs, in execution order.
+
+    The profiler counts whole microseconds, so the mean of the middle half is taken, which has a
+    finer resolution than a median.
+    """
+    times: dict[str, list[float]] = {}
+    ops: dict[str, str] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith(_PROFILED_SUFFIX):
+            continue
+        name = event["name"].removesuffix(_PROFILED_SUFFIX)
+        times.setdefault(name, []).append(float(event["dur"]))
+        ops[name] = event["args"]["op_name"]
+    return [NodeTime(name, ops[name], _middle_mean(values[-repeats:])) for name, values in times.items()]
+
+
+def _middle_mean(values: list[float]) -> float:
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return statistics.fmean(ordered[quarter : len(ordered) - quarter])
+
+
+RUNTIME = OnnxRuntime()

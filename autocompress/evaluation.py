@@ -1,0 +1,211 @@
+"""One evaluation as data, and how it is carried out without bringing the process down.
+
+The owner of a search gives tasks and takes results; an executor stands in between. `InProcess` is
+the simple one; `workers.py` has the one with several processes, each of which is a `WorkerSession`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation: `candidate` as `Candidate.to_json()`, `stage` and `payload` for the evaluator."""
+
+    trial: int
+    candidate: Mapping[str, Any]
+    stage: str = ""
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a task. `error` is one line, `detail` the traceback; both empty when `ok`."""
+
+    trial: int
+    ok: bool
+    values: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+    detail: str = ""
+    seconds: float = 0.0
+    stage: str = ""
+
+
+class Wait(Enum):
+    """Given by `ask` when there is nothing to do until another task has finished."""
+
+    WAIT = "wait"
+
+
+WAIT = Wait.WAIT
+
+Evaluate = Callable[[Task], Mapping[str, Any]]
+Ask = Callable[[], Task | Wait | None]
+Tell = Callable[[Result], None]
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Factory:
+    """Names a function that makes an evaluator: `target(config)` returns an `Evaluate`.
+
+    `target` is `package.module:function`, importable in every worker; `config` is JSON.
+    """
+
+    target: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self) -> Evaluate:
+        module, _, function = self.target.partition(":")
+        evaluate: Evaluate = getattr(importlib.import_module(module), function)(self.config)
+        return evaluate
+
+
+class Executor(Protocol):
+    def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
+        """Runs tasks until `ask` returns None or `stop` is true; tasks under way are finished first.
+
+        `ask`, `tell` and `stop` are called in the caller's thread, and what they raise is raised
+        here. Every task that `ask` gave is told exactly once, whatever happens to its worker.
+        """
+
+    def close(self) -> None:
+        """Ends the workers."""
+
+
+class InProcess:
+    """One task after another in this process.
+
+    A task longer than `trial_timeout_s` is interrupted at its next Python instruction.
+    """
+
+    def __init__(self, evaluate: Evaluate, trial_timeout_s: float | None = None) -> None:
+        self._evaluate, self._trial_timeout_s = evaluate, trial_timeout_s
+
+    def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
+        while not stop():
+            task = ask()
+            if task is None:
+                return
+            if isinstance(task, Wait):
+                raise RuntimeError("ask waits for a result although no task is under way")
+            tell(evaluate_task(self._evaluate, task, self._trial_timeout_s))
+
+    def close(self) -> None:
+        pass
+
+
+def evaluate_task(evaluate: Evaluate, task: Task, timeout_s: float | None = None) -> Result:
+    """The result of `evaluate(task)`; an exception or a timeout becomes a failed result."""
+    start = time.perf_counter()
+
+    def result(ok: bool, values: Mapping[str, Any], error: str = "", detail: str = "") -> Result:
+        return Result(task.trial, ok, values, error, detail, time.perf_counter() - start, task.stage)
+
+    try:
+        with _time_limit(timeout_s):
+            values = dict(evaluate(task))
+    except _TimeoutReached:
+        return result(False, {}, f"took longer than {timeout_s:g} s", traceback.format_exc())
+    except (Exception, SystemExit) as error:
+        return result(False, {}, one_line(error), traceback.format_exc())
+    return result(True, values)
+
+
+def one_line(error: BaseException) -> str:
+    """The kind and first line of an exception."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+class _TimeoutReached(BaseException):
+    """Not an Exception, so that code that is evaluated does not swallow it."""
+
+
+@contextlib.contextmanager
+def _time_limit(timeout_s: float | None) -> Iterator[None]:
+    if not timeout_s or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise _TimeoutReached
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class WorkerSession:
+    """One worker process: makes the evaluator at the first task and keeps it.
+
+    `folder` and `import_paths` are the owner's working directory and `sys.path`; what of them
+    exists where the worker runs is used there too.
+    """
+
+    factory: Factory
+    threads: int
+    trial_timeout_s: float | None
+    folder: str
+    import_paths: tuple[str, ...]
+    evaluate: Evaluate | None = None
+
+    def prepare(self) -> None:
+        if Path(self.folder).is_dir():
+            os.chdir(self.folder)
+        sys.path += [path for path in self.import_paths if path not in sys.path and Path(path).exists()]
+
+    def run(self, task_json: str) -> str:
+        task = Task(**json.loads(task_json))
+        with self._watchdog():
+            result = evaluate_task(self._evaluate, task, self.trial_timeout_s)
+        return json.dumps(asdict(result), default=_plain)
+
+    def _evaluate(self, task: Task) -> Mapping[str, Any]:
+        if self.evaluate is None:
+            os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self.threads)
+            self.evaluate = self.factory.make()
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(self.threads)
+        values = self.evaluate(task)
+        json.dumps(values, default=_plain)
+        return values
+
+    @contextlib.contextmanager
+    def _watchdog(self) -> Iterator[None]:
+        """Ends the process when native code does not come back long after the time limit."""
+        if not self.trial_timeout_s:
+            yield
+            return
+        faulthandler.dump_traceback_later(1.5 * self.trial_timeout_s + 5, exit=True, file=2)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in the values of a result is not JSON")

@@ -1,0 +1,303 @@
+"""Network and weights → ONNX, written directly from the intermediate representation.
+
+Each ONNX node carries the name of the operation it comes from: `layer1.0.conv1` for the operation
+itself, `layer1.0.conv1/…` for its helpers, so that a runtime's profile leads back to the layer.
+The file holds nothing that the runtime does not need: no value infos, no doc strings, every
+constant once, and no float copy of an 8-bit weight.
+
+Quantization is written as QuantizeLinear / DequantizeLinear around ordinary operators (opset 21),
+the form that runtimes fuse into integer kernels. A value is quantized once, where it is computed;
+operations that only move data then work on the integers, and it is dequantized where floats are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from autocompress.export import onnx_moves, onnx_ops, onnx_pointwise  # noqa: F401  (they register the exporters)
+from autocompress.export.onnx_rules import Tensor, call, rule_for
+from autocompress.network import INPUT, Network, Node, Param, Quantizer, Ref, Weights, flatten, map_args
+from autocompress.transforms.quantize import carrier, least_weight_scale, quantize_weight, runs_in_int8
+
+OPSET = 21
+IR_VERSION = 10
+INPUT_NAME, OUTPUT_NAME = "input", "output"
+
+Array = NDArray[Any]
+
+
+def to_onnx(network: Network, weights: Weights, *, batch: int = 1) -> onnx.ModelProto:
+    """The network as an ONNX model with one input `input` of shape `(batch, …)` and one `output`.
+
+    Batch norms should have been folded (`transforms.fold`); those that are left are exported as such.
+    A value with a quantizer is rounded to uint8; a layer of 8 bits whose input has a quantizer gets
+    int8 weights with one scale for each output channel and an int32 bias.
+
+    Raises:
+        TeacherError: an operation has no exporter, or uses an option that ONNX cannot express.
+    """
+    return Emitter(network, weights, batch).run()
+
+
+@dataclass
+class Emitter:
+    """Collects nodes and constants while the network's operations are exported in order."""
+
+    network: Network
+    weights: Weights
+    batch: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    slices: dict[str, tuple[str, tuple[tuple[int, int, int, int], ...]]] = field(default_factory=dict)
+    _constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
+    _initializers: dict[str, Array] = field(default_factory=dict)
+    _real: dict[str, Tensor] = field(default_factory=dict)
+    _integers: dict[str, Tensor] = field(default_factory=dict)
+    _node_names: dict[str, int] = field(default_factory=dict)
+    _tensor_count: int = 0
+
+    def run(self) -> onnx.ModelProto:
+        self.values[INPUT] = self.quantized(
+            INPUT, Tensor(INPUT_NAME, self.network.input_shape), self.network.input_quantizer
+        )
+        for node in self.network.nodes:
+            self.values[node.name] = self._value(node)
+        output = self.real(self.values[self.network.output], self.network.output)
+        if output.name == INPUT_NAME or output.name in self._initializers:
+            copied = self.op("Identity", output.name, name=f"{self.network.output}/output")
+            output = replace(output, name=copied)
+        return self._model(output)
+
+    def op(self, kind: str, *inputs: str, name: str, outputs: int = 1, **attributes: Any) -> Any:
+        """Adds one ONNX node and returns the name of its output (a list when `outputs` > 1)."""
+        names = [self._new_name() for _ in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, name=self._unique(name), **attributes))
+        return names[0] if outputs == 1 else names
+
+    def constant(self, value: Any, dtype: Any = None) -> str:
+        """The name of an initializer; equal constants share one."""
+        array = np.ascontiguousarray(np.asarray(value, dtype=dtype)).reshape(np.shape(value))
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self._new_name("c")
+            self._initializers[self._constants[key]] = array
+        return self._constants[key]
+
+    def in_int8(self, node: Node) -> bool:
+        """Whether a layer computes in 8 bits."""
+        return runs_in_int8(self.network, node)
+
+    def fill(self, x: Tensor, value: float) -> str:
+        """The constant that stands for `value` beside the elements of `x`."""
+        if x.quantizer is None or not x.is_quantized:
+            return self.constant(value, np.float32)
+        level = round(value / x.quantizer.scale) + x.quantizer.zero_point
+        return self.constant(min(max(level, 0), 255), np.uint8)
+
+    def reshape_real(self, x: Tensor, shape: Sequence[int], name: str) -> Tensor:
+        """`x`, dequantized already, with another shape; the integers behind it are what is reshaped."""
+        whole = self._integers.get(x.name)
+        rows = self.op("Reshape", x.name if whole is None else whole.name, self.ints(*shape), name=name)
+        if whole is None:
+            return replace(x, name=rows, shape=tuple(shape))
+        result: Tensor = self.real(replace(whole, name=rows, shape=tuple(shape)), name)
+        return result
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """A shape at the batch size of the export."""
+        return (shape[0] * self.batch, *shape[1:])
+
+    def ints(self, *values: int) -> str:
+        return self.constant(values, np.int64)
+
+    def name(self, value: Any) -> str:
+        """The ONNX name of an argument: a computed value, a parameter, or a number (as float32)."""
+        if isinstance(value, Tensor):
+            return value.name
+        if isinstance(value, (bool, int, float)):
+            return self.constant(value, np.float32)
+        return self.constant(value)
+
+    def real(self, value: Any, reader: str) -> Any:
+        """A value as floats: dequantized once, on behalf of its first reader."""
+        if not isinstance(value, Tensor) or not value.is_quantized:
+            return value
+        if value.name not in self._real:
+            assert value.quantizer is not None
+            scale, zero_point = self._quantizer(value.quantizer)
+            name = self.op("DequantizeLinear", value.name, scale, zero_point, name=f"{reader}/dq")
+            self._real[value.name] = replace(value, name=name, is_quantized=False)
+            self._integers[name] = value
+        return self._real[value.name]
+
+    def resolve(self, arg: Any) -> Any:
+        """References become tensors or constants, parameters become arrays."""
+        if isinstance(arg, Ref):
+            return self.values[arg.node]
+        if isinstance(arg, Param):
+            return self.weights[arg.name]
+        return arg
+
+    def layer_inputs(self, node: Node, x: Tensor, weight: Any, bias: Any, *, axis: int = 0) -> list[str]:
+        """Names of input, weight and bias of a convolution or linear layer, in float or 8 bits.
+
+        `axis` is the output-channel axis of `weight` as the ONNX operator wants it.
+        """
+        if not self.in_int8(node):
+            return [self.name(part) for part in (x, weight, bias) if part is not None]
+        assert x.quantizer is not None
+        floor = least_weight_scale(bias, x.quantizer.scale)
+        integers, scale = quantize_weight(weight, axis=axis, least_scale=floor)
+        w = self._dequantized(integers, scale, axis, f"{node.name}/w")
+        if bias is None:
+            return [x.name, w]
+        bias_scale = np.float32(x.quantizer.scale) * scale
+        rounded = np.rint(bias.astype(np.float64) / bias_scale).astype(np.int32)
+        return [x.name, w, self._dequantized(rounded, bias_scale, 0, f"{node.name}/b")]
+
+    def kept_in_float(self, node: Node, x: Tensor, result: str) -> str:
+        """The result of a layer, guarded against ONNX Runtime's own quantization.
+
+        Between a DequantizeLinear and a QuantizeLinear it would round a float layer's weights to 8 bits
+        with one scale for the whole tensor. A LeakyRelu of slope 1 prevents it and fuses into the layer.
+        """
+        rounded = self.network.quantizer_of(carrier(self.network, node)) is not None
+        if self.in_int8(node) or x.quantizer is None or not rounded:
+            return result
+        guarded: str = self.op("LeakyRelu", result, name=f"{node.name}/float", alpha=1.0)
+        return guarded
+
+    def _dequantized(self, integers: Array, scale: Array, axis: int, name: str) -> str:
+        """Constants with their DequantizeLinear; without its optional zero points ORT fuses no Gemm."""
+        zeros = np.zeros(scale.shape, integers.dtype)
+        inputs = (self.constant(integers), self.constant(scale), self.constant(zeros))
+        result: str = self.op("DequantizeLinear", *inputs, name=name, axis=axis)
+        return result
+
+    def _value(self, node: Node) -> Any:
+        if node.op == "sym_size.int":
+            return self._size(node)
+        args = tuple(map_args(self.resolve, arg) for arg in node.args)
+        kwargs = {key: map_args(self.resolve, value) for key, value in node.kwargs}
+        if node.op == "getitem":
+            return self._finish(node, args[0][args[1]])
+        leaves = list(flatten(args, kwargs))
+        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+            return _compute(node, args, kwargs)
+        rule = rule_for(node)
+        quantizer = _shared_quantizer(leaves) if rule.moves_data else None
+        if quantizer is None:
+            as_real = partial(self.real, reader=node.name)
+            args = map_args(as_real, args)
+            kwargs = {key: map_args(as_real, arg) for key, arg in kwargs.items()}
+        result = call(node, rule, self, args, kwargs)
+        if isinstance(result, list):
+            return tuple(
+                Tensor(name, shape, quantizer, quantizer is not None)
+                for name, shape in zip(result, node.shape, strict=False)
+            )
+        if isinstance(result, str):
+            result = Tensor(result, node.shape, quantizer, quantizer is not None)
+        return self._finish(node, result)
+
+    def quantized(self, value: str, tensor: Tensor, quantizer: Quantizer | None) -> Tensor:
+        """The tensor as integers of this quantizer; unchanged when that is None."""
+        if quantizer is None or (tensor.is_quantized and tensor.quantizer == quantizer):
+            return tensor
+        inputs = (self.real(tensor, value).name, *self._quantizer(quantizer))
+        return Tensor(self.op("QuantizeLinear", *inputs, name=f"{value}/q"), tensor.shape, quantizer, True)
+
+    def _finish(self, node: Node, tensor: Any) -> Any:
+        return self.quantized(node.name, tensor, node.quantizer) if isinstance(tensor, Tensor) else tensor
+
+    def _quantizer(self, quantizer: Quantizer) -> tuple[str, str]:
+        return self.constant(quantizer.scale, np.float32), self.constant(quantizer.zero_point, np.uint8)
+
+    def _size(self, node: Node) -> int:
+        source, axis = self.resolve(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+        size = int(source.shape[axis])
+        return size * self.batch if isinstance(source, Tensor) and axis % len(source.shape) == 0 else size
+
+    def _unique(self, name: str) -> str:
+        """ONNX Runtime refuses two nodes of one name: the second `x/dq` becomes `x/dq2`."""
+        count = self._node_names[name] = self._node_names.get(name, 0) + 1
+        return name if count == 1 else f"{name}{count}"
+
+    def _new_name(self, kind: str = "t") -> str:
+        self._tensor_count += 1
+        return f"{kind}{self._tensor_count}"
+
+    def _model(self, output: Tensor) -> onnx.ModelProto:
+        nodes = _live(self.nodes, output.name)
+        for node in nodes:
+            _rename(node, output.name, OUTPUT_NAME)
+        read = {name for node in nodes for name in node.input}
+        constants = [(name, array) for name, array in self._initializers.items() if name in read]
+        graph = helper.make_graph(
+            nodes,
+            "autocompress",
+            [self._info(INPUT_NAME, self.network.input_shape)],
+            [self._info(OUTPUT_NAME, output.shape)],
+            [numpy_helper.from_array(array, name) for name, array in constants],
+        )
+        return helper.make_model(
+            graph,
+            producer_name="autocompress",
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
+
+    def _info(self, name: str, shape: Sequence[int]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, self.sizes(shape))
+
+
+def _shared_quantizer(leaves: Sequence[Any]) -> Quantizer | None:
+    """The quantizer of all computed operands, if all are integers and nothing else is joined to them."""
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    quantizers = {tensor.quantizer if tensor.is_quantized else None for tensor in tensors}
+    floats = any(isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" for leaf in leaves)
+    return None if floats or len(quantizers) != 1 else quantizers.pop()
+
+
+def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The value of a node that does not depend on the input."""
+    import torch
+
+    from autocompress.graph.operations import implementation
+
+    def to_torch(leaf: Any) -> Any:
+        return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
+
+    def to_list(arg: Any) -> Any:
+        return [to_list(item) for item in arg] if isinstance(arg, tuple) else arg
+
+    result = implementation(node.op)(
+        *(to_list(map_args(to_torch, arg)) for arg in args),
+        **{key: to_list(map_args(to_torch, value)) for key, value in kwargs.items()},
+    )
+    return map_args(lambda leaf: leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf, result)
+
+
+def _live(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
+    """The nodes that `output` depends on, in order."""
+    needed, live = {output}, []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            live.append(node)
+    return live[::-1]
+
+
+def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
+    for names in (node.input, node.output):
+        for index, name in enumerate(names):
+            if name == old:
+                names[index] = new

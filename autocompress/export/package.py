@@ -1,0 +1,216 @@
+"""A student as a folder, and back.
+
+    spec.json           format, network (operations, shapes, quantizers), checksums, the caller's metadata
+    model.safetensors   weights; those of 8-bit layers as int8 with `<name>.scale`, one a channel
+    model.onnx          what was measured and what is deployed
+    bench.json          the measurements
+    README.md           for people
+
+Nothing in it is executed on loading: the operations are named in `spec.json` and must be on the list of
+`graph.operations`, and weights are plain arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from autocompress.errors import StudentError
+from autocompress.graph.module import GraphModule, build
+from autocompress.graph.operations import KNOWN
+from autocompress.network import Network, Param, Weights, from_json, to_json
+from autocompress.transforms.quantize import dequantize_weight, quantize_weight, runs_in_int8
+
+FORMAT = 1
+SPEC, WEIGHTS, MODEL, BENCH, README = (
+    "spec.json",
+    "model.safetensors",
+    "model.onnx",
+    "bench.json",
+    "README.md",
+)
+_OWN_KEYS = ("format", "network", "sha256")
+_SCALE = ".scale"
+
+
+def save_student(
+    folder: Path,
+    *,
+    network: Network,
+    weights: Weights,
+    onnx_model: onnx.ModelProto,
+    spec_extra: Mapping[str, Any],
+    bench: Mapping[str, Any],
+    readme: str,
+) -> None:
+    """Writes the student's folder, all of it or nothing; an older one of that name is replaced.
+
+    `spec_extra` (choices, classes, normalisation, …) goes into `spec.json`. Raises ValueError when it
+    uses one of the names `format`, `network`, `sha256` or is not JSON.
+    """
+    taken = [key for key in _OWN_KEYS if key in spec_extra]
+    if taken:
+        raise ValueError(f"spec_extra may not set {taken}")
+    files = {
+        WEIGHTS: save_arrays(_packed(network, weights)),
+        MODEL: onnx_model.SerializeToString(),
+        BENCH: _json(bench),
+        README: readme.encode(),
+    }
+    checksums = {name: _sha256(files[name]) for name in (WEIGHTS, MODEL)}
+    spec = {"format": FORMAT, **spec_extra, "sha256": checksums, "network": to_json(network)}
+    _write_folder(Path(folder), {SPEC: _json(spec), **files})
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """`spec.json` as it is; raises StudentError when it is missing, damaged or of a later format."""
+    path = Path(folder) / SPEC
+    try:
+        spec = json.loads(_read(path))
+    except ValueError as error:
+        raise _damaged(path, f"not JSON: {error}") from error
+    if not isinstance(spec, dict) or not set(_OWN_KEYS) <= spec.keys():
+        raise _damaged(path, f"the keys {', '.join(_OWN_KEYS)} are expected")
+    if spec["format"] != FORMAT:
+        raise StudentError(
+            f"the student has format {spec['format']!r}, this version reads format {FORMAT}",
+            where=str(path),
+            fix="install the version of autocompress that wrote it",
+        )
+    if not isinstance(spec["sha256"], dict) or not {WEIGHTS, MODEL} <= spec["sha256"].keys():
+        raise _damaged(path, f"sha256 must name {WEIGHTS} and {MODEL}")
+    return spec
+
+
+def load_student(folder: Path) -> GraphModule:
+    """The student as a module in eval mode that computes what `model.onnx` computes.
+
+    Needs neither the teacher nor its code. Raises StudentError, naming the file, for a folder that is
+    not a student's, is incomplete, or is damaged.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    network = _network(folder / SPEC, spec["network"])
+    path = folder / WEIGHTS
+    content = _read(path)
+    if _sha256(content) != spec["sha256"][WEIGHTS]:
+        raise _damaged(path, "its checksum is not the one in spec.json")
+    try:
+        weights = _unpacked(network, load_arrays(content))
+        return build(network, weights)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether the weights and the ONNX file are those that `spec.json` was written with."""
+    checksums = read_spec(folder)["sha256"]
+    return all(_sha256(_read(Path(folder) / name)) == checksums[name] for name in (WEIGHTS, MODEL))
+
+
+def _network(path: Path, data: Any) -> Network:
+    try:
+        network = from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"its network cannot be read: {error}") from error
+    unknown = sorted({node.op for node in network.nodes} - KNOWN)
+    if unknown:
+        raise _damaged(path, f"it names operations outside the list: {unknown}")
+    return network
+
+
+def _packed(network: Network, weights: Weights) -> Weights:
+    """The arrays as they are stored."""
+    packed: Weights = {}
+    in_8_bits = _weights_in_8_bits(network)
+    for name in network.params:
+        if name in in_8_bits:
+            packed[name], packed[name + _SCALE] = quantize_weight(weights[name])
+        else:
+            packed[name] = np.ascontiguousarray(weights[name])
+    return packed
+
+
+def _unpacked(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Weights:
+    """The stored arrays as the network's weights; raises ValueError naming the array that does not fit."""
+    weights: Weights = {}
+    for name, spec in network.params.items():
+        if name not in arrays:
+            raise ValueError(f"{name} is missing")
+        array = arrays[name]
+        scale = arrays.get(name + _SCALE) if name + _SCALE not in network.params else None
+        if array.shape != spec.shape or (scale is not None and scale.shape != array.shape[:1]):
+            raise ValueError(f"{name} has shape {array.shape}, the network says {spec.shape}")
+        value = array if scale is None else dequantize_weight(array, scale)
+        if str(value.dtype) != spec.dtype:
+            raise ValueError(f"{name} has type {value.dtype}, the network says {spec.dtype}")
+        weights[name] = value
+    return weights
+
+
+def _weights_in_8_bits(network: Network) -> set[str]:
+    """Weights that nothing but 8-bit layers reads."""
+    names = set()
+    for node in network.nodes:
+        if not runs_in_int8(network, node):
+            continue
+        weight = node.args[1]
+        assert isinstance(weight, Param)
+        users = (network.by_name[user] for user in network.param_users[weight.name])
+        if all(runs_in_int8(network, user) and user.args[1] == weight for user in users):
+            names.add(weight.name)
+    return names
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        fresh.mkdir()
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+    finally:
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StudentError(
+            f"the student's {path.name} cannot be read",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix=f"give a folder that holds {SPEC}, {WEIGHTS} and {MODEL}",
+        ) from error
+
+
+def _damaged(path: Path, why: str) -> StudentError:
+    return StudentError(
+        f"the student's {path.name} is damaged", where=str(path), why=why, fix="export the student again"
+    )
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

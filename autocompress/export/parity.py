@@ -1,0 +1,124 @@
+"""Whether an exported file computes what the module computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from autocompress.errors import StudentError
+
+FLOAT_ERROR = 1e-3
+QUANTIZED_ERROR = 0.05
+QUANTIZED_AGREEMENT = 0.9
+_TIE = 0.01
+
+Runner = Callable[[NDArray[np.float32]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Errors are shares of the range (largest minus smallest) of the module's outputs.
+
+    `agreement` is the share of examples whose best class is the same; a class that the module scores
+    within 1 % of the range below its best one counts as the same.
+    """
+
+    max_error: float
+    mean_error: float
+    agreement: float
+    examples: int
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def check_parity(
+    module: nn.Module, run: Runner, batch: Tensor, *, quantized: bool, runtime_batch: int = 1
+) -> Parity:
+    """Compares the module's outputs with the runtime's on the same examples.
+
+    Args:
+        module: in eval mode; computes with simulated quantization where the file has 8 bits.
+        run: runs the exported file on a float32 array of `runtime_batch` examples.
+        batch: examples `(N, …)`; a rest smaller than `runtime_batch` is left out.
+        quantized: whether the file has 8-bit operations. They may round a few values to the
+            neighbouring level, so means and best classes are compared; floats are compared closely.
+
+    Raises:
+        StudentError: the outputs differ in shape, are not finite, or differ by more than 0.1 % of
+            their range (quantized: by 5 % on average, or in the best class of over 10 %).
+    """
+    count = len(batch) // runtime_batch * runtime_batch
+    if count == 0:
+        raise ValueError(f"{len(batch)} examples do not fill one runtime batch of {runtime_batch}")
+    inputs = batch[:count].detach().cpu().float()
+    with torch.no_grad():
+        expected = module(inputs).double().numpy()
+    pieces = [run(piece.contiguous().numpy()) for piece in inputs.split(runtime_batch)]
+    actual = np.concatenate(pieces).astype(np.float64)
+    parity = compare(expected, actual)
+    reason = _failure(parity, quantized)
+    if reason:
+        raise StudentError(
+            "the exported file computes something else than the model",
+            where=f"{count} examples",
+            why=reason,
+            fix="export the student in 32 bits, or report the layer that differs",
+        )
+    return parity
+
+
+def compare(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> Parity:
+    """Raises StudentError for outputs of other shapes or that are not finite."""
+    if expected.shape != actual.shape:
+        raise StudentError(
+            "the exported file's output has another shape than the model's",
+            why=f"{actual.shape} instead of {expected.shape}",
+        )
+    if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
+        raise StudentError(
+            "the outputs are not finite", fix="check that the student's training did not diverge"
+        )
+    span = max(float(np.ptp(expected)), 1e-12)
+    errors = np.abs(expected - actual) / span
+    return Parity(
+        max_error=float(errors.max()),
+        mean_error=float(errors.mean()),
+        agreement=_agreement(expected, actual, _TIE * span),
+        examples=len(expected),
+    )
+
+
+def check_model(model: onnx.ModelProto) -> None:
+    """Raises StudentError unless the ONNX checker accepts the model, shapes included."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise StudentError("the exported model is not valid ONNX", why=reason) from error
+
+
+def _agreement(expected: NDArray[np.float64], actual: NDArray[np.float64], tie: float) -> float:
+    """Over axis 1, the classes, of every position."""
+    if expected.ndim < 2:
+        return 1.0
+    chosen = np.take_along_axis(expected, actual.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return float((chosen >= expected.max(axis=1) - tie).mean())
+
+
+def _failure(parity: Parity, quantized: bool) -> str:
+    if not quantized:
+        too_far = parity.max_error > FLOAT_ERROR
+        return f"they differ by {parity.max_error:.2%} of the output range" if too_far else ""
+    if parity.mean_error > QUANTIZED_ERROR:
+        return f"they differ by {parity.mean_error:.1%} of the output range on average"
+    if parity.agreement < QUANTIZED_AGREEMENT:
+        return f"the best class is the same for only {parity.agreement:.0%} of the examples"
+    return ""

@@ -1,0 +1,146 @@
+"""Network → nn.Module: a module that runs the operations of a network one after the other.
+
+Parameters keep the teacher's names, so a student's state dict reads like the teacher's. Layers of
+8 bits and values with a quantizer compute with simulated quantization whose gradient passes
+straight through (Bengio et al. 2013, arXiv:1308.3432), so the same module is calibrated, trained
+and compared with the exported file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.graph.operations import dtype_named, implementation
+from autocompress.network import INPUT, Network, Node, Param, Quantizer, Ref, Weights
+
+WEIGHT_LEVELS = 127
+ACTIVATION_LEVELS = 255
+MINIMUM_SCALE = 1e-12
+
+
+def build(network: Network, weights: Weights) -> GraphModule:
+    """A fresh module in eval mode; the arrays are copied.
+
+    Raises KeyError for an operation outside `graph.operations.KNOWN` and for a missing parameter.
+    """
+    return GraphModule(network, weights).eval()
+
+
+class GraphModule(nn.Module):
+    """Runs `source_network`; input `(N, *input_shape)`, output as the teacher's.
+
+    In training mode batch norms use and update batch statistics: with the network's own momentum,
+    or with `batch_norm_momentum` where that is set.
+    """
+
+    def __init__(self, network: Network, weights: Weights) -> None:
+        super().__init__()
+        self.source_network = network
+        self.batch_norm_momentum: float | None = None
+        self._last_use = _last_uses(network)
+        self._functions = {node.name: implementation(node.op) for node in network.nodes}
+        self._tensors: dict[str, Tensor] | None = None
+        for name, spec in network.params.items():
+            value = torch.from_numpy(np.array(weights[name]))
+            if tuple(value.shape) != tuple(spec.shape):
+                raise KeyError(f"{name}: weights have shape {tuple(value.shape)}, network says {spec.shape}")
+            trainable = spec.trainable and value.is_floating_point()
+            _register(self, name, nn.Parameter(value) if trainable else value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, keep={self.source_network.output})[self.source_network.output]
+
+    def forward_values(self, x: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """The values computed by the named nodes (`INPUT` is `x` itself)."""
+        return self._run(x, keep=set(names))
+
+    def tensor_named(self, name: str) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        tensor: Tensor = getattr(self.get_submodule(owner), leaf)
+        return tensor
+
+    def export_weights(self) -> Weights:
+        """Every parameter and buffer of the network as a fresh numpy array."""
+        return {
+            name: self.tensor_named(name).detach().cpu().contiguous().numpy().copy() for name in self.source_network.params
+        }
+
+    def _run(self, x: Tensor, keep: Collection[str]) -> dict[str, Tensor]:
+        tensors = {name: self.tensor_named(name) for name in self.source_network.params}
+        values: dict[str, Any] = {INPUT: _fake_quantize(x, self.source_network.input_quantizer)}
+        for index, node in enumerate(self.source_network.nodes):
+            values[node.name] = self._compute(node, values, tensors)
+            for name in self._last_use.get(index, ()):
+                if name not in keep:
+                    del values[name]
+        return {name: values[name] for name in keep}
+
+    def _compute(self, node: Node, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+        if node.op == "batch_norm" and self.training:
+            node = self._training_batch_norm(node)
+        args = [resolve(arg, values, tensors) for arg in node.args]
+        if node.bits == 8 and self.source_network.quantizer_of(node.inputs[0]) is not None:
+            args[1] = fake_quantize_weight(args[1])
+        kwargs = {key: resolve(value, values, tensors) for key, value in node.kwargs}
+        return _fake_quantize(self._functions[node.name](*args, **kwargs), node.quantizer)
+
+    def _training_batch_norm(self, node: Node) -> Node:
+        momentum = node.args[6] if self.batch_norm_momentum is None else self.batch_norm_momentum
+        return replace(node, args=(*node.args[:5], True, momentum, *node.args[7:]))
+
+
+def resolve(arg: Any, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    """The argument as torch takes it: references looked up, sequences as lists, dtypes by name."""
+    if isinstance(arg, Ref):
+        return values[arg.node]
+    if isinstance(arg, Param):
+        return tensors[arg.name]
+    if isinstance(arg, tuple):
+        return [resolve(item, values, tensors) for item in arg]
+    return dtype_named(arg) if isinstance(arg, str) else arg
+
+
+def _last_uses(network: Network) -> dict[int, tuple[str, ...]]:
+    """For each node's index, the values that nothing after it reads."""
+    last: dict[str, int] = {}
+    for index, node in enumerate(network.nodes):
+        last[node.name] = index
+        last.update(dict.fromkeys(node.inputs, index))
+    uses: dict[int, tuple[str, ...]] = {}
+    for name, index in last.items():
+        uses[index] = (*uses.get(index, ()), name)
+    return uses
+
+
+def _register(root: nn.Module, name: str, value: Tensor) -> None:
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(leaf, value)
+    else:
+        root.register_buffer(leaf, value)
+
+
+def _fake_quantize(value: Any, quantizer: Quantizer | None) -> Any:
+    if quantizer is None:
+        return value
+    return torch.fake_quantize_per_tensor_affine(
+        value.float(), quantizer.scale, quantizer.zero_point, 0, ACTIVATION_LEVELS
+    )
+
+
+def fake_quantize_weight(weight: Tensor) -> Tensor:
+    """Symmetric 8-bit quantization per output channel (axis 0), scale = largest magnitude / 127."""
+    weight = weight.float()
+    scale = (weight.detach().abs().flatten(1).amax(1) / WEIGHT_LEVELS).clamp_min(MINIMUM_SCALE)
+    zero = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -WEIGHT_LEVELS, WEIGHT_LEVELS)

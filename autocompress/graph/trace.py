@@ -1,0 +1,309 @@
+"""nn.Module → Network: the only walk over a user's model.
+
+The model is captured by `torch.export` at the level of ATen operations, which sees functional
+code, attention and reshapes alike, and is then rewritten as plain data. The result is run beside
+the module before it is returned, so a trace that is not faithful is an error and never a surprise.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autocompress.errors import TeacherError
+from autocompress.graph.module import build, resolve
+from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, dtype_name, implementation
+from autocompress.network import (
+    INPUT,
+    Network,
+    Node,
+    Param,
+    ParamSpec,
+    Ref,
+    Weights,
+    flatten,
+    map_args,
+    prune_dead,
+    unique_name,
+)
+
+_NAMED_AFTER_MODULE = frozenset({"conv2d", "conv2d.padding", "linear", "batch_norm", "layer_norm", "group_norm"})
+
+
+def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
+    """The module's inference graph and its parameters as float32 arrays.
+
+    Args:
+        module: takes one tensor `(N, *input_shape)` and returns one tensor. It is not modified.
+        input_shape: shape of one example, for an image `(C, H, W)`.
+
+    Raises:
+        TeacherError: the module cannot be captured, uses an operation outside
+            `graph.operations.KNOWN`, or its trace computes something else than the module does.
+    """
+    module = copy.deepcopy(module).float().cpu().eval()
+    exported = _export(module, input_shape)
+    network, weights = _Rewriter(exported).rewrite((1, *input_shape))
+    network = prune_dead(_fold_constants(network, weights))
+    weights = {name: weights[name] for name in network.params}
+    _check_faithful(module, network, weights)
+    return network, weights
+
+
+def _export(module: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    example = torch.zeros(2, *input_shape)
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+            )
+    except Exception as error:
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TeacherError(
+            "the teacher cannot be traced",
+            where=type(module).__name__,
+            why=f"torch.export: {first_line[:300]}",
+            fix="make forward() take one tensor of any batch size, without branches on the values of tensors",
+        ) from error
+
+
+@dataclass
+class _Rewriter:
+    """Rewrites one exported program, node by node."""
+
+    exported: torch.export.ExportedProgram
+    nodes: list[Node] = field(default_factory=list)
+    names: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, ParamSpec] = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+
+    def rewrite(self, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
+        output: Any = None
+        for fx_node in self.exported.graph.nodes:
+            if fx_node.op == "placeholder":
+                self._placeholder(fx_node)
+            elif fx_node.op == "call_function":
+                self._call(fx_node)
+            elif fx_node.op == "output":
+                output = self._output(fx_node)
+            else:
+                raise TeacherError(f"the teacher's graph holds a {fx_node.op} node, which is not supported")
+        return Network(input_shape, tuple(self.nodes), output, self.params), self.weights
+
+    def _placeholder(self, fx_node: fx.Node) -> None:
+        signature = self.exported.graph_signature
+        for table, trainable in (
+            (signature.inputs_to_parameters, True),
+            (signature.inputs_to_buffers, False),
+            (signature.inputs_to_lifted_tensor_constants, False),
+        ):
+            if fx_node.name in table:
+                self._parameter(fx_node, table[fx_node.name], trainable)
+                return
+        self.names[fx_node.name] = Ref(INPUT)
+
+    def _parameter(self, fx_node: fx.Node, name: str, trainable: bool) -> None:
+        value = self.exported.state_dict.get(name)
+        if value is None:
+            value = self.exported.constants[name]
+        value = value.detach()
+        array = (value.float() if value.is_floating_point() else value).numpy()
+        self.params[name] = ParamSpec(tuple(array.shape), str(array.dtype), trainable)
+        self.weights[name] = array.copy()
+        self.names[fx_node.name] = Param(name)
+
+    def _call(self, fx_node: fx.Node) -> None:
+        op = _op_name(fx_node.target)
+        in_place = op.partition(".")[0].endswith("_") and not op.startswith("_")
+        if in_place:
+            head, _, overload = op.partition(".")
+            op = head.removesuffix("_") + ("." + overload if overload else "")
+        if op in SILENT or _is_noop(op, fx_node):
+            if fx_node.args:
+                self.names[fx_node.name] = self._arg(fx_node.args[0])
+            return
+        if op in RESHAPE and op not in ("flatten.using_ints", "unflatten.int"):
+            op = "reshape"
+        if op == "to.device":
+            op, args = "to.dtype", (fx_node.args[0], fx_node.args[2])
+        else:
+            args = fx_node.args
+        if op not in KNOWN:
+            raise TeacherError(
+                f"the teacher uses the operation {op}, which autocompress does not know",
+                where=_module_of(fx_node) or "forward()",
+                fix="replace it by ordinary tensor operations, or move it out of the model",
+            )
+        node = self._node(fx_node, op, args)
+        self.nodes.append(node)
+        self.names[fx_node.name] = Ref(node.name)
+        if in_place and isinstance(fx_node.args[0], fx.Node):
+            self._overwrite(fx_node.args[0], node.name)
+
+    def _overwrite(self, target: fx.Node, new_name: str) -> None:
+        """After an in-place operation every name of the old value means the new one."""
+        old = self.names[target.name]
+        for name, value in self.names.items():
+            if value == old:
+                self.names[name] = Ref(new_name)
+
+    def _node(self, fx_node: fx.Node, op: str, fx_args: tuple[Any, ...]) -> Node:
+        args = tuple(self._arg(arg) for arg in fx_args)
+        if op in RESHAPE or op == "expand":
+            args = _with_free_batch(op, args)
+        kwargs = tuple((key, self._arg(value)) for key, value in fx_node.kwargs.items() if value is not None)
+        module = _module_of(fx_node)
+        name = unique_name(_node_name(op, module), self.taken)
+        self.taken.add(name)
+        return Node(name, op, args, _shape(fx_node.meta["val"]), kwargs, module)
+
+    def _arg(self, arg: Any) -> Any:
+        if isinstance(arg, fx.Node):
+            return self.names[arg.name]
+        if isinstance(arg, (list, tuple)):
+            return tuple(self._arg(item) for item in arg)
+        if isinstance(arg, torch.dtype):
+            return dtype_name(arg)
+        if isinstance(arg, (torch.device, torch.memory_format, torch.layout)):
+            return None
+        return arg
+
+    def _output(self, fx_node: fx.Node) -> str:
+        (results,) = fx_node.args
+        if len(results) != 1 or not isinstance(results[0], fx.Node):
+            raise TeacherError(
+                f"the teacher returns {len(results)} values",
+                why="a teacher must return one tensor",
+                fix="wrap it in a module whose forward() returns the logits only",
+            )
+        result = self.names[results[0].name]
+        if not isinstance(result, Ref):
+            raise TeacherError("the teacher returns a parameter, not something computed from its input")
+        return result.node
+
+
+def _fold_constants(network: Network, weights: Weights) -> Network:
+    """Values that depend on nothing trainable and not on the input become buffers; `weights` gains them."""
+    params, constants, nodes = dict(network.params), {}, []
+    for node in network.nodes:
+        fixed = not any(isinstance(arg, Ref) and arg.node not in constants for arg in flatten(node.args, dict(node.kwargs)))
+        if not fixed or node.name == network.output or any(params[name].trainable for name in node.params):
+            nodes.append(replace(node, args=map_args(partial(_as_param, constants), node.args)))
+            continue
+        value = _evaluate(node, constants, weights)
+        if not isinstance(value, Tensor):
+            nodes.append(node)
+            continue
+        name = unique_name(f"{node.name}.constant", params)
+        weights[name] = value.contiguous().numpy()
+        params[name] = ParamSpec(tuple(value.shape), str(weights[name].dtype), trainable=False)
+        constants[node.name] = name
+    return replace(network, nodes=tuple(nodes), params=params)
+
+
+def _as_param(constants: Mapping[str, str], leaf: Any) -> Any:
+    return Param(constants[leaf.node]) if isinstance(leaf, Ref) and leaf.node in constants else leaf
+
+
+def _evaluate(node: Node, constants: Mapping[str, str], weights: Weights) -> Any:
+    args = map_args(partial(_as_param, constants), node.args)
+    tensors = {arg.name: torch.from_numpy(weights[arg.name]) for arg in flatten(args) if isinstance(arg, Param)}
+    kwargs = {key: resolve(value, {}, tensors) for key, value in node.kwargs}
+    return implementation(node.op)(*(resolve(arg, {}, tensors) for arg in args), **kwargs)
+
+
+def _op_name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        name = target.name().removeprefix("aten::")
+        return name.removesuffix(".default")
+    if target is operator.getitem:
+        return "getitem"
+    return f"operator.{getattr(target, '__name__', str(target))}"
+
+
+def _is_noop(op: str, fx_node: fx.Node) -> bool:
+    if op == "slice.Tensor":
+        _, _, start, end, step = (*fx_node.args, None, None, None, None)[:5]
+        return start in (0, None) and (end is None or end == 2**63 - 1) and step in (1, None)
+    if op in ("to.dtype", "to.dtype_layout", "to.device", "_to_copy", "type_as"):
+        source = fx_node.args[0]
+        return isinstance(source, fx.Node) and source.meta["val"].dtype == fx_node.meta["val"].dtype
+    return False
+
+
+def _with_free_batch(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A size that follows the batch is written -1 where the operation can infer it."""
+    if len(args) < 2 or not isinstance(args[1], tuple) or op == "expand":
+        return args
+    sizes = args[1]
+    free = [index for index, size in enumerate(sizes) if isinstance(size, Ref)]
+    if len(free) != 1 or -1 in sizes:
+        return args
+    return (args[0], tuple(-1 if index == free[0] else size for index, size in enumerate(sizes)), *args[2:])
+
+
+def _module_of(fx_node: fx.Node) -> str:
+    stack = fx_node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return paths[-1].removeprefix("L['self'].").removeprefix("L['self']") if paths else ""
+
+
+def _node_name(op: str, module: str) -> str:
+    if op in _NAMED_AFTER_MODULE and module:
+        name = module
+    else:
+        name = ".".join(part for part in (module, op.partition(".")[0].strip("_")) if part)
+    name = "".join(char if char.isalnum() or char in "._" else "_" for char in name)
+    return name if name[0].isalpha() or name[0] == "_" else f"_{name}"
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_shape(item) for item in value)
+    if isinstance(value, Tensor):
+        return tuple(_at_batch_one(size) for size in value.shape)
+    return ()
+
+
+def _at_batch_one(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, *network.input_shape[1:], generator=generator)
+    with torch.no_grad():
+        expected = module(x)
+        try:
+            actual = build(network, weights)(x)
+        except Exception as error:
+            raise TeacherError("the teacher's trace does not run", why=str(error)[:300]) from error
+    error, scale = float((expected - actual).abs().max()), float(expected.abs().max())
+    if not error <= 1e-4 * max(scale, 1e-6):
+        raise TeacherError(
+            "the teacher's trace computes something else than the teacher",
+            why=f"outputs differ by {error:.3g} where their largest value is {scale:.3g}",
+            fix="remove randomness and in-place changes of shared tensors from forward()",
+        )
+
+
+def layers(network: Network) -> Iterator[Node]:
+    """The convolutions and linear layers whose weight is a parameter, in execution order."""
+    for node in network.nodes:
+        if node.op in ("conv2d", "conv2d.padding", "linear") and isinstance(node.args[1], Param):
+            yield node

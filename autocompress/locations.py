@@ -1,0 +1,35 @@
+"""Where the files that ship with the project lie, and how a user names them.
+
+`joint` means the shipped `search_spaces/joint.yaml`; anything that exists as a path means that path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(kind: str) -> Path:
+    """The folder of shipped `search_spaces` or `hardware_profiles`: in a wheel, or in a checkout."""
+    inside = _PACKAGE / kind
+    return inside if inside.is_dir() else _PACKAGE.parent / kind
+
+
+def names(kind: str) -> list[str]:
+    """Names that can be given instead of a path, sorted."""
+    folder = shipped(kind)
+    if kind == "search_spaces":
+        return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.parent.name for path in folder.glob("*/profile.yaml"))
+
+
+def find(kind: str, name_or_path: str | Path) -> Path | None:
+    """The path meant by a shipped name or a path; None when there is neither."""
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    if str(name_or_path) in names(kind):
+        file = f"{name_or_path}.yaml" if kind == "search_spaces" else str(name_or_path)
+        return shipped(kind) / file
+    return None

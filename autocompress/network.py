@@ -1,0 +1,318 @@
+"""A network as plain data: what `graph.trace` reads off a teacher and every later stage works on.
+
+A `Network` is a list of ATen operations in execution order, with the names and shapes of its
+parameters but not their values. It needs no torch, is immutable, and goes to JSON and back.
+The values travel beside it as `Weights`, a mapping from parameter name to numpy array, so that
+the same transform serves the pricing of a candidate (shapes only) and its construction.
+
+Shapes are those of one example: the batch axis comes first and is 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = dict[str, NDArray[Any]]
+Shape = tuple[int, ...]
+
+INPUT = "input"
+
+Leaf = TypeVar("Leaf")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """The value that the node of this name computes; `Ref(INPUT)` is the network's input."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """The parameter or buffer of this name."""
+
+    name: str
+
+
+Arg = Ref | Param | int | float | bool | str | None | tuple["Arg", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    shape: Shape
+    dtype: str = "float32"
+    trainable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """Affine 8-bit quantizer of an activation: real = scale * (q - zero_point), q in [0, 255]."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation.
+
+    `op` is the ATen name without `aten.` and without `.default`: `conv2d`, `add.Tensor`, `mean.dim`.
+    `shape` is that of the output, one shape per element for an operation with several outputs,
+    and `()` for an integer. `module` is the path of the teacher's module that ran it.
+    `bits` is the precision of a convolution or linear layer (32 or 8); `quantizer`, set by
+    calibration, quantizes the output.
+    """
+
+    name: str
+    op: str
+    args: tuple[Arg, ...]
+    shape: Any
+    kwargs: tuple[tuple[str, Arg], ...] = ()
+    module: str = ""
+    bits: int = 32
+    quantizer: Quantizer | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes whose values this one reads, in order, repeats included."""
+        return tuple(ref.node for ref in _leaves_of(Ref, (self.args, self.kwargs), []))
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Names of the parameters this node reads, in order."""
+        return tuple(param.name for param in _leaves_of(Param, (self.args, self.kwargs), []))
+
+
+@dataclass(frozen=True)
+class Network:
+    """Operations in execution order, from one input tensor to one output tensor."""
+
+    input_shape: Shape
+    nodes: tuple[Node, ...]
+    output: str
+    params: Mapping[str, ParamSpec]
+    input_quantizer: Quantizer | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def users(self) -> dict[str, tuple[str, ...]]:
+        """For each value, the names of the nodes that read it, in execution order."""
+        users: dict[str, list[str]] = {INPUT: [], **{node.name: [] for node in self.nodes}}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                users[name].append(node.name)
+        return {name: tuple(names) for name, names in users.items()}
+
+    @cached_property
+    def param_users(self) -> dict[str, tuple[str, ...]]:
+        """For each parameter, the names of the nodes that read it."""
+        users: dict[str, list[str]] = {name: [] for name in self.params}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.params):
+                users[name].append(node.name)
+        return {name: tuple(names) for name, names in users.items()}
+
+    def shape_of(self, value: str) -> Any:
+        return self.input_shape if value == INPUT else self.by_name[value].shape
+
+    def quantizer_of(self, value: str) -> Quantizer | None:
+        return self.input_quantizer if value == INPUT else self.by_name[value].quantizer
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(int(np.prod(spec.shape)) for spec in self.params.values() if spec.trainable)
+
+    def with_nodes(self, nodes: Iterable[Node], output: str | None = None) -> Network:
+        return replace(self, nodes=tuple(nodes), output=self.output if output is None else output)
+
+
+def _leaves_of(kind: type[Leaf], args: tuple[Any, ...], found: list[Leaf]) -> list[Leaf]:
+    """`found` with the leaves of this kind in nested tuples, in order; pricing asks for them very often."""
+    for arg in args:
+        if type(arg) is kind:
+            found.append(arg)
+        elif type(arg) is tuple or type(arg) is list:
+            _leaves_of(kind, arg, found)  # type: ignore[arg-type]
+    return found
+
+
+def flatten(*args: Any) -> Iterator[Any]:
+    """The leaves of nested tuples, lists and mappings, in order."""
+    for arg in args:
+        if isinstance(arg, (tuple, list)):
+            yield from flatten(*arg)
+        elif isinstance(arg, Mapping):
+            yield from flatten(*arg.values())
+        else:
+            yield arg
+
+
+def map_args(change: Callable[[Any], Any], arg: Any) -> Any:
+    """`arg` with `change` applied to every leaf; sequences become tuples."""
+    if isinstance(arg, (tuple, list)):
+        return tuple(map_args(change, item) for item in arg)
+    return change(arg)
+
+
+def redirect(nodes: Iterable[Node], new_names: Mapping[str, str]) -> tuple[Node, ...]:
+    """The nodes, reading `new_names[v]` wherever they read a value `v` named there."""
+
+    def change(leaf: Any) -> Any:
+        return Ref(new_names[leaf.node]) if isinstance(leaf, Ref) and leaf.node in new_names else leaf
+
+    return tuple(
+        replace(
+            node,
+            args=map_args(change, node.args),
+            kwargs=tuple((key, map_args(change, value)) for key, value in node.kwargs),
+        )
+        if any(name in new_names for name in node.inputs)
+        else node
+        for node in nodes
+    )
+
+
+def prune_dead(network: Network) -> Network:
+    """The network without the nodes and parameters that its output does not depend on."""
+    needed = {network.output}
+    for node in reversed(network.nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    nodes = tuple(node for node in network.nodes if node.name in needed)
+    read = {name for node in nodes for name in node.params}
+    params = {name: spec for name, spec in network.params.items() if name in read}
+    return replace(network, nodes=nodes, params=params)
+
+
+def unique_name(wanted: str, taken: Iterable[str]) -> str:
+    """`wanted`, or `wanted_1`, `wanted_2`, … : the first that is not taken."""
+    taken_set = set(taken)
+    name, count = wanted, 0
+    while name in taken_set or name == INPUT:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+# JSON: {"ref": name}, {"param": name}, {"inf": ±1} and lists; everything else stands for itself.
+
+
+def to_json(network: Network) -> dict[str, Any]:
+    """A JSON-ready dictionary; `from_json` gives the equal network back."""
+    return {
+        "input_shape": list(network.input_shape),
+        "input_quantizer": _quantizer_to_json(network.input_quantizer),
+        "nodes": [_node_to_json(node) for node in network.nodes],
+        "output": network.output,
+        "params": {
+            name: {"shape": list(spec.shape), "dtype": spec.dtype, "trainable": spec.trainable}
+            for name, spec in network.params.items()
+        },
+        "meta": dict(network.meta),
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> Network:
+    """Raises ValueError or KeyError with the offending part when `data` is not a network."""
+    network = Network(
+        input_shape=tuple(data["input_shape"]),
+        nodes=tuple(_node_from_json(node) for node in data["nodes"]),
+        output=data["output"],
+        params={
+            name: ParamSpec(tuple(spec["shape"]), spec["dtype"], spec["trainable"])
+            for name, spec in data["params"].items()
+        },
+        input_quantizer=_quantizer_from_json(data.get("input_quantizer")),
+        meta=dict(data.get("meta", {})),
+    )
+    check(network)
+    return network
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+
+
+def check(network: Network) -> None:
+    """Raises ValueError unless names are plain and unique and every value is computed before use."""
+    known = {INPUT}
+    for node in network.nodes:
+        if not _NAME.match(node.name) or node.name in known:
+            raise ValueError(f"node name {node.name!r} is not plain or not unique")
+        for name in node.inputs:
+            if name not in known:
+                raise ValueError(f"node {node.name!r} reads {name!r}, which nothing before it computes")
+        for name in node.params:
+            if name not in network.params:
+                raise ValueError(f"node {node.name!r} reads parameter {name!r}, which is not declared")
+        known.add(node.name)
+    if network.output not in known:
+        raise ValueError(f"output {network.output!r} is not computed")
+
+
+def _quantizer_to_json(quantizer: Quantizer | None) -> Any:
+    return quantizer and {"scale": quantizer.scale, "zero_point": quantizer.zero_point}
+
+
+def _quantizer_from_json(data: Any) -> Quantizer | None:
+    return Quantizer(float(data["scale"]), int(data["zero_point"])) if data else None
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    data: dict[str, Any] = {"name": node.name, "op": node.op, "args": _arg_to_json(node.args)}
+    data["shape"] = _arg_to_json(node.shape)
+    if node.kwargs:
+        data["kwargs"] = {key: _arg_to_json(value) for key, value in node.kwargs}
+    if node.module:
+        data["module"] = node.module
+    if node.bits != 32:
+        data["bits"] = node.bits
+    if node.quantizer:
+        data["quantizer"] = _quantizer_to_json(node.quantizer)
+    return data
+
+
+def _node_from_json(data: Mapping[str, Any]) -> Node:
+    return Node(
+        name=data["name"],
+        op=data["op"],
+        args=_arg_from_json(data["args"]),
+        shape=_arg_from_json(data["shape"]),
+        kwargs=tuple((key, _arg_from_json(value)) for key, value in data.get("kwargs", {}).items()),
+        module=data.get("module", ""),
+        bits=int(data.get("bits", 32)),
+        quantizer=_quantizer_from_json(data.get("quantizer")),
+    )
+
+
+def _arg_to_json(arg: Any) -> Any:
+    if isinstance(arg, Ref):
+        return {"ref": arg.node}
+    if isinstance(arg, Param):
+        return {"param": arg.name}
+    if isinstance(arg, (tuple, list)):
+        return [_arg_to_json(item) for item in arg]
+    if isinstance(arg, float) and arg in (float("inf"), float("-inf")):
+        return {"inf": 1 if arg > 0 else -1}
+    return arg
+
+
+def _arg_from_json(data: Any) -> Any:
+    if isinstance(data, list):
+        return tuple(_arg_from_json(item) for item in data)
+    if isinstance(data, dict):
+        ((kind, value),) = data.items()
+        if kind == "inf":
+            return float("inf") * value
+        return {"ref": Ref, "param": Param}[kind](value)
+    return data

@@ -1,0 +1,106 @@
+"""From what the user named to what a search works on: teacher traced, space bound, choices priced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autocompress.cost import CostModel
+from autocompress.data import Data, load_data
+from autocompress.device.profile import DeviceProfile
+from autocompress.errors import InputError, SpaceError
+from autocompress.graph.trace import trace
+from autocompress.network import Network, Weights
+from autocompress.pricing import Pricer
+from autocompress.progress import Console
+from autocompress.space import Space, load_space
+from autocompress.teacher import Teacher, check_teacher, load_teacher
+from autocompress.transforms.probe import probed
+from autocompress.transforms.sites import BoundSpace, bind
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedTeacher:
+    """A teacher that runs on its data: loaded, checked, traced."""
+
+    teacher: Teacher
+    data: Data | None
+    network: Network
+    weights: Weights
+
+
+def open_teacher(
+    teacher: str | nn.Module,
+    data: Any = None,
+    input_size: int | None = None,
+    data_seed: int = 0,
+    console: Console | None = None,
+) -> OpenedTeacher:
+    """Loads, checks and traces a teacher; raises InputError for whatever cannot be used."""
+    loaded = load_teacher(teacher)
+    opened_data = None
+    if data is not None:
+        opened_data = open_data(loaded, data, data_seed, console)
+        shape: tuple[int, ...] = opened_data.input_shape
+    else:
+        shape = _shape_without_data(loaded, input_size)
+    check_teacher(loaded.module, shape, opened_data.num_classes if opened_data else None)
+    network, weights = trace(loaded.module, shape)
+    return OpenedTeacher(loaded, opened_data, network, weights)
+
+
+def open_data(teacher: Teacher, data: Any, seed: int, console: Console | None) -> Data:
+    """The data, in the size and normalisation that the teacher asks for where the spec says nothing."""
+    if console is None:
+        return load_data(data, seed, preprocessing=teacher.preprocessing)
+    with console.stage("reading data", None) as stage:
+        return load_data(
+            data,
+            seed,
+            preprocessing=teacher.preprocessing,
+            progress=lambda what, done, total: stage.update(done, total, what),
+        )
+
+
+def _shape_without_data(teacher: Teacher, input_size: int | None) -> tuple[int, ...]:
+    known = teacher.preprocessing.input_shape
+    if input_size is not None:
+        channels = known[0] if known else 3
+        return (channels, input_size, input_size)
+    if known is None:
+        raise InputError(
+            "the input size of the teacher is not known",
+            where=teacher.name,
+            fix="give --data, or --input-size in pixels",
+        )
+    return known
+
+
+def bound_space(opened: OpenedTeacher, space: str | Path | Space) -> tuple[BoundSpace, Space]:
+    """The space bound to the teacher, with every choice probed once."""
+    loaded = space if isinstance(space, Space) else load_space(space)
+    bound = probed(bind(loaded, opened.network), opened.weights)
+    if not bound.free:
+        raise SpaceError(
+            f"the space {loaded.name!r} leaves nothing to decide for {opened.teacher.name}",
+            fix="run: autocompress inspect, which shows why each site is locked",
+        )
+    return bound, loaded
+
+
+def priced(bound: BoundSpace, profile: DeviceProfile) -> Pricer:
+    """A pricer for the space without the choices that do not pay on the device."""
+    everything = Pricer(bound, CostModel(profile))
+    useless = everything.useless()
+    if not useless:
+        return everything
+    kept = bound.without(useless)
+    if not kept.free:
+        raise SpaceError(
+            "no choice of the space makes anything faster or smaller on this device",
+            fix="run: autocompress inspect --device, which lists each of them",
+        )
+    return Pricer(kept, everything.cost_model)

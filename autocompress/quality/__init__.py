@@ -1,0 +1,1 @@
+"""What a student is worth: accuracy, batch-norm statistics, activation ranges and weight importance."""

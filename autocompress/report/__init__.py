@@ -1,0 +1,1 @@
+"""Results for people: terminal tables, model cards, and one offline HTML file about a run."""

@@ -1,0 +1,343 @@
+"""The same records as tables for a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.report.units import (
+    COSTS,
+    UNKNOWN,
+    accuracy,
+    cost,
+    interval_ms,
+    known,
+    limits,
+    milliseconds,
+    percent,
+    plain,
+    points,
+    quantity,
+    ratio,
+    significant,
+    size,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+
+    from autocompress.api import Inspection
+    from autocompress.device.profile import DeviceProfile
+    from autocompress.pareto import Front
+
+_NUMBER = re.compile(r"\d+")
+
+
+def front_table(front: Front) -> Table:
+    """The teacher and each student of the front, measured costs beside the teacher's; fits 80 columns."""
+    table = _table("", caption=_front_caption(front))
+    table.padding = (0, 1, 0, 0)
+    table.add_column("model", no_wrap=True)
+    for heading in ("accuracy %", "latency", "memory", "file", "MACs", "params"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    teacher = front.teacher
+    table.add_row("teacher", *_numbers(teacher, {}), end_section=True)
+    for student in front.students:
+        mark = "[green]✓ certified[/]" if student.certified else "[red]✗ not certified[/]"
+        table.add_row(f"[bold]{_escaped(student.key)}[/]\n{mark}", *_numbers(student.to_json(), teacher))
+    return table
+
+
+def inspection_table(inspection: Inspection) -> Group:
+    """What a search could decide, what it could not and why; alike sites share a row."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = [_choices_table(inspection)]
+    locked = [site for site in inspection.sites if site.locked]
+    if locked:
+        parts.append(_reasons_table("locked", ((site.kind, site.target, "", site.locked) for site in locked)))
+    if inspection.dropped:
+        rows = ((*name.partition(":")[::2], plain(option), why) for name, option, why in inspection.dropped)
+        parts.append(_reasons_table("options left out", rows))
+    if inspection.teacher_cost and inspection.smallest:
+        parts.append(_reach_table(inspection))
+    return Group(*parts)
+
+
+def profile_table(profile: DeviceProfile) -> Table:
+    """A device profile: where it was made, of what, and how well it predicts networks it has not seen."""
+    table = _properties(f"device profile {profile.name}")
+    for name in ("runtime", "threads", "batch"):
+        _row(table, name, plain(getattr(profile, name)))
+    _row(table, "kernels measured", str(len(profile.table.rows)))
+    for name in ("teacher", "space"):
+        if profile.source.get(name):
+            _row(table, name, plain(profile.source[name]))
+    table.add_section()
+    for name in ("cpu", "features", "cores", "usable_cores", "cpu_quota", "governor", "system", "version"):
+        if name in profile.device:
+            _row(table, _DEVICE.get(name, name.replace("_", " ")), plain(profile.device[name]))
+    table.add_section()
+    for label, text in _validation(profile.validation):
+        _row(table, label, text)
+    return table
+
+
+_DEVICE = {"cpu": "processor", "version": "runtime version"}
+
+
+def _validation(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Errors on networks that were held out, each left out where it was not computed."""
+    if not found.get("count"):
+        return [("validation", "none: no network was held out")]
+    rows = [("networks held out", plain(found["count"]))]
+    for name, label in (
+        ("mean_error", "mean error of latency"),
+        ("largest_error", "largest error"),
+        ("error95", "95 % of errors within ±"),
+        ("within_5_percent", "networks within ± 5 %"),
+        ("within_10_percent", "networks within ± 10 %"),
+    ):
+        if known(found.get(name)):
+            rows.append((label, percent(found[name], 1)))
+    if known(found.get("rank_correlation")):
+        rows.append(("rank correlation", f"{found['rank_correlation']:.3f}"))
+    return rows
+
+
+def bench_table(bench: Mapping[str, Any]) -> Table:
+    """A new measurement beside the recorded one."""
+    table = _properties(f"student {bench.get('student', '')}".strip())
+    measured = bench.get("measured") or {}
+    recorded = bench.get("recorded") or {}
+    for label, found in (("measured now", measured), ("when certified", recorded)):
+        if found:
+            _row(
+                table,
+                label,
+                f"{milliseconds(found.get('latency_ms'))} {interval_ms(found.get('latency_ms_ci95'))}",
+            )
+    if known(bench.get("ratio")):
+        _row(table, "now / then", f"{significant(bench['ratio'])}×")
+    for name in ("p90_ms", "p95_ms", "p99_ms"):
+        if known(measured.get(name)):
+            _row(table, name.removesuffix("_ms"), milliseconds(measured[name]))
+    _row(table, "budgets", limits(bench.get("limits") or {}) or "none")
+    violated = [COSTS.get(name, name) for name in bench.get("violated") or ()]
+    verdict = f"[red]broken: {', '.join(violated)}[/]" if violated else "[green]kept[/]"
+    table.add_row("verdict", verdict)
+    return table
+
+
+def doctor_table(found: Mapping[str, Any]) -> Table:
+    """What `doctor` found, problems last."""
+    table = _properties("this machine")
+    for name, value in found.items():
+        if name == "packages":
+            _section(table, "packages", {key: item or "not installed" for key, item in value.items()})
+        elif name != "problems":
+            _row(table, name.removesuffix("_bytes").replace("_", " "), _measure(name, value))
+    problems = found.get("problems") or ()
+    for problem in problems:
+        _row(table, "problem", problem, style="yellow")
+    if not problems:
+        table.add_row("problems", "[green]none found[/]")
+    return table
+
+
+def status_table(status: Mapping[str, Any]) -> Table:
+    """How far a run is and what it decided."""
+    table = _properties(str(status.get("run", "run")))
+    for name, value in (status.get("counts") or {}).items():
+        _row(table, name, str(value))
+    _row(table, "certified", str(status.get("certified", UNKNOWN)))
+    state = "finished" if status.get("finished") else "under way, or interrupted"
+    if status.get("finished"):
+        state += f", exit code {status.get('exit_code')}"
+    _row(table, "state", state)
+    for text in status.get("decisions") or ():
+        _row(table, "decided", text)
+    for line in status.get("damaged") or ():
+        _row(table, "damaged", f"line {line} of events.jsonl cannot be read", style="yellow")
+    return table
+
+
+def _numbers(record: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[str, ...]:
+    """Cells from accuracy to parameters; with a teacher the second line compares with it."""
+
+    def cell(value: str, name: str) -> str:
+        return f"{value}\n[dim]{ratio(teacher.get(name), record.get(name))}[/]" if teacher else value
+
+    latency = milliseconds(record.get("latency_ms"))
+    if teacher:
+        latency += f" [dim]{ratio(teacher.get('latency_ms'), record.get('latency_ms'))}[/]"
+    difference = points(record.get("accuracy"), teacher.get("accuracy"))
+    percentage = accuracy(record).removesuffix(" %")
+    return (
+        f"{percentage}\n[dim]{difference} points[/]" if teacher else percentage,
+        f"{latency}\n[dim]{_escaped(interval_ms(record.get('latency_ms_ci95')))}[/]",
+        cell(size(record.get("peak_memory_bytes")), "peak_memory_bytes"),
+        cell(size(record.get("file_bytes")), "file_bytes"),
+        cell(quantity(record.get("macs")), "macs"),
+        cell(quantity(record.get("parameters")), "parameters"),
+    )
+
+
+def _front_caption(front: Front) -> str:
+    budgets = limits(front.limits)
+    caption = "n×: n times less than the teacher; [ ]: 95 % interval"
+    if budgets:
+        caption = f"budgets: {budgets}\n{caption}"
+    if not front.students:
+        caption += f"\nno certified student; {len(front.measured)} measured"
+    broken = len(front.violated)
+    if broken:
+        caption += f"\nnot shown: {broken} measured student{'s' if broken > 1 else ''} that broke a budget"
+    return _escaped(caption)
+
+
+def _choices_table(inspection: Inspection) -> Table:
+    free = [site for site in inspection.sites if not site.locked]
+    caption = (
+        f"{len(free)} decisions at {len(inspection.sites)} sites, 10^{inspection.log10_size:.1f} candidates; "
+        "bold: as in the teacher"
+    )
+    table = _table("decisions", caption=caption)
+    for heading in ("kind", "layers", "sites", "options"):
+        table.add_column(heading, justify="right" if heading == "sites" else "left", overflow="fold")
+    groups: dict[tuple[str, str], list[str]] = {}
+    for site in free:
+        options = "  ".join(
+            f"[bold]{_escaped(plain(option))}[/]" if option == site.default else _escaped(plain(option))
+            for option in site.options
+        )
+        groups.setdefault((site.kind, options), []).append(site.target)
+    for (kind, options), targets in groups.items():
+        table.add_row(kind, _escaped(", ".join(patterns(targets))), str(len(targets)), options)
+    return table
+
+
+def _reasons_table(title: str, rows: Iterable[tuple[str, str, str, str]]) -> Table:
+    """Rows of (kind, target, option, reason); those whose reasons differ in numbers alone are one."""
+    table = _table(title)
+    for heading in ("kind", "layers", "sites", "options", "reason"):
+        table.add_column(heading, justify="right" if heading == "sites" else "left", overflow="fold")
+    groups: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+    for kind, target, option, reason in rows:
+        groups.setdefault((kind, _NUMBER.sub("#", reason)), []).append((target, option, reason))
+    for (kind, _), found in groups.items():
+        targets = list(dict.fromkeys(target for target, _, _ in found))
+        options = list(dict.fromkeys(option for _, option, _ in found if option))
+        cells = (
+            ", ".join(patterns(targets)),
+            str(len(targets)),
+            ", ".join(options),
+            _shared([r for *_, r in found]),
+        )
+        table.add_row(kind, *(_escaped(cell) for cell in cells))
+    if all(not option for found in groups.values() for _, option, _ in found):
+        table.columns.pop(3)
+    return table
+
+
+def _shared(reasons: Sequence[str]) -> str:
+    (first, _), *others = Counter(reasons).most_common()
+    return f"{first}, and alike" if others else first
+
+
+def _reach_table(inspection: Inspection) -> Table:
+    table = _table("predicted cost of one inference")
+    teacher, least = inspection.teacher_cost, inspection.smallest
+    for heading in ("", "teacher", "least reachable", ""):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, label in COSTS.items():
+        before, after = getattr(teacher, name), getattr(least, name)
+        table.add_row(label, cost(name, before), cost(name, after), ratio(before, after))
+    return table
+
+
+def patterns(names: Sequence[str]) -> list[str]:
+    """Names that differ in their numbers alone, as one: `layer[1-4].[0-1].conv1`.
+
+    Such a pattern may also describe names that do not exist; the count beside it is exact.
+    """
+    groups: dict[str, list[list[str]]] = {}
+    for name in names:
+        groups.setdefault(_NUMBER.sub("\0", name), []).append(_NUMBER.findall(name))
+    found = []
+    for shape, numbers in groups.items():
+        pieces = shape.split("\0")
+        ranges = [_range(column) for column in zip(*numbers, strict=True)] if pieces[1:] else []
+        found.append("".join(piece + number for piece, number in zip(pieces, [*ranges, ""], strict=True)))
+    return found
+
+
+def _range(numbers: Sequence[str]) -> str:
+    values = sorted({int(number) for number in numbers})
+    if len(values) == 1:
+        return numbers[0]
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return "[" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) + "]"
+
+
+def _table(title: str, caption: str = "") -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title or None,
+        caption=caption or None,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+
+
+def _properties(title: str) -> Table:
+    table = _table(_escaped(title))
+    table.show_header = False
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _section(table: Table, title: str, values: Any) -> None:
+    if not values:
+        return
+    if not isinstance(values, Mapping):
+        _row(table, title, plain(values))
+        return
+    table.add_section()
+    for name, value in values.items():
+        _row(table, name.removesuffix("_bytes").replace("_", " "), _measure(name, value))
+    table.add_section()
+
+
+def _measure(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return size(value)
+    if name.endswith("_ms") and known(value):
+        return milliseconds(value)
+    if name == "load_average" and value:
+        return " ".join(f"{load:.2f}" for load in value)
+    return plain(value)
+
+
+def _row(table: Table, label: str, text: str, style: str = "") -> None:
+    table.add_row(_escaped(label), _escaped(text), style=style or None)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

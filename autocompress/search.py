@@ -1,0 +1,457 @@
+"""The loop: ask → price → evaluate → tell → promote → finish → certify.
+
+The parts that decide (study, pricing, repair) never train and the parts that train never decide.
+Everything that happens is an event in the run store before it is acted upon, so a search that is
+killed at any moment goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from autocompress.budgets import Limits
+from autocompress.candidate import Candidate, Cost
+from autocompress.errors import InterruptedSearchError, TooManyFailuresError
+from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
+from autocompress.pareto import hypervolume, non_dominated
+from autocompress.pricing import Pricer, Repairer, seeds
+from autocompress.progress import Console, Stage
+from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
+from autocompress.run_store import RunStore
+from autocompress.study import Study, Told
+
+SEEDS = 6
+PROMOTED_PER_STUDENT = 3
+FAILURES_ALLOWED = 5
+FAILURE_SHARE = 0.3
+LATENCY_HEADROOM = 0.98
+REPAIR_ROUNDS = 2
+REJECTIONS_IN_A_ROW = 200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of each stage. Epochs may be fractions."""
+
+    trials: int
+    trial_epochs: float
+    promotion_epochs: float
+    final_epochs: float
+    quantized_epochs: float
+    students: int
+    sampler: str = "tpe"
+    seed: int = 0
+    time_limit_s: float | None = None
+
+
+@dataclass
+class Trial:
+    """One trial as the loop remembers it; `accuracy` is on validation data."""
+
+    number: int
+    candidate: Candidate
+    cost: Cost
+    accuracy: float | None = None
+    promoted_accuracy: float | None = None
+
+    @property
+    def best_known(self) -> float:
+        known = self.promoted_accuracy if self.promoted_accuracy is not None else self.accuracy
+        return -math.inf if known is None else known
+
+
+Certify = Callable[[Candidate], Mapping[str, Any]]
+"""Examines a distilled candidate's files, records the outcome, and returns its student record."""
+
+
+@dataclass
+class Search:
+    """One search over one run store. `run()` returns when the plan is carried out."""
+
+    pricer: Pricer
+    repair: Repairer
+    limits: Limits
+    plan: Plan
+    store: RunStore
+    executor: Executor
+    certify: Certify
+    distilled_folder: Path
+    console: Console = field(default_factory=Console)
+    _trials: dict[int, Trial] = field(default_factory=dict)
+    _finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    _queue: deque[Task] = field(default_factory=deque)
+    _outstanding: int = 0
+    _failed: int = 0
+    _infeasible: int = 0
+    _stage: str = TRIAL
+    _finalists: list[Candidate] = field(default_factory=list)
+    _stop_asked: bool = False
+    _bar: Stage | None = None
+    _scale: float = 1.0
+
+    def run(self, history: Sequence[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
+        """Carries the plan out, after `history`, the events of an earlier part of the same run.
+
+        Returns the records of all measured students.
+
+        Raises:
+            TooManyFailuresError: more than 5 trials and more than 30 % of them failed.
+            InterruptedSearchError: Ctrl-C; everything that finished is in the store.
+        """
+        self._started = time.monotonic()
+        self._study = Study(
+            self.pricer.bound.free,
+            objectives=("accuracy", "latency_ms"),
+            limits=self.limits,
+            sampler=self.plan.sampler,
+            seed=self.plan.seed,
+            canonical=self.repair,
+        )
+        self._replay(history)
+        if not self._trials:
+            self._enqueue_seeds()
+        with self._drained_on_interrupt():
+            for round_number in range(1 + REPAIR_ROUNDS):
+                self._evaluate()
+                self._check_stopped()
+                self._certify_all()
+                if not self._needs_repair() or round_number == REPAIR_ROUNDS:
+                    break
+                self._plan_repair()
+        return list(self._finished.values())
+
+    def _replay(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Rebuilds what is known from events; a trial that had started but not finished runs first."""
+        told: list[Told] = []
+        started: dict[int, Candidate] = {}
+        for event in history:
+            kind = event["event"]
+            if kind == "trial_started":
+                started[event["trial"]] = Candidate.of(event["choices"])
+            elif kind in ("trial_finished", "trial_failed", "trial_infeasible"):
+                started.pop(event["trial"], None)
+                told.append(self._remember(event))
+            elif kind == "promoted":
+                self._by_key(event["candidate"]).promoted_accuracy = event["accuracy"]
+            elif kind == "certified":
+                self._finished[event["candidate"]] = event["student"]
+        self._study.replay(told)
+        for candidate in started.values():
+            self._study.enqueue(candidate)
+        self._started_before = len(told)
+
+    def _remember(self, event: Mapping[str, Any]) -> Told:
+        candidate = Candidate.of(event["choices"])
+        cost = self.pricer.price(candidate)
+        values = None
+        if event["event"] == "trial_finished":
+            self._trials[event["trial"]] = Trial(event["trial"], candidate, cost, event["accuracy"])
+            values = {"accuracy": event["accuracy"], **cost.to_json()}
+        elif event["event"] == "trial_failed":
+            self._failed += 1
+            self._trials[event["trial"]] = Trial(event["trial"], candidate, cost)
+        else:
+            self._infeasible += 1
+        return Told(event["trial"], candidate, values, None)
+
+    def _enqueue_seeds(self) -> None:
+        def repairer(limits: Limits) -> Repairer:
+            return Repairer(self.pricer, limits, self.repair.damage)
+
+        found = seeds(self.pricer, repairer, self.limits, SEEDS)
+        for candidate in found:
+            self._study.enqueue(candidate)
+        self._decide(f"starting from {len(found)} candidates that keep the budgets at the least estimated damage")
+
+    def _evaluate(self) -> None:
+        total = self.plan.trials if self._stage == TRIAL else None
+        with self.console.stage("search", total) as self._bar:
+            self.executor.run(self._ask, self._tell, self._stopped)
+
+    def _ask(self) -> Task | Wait | None:
+        if self._queue:
+            task = self._queue.popleft()
+        else:
+            proposed = self._propose() if self._stage == TRIAL else None
+            if proposed is None:
+                if self._outstanding:
+                    return WAIT
+                return self._ask() if self._next_stage() else None
+            task = proposed
+        self._outstanding += 1
+        return task
+
+    def _propose(self) -> Task | None:
+        """The next trial that keeps the budgets by its predicted cost; None when there is none left."""
+        if len(self._trials) >= self.plan.trials or self._trial_time_is_over():
+            return None
+        for _ in range(REJECTIONS_IN_A_ROW):
+            asked = self._study.ask()
+            if asked is None:
+                return None
+            number, candidate = asked
+            cost = self.pricer.price(candidate)
+            common = {"trial": number, "candidate": candidate.key, "choices": candidate.to_json()}
+            violated = self.limits.violated(cost, upper=True)
+            if violated:
+                self._infeasible += 1
+                self.store.append("trial_infeasible", **common, predicted=cost.to_json(), violated=violated)
+                self._study.tell(number, cost.to_json())
+                continue
+            self._trials[number] = Trial(number, candidate, cost)
+            self.store.append("trial_started", **common)
+            return Task(number, candidate.to_json(), TRIAL, {"epochs": self.plan.trial_epochs})
+        self._decide(f"no candidate inside the budgets among the last {REJECTIONS_IN_A_ROW} proposals")
+        return None
+
+    def _tell(self, result: Result) -> None:
+        self._outstanding -= 1
+        trial = self._trials[result.trial]
+        if result.stage == TRIAL:
+            self._tell_trial(trial, result)
+        elif not result.ok:
+            self._decide(f"{result.stage} of {trial.candidate.key} failed: {result.error}")
+        elif result.values.get("interrupted"):
+            pass
+        elif result.stage == PROMOTION:
+            trial.promoted_accuracy = result.values["accuracy"]
+            self.store.append(
+                "promoted", candidate=trial.candidate.key, rung=1, accuracy=trial.promoted_accuracy,
+                epochs=self.plan.promotion_epochs, seconds=result.seconds,
+            )  # fmt: skip
+        else:
+            self.store.append(
+                "distilled", candidate=trial.candidate.key, accuracy=result.values["accuracy"],
+                epochs=self.plan.final_epochs, seconds=result.seconds,
+            )  # fmt: skip
+        self._show()
+
+    def _tell_trial(self, trial: Trial, result: Result) -> None:
+        common = {
+            "trial": trial.number,
+            "candidate": trial.candidate.key,
+            "choices": trial.candidate.to_json(),
+            "predicted": trial.cost.to_json(),
+        }
+        accuracy = result.values.get("accuracy", math.nan)
+        if not result.ok or not math.isfinite(accuracy) or not math.isfinite(result.values.get("loss", math.nan)):
+            reason = result.error or "its accuracy or loss is not a finite number"
+            self.store.append("trial_failed", **common, reason=reason, detail=result.detail[-2000:])
+            self._study.fail(trial.number)
+            self._failed += 1
+            self._check_failures(reason)
+            return
+        trial.accuracy = accuracy
+        self.store.append("trial_finished", **common, **result.values, seconds=result.seconds)
+        self._study.tell(trial.number, {"accuracy": accuracy, **trial.cost.to_json()})
+
+    def _check_failures(self, reason: str) -> None:
+        if self._failed > max(FAILURES_ALLOWED, FAILURE_SHARE * len(self._trials)):
+            raise TooManyFailuresError(
+                f"{self._failed} of {len(self._trials)} trials failed",
+                why=f"the last one: {reason}",
+                fix="read the trial_failed events of the run, or lock the layers involved in the space",
+            )
+
+    def _next_stage(self) -> bool:
+        """Moves on; false when there is nothing more to evaluate."""
+        if self._stage == TRIAL:
+            self._stage = PROMOTION
+            self._promote()
+        elif self._stage == PROMOTION:
+            self._stage = FINAL
+            self._finalists = self._choose_finalists(self.plan.students)
+            self._queue_finals()
+        else:
+            return False
+        return bool(self._queue) or self._next_stage()
+
+    def _promote(self) -> None:
+        wanted = PROMOTED_PER_STUDENT * self.plan.students
+        known = [trial for trial in self._trials.values() if trial.accuracy is not None]
+        chosen = ranked(known)[:wanted]
+        if self.plan.promotion_epochs <= self.plan.trial_epochs or len(chosen) <= self.plan.students:
+            return
+        self._decide(
+            f"{len(known)} candidates evaluated; training the best {len(chosen)} of them "
+            f"{self.plan.promotion_epochs / max(self.plan.trial_epochs, 1e-9):.0f} times longer"
+        )
+        self._queue.extend(
+            Task(trial.number, trial.candidate.to_json(), PROMOTION, {"epochs": self.plan.promotion_epochs})
+            for trial in chosen
+            if trial.promoted_accuracy is None
+        )
+
+    def _choose_finalists(self, count: int) -> list[Candidate]:
+        promoted = [trial for trial in self._trials.values() if trial.promoted_accuracy is not None]
+        pool = promoted or [trial for trial in self._trials.values() if trial.accuracy is not None]
+        allowed = [trial for trial in pool if self._is_expected_to_fit(trial)]
+        return [trial.candidate for trial in ranked(allowed)[:count]]
+
+    def _is_expected_to_fit(self, trial: Trial) -> bool:
+        """By its predicted cost, corrected by what was measured on the students so far."""
+        latency = self.limits.latency_ms
+        return latency is None or trial.cost.latency_ms * self._scale <= latency * LATENCY_HEADROOM
+
+    def _queue_finals(self) -> None:
+        todo = [
+            candidate
+            for candidate in self._finalists
+            if candidate.key not in self._finished and not (self.distilled_folder / candidate.key).is_dir()
+        ]
+        if not todo:
+            return
+        epochs = self.plan.final_epochs
+        self._decide(f"distilling {len(todo)} students for {epochs:g} epochs each")
+        payload = {"epochs": epochs, "quantized_epochs": self.plan.quantized_epochs}
+        self._queue.extend(
+            Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload) for candidate in todo
+        )
+
+    def _certify_all(self) -> None:
+        for candidate in self._finalists:
+            ready = (self.distilled_folder / candidate.key).is_dir()
+            if candidate.key in self._finished or not ready:
+                continue
+            self._finished[candidate.key] = self.certify(candidate)
+            self._check_stopped()
+
+    def _needs_repair(self) -> bool:
+        return not any(student["certified"] for student in self._finished.values())
+
+    def _plan_repair(self) -> None:
+        """No student kept the budgets: choose others, with predictions corrected by what was measured."""
+        ratios = [
+            student["latency_ms_ci95"][1] / self._by_key(key).cost.latency_ms
+            for key, student in self._finished.items()
+        ]
+        self._scale = max([1.0, *ratios])
+        self._finalists = [
+            candidate
+            for candidate in self._choose_finalists(self.plan.students + len(self._finished))
+            if candidate.key not in self._finished
+        ][: self.plan.students]
+        if self._finalists:
+            self._decide(
+                f"no student kept the budgets, latency came out up to {self._scale - 1:.1%} above the prediction; "
+                f"trying {len(self._finalists)} candidates that leave that much room"
+            )
+        self._queue_finals()
+
+    def _by_key(self, key: str) -> Trial:
+        return next(trial for trial in self._trials.values() if trial.candidate.key == key)
+
+    def _trial_time_is_over(self) -> bool:
+        limit = self.plan.time_limit_s
+        return limit is not None and time.monotonic() - self._started > 0.4 * limit
+
+    def _decide(self, text: str) -> None:
+        self.store.append("decision", text=text)
+        self.console.say(text)
+
+    def _show(self) -> None:
+        if self._bar is None:
+            return
+        done = [trial for trial in self._trials.values() if trial.accuracy is not None]
+        best = max((trial.best_known for trial in done), default=math.nan)
+        note = f"best accuracy {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
+        note += f", {self._infeasible} infeasible, {self._failed} failed"
+        if self._stage == TRIAL:
+            self._bar.update(len(done) + self._failed, self.plan.trials, note)
+        else:
+            left = len(self._queue) + self._outstanding
+            self._bar.update(self._bar.total - left if self._bar.total and left < self._bar.total else 0, None, note)
+
+    def _hypervolume(self, trials: list[Trial]) -> float:
+        """Of (error, latency) under the teacher's latency and an error of 1, as a share."""
+        reference = self.pricer.teacher.latency_ms
+        points = [(1 - trial.best_known, trial.cost.latency_ms / reference) for trial in trials]
+        return hypervolume(points, (1.0, 1.0)) if points else 0.0
+
+    def _stopped(self) -> bool:
+        return self._stop_asked
+
+    def _check_stopped(self) -> None:
+        if self._stop_asked:
+            raise InterruptedSearchError(
+                "stopped; everything that finished is kept",
+                fix=f"go on with: autocompress resume {self.store.paths.root}",
+            )
+
+    @contextmanager
+    def _drained_on_interrupt(self) -> Iterator[None]:
+        """The first Ctrl-C lets what is under way finish; the second one ends at once."""
+
+        def interrupt(_signal: int, _frame: FrameType | None) -> None:
+            if self._stop_asked:
+                raise KeyboardInterrupt
+            self._stop_asked = True
+            self.console.say("stopping after what is under way; press Ctrl-C again to stop at once")
+
+        try:
+            before = signal.signal(signal.SIGINT, interrupt)
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Best first: front by front of (accuracy, predicted latency), within a front by accuracy.
+
+    Of the first front every second place goes to accuracy and every second to an even spread over
+    latency, so that the users of a front find fast students too.
+    """
+    rest = sorted(trials, key=lambda trial: (-trial.best_known, trial.cost.latency_ms, trial.number))
+    order: list[Trial] = []
+    while rest:
+        points = [(1 - trial.best_known, trial.cost.latency_ms) for trial in rest]
+        front = [rest[index] for index in sorted(non_dominated(points))]
+        order.extend(_spread(front) if not order else front)
+        taken = {trial.number for trial in front}
+        rest = [trial for trial in rest if trial.number not in taken]
+    return order
+
+
+def _spread(front: list[Trial]) -> list[Trial]:
+    """Accuracy first, then alternating: the next best in accuracy, the one farthest from those taken."""
+    order, rest = front[:1], front[1:]
+    while rest:
+        if len(order) % 3 != 2:
+            chosen = rest[0]
+        else:
+            chosen = max(
+                rest, key=lambda t: min(abs(math.log(t.cost.latency_ms / o.cost.latency_ms)) for o in order)
+            )
+        order.append(chosen)
+        rest = [trial for trial in rest if trial is not chosen]
+    return order
+
+
+def scaled(plan: Plan, steps_per_epoch: int) -> Plan:
+    """The plan with epochs that it leaves open (negative) set from the size of the data."""
+
+    def epochs(given: float, steps: int, at_most: float) -> float:
+        return given if given >= 0 else min(at_most, max(steps / max(1, steps_per_epoch), 0.01))
+
+    trial = epochs(plan.trial_epochs, 32, 4)
+    final = epochs(plan.final_epochs, 3200, 60)
+    return replace(
+        plan,
+        trial_epochs=trial,
+        promotion_epochs=plan.promotion_epochs if plan.promotion_epochs >= 0 else 5 * trial,
+        final_epochs=final,
+        quantized_epochs=plan.quantized_epochs if plan.quantized_epochs >= 0 else final / 10,
+    )

@@ -1,0 +1,195 @@
+"""The form of a search-space rule: what a YAML file may say, checked by pydantic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+LayerKind = Literal["conv", "linear", "depthwise"]
+BlockKind = Literal["residual"]
+Importance = Literal["l1", "l2", "taylor", "fisher", "bn_scale"]
+RankMethod = Literal["auto", "svd", "tucker2"]
+BlockChoice = Literal["keep", "drop", "depthwise_separable"]
+Bits = Literal[8, 32]
+
+FULL = "full"
+"""The rank option of a layer that stays one layer."""
+
+_BLOCK_CHOICES: tuple[str, ...] = get_args(BlockChoice)
+
+
+def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("is empty")
+    return values
+
+
+def _sorted_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names a choice twice")
+    return tuple(sorted(values, key=_order))
+
+
+def _order(value: Any) -> float:
+    if isinstance(value, str):
+        return _BLOCK_CHOICES.index(value) if value in _BLOCK_CHOICES else float("inf")
+    return float(value)
+
+
+def _must_contain(default: Any) -> AfterValidator:
+    def check(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if default not in values:
+            raise ValueError(f"must contain {default}: leaving the teacher as it is is always a choice")
+        return values
+
+    return AfterValidator(check)
+
+
+def _rank_share(value: Any) -> Any:
+    if value == FULL:
+        return value
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise ValueError(f"{value!r} is neither 'full' nor a number above 0 and below 1")
+
+
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Once = AfterValidator(_sorted_once)
+Shares = Annotated[tuple[Share, ...], Once, _must_contain(1.0)]
+RankShares = Annotated[tuple[Annotated[Any, BeforeValidator(_rank_share)], ...], Once, _must_contain(FULL)]
+BitChoices = Annotated[tuple[Bits, ...], Once, _must_contain(32)]
+BlockChoices = Annotated[tuple[BlockChoice, ...], Once, _must_contain("keep")]
+Size = Annotated[int, Field(ge=1, le=1024)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_gaps(cls, data: Any) -> Any:
+        gaps = [key for key, value in data.items() if value is None] if isinstance(data, dict) else []
+        if gaps:
+            raise ValueError(f"leaves {gaps[0]!r} without a value")
+        return data
+
+    def written(self) -> dict[str, Any]:
+        """Only what the file says, without the defaults."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Match(Part):
+    """Every key that is written must fit. `name` is a glob over module paths; `a.*` also fits `a`."""
+
+    layer: Literal["conv", "linear", "depthwise", "any"] | None = None
+    kernel: Size | None = None
+    name: Annotated[str, Field(min_length=1)] | None = None
+    block: BlockKind | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Match:
+        if not self.model_fields_set:
+            raise ValueError("is empty; to match every layer write {layer: any}")
+        if self.block and (self.layer or self.kernel):
+            raise ValueError("asks for a block and for a layer at once; write two rules")
+        if self.kernel and self.layer == "linear":
+            raise ValueError("asks for the kernel of a linear layer, which has none")
+        return self
+
+    def fits_layer(self, name: str, kind: str, kernel: int | tuple[int, int] | None) -> bool:
+        if self.block or (self.layer not in (None, "any", kind)):
+            return False
+        if self.kernel and kernel not in (self.kernel, (self.kernel, self.kernel)):
+            return False
+        return self.fits_name(name)
+
+    def fits_block(self, name: str) -> bool:
+        return self.block is not None and self.fits_name(name)
+
+    def fits_name(self, name: str) -> bool:
+        return self.name is None or fnmatchcase(name, self.name) or self.name == f"{name}.*"
+
+
+class Width(Part):
+    """Shares of a group's channels to keep, chosen by `importance`, in multiples of `round_to`."""
+
+    keep: Shares = (0.25, 0.5, 0.75, 1.0)
+    importance: Importance = "l2"
+    round_to: Size = 1
+
+
+class Rank(Part):
+    """Shares of a layer's full rank, in multiples of `round_to`.
+
+    `auto` is tucker2 for kernels above 1×1 and svd for the rest; a layer that the method written
+    does not apply to is left out, which `inspect` shows.
+    """
+
+    method: RankMethod = "auto"
+    keep: RankShares = (0.25, 0.5, 0.75, FULL)
+    round_to: Size = 1
+
+
+class Rule(Part):
+    match: Match | None = None
+    lock: Match | None = None
+    optional: bool = False
+    width: Width | None = None
+    rank: Rank | None = None
+    bits: BitChoices | None = None
+    block: BlockChoices | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Rule:
+        written = self.model_fields_set - {"match", "lock", "optional"}
+        if (self.match is None) == (self.lock is None):
+            raise ValueError("needs either 'match' or 'lock'")
+        if self.lock and written:
+            raise ValueError("is a lock, which offers no choices; move them to a rule with 'match'")
+        if self.match:
+            self._check_choices(self.match, written)
+        return self
+
+    def _check_choices(self, match: Match, written: set[str]) -> None:
+        if not written:
+            raise ValueError("offers no choices; write width, rank, bits or block")
+        if match.block and written != {"block"}:
+            raise ValueError(f"matches a block, which has no {min(written - {'block'})!r}")
+        if not match.block and "block" in written:
+            raise ValueError("offers 'block' but matches layers; write match: {block: residual}")
+        if match.layer == "depthwise" and written & {"width", "rank"}:
+            raise ValueError(
+                f"gives {max(written & {'width', 'rank'})!r} to depthwise layers: they take the width of "
+                "the layer they read and have no rank"
+            )
+        if self.rank and self.rank.method == "tucker2" and (match.layer == "linear" or match.kernel == 1):
+            raise ValueError("asks for tucker2 where there is no kernel to decompose; use svd or auto")
+
+    @property
+    def target(self) -> Match:
+        target = self.match or self.lock
+        assert target is not None
+        return target
+
+    def fits_block(self, name: str) -> bool:
+        """A lock that gives only a name fits blocks as well as layers."""
+        only_name = self.lock is not None and self.lock.model_fields_set == {"name"}
+        return self.target.fits_block(name) or (only_name and self.target.fits_name(name))
+
+
+class SpaceFile(Part):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str = ""
+    rules: Annotated[tuple[Rule, ...], AfterValidator(_not_empty)]
+
+
+PartType = TypeVar("PartType", bound=Part)
+
+
+def merge(kind: type[PartType], parts: Iterable[PartType | None]) -> PartType | None:
+    """Later parts replace the keys that they write themselves; None when there is no part."""
+    written = [part.model_dump(exclude_unset=True) for part in parts if part is not None]
+    return kind.model_validate({key: part[key] for part in written for key in part}) if written else None

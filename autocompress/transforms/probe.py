@@ -1,0 +1,59 @@
+"""Tries every kind of change once, before a search, and locks what the network does not survive.
+
+Coupling follows the data flow by rules; the probe is their check. All groups are halved at once;
+if the network then fails to run, they are tried one by one and those that fail are locked. The same
+is done for the choices at blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from autocompress.candidate import Candidate, Option, Site
+from autocompress.graph.module import build
+from autocompress.network import Weights
+from autocompress.transforms.apply import apply
+from autocompress.transforms.sites import BoundSpace
+
+
+def probed(bound: BoundSpace, weights: Weights) -> BoundSpace:
+    """The space without the choices that make the network fail."""
+    drops: dict[tuple[str, Option], str] = {}
+    widths = [(site.name, site.options[0]) for site in bound.of_kind("width")]
+    blocks = [(site.name, option) for site in bound.of_kind("block") for option in site.options if option != "keep"]
+    for choices in (widths, [item for item in blocks if item[1] == "drop"], [b for b in blocks if b[1] != "drop"]):
+        for name, option in _failing(choices, lambda c: _runs(bound, weights, c)):
+            site = bound.by_name[name]
+            drops.update(
+                {(name, other): "the network does not run with it" for other in _like(site, option)}
+            )
+    return bound.without(drops) if drops else bound
+
+
+def _like(site: Site, option: Option) -> list[Option]:
+    return [other for other in site.options if other != site.default] if site.kind == "width" else [option]
+
+
+def _failing(
+    choices: list[tuple[str, Option]], runs: Callable[[Candidate], bool]
+) -> list[tuple[str, Option]]:
+    """The choices that fail, found by halving."""
+    if not choices or runs(Candidate.of(choices)):
+        return []
+    if len(choices) == 1:
+        return choices
+    half = len(choices) // 2
+    return [*_failing(choices[:half], runs), *_failing(choices[half:], runs)]
+
+
+def _runs(bound: BoundSpace, weights: Weights, candidate: Candidate) -> bool:
+    try:
+        network, cut = apply(bound, weights, candidate)
+        assert cut is not None
+        with torch.no_grad():
+            output = build(network, cut)(torch.zeros(2, *network.input_shape[1:]))
+        return tuple(output.shape) == (2, *bound.network.shape_of(bound.network.output)[1:])
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError):
+        return False

@@ -1,0 +1,67 @@
+"""Random candidates of a space, and random weights for them: what devices are profiled with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+
+from autocompress.candidate import Candidate, Option, Site
+from autocompress.network import Network, Weights
+from autocompress.transforms.sites import BoundSpace
+
+PRECISIONS = ("fp32", "int8", "mixed")
+
+
+def random_candidate(bound: BoundSpace, rng: random.Random, precision: str = "mixed") -> Candidate:
+    """A candidate whose overall strength is drawn first, so that light and heavy ones are equally likely."""
+    strength = rng.random()
+    choices: dict[str, Option] = {}
+    for site in bound.free:
+        if site.kind == "bits":
+            choices[site.name] = _bits(site, rng, precision)
+        elif rng.random() < strength:
+            choices[site.name] = rng.choice(site.options)
+    return bound.canonical(Candidate.of(choices))
+
+
+def samples(bound: BoundSpace, count: int, seed: int) -> Iterator[tuple[str, Candidate]]:
+    """`(precision, candidate)` pairs without repeats: the teacher in each precision, then random ones."""
+    rng = random.Random(seed)
+    has_bits = bool(bound.of_kind("bits"))
+    kinds = PRECISIONS if has_bits else ("fp32",)
+    seen: set[str] = set()
+    lowest = {site.name: min(site.options, key=int) for site in bound.of_kind("bits")}
+    for precision, candidate in (("fp32", Candidate()), ("int8", Candidate.of(lowest))):
+        if candidate.key not in seen:
+            seen.add(candidate.key)
+            yield precision, candidate
+    for index in range(20 * count):
+        if len(seen) >= count:
+            return
+        precision = kinds[index % len(kinds)]
+        candidate = random_candidate(bound, rng, precision)
+        if candidate.key not in seen:
+            seen.add(candidate.key)
+            yield precision, candidate
+
+
+def random_weights(network: Network, seed: int = 0) -> Weights:
+    """Weights of the network's shapes, small and without denormal numbers: timing does not depend on them."""
+    rng = np.random.default_rng(seed)
+    weights: Weights = {}
+    for name, spec in network.params.items():
+        values = rng.uniform(0.01, 0.1, spec.shape)
+        if spec.trainable and len(spec.shape) > 1:
+            values *= rng.choice((-1.0, 1.0), spec.shape)
+        weights[name] = values.astype(spec.dtype)
+    return weights
+
+
+def _bits(site: Site, rng: random.Random, precision: str) -> Option:
+    if precision == "fp32":
+        return site.default
+    if precision == "int8":
+        return min(site.options, key=int)
+    return rng.choice(site.options)

@@ -1,0 +1,267 @@
+"""Where a search space meets a network: every decision that can be taken, and every one that cannot.
+
+`bind` walks the layers, channel groups and residual blocks of a network, asks the space for its
+rule at each, and lists a site for every choice. What cannot be changed is listed too, locked, with
+the reason, so that `inspect` can show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from autocompress.candidate import Candidate, Option, Site
+from autocompress.graph.blocks import Block, residual_blocks
+from autocompress.graph.coupling import Coupling, Group, couple
+from autocompress.graph.coupling_rules import WEIGHTED
+from autocompress.network import Network, Node, Param
+from autocompress.space import Space
+from autocompress.transforms import low_rank
+from autocompress.transforms.compact import separable_layers
+from autocompress.transforms.prune import kept_count
+from autocompress.transforms.replace_layer import conv_args
+
+
+@dataclass(frozen=True)
+class BoundSpace:
+    """A space bound to a network: its sites and what `apply` needs to carry out their choices."""
+
+    network: Network
+    coupling: Coupling
+    blocks: Mapping[str, Block]
+    sites: tuple[Site, ...]
+    dropped: tuple[tuple[str, Option, str], ...] = ()
+
+    @cached_property
+    def free(self) -> tuple[Site, ...]:
+        """The sites with a real choice."""
+        return tuple(site for site in self.sites if len(site.options) > 1)
+
+    @cached_property
+    def by_name(self) -> dict[str, Site]:
+        return {site.name: site for site in self.sites}
+
+    def of_kind(self, kind: str) -> tuple[Site, ...]:
+        return tuple(site for site in self.free if site.kind == kind)
+
+    @property
+    def log10_size(self) -> float:
+        """Decimal logarithm of the number of candidates."""
+        return float(sum(np.log10(len(site.options)) for site in self.sites))
+
+    def check(self, candidate: Candidate) -> None:
+        """Raises KeyError for a site the space does not have or an option the site does not offer."""
+        for name, option in candidate.choices:
+            site = self.by_name.get(name)
+            if site is None:
+                raise KeyError(f"the space has no site {name}")
+            if option not in site.options:
+                raise KeyError(f"{name} offers {site.options}, not {option!r}")
+
+    def canonical(self, candidate: Candidate) -> Candidate:
+        """The candidate without choices that equal the default or that another choice makes moot.
+
+        Two candidates that mean the same network have the same canonical form.
+        """
+        gone, separated = self._gone(candidate)
+        choices = {
+            name: option
+            for name, option in candidate.choices
+            if option != self.by_name[name].default and not self._is_moot(self.by_name[name], gone, separated)
+        }
+        return Candidate.of(choices)
+
+    def without(self, drops: Mapping[tuple[str, Option], str]) -> BoundSpace:
+        """The space without these options; `drops` gives the reason for each (site, option)."""
+        sites = []
+        for site in self.sites:
+            options = tuple(option for option in site.options if (site.name, option) not in drops)
+            locked = site.locked
+            if len(options) == 1 and len(site.options) > 1:
+                locked = next(drops[site.name, option] for option in site.options if option not in options)
+            sites.append(replace(site, options=options, locked=locked))
+        listed = tuple((name, option, reason) for (name, option), reason in drops.items())
+        return replace(self, sites=tuple(sites), dropped=(*self.dropped, *listed))
+
+    def lock(self, names: Mapping[str, str]) -> BoundSpace:
+        """The space with these sites locked; `names` gives the reason for each."""
+        return replace(
+            self,
+            sites=tuple(
+                replace(site, options=(site.default,), locked=names[site.name]) if site.name in names else site
+                for site in self.sites
+            ),
+        )
+
+    def _gone(self, candidate: Candidate) -> tuple[set[str], set[str]]:
+        """Layers in dropped blocks, and layers that become depthwise-separable."""
+        gone: set[str] = set()
+        separated: set[str] = set()
+        for name, option in candidate.choices:
+            site = self.by_name[name]
+            if site.kind == "block" and option == "drop":
+                gone.update(self.blocks[site.target].layers)
+            elif site.kind == "block" and option == "depthwise_separable":
+                separated.update(separable_layers(self.network, self.blocks[site.target]))
+        return gone, separated
+
+    def _is_moot(self, site: Site, gone: set[str], separated: set[str]) -> bool:
+        if site.kind == "block":
+            layers = set(self.blocks[site.target].layers)
+            return bool(gone) and layers < gone and not layers >= gone and self._inside_dropped(site, gone)
+        if site.kind == "rank" and site.target in separated:
+            return True
+        return bool(site.layers) and set(site.layers) <= gone
+
+    def _inside_dropped(self, site: Site, gone: set[str]) -> bool:
+        block = self.blocks[site.target]
+        return any(
+            other.name != block.name and set(block.layers) < set(other.layers) and set(other.layers) <= gone
+            for other in self.blocks.values()
+        )
+
+
+def bind(space: Space, network: Network) -> BoundSpace:
+    """Every site of `network` under the rules of `space`.
+
+    Raises:
+        SpaceError: a rule that is not optional matches nothing.
+    """
+    coupling = couple(network)
+    blocks = {block.name: block for block in residual_blocks(network)}
+    binder = _Binder(space, network)
+    sites = [
+        *(binder.width(group) for group in coupling.groups),
+        *(binder.block(block) for block in blocks.values()),
+    ]
+    for node in network.nodes:
+        if node.op in WEIGHTED:
+            sites += [binder.rank(node), binder.bits(node)]
+    space.check_matched(binder.matched)
+    return BoundSpace(network, coupling, blocks, tuple(site for site in sites if site is not None))
+
+
+class _Binder:
+    """Asks the space for its rules and remembers which of them matched."""
+
+    def __init__(self, space: Space, network: Network) -> None:
+        self.space, self.network = space, network
+        self.matched: set[int] = set()
+
+    def width(self, group: Group) -> Site:
+        rule = self._layer_rule(self.network.by_name[group.layers[0]])
+        name = f"width:{group.name}"
+        if rule is None or rule.width is None:
+            return _locked(name, "width", group.name, 1.0, group.layers, "no rule gives it a width")
+        producers = {place.param for place in group.places if place.axis == 0}
+        for node in self.network.nodes:
+            if node.op in WEIGHTED and set(node.params) & producers:
+                locked = self._lock_reason(node)
+                if locked:
+                    return _locked(name, "width", group.name, 1.0, group.layers, locked)
+        if group.locked:
+            return _locked(name, "width", group.name, 1.0, group.layers, group.locked)
+        round_to = rule.width.round_to
+        options: dict[int, float] = {group.size: 1.0}
+        for keep in sorted(rule.width.keep, reverse=True):
+            options.setdefault(kept_count(group.size, keep, round_to), keep)
+        settings = {"importance": rule.width.importance, "round_to": round_to, "size": group.size}
+        return _site(name, "width", group.name, sorted(options.values()), 1.0, group.layers, settings)
+
+    def block(self, block: Block) -> Site:
+        name = f"block:{block.name}"
+        rule = self.space.rule_for_block(block.name)
+        self.matched.update(rule.matched)
+        if rule.locked:
+            return _locked(name, "block", block.name, "keep", block.layers, rule.locked)
+        if not rule.block:
+            return _locked(name, "block", block.name, "keep", block.layers, "no rule gives it a choice")
+        options: list[Option] = ["keep"]
+        reasons = []
+        if "drop" in rule.block:
+            if block.droppable:
+                options.append("drop")
+            else:
+                reasons.append("its shortcut changes the shape, so it cannot be dropped")
+        if "depthwise_separable" in rule.block:
+            if separable_layers(self.network, block):
+                options.append("depthwise_separable")
+            else:
+                reasons.append("it has no dense k×k convolution to separate")
+        if len(options) == 1:
+            return _locked(name, "block", block.name, "keep", block.layers, "; ".join(reasons))
+        return _site(name, "block", block.name, options, "keep", block.layers, {})
+
+    def rank(self, node: Node) -> Site:
+        name = f"rank:{node.name}"
+        rule = self._layer_rule(node)
+        locked = self._lock_reason(node)
+        if not locked and (rule is None or rule.rank is None):
+            locked = "no rule gives it a rank"
+        if locked or rule is None or rule.rank is None:
+            return _locked(name, "rank", node.name, "full", (node.name,), locked)
+        shape = self.network.params[node.args[1].name].shape  # type: ignore[union-attr]
+        method = low_rank.method_for(node, shape)
+        if not method or rule.rank.method not in ("auto", method):
+            why = f"{rule.rank.method} does not apply to it" if method else "it is a grouped convolution"
+            return _locked(name, "rank", node.name, "full", (node.name,), why)
+        dense = int(np.prod(shape))
+        options: list[Option] = [
+            keep
+            for keep in sorted(keep for keep in rule.rank.keep if keep != "full")
+            if low_rank.parameters(shape, low_rank.ranks(shape, float(keep), rule.rank.round_to)) < dense
+        ]
+        if not options:
+            return _locked(name, "rank", node.name, "full", (node.name,), "no rank offered has fewer weights")
+        settings = {"method": method, "round_to": rule.rank.round_to}
+        return _site(name, "rank", node.name, [*options, "full"], "full", (node.name,), settings)
+
+    def bits(self, node: Node) -> Site:
+        name = f"bits:{node.name}"
+        rule = self._layer_rule(node)
+        locked = self._lock_reason(node)
+        if not locked and (rule is None or not rule.bits):
+            locked = "no rule gives it bit-widths"
+        if locked or rule is None or set(rule.bits) == {32}:
+            return _locked(name, "bits", node.name, 32, (node.name,), locked or "the rule offers 32 bits only")
+        options: list[Option] = sorted({*rule.bits, 32})
+        return _site(name, "bits", node.name, options, 32, (node.name,), {})
+
+    def _layer_rule(self, node: Node):  # type: ignore[no-untyped-def]
+        if not isinstance(node.args[1], Param):
+            return None
+        shape = self.network.params[node.args[1].name].shape
+        kind, kernel = "linear", None
+        if node.op != "linear":
+            channels = self.network.shape_of(node.inputs[0])[1]
+            depthwise = conv_args(node).groups == channels and channels > 1
+            kind, kernel = ("depthwise" if depthwise else "conv"), (shape[2], shape[3])
+        rule = self.space.rule_for_layer(node.module or node.name, kind, kernel)
+        self.matched.update(rule.matched)
+        return rule
+
+    def _lock_reason(self, node: Node) -> str:
+        rule = self._layer_rule(node)
+        if rule is None:
+            return "its weight is computed in forward()"
+        if rule.locked:
+            return rule.locked
+        (weight,) = (arg.name for arg in node.args[1:2] if isinstance(arg, Param))
+        if len(self.network.param_users[weight]) > 1:
+            return "its weight is shared with another layer"
+        return ""
+
+
+def _site(
+    name: str, kind: str, target: str, options: list[Option] | list[float], default: Option,
+    layers: tuple[str, ...], settings: Mapping[str, object],
+) -> Site:
+    locked = "the rule leaves one choice" if len(options) == 1 else ""
+    return Site(name, kind, target, tuple(options), default, layers, locked, settings)
+
+
+def _locked(name: str, kind: str, target: str, default: Option, layers: tuple[str, ...], why: str) -> Site:
+    return Site(name, kind, target, (default,), default, layers, why)

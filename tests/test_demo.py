@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from autocompress import demo
+from autocompress.data import load_data
+from autocompress.quality.evaluate import evaluate
+from autocompress.teacher import check_teacher, load_teacher
+
+
+def test_the_demo_writes_a_teacher_that_its_spec_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    out = tmp_path / "new" / "teacher.safetensors"
+    result = CliRunner().invoke(demo.main, ["teacher", str(out)])
+    assert result.exit_code == 0 and result.stdout == ""
+    assert demo.teacher_spec(out) in result.stderr
+    teacher, data = load_teacher(demo.teacher_spec(out)), load_data(demo.DATA)
+    assert check_teacher(teacher.module, data.input_shape, data.num_classes) == (10,)
+    assert data.test is not None
+    assert f"{evaluate(teacher.module, data.test).accuracy:.2%}" in result.stderr

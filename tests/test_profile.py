@@ -1,0 +1,317 @@
+"""A profile folder is read back as it was written, or refused with the file and the line or key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autocompress.cost import file_features_count
+from autocompress.device import latency_table, profile_files
+from autocompress.device.profile import DeviceProfile, Fit, load_profile
+from autocompress.device.profile_files import KERNELS, PROFILE, VALIDATION, read_profile, write_profile
+from autocompress.errors import ProfileError
+from autocompress.kernels import Kernel
+from autocompress.runtime_layouts import Layouts
+
+
+def example() -> DeviceProfile:
+    rows = [
+        latency_table.Row(
+            Kernel(
+                "conv",
+                "fp32",
+                in_channels=channels,
+                out_channels=channels,
+                height=8,
+                width=8,
+                kernel_height=3,
+                kernel_width=3,
+                in_elements=64 * channels,
+                out_elements=64 * channels,
+            ),
+            5,
+            1.0,
+            channels / 2,
+            channels / 2 - 0.5,
+            channels / 2 + 0.5,
+        )
+        for channels in (8, 16, 24)
+    ]
+    return DeviceProfile(
+        name="example",
+        runtime="onnxruntime",
+        threads=1,
+        batch=1,
+        device={"cpu": "An Example", "usable_cores": 2},
+        source={"space": "joint", "space_fingerprint": "abc", "input_shape": [1, 3, 32, 32]},
+        layouts=Layouts(8, False),
+        table=latency_table.LatencyTable(rows),
+        fit=Fit({"conv.fp32": 0.9}, {"conv.fp32": 1.5}, 2.0),
+        file_coefficients=tuple(float(value) for value in range(file_features_count())),
+        validation={"count": 2, "mean_error": 0.01, "error95": 0.04},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_profile(tmp_path / "example", example())
+    return tmp_path / "example"
+
+
+def edit(path: Path, change: Callable[[str], str]) -> None:
+    before = path.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before
+    path.write_text(after, encoding="utf-8")
+
+
+def cell(name: str, value: str, line: int = 3) -> Callable[[str], str]:
+    """Writes `value` into one cell of kernels.csv; lines count from 1."""
+
+    def change(text: str) -> str:
+        lines = [row.split(",") for row in text.splitlines()]
+        lines[line - 1][lines[0].index(name)] = value
+        return "\n".join(",".join(row) for row in lines) + "\n"
+
+    return change
+
+
+def test_what_was_written_is_read_back(folder: Path):
+    found, wanted = read_profile(folder), example()
+    assert found.table.rows == wanted.table.rows
+    assert (found.fit, found.file_coefficients) == (wanted.fit, wanted.file_coefficients)
+    assert found.layouts == Layouts(8, False)
+    assert (found.name, found.runtime, found.threads, found.batch) == ("example", "onnxruntime", 1, 1)
+    assert found.fingerprint == wanted.fingerprint
+    assert found.relative_error == 0.04
+
+
+def test_reading_and_writing_again_changes_no_byte(folder: Path, tmp_path: Path):
+    write_profile(tmp_path / "again", read_profile(folder))
+    for name in (PROFILE, KERNELS, VALIDATION):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_folder_or_its_profile_file_may_be_named(folder: Path):
+    assert load_profile(folder).fingerprint == load_profile(folder / PROFILE).fingerprint
+
+
+def test_rows_need_not_rise_with_their_size(folder: Path):
+    edit(folder / KERNELS, lambda text: cell("median_us", "1.0", 4)(cell("ci95_low_us", "0.5", 4)(text)))
+    assert read_profile(folder).table.rows[2].median_us == 1.0
+
+
+def test_a_name_that_is_unknown_tells_how_to_make_one():
+    with pytest.raises(ProfileError, match="'nowhere'") as caught:
+        load_profile("nowhere")
+    assert "autocompress profile" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", [PROFILE, KERNELS, VALIDATION])
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (None, "missing"),
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        ("formats: 1".encode("utf-16"), "not UTF-8"),
+        (b"\xef\xbb\xbfformat: 1\n", "byte order mark"),
+    ],
+    ids=["missing", "empty", "blank", "binary", "utf-16", "bom"],
+)
+def test_files_that_are_no_text_are_refused(folder: Path, name: str, data: bytes | None, why: str):
+    (folder / name).unlink()
+    if data is not None:
+        (folder / name).write_bytes(data)
+    with pytest.raises(ProfileError) as caught:
+        read_profile(folder)
+    assert str(folder / name) in caught.value.where
+    assert why in caught.value.why
+
+
+@pytest.mark.parametrize("name", [PROFILE, KERNELS, VALIDATION])
+def test_huge_files_are_refused_unread(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    with (folder / name).open("r+b") as file:
+        file.truncate(profile_files.MOST_BYTES + 1)
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: pytest.fail() if path.name == name else path.open("rb").read()
+    )
+    with pytest.raises(ProfileError, match="cannot be used") as caught:
+        read_profile(folder)
+    assert "larger than 64 MiB" in caught.value.why
+
+
+@pytest.mark.parametrize("name", [PROFILE, KERNELS, VALIDATION])
+def test_every_truncation_is_refused_or_reads_as_whole_lines(folder: Path, name: str):
+    text = (folder / name).read_bytes()
+    for length in np.linspace(0, len(text) - 2, 40).astype(int):
+        (folder / name).write_bytes(text[:length])
+        try:
+            rows = read_profile(folder).table.rows
+        except ProfileError as error:
+            assert name in error.where
+        else:
+            assert name != VALIDATION
+            assert set(rows) <= set(example().table.rows)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("format: 1", "format: 99", "99"),
+        ("format: 1", "format: one", "format"),
+        ("format: 1", "format: 1\nformat: 1", "line 2"),
+        ("threads: 1", "threads: 0", "threads"),
+        ("threads: 1", "threads: true", "threads"),
+        ("threads: 1", "threads: 1.5", "threads"),
+        ("threads: 1\n", "", "threads"),
+        ("batch: 1", "batch: -1", "batch"),
+        ("conv.fp32: 1.5", "conv.fp32: .nan", "overheads_us.conv.fp32"),
+        ("conv.fp32: 1.5", "conv.fp32: true", "overheads_us.conv.fp32"),
+        ("constant_us: 2.0", "constant_us: .inf", "constant_us"),
+        ("constant_us: 2.0", "constant_us: fast", "constant_us"),
+        ("constant_us: 2.0", "constant_us: -2.0", "constant_us"),
+        ("constant_us: 2.0\n", "\n", "constant_us"),
+        ("overheads_us:", "overheads_ms:", "overheads_us"),
+        ("float_block: 8", "float_block: -8", "float_block"),
+        ("float_block: 8", "float_block: true", "float_block"),
+        ("int8_channels_last: false", "int8_channels_last: 0", "int8_channels_last"),
+        ("conv.fp32: 0.9", "conv.fp32: -0.9", "conv.fp32"),
+        ("conv.fp32: 0.9", "conv.fp32: 0", "conv.fp32"),
+        ("- 5.0", "", "file_coefficients"),
+        ("- 5.0", "- .nan", "file_coefficients"),
+        ("runtime: onnxruntime", "runtime: &a onnxruntime\nagain: *a", "line"),
+        ("runtime: onnxruntime", "runtime: !!python/object/apply:os.system ['false']", "line"),
+        ("runtime: onnxruntime", "runtime: [onnxruntime", "line"),
+        ("runtime: onnxruntime", "runtime: 1", "runtime"),
+    ],
+)
+def test_profile_yaml_is_checked_key_by_key(folder: Path, old: str, new: str, why: str):
+    edit(folder / PROFILE, lambda text: text.replace(old, new))
+    with pytest.raises(ProfileError) as caught:
+        read_profile(folder)
+    assert PROFILE in caught.value.where
+    assert why in caught.value.why
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "nan", "inf", "1e999", "fast", "0x10"])
+def test_a_median_must_be_a_positive_number(folder: Path, value: str):
+    edit(folder / KERNELS, cell("median_us", value))
+    with pytest.raises(ProfileError) as caught:
+        read_profile(folder)
+    assert "line 3" in caught.value.why
+    assert KERNELS in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ci95_low_us", "-1"),
+        ("ci95_low_us", "1000"),
+        ("ci95_high_us", "0.1"),
+        ("count", "-3"),
+        ("count", "2.5"),
+        ("count", "0"),
+        ("count", "9" * 5000),
+        ("operations", "-1"),
+        ("op", ""),
+        ("op", "../conv"),
+        ("groups", "0"),
+        ("in_channels", "many"),
+        ("in_channels", "-8"),
+        ("height", ""),
+    ],
+)
+def test_other_cells_are_checked_too(folder: Path, name: str, value: str):
+    edit(folder / KERNELS, cell(name, value))
+    with pytest.raises(ProfileError) as caught:
+        read_profile(folder)
+    assert "line 3" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda text: text + text.splitlines()[-1] + "\n", "line 4 is of the same kernel"),
+        (lambda text: text.replace("median_us", "median_ms"), "median_us"),
+        (lambda text: text.splitlines()[0] + "\n", "no rows"),
+        (lambda text: text.rstrip() + ",7\n", "line 4"),
+        (lambda text: text.rstrip()[: -len(",12.5000")] + "\n", "line 4"),
+        (lambda text: text + '"conv', "line 5"),
+    ],
+    ids=["duplicate", "other unit", "no rows", "one cell more", "one cell fewer", "open quote"],
+)
+def test_rows_that_do_not_belong_are_refused(folder: Path, change: Callable[[str], str], why: str):
+    edit(folder / KERNELS, change)
+    with pytest.raises(ProfileError) as caught:
+        read_profile(folder)
+    assert why in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "1", '{"error95": "low"}', '{"error95": -1}', '{"error95": NaN}', "{"]
+)
+def test_a_validation_that_says_nothing_is_refused(folder: Path, text: str):
+    (folder / VALIDATION).write_text(text, encoding="utf-8")
+    with pytest.raises(ProfileError) as caught:
+        read_profile(folder)
+    assert VALIDATION in caught.value.where
+
+
+def test_a_profile_that_was_not_validated_is_not_trusted_much():
+    assert replace(example(), validation={}).relative_error == 0.1
+
+
+def test_it_fits_the_input_size_and_space_it_was_made_for():
+    example().check_fits((1, 3, 32, 32), "abc")
+    with pytest.raises(ProfileError, match="inputs of shape"):
+        example().check_fits((1, 3, 224, 224), "abc")
+    with pytest.raises(ProfileError, match="'joint'"):
+        example().check_fits((1, 3, 32, 32), "other")
+    with pytest.raises(ProfileError, match="runtime onnxruntime"):
+        example().check_fits((1, 3, 32, 32), runtime="openvino")
+    with pytest.raises(ProfileError, match="threads 1"):
+        example().check_fits((1, 3, 32, 32), threads=2)
+
+
+def test_it_is_used_on_its_own_machine_only():
+    example().check_here({"cpu": "An Example", "usable_cores": 1})
+    with pytest.raises(ProfileError, match="another machine"):
+        example().check_here({"cpu": "Another", "usable_cores": 8})
+    with pytest.raises(ProfileError, match="4 threads"):
+        replace(example(), threads=4).check_here({"cpu": "An Example", "usable_cores": 2})
+
+
+def test_a_kernel_is_scaled_and_relieved_of_the_profiler():
+    fit = Fit({"conv.fp32": 0.5, "add.fp32": 2.0}, {"conv.fp32": 1.5, "add.fp32": 0.5}, 10.0)
+    convolution = Kernel("conv", "fp32", kernel_height=3, kernel_width=3)
+    assert fit.kernel_us(convolution, 100.0, 2) == 0.5 * 100 - 1.5 * 2
+    assert fit.kernel_us(Kernel("add", "fp32"), 3.0, 1) == 2.0 * 3 - 0.5
+
+
+def test_a_kernel_of_a_group_without_fit_gets_the_typical_one():
+    fit = Fit({"conv.fp32": 0.5, "add.fp32": 2.0}, {"conv.fp32": 1.5, "add.fp32": 0.5}, 10.0)
+    assert fit.kernel_us(Kernel("softmax", "fp32"), 10.0, 1) == 1.25 * 10 - 1.0
+
+
+def test_no_kernel_is_free_or_gives_time_back():
+    fit = Fit({"add.fp32": 1.0}, {"add.fp32": 5.0}, 0.0)
+    assert fit.kernel_us(Kernel("add", "fp32"), 2.0, 1) == 0.05 * 2
+
+
+def test_everything_that_decides_a_price_is_in_the_fingerprint():
+    base = example()
+    changed = [
+        replace(base, threads=2),
+        replace(base, fit=replace(base.fit, overheads_us={"conv.fp32": 1.6})),
+        replace(base, layouts=Layouts(16, False)),
+        replace(base, file_coefficients=(1.0, *base.file_coefficients[1:])),
+        replace(base, table=latency_table.LatencyTable(base.table.rows[:2])),
+    ]
+    assert len({base.fingerprint, *(one.fingerprint for one in changed)}) == 6
+    assert replace(base, name="other").fingerprint == base.fingerprint
