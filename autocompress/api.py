@@ -1,6 +1,6 @@
 """The commands as Python functions: one for each, of the same name.
 
-    front = compress(teacher, data, device="NAME", space="joint", budgets=Budgets(latency_ms=2), run="runs/first")
+    front = compress(teacher, data, device="NAME", space="joint", budgets=Budgets(latency_ms=2))
     front.best(latency_ms=1.5).save("student/")
 
 Nothing heavy is imported until a function needs it.
@@ -50,7 +50,9 @@ class Inspection:
                 }
                 for site in self.sites
             ],
-            "dropped": [{"site": name, "option": option, "reason": why} for name, option, why in self.dropped],
+            "dropped": [
+                {"site": name, "option": option, "reason": why} for name, option, why in self.dropped
+            ],
             "log10_size": self.log10_size,
             "teacher": self.teacher_cost and self.teacher_cost.to_json(),
             "smallest": self.smallest and self.smallest.to_json(),
@@ -58,7 +60,7 @@ class Inspection:
 
     def table(self) -> Any:
         """The same for a terminal."""
-        from autocompress.report.table import inspection_table
+        from autocompress.reporting.table import inspection_table
 
         return inspection_table(self)
 
@@ -235,7 +237,7 @@ def bench(student: str | Path, console: Console | None = None) -> dict[str, Any]
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:
     """Writes one offline HTML file about a run, by default `report.html` in its folder."""
-    from autocompress.report.html import write_report
+    from autocompress.reporting.html import write_report
 
     return write_report(Path(run), None if output is None else Path(output))
 

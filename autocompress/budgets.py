@@ -70,6 +70,15 @@ class Limits:
         """Names of the limits that `cost` breaks; see `excess`. A cost equal to its limit keeps it."""
         return [name for name, excess in self.excess(cost, upper=upper).items() if excess > 0]
 
+    def scaled(self, share: float) -> Limits:
+        """Each limit times `share`; bytes round down."""
+
+        def times(value: int | None) -> int | None:
+            return None if value is None else math.floor(value * share)
+
+        latency_ms = None if self.latency_ms is None else self.latency_ms * share
+        return Limits(latency_ms, times(self.peak_memory_bytes), times(self.file_bytes))
+
     def describe(self) -> str:
         return ", ".join(f"{_LABELS[name]} ≤ {show(name, limit)}" for name, limit in self.as_dict.items())
 

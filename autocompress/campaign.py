@@ -32,7 +32,7 @@ from autocompress.progress import Console
 from autocompress.quality.evaluator import Evaluator, discard, importances, save_teacher
 from autocompress.quality.scores import score
 from autocompress.quality.student import CALIBRATION_BATCH, Workshop
-from autocompress.report.card import student_card
+from autocompress.reporting.card import student_card
 from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
 from autocompress.search import Plan, Search, scaled
 from autocompress.space import Space
@@ -85,7 +85,9 @@ class Request:
 
 
 _RESUMABLE = tuple(
-    name for name in Request.__dataclass_fields__ if name not in ("teacher", "data", "device", "space", "budgets", "run")
+    name
+    for name in Request.__dataclass_fields__
+    if name not in ("teacher", "data", "device", "space", "budgets", "run")
 )
 
 
@@ -98,7 +100,10 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
     with RunStore.create(
         request.run,
         _config(request, prepared),
-        {**environment_record(request.seed), "device": device_description(prepared.device.runtime, prepared.device.threads)},
+        {
+            **environment_record(request.seed),
+            "device": device_description(prepared.device.runtime, prepared.device.threads),
+        },
         resume=resume,
         overwrite=overwrite,
     ) as store:
@@ -249,7 +254,9 @@ class _Campaign:
 
         folded, folded_weights = fold_batch_norms(network, weights)
         assert folded_weights is not None
-        model.write_bytes(to_onnx(folded, folded_weights, batch=self.prepared.device.batch).SerializeToString())
+        model.write_bytes(
+            to_onnx(folded, folded_weights, batch=self.prepared.device.batch).SerializeToString()
+        )
         certificate = examine(model, self.data, self.prepared.device, module=build(folded, folded_weights))
         predicted = self.prepared.pricer.teacher
         nothing = Limits(latency_ms=1e12)
@@ -283,14 +290,18 @@ class _Campaign:
             return {(name, option): value for name, option, value in known["damage"]}
         batches = [
             batch
-            for batch, _ in zip(self.data.calibration.batches(CALIBRATION_BATCH), range(SCORING_BATCHES), strict=False)
+            for batch, _ in zip(
+                self.data.calibration.batches(CALIBRATION_BATCH), range(SCORING_BATCHES), strict=False
+            )
         ]
         with self.console.stage("scoring choices", None) as stage:
             damage = score(
                 self.bound, self.prepared.opened.weights, saliency, batches,
                 progress=lambda done, total: stage.update(done, total),
             )  # fmt: skip
-        self.store.append("scored", damage=[[name, option, value] for (name, option), value in damage.items()])
+        self.store.append(
+            "scored", damage=[[name, option, value] for (name, option), value in damage.items()]
+        )
         return damage
 
     def _executor(self, saliency: Mapping[str, Any]) -> Executor:
@@ -336,7 +347,9 @@ class _Campaign:
             module=module, reference=self.paths.teacher_model,
         )  # fmt: skip
         network, weights = module.source_network, module.export_weights()
-        floating = replace(network, nodes=tuple(replace(n, quantizer=None) for n in network.nodes), input_quantizer=None)
+        floating = replace(
+            network, nodes=tuple(replace(n, quantizer=None) for n in network.nodes), input_quantizer=None
+        )
         cost = self.prepared.pricer.price(candidate)
         record, violated = student_record(
             candidate.key, certificate, cost.peak_memory_bytes,
@@ -375,8 +388,12 @@ class _Campaign:
         return record
 
     def _bench(
-        self, certificate: Certificate, record: Mapping[str, Any], limits: Limits,
-        violated: list[str], teacher: Mapping[str, Any],
+        self,
+        certificate: Certificate,
+        record: Mapping[str, Any],
+        limits: Limits,
+        violated: list[str],
+        teacher: Mapping[str, Any],
     ) -> dict[str, Any]:
         device = self.prepared.device
         return {

@@ -20,8 +20,9 @@ from torch import nn
 from autocompress.budgets import Limits
 from autocompress.data import Data
 from autocompress.data_splits import Split
-from autocompress.device.measure import CERTIFY, Measurement, Settings, measure_in_fresh_process
+from autocompress.device.measure import CERTIFY, Settings, measure_in_fresh_process
 from autocompress.device.runtimes import get_runtime
+from autocompress.device.statistics import Measurement
 from autocompress.export.parity import Parity, check_model, check_parity
 from autocompress.graph.module import GraphModule
 from autocompress.quality.evaluate import Evaluation, evaluate_session
@@ -94,7 +95,12 @@ def whole_batches(split: Split, batch: int) -> Split:
 
 
 def student_record(
-    key: str, certificate: Certificate, peak_memory_bytes: int, counts: tuple[int, int], path: str, limits: Limits
+    key: str,
+    certificate: Certificate,
+    peak_memory_bytes: int,
+    counts: tuple[int, int],
+    path: str,
+    limits: Limits,
 ) -> tuple[dict[str, Any], list[str]]:
     """The record of a measured student as `front` prints it, and the budgets it breaks."""
     macs, parameters = counts
@@ -130,4 +136,3 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
 def _is_quantized(module: GraphModule) -> bool:
     network = module.source_network
     return any(network.quantizer_of(value) for value in ("input", *network.by_name))
-

@@ -128,7 +128,7 @@ def profile(ctx: click.Context, /, **options: Any) -> None:
             raise click.UsageError(f"Missing option '--{name}'.", ctx)
     _one_of(options, "resume", "overwrite")
     from autocompress import api
-    from autocompress.report.table import profile_table
+    from autocompress.reporting.table import profile_table
 
     measured = api.profile(**options)
     to_stdout(None, lambda: profile_table(measured), "table")
@@ -146,7 +146,7 @@ def show_profile(name: str, output_format: str) -> None:
       autocompress profile show hardware_profiles/mine
     """
     from autocompress.device.profile import load_profile
-    from autocompress.report.table import profile_table
+    from autocompress.reporting.table import profile_table
 
     found = load_profile(name)
     fields = ("name", "runtime", "threads", "batch", "device", "source", "validation", "fingerprint")
@@ -277,7 +277,7 @@ def bench(student: Path, output_format: str) -> None:
       autocompress bench student
     """
     from autocompress import api
-    from autocompress.report.table import bench_table
+    from autocompress.reporting.table import bench_table
 
     found = api.bench(student)
     to_stdout(found, lambda: bench_table(found), output_format)
@@ -312,7 +312,7 @@ def doctor(output_format: str) -> None:
       autocompress doctor --format json
     """
     from autocompress import api
-    from autocompress.report.table import doctor_table
+    from autocompress.reporting.table import doctor_table
 
     found = api.doctor()
     to_stdout(found, lambda: doctor_table(found), output_format)
@@ -329,14 +329,14 @@ def status(run: Path, output_format: str) -> None:
       autocompress status runs/first
     """
     from autocompress import api
-    from autocompress.report.table import status_table
+    from autocompress.reporting.table import status_table
 
     found = api.status(run)
     to_stdout(found, lambda: status_table(found), output_format)
 
 
 def _print_front(found: Any, output_format: str) -> None:
-    from autocompress.report.table import front_table
+    from autocompress.reporting.table import front_table
 
     to_stdout(found.to_json(), lambda: front_table(found), output_format)
 

@@ -72,9 +72,9 @@ class Node:
 
     name: str
     op: str
-    args: tuple[Arg, ...]
+    args: tuple[Any, ...]
     shape: Any
-    kwargs: tuple[tuple[str, Arg], ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
     module: str = ""
     bits: int = 32
     quantizer: Quantizer | None = None

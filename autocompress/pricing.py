@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
@@ -164,7 +163,9 @@ class Repairer:
             before = self.pricer.price(base)
             self._cache[names] = {
                 (site.name, option): sum(
-                    1 - getattr(self.pricer.price(with_choice(base, site.name, option)), name) / getattr(before, name)
+                    1
+                    - getattr(self.pricer.price(with_choice(base, site.name, option)), name)
+                    / getattr(before, name)
                     for name in names
                 )
                 for site in self.pricer.bound.free
@@ -188,12 +189,6 @@ def seeds(
     found: dict[str, Candidate] = {}
     for index in range(count):
         share = 1.0 - 0.4 * index / max(1, count - 1)
-        tightened = Limits(
-            **{
-                name: (value * share if name == "latency_ms" else math.floor(value * share))
-                for name, value in limits.as_dict.items()
-            }
-        )
-        candidate = repair(tightened)(pricer.low_bits)
+        candidate = repair(limits.scaled(share))(pricer.low_bits)
         found.setdefault(candidate.key, candidate)
     return list(found.values())

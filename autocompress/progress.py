@@ -41,7 +41,9 @@ class Console:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=self._rich(), transient=True) as bar:
+        with Progress(
+            *columns, TextColumn("{task.fields[note]}"), console=self._rich(), transient=True
+        ) as bar:
             stage.bar, stage.task = bar, bar.add_task(name, total=total, note="")
             yield stage
 

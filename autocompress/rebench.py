@@ -30,7 +30,11 @@ def measure_again(folder: Path, console: Console) -> dict[str, Any]:
         folder / MODEL, None, runtime=recorded["runtime"], threads=recorded["threads"], settings=CERTIFY
     )
     limits = Limits.from_json(recorded["limits"])
-    cost = {**recorded["student"], "latency_ms": measured.latency_ms, "file_bytes": (folder / MODEL).stat().st_size}
+    cost = {
+        **recorded["student"],
+        "latency_ms": measured.latency_ms,
+        "file_bytes": (folder / MODEL).stat().st_size,
+    }
     violated = limits.violated(cost)
     return {
         "student": recorded["student"]["key"],
@@ -50,7 +54,9 @@ def _recorded(folder: Path) -> dict[str, Any]:
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StudentError("the student has no readable measurement", where=str(path), why=str(error)) from error
+        raise StudentError(
+            "the student has no readable measurement", where=str(path), why=str(error)
+        ) from error
     if not isinstance(recorded, dict) or "measurement" not in recorded:
         raise StudentError(
             "the student was never certified", where=str(path), fix="pick a student from a finished run"

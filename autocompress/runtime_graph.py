@@ -120,7 +120,7 @@ class _Splitter:
         """The operation before this one computes its value; activations before it vanish as well."""
         source = next(name for name in node.inputs if name in self.tensor)
         writer = next((one for one in reversed(self.found) if one.writes == self.tensor[source]), None)
-        names = (node.name,)
+        names: tuple[str, ...] = (node.name,)
         while writer is not None and writer.kind in _CLIPS and len(self.network.users[writer.writes]) == 1:
             self.found.remove(writer)
             names = writer.nodes + names

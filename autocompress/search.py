@@ -170,7 +170,9 @@ class Search:
         found = seeds(self.pricer, repairer, self.limits, SEEDS)
         for candidate in found:
             self._study.enqueue(candidate)
-        self._decide(f"starting from {len(found)} candidates that keep the budgets at the least estimated damage")
+        self._decide(
+            f"starting from {len(found)} candidates that keep the budgets at the least estimated damage"
+        )
 
     def _evaluate(self) -> None:
         total = self.plan.trials if self._stage == TRIAL else None
@@ -243,7 +245,11 @@ class Search:
             "predicted": trial.cost.to_json(),
         }
         accuracy = result.values.get("accuracy", math.nan)
-        if not result.ok or not math.isfinite(accuracy) or not math.isfinite(result.values.get("loss", math.nan)):
+        if (
+            not result.ok
+            or not math.isfinite(accuracy)
+            or not math.isfinite(result.values.get("loss", math.nan))
+        ):
             reason = result.error or "its accuracy or loss is not a finite number"
             self.store.append("trial_failed", **common, reason=reason, detail=result.detail[-2000:])
             self._study.fail(trial.number)
@@ -314,7 +320,8 @@ class Search:
         self._decide(f"distilling {len(todo)} students for {epochs:g} epochs each")
         payload = {"epochs": epochs, "quantized_epochs": self.plan.quantized_epochs}
         self._queue.extend(
-            Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload) for candidate in todo
+            Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload)
+            for candidate in todo
         )
 
     def _certify_all(self) -> None:
@@ -342,8 +349,8 @@ class Search:
         ][: self.plan.students]
         if self._finalists:
             self._decide(
-                f"no student kept the budgets, latency came out up to {self._scale - 1:.1%} above the prediction; "
-                f"trying {len(self._finalists)} candidates that leave that much room"
+                f"no student kept the budgets, latency came out up to {self._scale - 1:.1%} above the "
+                f"prediction; trying {len(self._finalists)} candidates that leave that much room"
             )
         self._queue_finals()
 
@@ -369,7 +376,9 @@ class Search:
             self._bar.update(len(done) + self._failed, self.plan.trials, note)
         else:
             left = len(self._queue) + self._outstanding
-            self._bar.update(self._bar.total - left if self._bar.total and left < self._bar.total else 0, None, note)
+            self._bar.update(
+                self._bar.total - left if self._bar.total and left < self._bar.total else 0, None, note
+            )
 
     def _hypervolume(self, trials: list[Trial]) -> float:
         """Of (error, latency) under the teacher's latency and an error of 1, as a share."""

@@ -16,10 +16,10 @@ from autocompress.api import Inspection
 from autocompress.candidate import Cost, Site
 from autocompress.errors import RunError
 from autocompress.pareto import front_of
-from autocompress.report import charts, table, units
-from autocompress.report.card import student_card
-from autocompress.report.html import elapsed, letters, render, strength, write_report
-from autocompress.report.svg import Scale, element
+from autocompress.reporting import charts, table, units
+from autocompress.reporting.card import student_card
+from autocompress.reporting.html import elapsed, letters, render, strength, write_report
+from autocompress.reporting.svg import Scale, element
 from autocompress.run_store import read_run
 
 EVIL = '<script>alert("x")</script>'
@@ -463,7 +463,8 @@ def test_reports_need_no_heavy_packages() -> None:
 
     heavy = ["torch", "optuna", "ray", "onnx", "onnxruntime", "timm", "scipy", "sklearn"]
     code = (
-        "import sys, json, autocompress.report.html, autocompress.report.table, autocompress.report.card;"
+        "import sys, json, autocompress.reporting.html, autocompress.reporting.table;"
+        "import autocompress.reporting.card;"
         f"print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,9 +8,9 @@ be dropped (He et al. 2016, arXiv:1512.03385; Huang et al. 2016, arXiv:1603.0938
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import INPUT, Network, Node, unique_name
@@ -108,6 +108,5 @@ def _common_module(network: Network, layers: tuple[str, ...]) -> str:
     modules = [network.by_name[name].module.split(".") for name in layers]
     if len(modules) == 1:
         return ".".join(modules[0])
-    return ".".join(os.path.commonprefix(modules))
-
-
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))
+    return ".".join(parts[0] for parts in shared)

@@ -92,7 +92,9 @@ def _visit(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms
     for arg in flatten(node.args, dict(node.kwargs)):
         if isinstance(arg, Ref):
             for labels in coupling_rules.axes_in(values[arg.node]):
-                atoms.lock(labels, f"reaches {node.op} at {node.name}, through which channels are not followed")
+                atoms.lock(
+                    labels, f"reaches {node.op} at {node.name}, through which channels are not followed"
+                )
         elif isinstance(arg, Param):
             for labels in atoms.of_param(arg.name, network.params[arg.name].shape):
                 atoms.lock(labels, f"is an operand of {node.op} at {node.name}")
@@ -155,5 +157,7 @@ def _layers_reading(coupling: Coupling, signature: tuple[tuple[str, int, int], .
     return [
         node.name
         for node in network.nodes
-        if node.op in coupling_rules.WEIGHTED and isinstance(node.args[1], Param) and node.args[1].name in params
+        if node.op in coupling_rules.WEIGHTED
+        and isinstance(node.args[1], Param)
+        and node.args[1].name in params
     ]

@@ -454,7 +454,9 @@ def _reshape(node: Node, network: Network, values: Mapping[str, Any], atoms: Ato
             continue
         if len(targets) == 1 and len(tracked) == 1:
             (source,) = tracked
-            out[targets[0]] = _merged(axes[source], [shape[index] for index in sources], sources.index(source))
+            out[targets[0]] = _merged(
+                axes[source], [shape[index] for index in sources], sources.index(source)
+            )
         else:
             for index in tracked:
                 atoms.lock(axes[index], f"{_SPLIT} at {node.name}")

@@ -68,7 +68,8 @@ class GraphModule(nn.Module):
     def export_weights(self) -> Weights:
         """Every parameter and buffer of the network as a fresh numpy array."""
         return {
-            name: self.tensor_named(name).detach().cpu().contiguous().numpy().copy() for name in self.source_network.params
+            name: self.tensor_named(name).detach().cpu().contiguous().numpy().copy()
+            for name in self.source_network.params
         }
 
     def _run(self, x: Tensor, keep: Collection[str]) -> dict[str, Tensor]:

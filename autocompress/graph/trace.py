@@ -36,7 +36,9 @@ from autocompress.network import (
     unique_name,
 )
 
-_NAMED_AFTER_MODULE = frozenset({"conv2d", "conv2d.padding", "linear", "batch_norm", "layer_norm", "group_norm"})
+_NAMED_AFTER_MODULE = frozenset(
+    {"conv2d", "conv2d.padding", "linear", "batch_norm", "layer_norm", "group_norm"}
+)
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
@@ -136,10 +138,9 @@ class _Rewriter:
             return
         if op in RESHAPE and op not in ("flatten.using_ints", "unflatten.int"):
             op = "reshape"
+        args: tuple[Any, ...] = fx_node.args
         if op == "to.device":
-            op, args = "to.dtype", (fx_node.args[0], fx_node.args[2])
-        else:
-            args = fx_node.args
+            op, args = "to.dtype", (args[0], args[2])
         if op not in KNOWN:
             raise TeacherError(
                 f"the teacher uses the operation {op}, which autocompress does not know",
@@ -181,7 +182,7 @@ class _Rewriter:
         return arg
 
     def _output(self, fx_node: fx.Node) -> str:
-        (results,) = fx_node.args
+        results: Any = fx_node.args[0]
         if len(results) != 1 or not isinstance(results[0], fx.Node):
             raise TeacherError(
                 f"the teacher returns {len(results)} values",
@@ -196,9 +197,13 @@ class _Rewriter:
 
 def _fold_constants(network: Network, weights: Weights) -> Network:
     """Values that depend on nothing trainable and not on the input become buffers; `weights` gains them."""
-    params, constants, nodes = dict(network.params), {}, []
+    params, nodes = dict(network.params), []
+    constants: dict[str, Any] = {}
     for node in network.nodes:
-        fixed = not any(isinstance(arg, Ref) and arg.node not in constants for arg in flatten(node.args, dict(node.kwargs)))
+        fixed = not any(
+            isinstance(arg, Ref) and arg.node not in constants
+            for arg in flatten(node.args, dict(node.kwargs))
+        )
         if not fixed or node.name == network.output or any(params[name].trainable for name in node.params):
             nodes.append(replace(node, args=map_args(partial(_as_param, constants), node.args)))
             continue
@@ -219,7 +224,9 @@ def _as_param(constants: Mapping[str, str], leaf: Any) -> Any:
 
 def _evaluate(node: Node, constants: Mapping[str, str], weights: Weights) -> Any:
     args = map_args(partial(_as_param, constants), node.args)
-    tensors = {arg.name: torch.from_numpy(weights[arg.name]) for arg in flatten(args) if isinstance(arg, Param)}
+    tensors = {
+        arg.name: torch.from_numpy(weights[arg.name]) for arg in flatten(args) if isinstance(arg, Param)
+    }
     kwargs = {key: resolve(value, {}, tensors) for key, value in node.kwargs}
     return implementation(node.op)(*(resolve(arg, {}, tensors) for arg in args), **kwargs)
 
@@ -236,10 +243,10 @@ def _op_name(target: Any) -> str:
 def _is_noop(op: str, fx_node: fx.Node) -> bool:
     if op == "slice.Tensor":
         _, _, start, end, step = (*fx_node.args, None, None, None, None)[:5]
-        return start in (0, None) and (end is None or end == 2**63 - 1) and step in (1, None)
+        return bool(start in (0, None) and (end is None or end == 2**63 - 1) and step in (1, None))
     if op in ("to.dtype", "to.dtype_layout", "to.device", "_to_copy", "type_as"):
         source = fx_node.args[0]
-        return isinstance(source, fx.Node) and source.meta["val"].dtype == fx_node.meta["val"].dtype
+        return isinstance(source, fx.Node) and bool(source.meta["val"].dtype == fx_node.meta["val"].dtype)
     return False
 
 
@@ -293,11 +300,11 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
             actual = build(network, weights)(x)
         except Exception as error:
             raise TeacherError("the teacher's trace does not run", why=str(error)[:300]) from error
-    error, scale = float((expected - actual).abs().max()), float(expected.abs().max())
-    if not error <= 1e-4 * max(scale, 1e-6):
+    difference, scale = float((expected - actual).abs().max()), float(expected.abs().max())
+    if not difference <= 1e-4 * max(scale, 1e-6):
         raise TeacherError(
             "the teacher's trace computes something else than the teacher",
-            why=f"outputs differ by {error:.3g} where their largest value is {scale:.3g}",
+            why=f"outputs differ by {difference:.3g} where their largest value is {scale:.3g}",
             fix="remove randomness and in-place changes of shared tensors from forward()",
         )
 

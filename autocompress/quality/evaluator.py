@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 
 from autocompress.candidate import Candidate
 from autocompress.data import Data, load_data
@@ -99,7 +101,7 @@ def make(config: Mapping[str, Any]) -> Evaluator:
     """The evaluator of a worker process, from JSON; see `search.worker_config`."""
     limit_threads(int(config["threads"]))
     network, weights = load_saved_teacher(Path(config["teacher"]))
-    hints = {
+    hints: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in config["preprocessing"].items()
     }

@@ -59,11 +59,17 @@ def factorize(
     if parameters(shape, rank) >= int(np.prod(shape)):
         return network, weights
     weight = None if weights is None else weights[name]
-    chain = _svd_chain(node, shape, weight, rank[0]) if method == "svd" else _tucker_chain(node, shape, weight, rank)
+    chain = (
+        _svd_chain(node, shape, weight, rank[0])
+        if method == "svd"
+        else _tucker_chain(node, shape, weight, rank)
+    )
     return replace_by_chain(network, weights, layer, chain)
 
 
-def _svd_chain(node: Node, shape: tuple[int, ...], weight: NDArray[np.float32] | None, rank: int) -> list[Link]:
+def _svd_chain(
+    node: Node, shape: tuple[int, ...], weight: NDArray[np.float32] | None, rank: int
+) -> list[Link]:
     out, into = shape[:2]
     spatial = shape[2:]
     first = second = None
@@ -95,6 +101,8 @@ def _tucker_chain(
     conv = conv_args(node)
     return [
         Link("reduce", (rank_in, into, 1, 1), reduce, POINTWISE),
-        Link("core", (rank_out, rank_in, *kernel), core, ConvArgs(conv.stride, conv.padding, conv.dilation, 1)),
+        Link(
+            "core", (rank_out, rank_in, *kernel), core, ConvArgs(conv.stride, conv.padding, conv.dilation, 1)
+        ),
         Link("", (out, rank_out, 1, 1), expand, POINTWISE),
     ]

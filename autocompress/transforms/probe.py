@@ -22,13 +22,17 @@ def probed(bound: BoundSpace, weights: Weights) -> BoundSpace:
     """The space without the choices that make the network fail."""
     drops: dict[tuple[str, Option], str] = {}
     widths = [(site.name, site.options[0]) for site in bound.of_kind("width")]
-    blocks = [(site.name, option) for site in bound.of_kind("block") for option in site.options if option != "keep"]
-    for choices in (widths, [item for item in blocks if item[1] == "drop"], [b for b in blocks if b[1] != "drop"]):
+    blocks = [
+        (site.name, option) for site in bound.of_kind("block") for option in site.options if option != "keep"
+    ]
+    for choices in (
+        widths,
+        [item for item in blocks if item[1] == "drop"],
+        [b for b in blocks if b[1] != "drop"],
+    ):
         for name, option in _failing(choices, lambda c: _runs(bound, weights, c)):
             site = bound.by_name[name]
-            drops.update(
-                {(name, other): "the network does not run with it" for other in _like(site, option)}
-            )
+            drops.update({(name, other): "the network does not run with it" for other in _like(site, option)})
     return bound.without(drops) if drops else bound
 
 

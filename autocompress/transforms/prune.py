@@ -140,7 +140,8 @@ def _depthwise_groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> 
 
 
 def _slice_bounds(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    dim, start, end = (*old.args[1:4], *(0, None, None)[len(old.args) - 1 :])
+    given = old.args[1:4]
+    dim, start, end = given + (0, None, None)[len(given) :]
     labels = coupling.values[old.inputs[0]][dim]
     if labels is None:
         return node
@@ -187,4 +188,3 @@ _REWRITES = {
     "pad": _pad_amounts,
     "constant_pad_nd": _pad_amounts,
 }
-

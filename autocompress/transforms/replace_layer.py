@@ -31,7 +31,9 @@ def conv_args(node: Node) -> ConvArgs:
     stride, padding, dilation, groups = (
         keywords.get(name, value) for name, value in zip(names, given, strict=True)
     )
-    return ConvArgs(_pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation), groups)
+    return ConvArgs(
+        _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation), groups
+    )
 
 
 def _pair(value: Any) -> tuple[int, ...]:
@@ -76,15 +78,15 @@ def replace_by_chain(
         bias = old.args[2] if last and len(old.args) > 2 else None
         new_nodes.append(_node(old, name, source, weight_name, bias, link, shape))
         source = Ref(name)
-    nodes = tuple(
-        new for node in network.nodes for new in (new_nodes if node.name == layer else [node])
-    )
+    nodes = tuple(new for node in network.nodes for new in (new_nodes if node.name == layer else [node]))
     return replace(network, nodes=nodes, params=params), values
 
 
 def _node(old: Node, name: str, source: Any, weight: str, bias: Any, link: Link, shape: Shape) -> Node:
     if link.conv is None:
-        return replace(old, name=name, op="linear", args=(source, Param(weight), bias), shape=shape, kwargs=())
+        return replace(
+            old, name=name, op="linear", args=(source, Param(weight), bias), shape=shape, kwargs=()
+        )
     conv = link.conv
     op = "conv2d.padding" if isinstance(conv.padding, str) else "conv2d"
     args = (source, Param(weight), bias, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -91,7 +91,9 @@ class BoundSpace:
         return replace(
             self,
             sites=tuple(
-                replace(site, options=(site.default,), locked=names[site.name]) if site.name in names else site
+                replace(site, options=(site.default,), locked=names[site.name])
+                if site.name in names
+                else site
                 for site in self.sites
             ),
         )
@@ -226,7 +228,9 @@ class _Binder:
         if not locked and (rule is None or not rule.bits):
             locked = "no rule gives it bit-widths"
         if locked or rule is None or set(rule.bits) == {32}:
-            return _locked(name, "bits", node.name, 32, (node.name,), locked or "the rule offers 32 bits only")
+            return _locked(
+                name, "bits", node.name, 32, (node.name,), locked or "the rule offers 32 bits only"
+            )
         options: list[Option] = sorted({*rule.bits, 32})
         return _site(name, "bits", node.name, options, 32, (node.name,), {})
 
@@ -256,8 +260,13 @@ class _Binder:
 
 
 def _site(
-    name: str, kind: str, target: str, options: list[Option] | list[float], default: Option,
-    layers: tuple[str, ...], settings: Mapping[str, object],
+    name: str,
+    kind: str,
+    target: str,
+    options: list[Option] | list[float],
+    default: Option,
+    layers: tuple[str, ...],
+    settings: Mapping[str, object],
 ) -> Site:
     locked = "the rule leaves one choice" if len(options) == 1 else ""
     return Site(name, kind, target, tuple(options), default, layers, locked, settings)

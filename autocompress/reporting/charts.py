@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from autocompress.pareto import Front, Student, hypervolume_history, non_dominated
-from autocompress.report.svg import LEAST_ERROR, Plot, Scale, axis_kind, element, line, mark
-from autocompress.report.units import (
+from autocompress.reporting.svg import LEAST_ERROR, Plot, Scale, axis_kind, element, line, mark
+from autocompress.reporting.units import (
     COSTS,
     accuracy,
     cost,

@@ -13,8 +13,8 @@ from typing import Any
 
 from autocompress.errors import RunError
 from autocompress.pareto import Front, Student, front_of
-from autocompress.report import charts
-from autocompress.report.units import (
+from autocompress.reporting import charts
+from autocompress.reporting.units import (
     COSTS,
     UNKNOWN,
     accuracy,

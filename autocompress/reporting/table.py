@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autocompress.report.units import (
+from autocompress.reporting.units import (
     COSTS,
     UNKNOWN,
     accuracy,

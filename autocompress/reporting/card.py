@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autocompress.report.units import (
+from autocompress.reporting.units import (
     COSTS,
     UNKNOWN,
     accuracy,
