@@ -20,6 +20,7 @@ from autocompress.candidate import Candidate
 from autocompress.certify import Certificate, Device, count, examine, student_record
 from autocompress.device.doctor import device_description, machine
 from autocompress.device.profile import DeviceProfile, load_profile
+from autocompress.device.profile_files import write_profile
 from autocompress.errors import BudgetError, InputError, NothingFeasibleError, RunError
 from autocompress.evaluation import Executor, Factory, InProcess
 from autocompress.export.onnx import to_onnx
@@ -33,9 +34,10 @@ from autocompress.quality.evaluator import Evaluator, discard, importances, save
 from autocompress.quality.scores import score
 from autocompress.quality.student import CALIBRATION_BATCH, Workshop
 from autocompress.reporting.card import student_card
-from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
+from autocompress.run_store import RunPaths, RunStore, check_available, environment_record, read_run
 from autocompress.search import Plan, Search, scaled
-from autocompress.space import Space
+from autocompress.space import Space, load_space
+from autocompress.transforms.fold import fold_batch_norms
 from autocompress.workers import executor
 
 SCORING_BATCHES = 2
@@ -48,7 +50,7 @@ class Request:
     teacher: str | nn.Module
     data: Any
     device: str | Path
-    space: str | Path | Mapping[str, Any]
+    space: str | Path | Space
     budgets: Budgets | None
     trials: int
     run: Path
@@ -96,7 +98,7 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
 
     Raises NothingFeasibleError after a search in which no student kept the budgets.
     """
-    prepared = _prepare(request, console)
+    prepared = _prepare(request, console, resume=resume, overwrite=overwrite)
     with RunStore.create(
         request.run,
         _config(request, prepared),
@@ -107,6 +109,7 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
         resume=resume,
         overwrite=overwrite,
     ) as store:
+        write_profile(store.paths.device, prepared.profile)
         campaign = _Campaign(request, prepared, store, console)
         exit_code = 1
         try:
@@ -134,17 +137,21 @@ class _Prepared:
     device: Device
 
 
-def _prepare(request: Request, console: Console) -> _Prepared:
+def _prepare(request: Request, console: Console, *, resume: bool, overwrite: bool) -> _Prepared:
+    """Everything that can be refused is refused here, what is quick to check first."""
     if request.budgets is None:
         raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
     for name in ("trials", "students", "batch_size"):
         if getattr(request, name) < 1:
             raise InputError(f"{name} is {getattr(request, name)}", fix="give 1 or more")
+    check_available(request.run, resume=resume, overwrite=overwrite)
+    space = request.space if isinstance(request.space, Space) else load_space(request.space)
     profile = load_profile(request.device)
     profile.check_here(machine())
+    profile.check_fits(space_fingerprint=space.fingerprint)
     opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
-    bound, space = bound_space(opened, request.space)  # type: ignore[arg-type]
-    profile.check_fits(opened.network.input_shape, space.fingerprint)
+    bound, space = bound_space(opened, space)
+    profile.check_fits(opened.network.input_shape)
     pricer = priced(bound, profile)
     _check_budgets(request.budgets, pricer)
     device = Device(profile.runtime, profile.threads, profile.batch)
@@ -250,8 +257,6 @@ class _Campaign:
         network, weights = self.prepared.opened.network, self.prepared.opened.weights
         save_teacher(self.paths.teacher, network, weights)
         model = self.paths.teacher_model
-        from autocompress.transforms.fold import fold_batch_norms
-
         folded, folded_weights = fold_batch_norms(network, weights)
         assert folded_weights is not None
         model.write_bytes(

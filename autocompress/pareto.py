@@ -87,7 +87,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Front:
-    """Certified students that no other certified one beats in accuracy, latency, memory and size at
+    """Certified students that no other certified one beats in validation accuracy, latency, memory and size at
     once, the most accurate first. `measured` also holds those that are beaten or break a budget."""
 
     run: str
@@ -191,7 +191,8 @@ def _student(data: Mapping[str, Any], run: str) -> Student:
 
 
 def _point(student: Student) -> tuple[float, ...]:
-    return (-student.accuracy, *(float(getattr(student, name)) for name in LIMITED))
+    """What students are compared by: the accuracy that they were chosen by, never that on test data."""
+    return (-student.validation_accuracy, *(float(getattr(student, name)) for name in LIMITED))
 
 
 def _set(limits: Mapping[str, Any]) -> dict[str, float]:

@@ -30,7 +30,7 @@ from autocompress.run_store import RunStore
 from autocompress.study import Study, Told
 
 SEEDS = 6
-PROMOTED_PER_STUDENT = 3
+PROMOTED_PER_STUDENT = 2
 FAILURES_ALLOWED = 5
 FAILURE_SHARE = 0.3
 LATENCY_HEADROOM = 0.98
@@ -370,8 +370,8 @@ class Search:
             return
         done = [trial for trial in self._trials.values() if trial.accuracy is not None]
         best = max((trial.best_known for trial in done), default=math.nan)
-        note = f"best accuracy {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
-        note += f", {self._infeasible} infeasible, {self._failed} failed"
+        note = f"best feasible {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
+        note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {self._failed} failed"
         if self._stage == TRIAL:
             self._bar.update(len(done) + self._failed, self.plan.trials, note)
         else:
@@ -456,11 +456,11 @@ def scaled(plan: Plan, steps_per_epoch: int) -> Plan:
         return given if given >= 0 else min(at_most, max(steps / max(1, steps_per_epoch), 0.01))
 
     trial = epochs(plan.trial_epochs, 32, 4)
-    final = epochs(plan.final_epochs, 3200, 60)
+    final = epochs(plan.final_epochs, 3200, 30)
     return replace(
         plan,
         trial_epochs=trial,
-        promotion_epochs=plan.promotion_epochs if plan.promotion_epochs >= 0 else 5 * trial,
+        promotion_epochs=plan.promotion_epochs if plan.promotion_epochs >= 0 else math.sqrt(trial * final),
         final_epochs=final,
         quantized_epochs=plan.quantized_epochs if plan.quantized_epochs >= 0 else final / 10,
     )

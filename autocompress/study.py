@@ -81,6 +81,8 @@ class Study:
         self._pending: dict[int, _Pending] = {}
         self._seen: set[str] = set()
         self._next_trial = 0
+        self.duplicates = 0
+        """Proposals of the sampler that had been proposed before, and were passed over."""
 
     def enqueue(self, candidate: Candidate) -> bool:
         """Proposes `candidate` before anything else; False, and nothing done, if it is known already."""
@@ -100,6 +102,7 @@ class Study:
             candidate = self._canonical(asked)
             if candidate.key not in self._seen:
                 return self._start(trial, asked, candidate)
+            self.duplicates += 1
             self._study.tell(trial, state=TrialState.FAIL)
         unseen = self._unseen_near(asked)
         if unseen is None:

@@ -103,7 +103,7 @@ class DeviceProfile:
 
     def check_fits(
         self,
-        input_shape: tuple[int, ...],
+        input_shape: tuple[int, ...] | None = None,
         space_fingerprint: str = "",
         *,
         runtime: str | None = None,
@@ -118,8 +118,8 @@ class DeviceProfile:
                     why=f"{name} {wanted} is wanted, which may be faster or slower",
                     fix=f"use a profile with {name} {wanted}, or {name} {own} here",
                 )
-        measured = tuple(self.source.get("input_shape", input_shape))
-        if measured != tuple(input_shape):
+        measured = tuple(self.source.get("input_shape") or input_shape or ())
+        if input_shape is not None and measured != tuple(input_shape):
             raise ProfileError(
                 f"the device profile {self.name!r} is for inputs of shape {measured[1:]}",
                 why=f"the teacher's are {tuple(input_shape)[1:]}",

@@ -1,0 +1,252 @@
+"""The loop, with quality from a formula instead of training: what is tried, recorded, resumed, certified."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from priced_networks import small_pricer
+
+from autocompress.budgets import Limits
+from autocompress.candidate import Candidate, Cost
+from autocompress.errors import InterruptedSearchError, TooManyFailuresError
+from autocompress.evaluation import InProcess, Task
+from autocompress.pricing import Pricer, Repairer
+from autocompress.progress import Console
+from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
+from autocompress.run_store import RunStore, read_run
+from autocompress.search import Plan, Search, Trial, ranked, scaled
+
+PLAN = Plan(trials=12, trial_epochs=1, promotion_epochs=3, final_epochs=9, quantized_epochs=1, students=2)
+Evaluate = Callable[[Task], Mapping[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def pricer() -> Pricer:
+    return small_pricer()[0]
+
+
+@pytest.fixture(scope="module")
+def limits(pricer: Pricer) -> Limits:
+    return Limits(latency_ms=0.7 * pricer.teacher.latency_ms)
+
+
+class Bench:
+    """Runs searches in one folder. A student measures what was predicted, times `slower`."""
+
+    def __init__(self, root: Path, pricer: Pricer, limits: Limits) -> None:
+        self.root, self.pricer, self.limits = root, pricer, limits
+        self.slower = 1.0
+        self.tasks: list[Task] = []
+
+    def evaluate(self, task: Task) -> Mapping[str, Any]:
+        """More multiply-adds, more accurate; longer training adds a little."""
+        self.tasks.append(task)
+        candidate = Candidate.of(task.candidate)
+        if task.stage == FINAL:
+            (self.root / "distilled" / candidate.key).mkdir(parents=True)
+        accuracy = 0.5 + 0.4 * self.pricer.price(candidate).macs / self.pricer.teacher.macs
+        return {"accuracy": accuracy + task.payload["epochs"] / 1000, "loss": 1.0}
+
+    def certify(self, store: RunStore, candidate: Candidate) -> Mapping[str, Any]:
+        cost = self.pricer.price(candidate)
+        latency = self.slower * cost.latency_ms
+        measured = {**cost.to_json(), "latency_ms": latency, "latency_ms_ci95": [latency, latency]}
+        violated = self.limits.violated(measured, upper=True)
+        student = {**measured, "key": candidate.key, "accuracy": 0.9, "certified": not violated}
+        store.append("certified", candidate=candidate.key, student=student, violated=violated)
+        return student
+
+    def run(self, plan: Plan = PLAN, evaluate: Evaluate | None = None, resume: bool = False) -> list[Any]:
+        options = {"resume": resume, "overwrite": not resume}
+        with RunStore.create(self.root, {"identity": {}}, {}, **options) as store:
+            return Search(
+                pricer=self.pricer,
+                repair=Repairer(self.pricer, self.limits, {}),
+                limits=self.limits,
+                plan=plan,
+                store=store,
+                executor=InProcess(evaluate or self.evaluate),
+                certify=lambda candidate: self.certify(store, candidate),
+                distilled_folder=self.root / "distilled",
+                console=Console(quiet=True),
+            ).run(read_run(self.root).events)
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        return read_run(self.root).trials
+
+
+@pytest.fixture
+def bench(tmp_path: Path, pricer: Pricer, limits: Limits) -> Bench:
+    return Bench(tmp_path / "run", pricer, limits)
+
+
+def test_every_trial_keeps_the_budgets_and_none_is_repeated(bench: Bench):
+    bench.run()
+    finished = [trial for trial in bench.trials if trial["event"] == "trial_finished"]
+    assert len(finished) == PLAN.trials
+    assert len({trial["candidate"] for trial in finished}) == PLAN.trials
+    for trial in finished:
+        assert trial["predicted"]["latency_ms"] <= bench.limits.latency_ms
+        assert Candidate.of(trial["choices"]).key == trial["candidate"]
+
+
+def test_the_stages_follow_each_other(bench: Bench):
+    students = bench.run()
+    stages = [task.stage for task in bench.tasks]
+    promoted = stages.count(PROMOTION)
+    assert stages == [TRIAL] * 12 + [PROMOTION] * promoted + [FINAL] * 2
+    assert promoted == 4
+    assert len(students) == 2
+    best = max(bench.trials, key=lambda trial: trial["accuracy"])
+    assert best["candidate"] in {student["key"] for student in students}
+    events = [event["event"] for event in read_run(bench.root).events]
+    assert [events.count(name) for name in ("promoted", "distilled", "certified")] == [4, 2, 2]
+
+
+def test_the_same_seed_gives_the_same_trials(bench: Bench, tmp_path: Path, pricer: Pricer, limits: Limits):
+    def keys(root: Path, seed: int) -> list[str]:
+        other = Bench(root, pricer, limits)
+        other.run(Plan(**{**vars(PLAN), "seed": seed}))
+        return [trial["candidate"] for trial in other.trials]
+
+    assert keys(tmp_path / "a", 3) == keys(tmp_path / "b", 3)
+    assert keys(tmp_path / "a", 4) != keys(tmp_path / "b", 3)
+
+
+def test_a_search_goes_on_where_it_was_killed(bench: Bench):
+    """Killed within the eighth trial: the seven before are kept, the eighth is tried again, first."""
+
+    def killed(task: Task) -> Mapping[str, Any]:
+        if len(bench.tasks) == 7:
+            raise KeyboardInterrupt
+        return bench.evaluate(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(evaluate=killed)
+    before = [trial["candidate"] for trial in bench.trials]
+    started = [event for event in read_run(bench.root).events if event["event"] == "trial_started"]
+    assert len(before) == 7
+    bench.tasks.clear()
+    bench.run(resume=True)
+    trials = [task for task in bench.tasks if task.stage == TRIAL]
+    assert Candidate.of(trials[0].candidate).key == started[-1]["candidate"]
+    finished = [trial["candidate"] for trial in bench.trials]
+    assert finished[:7] == before
+    assert len(set(finished)) == len(finished) == PLAN.trials
+
+
+@pytest.mark.parametrize("stage", [PROMOTION, FINAL])
+def test_later_stages_are_not_repeated_either(bench: Bench, stage: str):
+    def killed(task: Task) -> Mapping[str, Any]:
+        if sum(done.stage == stage for done in bench.tasks) == 1 and task.stage == stage:
+            raise KeyboardInterrupt
+        return bench.evaluate(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(evaluate=killed)
+    done = {(task.stage, Candidate.of(task.candidate).key) for task in bench.tasks}
+    bench.tasks.clear()
+    assert len(bench.run(resume=True)) == 2
+    again = {(task.stage, Candidate.of(task.candidate).key) for task in bench.tasks}
+    assert not done & again
+
+
+def test_a_finished_search_has_nothing_left_to_do(bench: Bench):
+    first = bench.run()
+    bench.tasks.clear()
+    assert {student["key"] for student in bench.run(resume=True)} == {student["key"] for student in first}
+    assert bench.tasks == []
+
+
+def test_more_trials_continue_a_finished_search(bench: Bench):
+    bench.run()
+    bench.run(Plan(**{**vars(PLAN), "trials": 18}), resume=True)
+    assert len({trial["candidate"] for trial in bench.trials}) == 18
+
+
+def test_failed_trials_are_recorded_with_their_reason(bench: Bench):
+    def fails_twice(task: Task) -> Mapping[str, Any]:
+        if task.trial in (2, 5):
+            raise ValueError("no gradient")
+        return bench.evaluate(task)
+
+    bench.run(evaluate=fails_twice)
+    failed = {t["trial"]: t["reason"] for t in bench.trials if t["event"] == "trial_failed"}
+    assert failed == {2: "ValueError: no gradient", 5: "ValueError: no gradient"}
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(bench: Bench):
+    def diverges(task: Task) -> Mapping[str, Any]:
+        return {**bench.evaluate(task), "loss": float("nan")} if task.trial == 1 else bench.evaluate(task)
+
+    bench.run(evaluate=diverges)
+    (failed,) = [trial for trial in bench.trials if trial["event"] == "trial_failed"]
+    assert failed["trial"] == 1 and "finite" in failed["reason"]
+
+
+def test_a_search_in_which_all_fails_is_given_up(bench: Bench):
+    def fails(_: Task) -> Mapping[str, Any]:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(TooManyFailuresError) as caught:
+        bench.run(evaluate=fails)
+    assert "out of luck" in caught.value.why
+    assert len(bench.trials) < PLAN.trials
+
+
+def test_when_no_student_keeps_the_budgets_faster_ones_are_tried(bench: Bench):
+    bench.slower = 1.25
+    students = bench.run(Plan(**{**vars(PLAN), "students": 1}))
+    first = [student for student in students if not student["certified"]]
+    repaired = [student for student in students if student["certified"]]
+    assert first and repaired
+    assert max(s["latency_ms_ci95"][1] for s in repaired) <= bench.limits.latency_ms
+    assert any("above the prediction" in event["text"] for event in read_run(bench.root).decisions)
+
+
+def test_an_interrupt_is_drained_and_says_how_to_go_on(bench: Bench):
+    def interrupted(task: Task) -> Mapping[str, Any]:
+        if task.trial == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return bench.evaluate(task)
+
+    with pytest.raises(InterruptedSearchError) as caught:
+        bench.run(evaluate=interrupted)
+    assert f"autocompress resume {bench.root}" in caught.value.fix
+    assert [trial["event"] for trial in bench.trials] == ["trial_finished"] * 4
+
+
+def trial(number: int, accuracy: float, latency_ms: float) -> Trial:
+    cost = Cost(latency_ms, (latency_ms, latency_ms), 1, 1, 1, 1)
+    return Trial(number, Candidate.of({"bits:x": number}), cost, accuracy)
+
+
+def test_ranking_puts_the_front_first_and_the_most_accurate_before_the_rest():
+    trials = [
+        trial(0, 0.80, 1.0),
+        trial(1, 0.90, 2.0),
+        trial(2, 0.85, 2.5),
+        trial(3, 0.95, 4.0),
+        trial(4, 0.94, 5.0),
+    ]
+    order = [found.number for found in ranked(trials)]
+    assert order[0] == 3
+    assert set(order[:3]) == {0, 1, 3}
+    assert order[3:] == [4, 2]
+
+
+def test_epochs_left_open_follow_from_the_size_of_the_data():
+    open_plan = Plan(10, -1, -1, -1, -1, 2)
+    large = scaled(open_plan, 320)
+    assert (large.trial_epochs, large.final_epochs, large.quantized_epochs) == (0.1, 10, 1)
+    assert large.promotion_epochs == pytest.approx(1.0)
+    small = scaled(open_plan, 2)
+    assert (small.trial_epochs, small.final_epochs) == (4, 30)
+    given = scaled(PLAN, 2)
+    assert given == PLAN
