@@ -62,7 +62,7 @@ def examine(
     *,
     module: GraphModule | None = None,
     reference: Path | None = None,
-    settings: Settings = CERTIFY,
+    settings: Settings | None = None,
 ) -> Certificate:
     """Runs the file: checker, parity with `module`, accuracy, latency in a fresh process.
 
@@ -83,7 +83,7 @@ def examine(
     if data.test is not None:
         test = evaluate_session(session.run, whole_batches(data.test, device.batch), device.batch)
     measurement = measure_in_fresh_process(
-        model_path, reference, runtime=device.runtime, threads=device.threads, settings=settings
+        model_path, reference, runtime=device.runtime, threads=device.threads, settings=settings or CERTIFY
     )
     return Certificate(measurement, validation, test, parity, model_path.stat().st_size)
 

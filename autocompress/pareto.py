@@ -87,8 +87,8 @@ class Student:
 
 @dataclass(frozen=True)
 class Front:
-    """Certified students that no other certified one beats in validation accuracy, latency, memory and size at
-    once, the most accurate first. `measured` also holds those that are beaten or break a budget."""
+    """Certified students that no other certified one beats in validation accuracy, latency, memory and
+    size at once, the most accurate first. `measured` also holds those that are beaten or break a budget."""
 
     run: str
     teacher: Mapping[str, Any]

@@ -88,9 +88,10 @@ def summary(teacher: dict[str, Any], student: dict[str, Any]) -> str:
     smaller = teacher["file_bytes"] / student["file_bytes"]
     points = 100 * (student["accuracy"] - teacher["accuracy"])
     return (
-        f"The chosen student, {student['key']}, is {faster:.1f}× faster and {smaller:.1f}× smaller than the "
-        f"teacher; its accuracy on test data is {student['accuracy']:.2%} ± {student['accuracy_std_err']:.2%}, "
-        f"{points:+.2f} points. It is in {STUDENT}, the report in {RUN / 'report.html'}."
+        f"The chosen student, {student['key']}, is {faster:.1f}× faster and {smaller:.1f}× smaller than "
+        f"the teacher; its accuracy on test data is {student['accuracy']:.2%} ± "
+        f"{student['accuracy_std_err']:.2%}, {points:+.2f} points. "
+        f"It is in {STUDENT}, the report in {RUN / 'report.html'}."
     )
 
 
@@ -103,8 +104,8 @@ def again(students: list[dict[str, Any]]) -> int:
         found = json.loads(done.stdout)
         broken += not found["within_budget"]
         say(
-            f"{student['key']}: certified at {student['latency_ms']:.4f} ms, again {found['latency_ms']:.4f} ms"
-            f" (limit {found['limits']['latency_ms']:.4f} ms)"
+            f"{student['key']}: certified at {student['latency_ms']:.4f} ms, "
+            f"again {found['latency_ms']:.4f} ms (limit {found['limits']['latency_ms']:.4f} ms)"
         )
     say(f"{broken} of {len(students)} certified students break a budget when measured again")
     return int(broken > 0)

@@ -109,7 +109,7 @@ def test_the_stages_follow_each_other(bench: Bench):
     assert [events.count(name) for name in ("promoted", "distilled", "certified")] == [4, 2, 2]
 
 
-def test_the_same_seed_gives_the_same_trials(bench: Bench, tmp_path: Path, pricer: Pricer, limits: Limits):
+def test_the_same_seed_gives_the_same_trials(tmp_path: Path, pricer: Pricer, limits: Limits):
     def keys(root: Path, seed: int) -> list[str]:
         other = Bench(root, pricer, limits)
         other.run(Plan(**{**vars(PLAN), "seed": seed}))

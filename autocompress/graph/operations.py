@@ -36,16 +36,17 @@ REDUCTION = frozenset("mean.dim sum.dim_IntList amax amin mean var.correction no
 RESHAPE = frozenset("view reshape flatten.using_ints unflatten.int _unsafe_view".split())
 
 OTHERS = frozenset(
-    """conv2d conv2d.padding conv1d linear batch_norm layer_norm group_norm instance_norm rms_norm matmul bmm addmm
-    scaled_dot_product_attention softmax.int _softmax log_softmax.int permute transpose.int t unsqueeze squeeze
-    squeeze.dim squeeze.dims expand slice.Tensor select.int split.Tensor split_with_sizes chunk unbind.int
-    div.Tensor_mode pow.Scalar outer reshape_as view_as max.dim min.dim arange.start arange.start_step ones_like zeros_like full_like scalar_tensor
-    cat stack pad constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle roll flip repeat
-    index.Tensor index_select getitem sym_size.int einsum movedim.int movedim.intlist
-    full zeros ones arange type_as expand_as cumsum linalg_vector_norm normalize
-    operator.mul operator.floordiv operator.add operator.sub im2col col2im masked_fill.Scalar
-    conv_transpose2d.input local_response_norm topk argmax embedding tile repeat_interleave.self_int
-    bitwise_not logical_not eq.Scalar ne.Scalar gt.Scalar lt.Scalar ge.Scalar le.Scalar""".split()
+    """conv2d conv2d.padding conv1d linear batch_norm layer_norm group_norm instance_norm rms_norm matmul
+    bmm addmm scaled_dot_product_attention softmax.int _softmax log_softmax.int permute transpose.int t
+    unsqueeze squeeze squeeze.dim squeeze.dims expand slice.Tensor select.int split.Tensor
+    split_with_sizes chunk unbind.int div.Tensor_mode pow.Scalar outer reshape_as view_as max.dim
+    min.dim arange.start arange.start_step ones_like zeros_like full_like scalar_tensor cat stack pad
+    constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle roll flip repeat index.Tensor
+    index_select getitem sym_size.int einsum movedim.int movedim.intlist full zeros ones arange type_as
+    expand_as cumsum linalg_vector_norm normalize operator.mul operator.floordiv operator.add
+    operator.sub im2col col2im masked_fill.Scalar conv_transpose2d.input local_response_norm topk argmax
+    embedding tile repeat_interleave.self_int bitwise_not logical_not eq.Scalar ne.Scalar gt.Scalar
+    lt.Scalar ge.Scalar le.Scalar""".split()
 )
 
 KNOWN = POINTWISE | BINARY | POOLING | REDUCTION | RESHAPE | OTHERS
