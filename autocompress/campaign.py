@@ -36,7 +36,7 @@ from autocompress.quality.student import CALIBRATION_BATCH, Workshop
 from autocompress.reporting.card import student_card
 from autocompress.run_store import RunPaths, RunStore, check_available, environment_record, read_run
 from autocompress.search import Plan, Search, scaled
-from autocompress.space import Space, load_space
+from autocompress.space import Space, load_space, parse_space
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.workers import executor
 
@@ -190,7 +190,8 @@ def recorded_request(run: Path, add_trials: int = 0) -> Request:
 
     Raises RunError for a run that was started from objects of a Python session.
     """
-    config = read_run(run).config
+    record = read_run(run)
+    config = record.config
     for name in ("teacher", "data"):
         if not config.get(name):
             raise RunError(
@@ -203,8 +204,8 @@ def recorded_request(run: Path, add_trials: int = 0) -> Request:
     return Request(
         teacher=config["teacher"],
         data=config["data"],
-        device=config["device"],
-        space=config["space"],
+        device=record.paths.device,
+        space=parse_space(json.dumps(config["space"]), str(record.paths.config)),
         budgets=Budgets(**config["budgets"]),
         run=run,
         **options,

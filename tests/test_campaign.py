@@ -1,4 +1,4 @@
-"""The whole job on handwritten digits, in miniature: profile, search, certify, pick, load elsewhere, resume."""
+"""The whole job on handwritten digits, in miniature: profile, search, certify, pick, load, resume."""
 
 from __future__ import annotations
 
