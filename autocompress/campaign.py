@@ -233,9 +233,10 @@ class _Campaign:
         plan = scaled(self.request.plan, steps)
         if plan.time_limit_s is not None:
             plan = replace(plan, time_limit_s=max(1.0, plan.time_limit_s - (time.monotonic() - started)))
-        runner = self._executor(saliency)
+        evaluator = self._evaluator(saliency)
+        runner = self._executor(evaluator)
         try:
-            Search(
+            search = Search(
                 pricer=self.prepared.pricer,
                 repair=Repairer(self.prepared.pricer, limits, damage),
                 limits=limits,
@@ -245,7 +246,10 @@ class _Campaign:
                 certify=lambda candidate: self._certify(candidate, limits, teacher),
                 distilled_folder=self.paths.distilled,
                 console=self.console,
-            ).run(self.history)
+            )
+            if evaluator is not None:
+                evaluator.progress, evaluator.stop = search.show_step, search.stopped
+            search.run(self.history)
         finally:
             runner.close()
 
@@ -310,14 +314,25 @@ class _Campaign:
         )
         return damage
 
-    def _executor(self, saliency: Mapping[str, Any]) -> Executor:
+    def _evaluator(self, saliency: Mapping[str, Any]) -> Evaluator | None:
+        """That of this process; None where there are workers."""
         request = self.request
-        if request.workers == 0 and request.ray_address is None:
-            workshop = Workshop(
-                self.bound, self.prepared.opened.weights, self.data, saliency, request.seed,
-                request.batch_size, request.learning_rate,
-            )  # fmt: skip
-            evaluator = Evaluator(workshop, self.paths.distilled, self.prepared.device.batch)
+        if request.workers or request.ray_address is not None:
+            return None
+        workshop = Workshop(
+            self.bound,
+            self.prepared.opened.weights,
+            self.data,
+            saliency,
+            request.seed,
+            request.batch_size,
+            request.learning_rate,
+        )
+        return Evaluator(workshop, self.paths.distilled, self.prepared.device.batch)
+
+    def _executor(self, evaluator: Evaluator | None) -> Executor:
+        request = self.request
+        if evaluator is not None:
             return InProcess(evaluator, request.trial_timeout_s)
         if not isinstance(request.data, str):
             raise InputError(

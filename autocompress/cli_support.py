@@ -17,6 +17,7 @@ import click
 from autocompress.errors import AutocompressError, InterruptedSearchError
 
 DEBUG_VARIABLE = "AUTOCOMPRESS_DEBUG"
+WIDTH_WITHOUT_TERMINAL = 110
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*\Z")
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -84,4 +85,6 @@ def to_stdout(data: Any, table: Any, output_format: str) -> None:
         return
     from rich.console import Console
 
-    Console(file=sys.stdout).print(table())
+    # A file or a pipe has no width of its own, and rich would cut numbers off at 80 columns.
+    width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
+    Console(file=sys.stdout, width=width).print(table())

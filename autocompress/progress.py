@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _LINE_EVERY_S = 10.0
+_SIGN_OF_LIFE_S = 30.0
 
 
 class Console:
@@ -35,15 +37,23 @@ class Console:
         """A bar, or a line now and then, for as long as the block runs."""
         stage = Stage(self, name, total)
         if self.quiet or not self._terminal():
-            yield stage
+            with stage.signs_of_life():
+                yield stage
             stage.finish()
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+        from rich.progress import TimeRemainingColumn as Remaining
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(
-            *columns, TextColumn("{task.fields[note]}"), console=self._rich(), transient=True
-        ) as bar:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Elapsed(),
+            Remaining(),
+        )
+        note = TextColumn("{task.fields[note]}")
+        with Progress(*columns, note, console=self._rich(), transient=True) as bar:
             stage.bar, stage.task = bar, bar.add_task(name, total=total, note="")
             yield stage
 
@@ -77,6 +87,24 @@ class Stage:
         elif time.monotonic() - self._last >= _LINE_EVERY_S:
             self._line()
 
+    @contextmanager
+    def signs_of_life(self) -> Iterator[None]:
+        """Repeats the last line, with the time, where one step takes long."""
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(_SIGN_OF_LIFE_S):
+                if time.monotonic() - self._last >= _SIGN_OF_LIFE_S:
+                    self._line()
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        if not self.console.quiet:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+
     def finish(self) -> None:
         if self._done and self._shown != self._done:
             self._line()
@@ -84,8 +112,8 @@ class Stage:
     def _line(self) -> None:
         self._last, self._shown = time.monotonic(), self._done
         of = "" if self.total is None else f"/{self.total:g}"
-        left = ""
+        left = f", {self._last - self._started:.0f} s"
         if self.total and 0 < self._done < self.total:
             seconds = (self._last - self._started) / self._done * (self.total - self._done)
-            left = f", {seconds:.0f} s left"
+            left += f", {seconds:.0f} s left"
         self.console.say(f"{self.name}: {self._done:g}{of}{left}{'; ' + self._note if self._note else ''}")

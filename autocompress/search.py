@@ -177,7 +177,7 @@ class Search:
     def _evaluate(self) -> None:
         total = self.plan.trials if self._stage == TRIAL else None
         with self.console.stage("search", total) as self._bar:
-            self.executor.run(self._ask, self._tell, self._stopped)
+            self.executor.run(self._ask, self._tell, self.stopped)
 
     def _ask(self) -> Task | Wait | None:
         if self._queue:
@@ -365,13 +365,19 @@ class Search:
         self.store.append("decision", text=text)
         self.console.say(text)
 
-    def _show(self) -> None:
+    def show_step(self, what: str, done: int, total: int) -> None:
+        """Says how far the training of the candidate under way is."""
+        if total and done % max(1, total // 50) == 0:
+            self._show(f", {what} {done / total:.0%}")
+
+    def _show(self, step: str = "") -> None:
         if self._bar is None:
             return
         done = [trial for trial in self._trials.values() if trial.accuracy is not None]
         best = max((trial.best_known for trial in done), default=math.nan)
         note = f"best feasible {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
         note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {self._failed} failed"
+        note += step
         if self._stage == TRIAL:
             self._bar.update(len(done) + self._failed, self.plan.trials, note)
         else:
@@ -386,7 +392,8 @@ class Search:
         points = [(1 - trial.best_known, trial.cost.latency_ms / reference) for trial in trials]
         return hypervolume(points, (1.0, 1.0)) if points else 0.0
 
-    def _stopped(self) -> bool:
+    def stopped(self) -> bool:
+        """Whether Ctrl-C was pressed."""
         return self._stop_asked
 
     def _check_stopped(self) -> None:

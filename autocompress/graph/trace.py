@@ -183,10 +183,11 @@ class _Rewriter:
 
     def _output(self, fx_node: fx.Node) -> str:
         results: Any = fx_node.args[0]
-        if len(results) != 1 or not isinstance(results[0], fx.Node):
+        spec = self.exported.call_spec.out_spec
+        if spec is None or not spec.is_leaf() or not isinstance(results[0], fx.Node):
+            kind = type(results[0]) if spec is None or spec.is_leaf() else spec.type
             raise TeacherError(
-                f"the teacher returns {len(results)} values",
-                why="a teacher must return one tensor",
+                f"the teacher returns a {kind.__name__}, not one tensor",
                 fix="wrap it in a module whose forward() returns the logits only",
             )
         result = self.names[results[0].name]
@@ -295,9 +296,9 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, *network.input_shape[1:], generator=generator)
     with torch.no_grad():
-        expected = module(x)
+        expected = module(x.clone()).double()
         try:
-            actual = build(network, weights)(x)
+            actual = build(network, weights)(x).double()
         except Exception as error:
             raise TeacherError("the teacher's trace does not run", why=str(error)[:300]) from error
     difference, scale = float((expected - actual).abs().max()), float(expected.abs().max())

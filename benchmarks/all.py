@@ -1,0 +1,23 @@
+"""Runs every benchmark that needs no more than this repository; `make bench`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+COMMANDS = (("startup.py",), ("demo.py", "--again"))
+
+
+def main() -> int:
+    codes = []
+    for script, *options in COMMANDS:
+        print(f"\n== {script} ==", flush=True)
+        codes.append(subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode)
+    print("\ncifar_resnet20.py needs a teacher and images; see its --help")
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
