@@ -16,6 +16,7 @@ Damage = Mapping[tuple[str, Option], float]
 """(site name, option) → estimated loss of quality, 0 for the site's default."""
 
 _SWEEPS = 3
+UNKNOWN_DAMAGE, LEAST_DAMAGE = 0.01, 1e-4
 
 
 class Pricer:
@@ -119,7 +120,7 @@ class Repairer:
         When no sequence of single steps reaches the limits the closest found is returned.
         """
         canonical = self.pricer.bound.canonical
-        candidate = canonical(candidate)
+        asked = candidate = canonical(candidate)
         if self._excess(candidate) <= 0:
             return candidate
         quantized = canonical(Candidate.of({**candidate.as_dict, **self.pricer.low_bits.as_dict}))
@@ -128,11 +129,27 @@ class Repairer:
         for _ in range(_SWEEPS):
             for name, option in self._steps(candidate):
                 if self._excess(candidate) <= 0:
-                    return candidate
+                    return self._taken_back(candidate, asked)
                 changed = canonical(with_choice(candidate, name, option))
                 if self._excess(changed) < self._excess(candidate):
                     candidate = changed
+        return self._taken_back(candidate, asked) if self._excess(candidate) <= 0 else candidate
+
+    def _taken_back(self, candidate: Candidate, asked: Candidate) -> Candidate:
+        """Takes back the changes that later ones made unnecessary, the most harmful first."""
+        sites = self.pricer.bound.by_name
+        changed = [name for name in sites if candidate.get(sites[name]) != asked.get(sites[name])]
+        changed.sort(key=lambda name: -self._harm(name, candidate.get(sites[name]), asked.get(sites[name])))
+        for name in changed:
+            back = self.pricer.bound.canonical(with_choice(candidate, name, asked.get(sites[name])))
+            if self._excess(back) <= 0:
+                candidate = back
         return candidate
+
+    def _harm(self, name: str, option: Option, current: Option) -> float:
+        """Estimated loss of quality of a change."""
+        before = self.damage.get((name, current), 0.0)
+        return max(self.damage.get((name, option), UNKNOWN_DAMAGE) - before, LEAST_DAMAGE)
 
     def _excess(self, candidate: Candidate) -> float:
         """How far the worst limit is overshot, ≤ 0 inside; the upper end of the latency's interval counts."""
@@ -148,7 +165,7 @@ class Repairer:
             gain = saving - self._savings(tuple(broken)).get((site, current), 0.0)
             if gain <= 0:
                 continue
-            harm = max(self.damage.get((site, option), 0.01) - self.damage.get((site, current), 0.0), 1e-4)
+            harm = self._harm(site, option, current)
             ranked.append((-gain / harm, _shuffled(candidate.key, site, option), site, option))
         return [(site, option) for _, _, site, option in sorted(ranked, key=lambda item: item[:2])]
 

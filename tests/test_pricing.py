@@ -11,7 +11,7 @@ from priced_networks import Arithmetic, small_pricer
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate
 from autocompress.kernels import Kernel
-from autocompress.pricing import Pricer, Repairer, seeds
+from autocompress.pricing import Pricer, Repairer, seeds, with_choice
 from autocompress.transforms.sampling import random_candidate
 
 MACS = 16 * 8 * 8 * 9 + 4 * 16 * 16 * 8 * 8 * 9 + 16 * 3
@@ -66,6 +66,21 @@ def test_a_repaired_candidate_keeps_the_budgets(pricer: Pricer, share: float):
         assert not limits.violated(pricer.price(repaired), upper=True)
         assert repair(repaired) == repaired
         assert repair(candidate) == repaired
+
+
+def test_no_change_of_a_repair_is_unnecessary(pricer: Pricer):
+    """Taking back any single change breaks the budget again."""
+    limits = Limits(latency_ms=0.5 * pricer.teacher.latency_ms)
+    repair = Repairer(pricer, limits, {})
+    rng = random.Random(2)
+    for _ in range(10):
+        asked = pricer.bound.canonical(random_candidate(pricer.bound, rng))
+        repaired = repair(asked)
+        for site in pricer.bound.free:
+            if repaired.get(site) != asked.get(site):
+                back = with_choice(repaired, site.name, asked.get(site))
+                same = pricer.bound.canonical(back) == repaired
+                assert same or limits.violated(pricer.price(back), upper=True)
 
 
 def test_what_keeps_the_budgets_is_left_alone(pricer: Pricer):

@@ -292,7 +292,8 @@ def _along(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms
 @_rule(["roll", "flip"])
 def _moved(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
-    for dim in node.args[2 if node.op == "roll" else 1]:
+    dims = node.args[1] if node.op == "flip" else _argument(node, 2, name="dims") or range(len(axes))
+    for dim in dims:
         atoms.lock(axes[dim], f"is reordered by {node.op} at {node.name}")
     return axes
 
@@ -326,7 +327,7 @@ def _attention(node: Node, network: Network, values: Mapping[str, Any], atoms: A
     return (*batch, query[-2], value[-1])
 
 
-@_rule(["permute", "transpose.int", "t", "unsqueeze", "squeeze", "squeeze.dim", "squeeze.dims", "expand"])
+@_rule(["permute", "transpose.int", "t", "unsqueeze", "squeeze", "squeeze.dim", "squeeze.dims"])
 def _rearranged(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     rank = len(axes)
@@ -340,12 +341,22 @@ def _rearranged(node: Node, network: Network, values: Mapping[str, Any], atoms: 
     if node.op == "unsqueeze":
         dim = node.args[1] % (rank + 1)
         return (*axes[:dim], None, *axes[dim:])
-    if node.op == "expand":
-        return (*(None for _ in range(len(node.shape) - rank)), *axes)
     shape = _shape_of(node.args[0], network)
     dims = node.args[1] if len(node.args) > 1 else tuple(range(rank))
     dropped = {dim % rank for dim in (dims if isinstance(dims, tuple) else (dims,))}
     return tuple(axis for index, axis in enumerate(axes) if index not in dropped or shape[index] != 1)
+
+
+@_rule(["expand"])
+def _expand(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+    axes = _axes_of(node.args[0], network, values, atoms)
+    shape = _shape_of(node.args[0], network)
+    out: list[Labels] = [None] * (len(node.shape) - len(shape))
+    for size, labels, expanded in zip(shape, axes, node.shape[len(out) :], strict=True):
+        if size != expanded:
+            atoms.lock(labels, f"is repeated at {node.name}")
+        out.append(labels if size == expanded else None)
+    return tuple(out)
 
 
 @_rule(["slice.Tensor"])

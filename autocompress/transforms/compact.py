@@ -16,14 +16,15 @@ from autocompress.transforms.replace_layer import POINTWISE, ConvArgs, Link, con
 
 
 def separable_layers(network: Network, block: Block) -> tuple[str, ...]:
-    """The dense k×k convolutions of a block, k > 1."""
+    """The dense k×k convolutions of a block, k > 1, that share their weight with no other layer."""
     found = []
     for name in block.layers:
         node = network.by_name.get(name)
         if node is None or not node.op.startswith("conv2d") or not isinstance(node.args[1], Param):
             continue
         shape = network.params[node.args[1].name].shape
-        if conv_args(node).groups == 1 and max(shape[2:]) > 1 and shape[1] > 1:
+        dense = conv_args(node).groups == 1 and max(shape[2:]) > 1 and shape[1] > 1
+        if dense and len(network.param_users[node.args[1].name]) == 1:
             found.append(name)
     return tuple(found)
 

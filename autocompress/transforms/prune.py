@@ -20,7 +20,9 @@ Keep = NDArray[np.bool_]
 
 
 def kept_count(size: int, keep: float, round_to: int = 1) -> int:
-    """How many of `size` channels a keep ratio means: rounded to a multiple of `round_to`, at least one."""
+    """How many of `size` channels a keep ratio means: a multiple of `round_to`, at least one, all for 1."""
+    if keep >= 1:
+        return size
     wanted = max(1, round(size * keep))
     if round_to > 1 and size > round_to:
         wanted = max(round_to, round(wanted / round_to) * round_to)
@@ -119,7 +121,8 @@ def _sizes(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
     del coupling, keep
     position = 2 if node.op == "unflatten.int" else 1
     sizes = node.args[position]
-    offset = node.args[1] % len(node.shape) if node.op == "unflatten.int" else 0
+    rank = len(node.shape) - len(sizes) + 1
+    offset = node.args[1] % rank if node.op == "unflatten.int" else 0
     new = tuple(
         node.shape[index] if isinstance(size, int) and size == old.shape[index] else size
         for index, size in enumerate(sizes, start=offset)
@@ -147,7 +150,8 @@ def _slice_bounds(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node
         return node
     first, last, _ = slice(start, end).indices(len(labels))
     stays = keep[labels]
-    return replace(node, args=(node.args[0], dim, int(stays[:first].sum()), int(stays[:last].sum())))
+    bounds = int(stays[:first].sum()), int(stays[:last].sum())
+    return replace(node, args=(node.args[0], dim, *bounds, *node.args[4:]))
 
 
 def _split_sizes(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:

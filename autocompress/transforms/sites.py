@@ -18,7 +18,7 @@ from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import Network, Node, Param
-from autocompress.space import Space
+from autocompress.space import LayerRule, Space
 from autocompress.transforms import low_rank
 from autocompress.transforms.compact import separable_layers
 from autocompress.transforms.prune import kept_count
@@ -98,32 +98,27 @@ class BoundSpace:
             ),
         )
 
-    def _gone(self, candidate: Candidate) -> tuple[set[str], set[str]]:
-        """Layers in dropped blocks, and layers that become depthwise-separable."""
+    def _gone(self, candidate: Candidate) -> tuple[set[str], dict[str, set[str]]]:
+        """What dropped blocks compute, and by block the layers that become depthwise-separable."""
         gone: set[str] = set()
-        separated: set[str] = set()
+        separated: dict[str, set[str]] = {}
         for name, option in candidate.choices:
             site = self.by_name[name]
             if site.kind == "block" and option == "drop":
-                gone.update(self.blocks[site.target].layers)
+                gone.update(self.blocks[site.target].nodes)
             elif site.kind == "block" and option == "depthwise_separable":
-                separated.update(separable_layers(self.network, self.blocks[site.target]))
-        return gone, separated
+                separated[site.target] = set(separable_layers(self.network, self.blocks[site.target]))
+        return gone, {name: layers - gone for name, layers in separated.items()}
 
-    def _is_moot(self, site: Site, gone: set[str], separated: set[str]) -> bool:
+    def _is_moot(self, site: Site, gone: set[str], separated: Mapping[str, set[str]]) -> bool:
         if site.kind == "block":
-            layers = set(self.blocks[site.target].layers)
-            return bool(gone) and layers < gone and not layers >= gone and self._inside_dropped(site, gone)
-        if site.kind == "rank" and site.target in separated:
+            add = self.blocks[site.target].add
+            around = any(add in self.blocks[other].nodes for other in separated)
+            replaced = site.target in separated and (around or not separated[site.target])
+            return add in gone or replaced
+        if site.kind == "rank" and any(site.target in layers for layers in separated.values()):
             return True
         return bool(site.layers) and set(site.layers) <= gone
-
-    def _inside_dropped(self, site: Site, gone: set[str]) -> bool:
-        block = self.blocks[site.target]
-        return any(
-            other.name != block.name and set(block.layers) < set(other.layers) and set(other.layers) <= gone
-            for other in self.blocks.values()
-        )
 
 
 def bind(space: Space, network: Network) -> BoundSpace:
@@ -142,7 +137,8 @@ def bind(space: Space, network: Network) -> BoundSpace:
     for node in network.nodes:
         if node.op in WEIGHTED:
             sites += [binder.rank(node), binder.bits(node)]
-    space.check_matched(binder.matched)
+    names = {node.module for node in network.nodes if node.op in WEIGHTED and node.module}
+    space.check_matched(binder.matched, sorted(names | blocks.keys()))
     return BoundSpace(network, coupling, blocks, tuple(site for site in sites if site is not None))
 
 
@@ -175,7 +171,7 @@ class _Binder:
 
     def block(self, block: Block) -> Site:
         name = f"block:{block.name}"
-        rule = self.space.rule_for_block(block.name)
+        rule = self.space.rule_for_block(block.name, self._locked_layers(block))
         self.matched.update(rule.matched)
         if rule.locked:
             return _locked(name, "block", block.name, "keep", block.layers, rule.locked)
@@ -196,6 +192,11 @@ class _Binder:
         if len(options) == 1:
             return _locked(name, "block", block.name, "keep", block.layers, "; ".join(reasons))
         return _site(name, "block", block.name, options, "keep", block.layers, {})
+
+    def _locked_layers(self, block: Block) -> list[str]:
+        """Layers of the block that the space locks: whatever replaces the block would change them."""
+        rules = {name: self._layer_rule(self.network.by_name[name]) for name in block.layers}
+        return [name for name, rule in rules.items() if rule is not None and rule.locked]
 
     def rank(self, node: Node) -> Site:
         name = f"rank:{node.name}"
@@ -234,7 +235,7 @@ class _Binder:
         options: list[Option] = sorted({*rule.bits, 32})
         return _site(name, "bits", node.name, options, 32, (node.name,), {})
 
-    def _layer_rule(self, node: Node):  # type: ignore[no-untyped-def]
+    def _layer_rule(self, node: Node) -> LayerRule | None:
         if not isinstance(node.args[1], Param):
             return None
         shape = self.network.params[node.args[1].name].shape
