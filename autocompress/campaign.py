@@ -40,7 +40,7 @@ from autocompress.space import Space, load_space, parse_space
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.workers import executor
 
-SCORING_BATCHES = 2
+SCORING_BATCHES = 1
 
 
 @dataclass(frozen=True, eq=False)

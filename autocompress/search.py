@@ -20,7 +20,7 @@ from typing import Any
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
-from autocompress.errors import InterruptedSearchError, TooManyFailuresError
+from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
 from autocompress.pareto import hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer, seeds
@@ -35,6 +35,7 @@ FAILURES_ALLOWED = 5
 FAILURE_SHARE = 0.3
 LATENCY_HEADROOM = 0.98
 REPAIR_ROUNDS = 2
+NOISY_ROUNDS = 4
 REJECTIONS_IN_A_ROW = 200
 
 
@@ -106,6 +107,7 @@ class Search:
         Raises:
             TooManyFailuresError: more than 5 trials and more than 30 % of them failed.
             InterruptedSearchError: Ctrl-C; everything that finished is in the store.
+            NoisyDeviceError: the machine was too noisy to measure any student.
         """
         self._started = time.monotonic()
         self._study = Study(
@@ -325,12 +327,36 @@ class Search:
         )
 
     def _certify_all(self) -> None:
-        for candidate in self._finalists:
-            ready = (self.distilled_folder / candidate.key).is_dir()
-            if candidate.key in self._finished or not ready:
-                continue
-            self._finished[candidate.key] = self.certify(candidate)
+        """Measures the distilled students; those that noise disturbed are measured again after the others.
+
+        Raises NoisyDeviceError when the noise does not end and no student is certified.
+        """
+        waiting = [
+            candidate
+            for candidate in self._finalists
+            if candidate.key not in self._finished and (self.distilled_folder / candidate.key).is_dir()
+        ]
+        noise: NoisyDeviceError | None = None
+        for _ in range(NOISY_ROUNDS):
+            waiting, noise = self._certify_each(waiting)
+            if noise is None:
+                return
+        if noise is not None and not any(student["certified"] for student in self._finished.values()):
+            raise noise
+        self._decide(f"{len(waiting)} students could not be measured; resume the run on a calmer machine")
+
+    def _certify_each(self, candidates: list[Candidate]) -> tuple[list[Candidate], NoisyDeviceError | None]:
+        """The students whose measurement noise disturbed, and the last such error."""
+        disturbed, noise = [], None
+        for candidate in candidates:
+            try:
+                self._finished[candidate.key] = self.certify(candidate)
+            except NoisyDeviceError as error:
+                noise = error
+                disturbed.append(candidate)
+                self._decide(f"the measurement of {candidate.key} was disturbed: {error.why}")
             self._check_stopped()
+        return disturbed, noise
 
     def _needs_repair(self) -> bool:
         return not any(student["certified"] for student in self._finished.values())

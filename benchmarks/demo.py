@@ -50,9 +50,10 @@ def main() -> int:
     call(sys.executable, "-m", "autocompress.demo", "teacher", str(TEACHER), *seed)
     teacher = ["--teacher", SPEC, "--data", "digits", "--space", "digits-demo"]
     call(AUTOCOMPRESS, "profile", *teacher, "--networks", "24", "-o", str(DEVICE), "--overwrite")
-    budget = [*BUDGETS, "--trials", "12", "--students", "3", "--distill-epochs", "12"]
+    budget = [*BUDGETS, "--trials", "12", "--students", "3"]
+    epochs = ["--trial-epochs", "2", "--distill-epochs", "10"]
     run = ["--run", str(RUN), "--overwrite"]
-    call(AUTOCOMPRESS, "search", *teacher, "--device", str(DEVICE), *budget, *seed, *run)
+    call(AUTOCOMPRESS, "search", *teacher, "--device", str(DEVICE), *budget, *epochs, *seed, *run)
     call(AUTOCOMPRESS, "pick", str(RUN), "-o", str(STUDENT), "--overwrite")
     call(AUTOCOMPRESS, "bench", str(STUDENT))
     call(AUTOCOMPRESS, "report", str(RUN))

@@ -13,7 +13,7 @@ from priced_networks import small_pricer
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
-from autocompress.errors import InterruptedSearchError, TooManyFailuresError
+from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import InProcess, Task
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
@@ -208,6 +208,36 @@ def test_when_no_student_keeps_the_budgets_faster_ones_are_tried(bench: Bench):
     assert first and repaired
     assert max(s["latency_ms_ci95"][1] for s in repaired) <= bench.limits.latency_ms
     assert any("above the prediction" in event["text"] for event in read_run(bench.root).decisions)
+
+
+def test_students_that_noise_disturbed_are_measured_again_after_the_others(bench: Bench):
+    certify, calls = bench.certify, []
+
+    def noisy_at_first(store: RunStore, candidate: Candidate) -> Mapping[str, Any]:
+        calls.append(candidate.key)
+        if len(calls) in (1, 3):
+            raise NoisyDeviceError("the device is too noisy to measure", why="of a neighbour")
+        return certify(store, candidate)
+
+    bench.certify = noisy_at_first  # type: ignore[method-assign]
+    assert len(bench.run()) == 2
+    first, second, *again = calls
+    assert first != second and again == [first, first]
+
+
+def test_noise_that_does_not_end_is_an_error_that_a_resume_can_mend(bench: Bench):
+    certify = bench.certify
+
+    def noisy(*_: Any) -> Mapping[str, Any]:
+        raise NoisyDeviceError("the device is too noisy to measure")
+
+    bench.certify = noisy  # type: ignore[method-assign]
+    with pytest.raises(NoisyDeviceError):
+        bench.run()
+    bench.certify = certify  # type: ignore[method-assign]
+    bench.tasks.clear()
+    assert len(bench.run(resume=True)) == 2
+    assert bench.tasks == []
 
 
 def test_an_interrupt_is_drained_and_says_how_to_go_on(bench: Bench):

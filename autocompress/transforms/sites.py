@@ -152,14 +152,14 @@ class _Binder:
     def width(self, group: Group) -> Site:
         rule = self._layer_rule(self.network.by_name[group.layers[0]])
         name = f"width:{group.name}"
-        if rule is None or rule.width is None:
-            return _locked(name, "width", group.name, 1.0, group.layers, "no rule gives it a width")
         producers = {place.param for place in group.places if place.axis == 0}
         for node in self.network.nodes:
             if node.op in WEIGHTED and set(node.params) & producers:
                 locked = self._lock_reason(node)
                 if locked:
                     return _locked(name, "width", group.name, 1.0, group.layers, locked)
+        if rule is None or rule.width is None:
+            return _locked(name, "width", group.name, 1.0, group.layers, "no rule gives it a width")
         if group.locked:
             return _locked(name, "width", group.name, 1.0, group.layers, group.locked)
         round_to = rule.width.round_to
