@@ -1,9 +1,9 @@
 """How much each single choice hurts, before any training.
 
-A choice is carried out alone on the teacher, batch norms are recalibrated, and the change of the
-output distribution on calibration data is taken: the mean Kullback-Leibler divergence from the
-teacher's. Sums of such scores rank joint candidates well enough to start a search from and to
-decide which change repairs a candidate at the least loss.
+A choice is carried out alone on the teacher, with batch norms that use the statistics of the batch at
+hand, as if they were recalibrated on it. The change of the output distribution on calibration data is
+taken: the mean Kullback-Leibler divergence from the teacher's. Sums of such scores rank joint candidates
+well enough to start a search from and to decide which change repairs a candidate at the least loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from autocompress.candidate import Candidate, Option
 from autocompress.data_splits import Batch
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Weights
-from autocompress.quality.evaluate import recalibrate_batch_norms
 from autocompress.transforms.apply import Saliency, apply
 from autocompress.transforms.sites import BoundSpace
 
@@ -49,7 +48,7 @@ def score(
         network, cut = apply(bound, weights, Candidate.of({name: option}), saliency)
         assert cut is not None
         module = build(network, cut)
-        recalibrate_batch_norms(module, batches)
+        module.train()
         damage[name, option] = _divergence(module, batches, targets)
         if progress is not None:
             progress(index + 1, len(todo))
@@ -57,7 +56,7 @@ def score(
 
 
 def _log_probabilities(module: GraphModule, images: Tensor) -> Tensor:
-    with torch.inference_mode():
+    with torch.no_grad():
         return functional.log_softmax(module(images).float(), dim=-1)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.blocks import Block
-from autocompress.network import Network, Param, Weights
+from autocompress.network import Network, Param, Ref, Weights
 from autocompress.transforms.replace_layer import POINTWISE, ConvArgs, Link, conv_args, replace_by_chain
 
 
@@ -20,7 +20,9 @@ def separable_layers(network: Network, block: Block) -> tuple[str, ...]:
     found = []
     for name in block.layers:
         node = network.by_name.get(name)
-        if node is None or not node.op.startswith("conv2d") or not isinstance(node.args[1], Param):
+        if node is None or not node.op.startswith("conv2d"):
+            continue
+        if not (isinstance(node.args[0], Ref) and isinstance(node.args[1], Param)):
             continue
         shape = network.params[node.args[1].name].shape
         dense = conv_args(node).groups == 1 and max(shape[2:]) > 1 and shape[1] > 1

@@ -86,6 +86,14 @@ def _svd_chain(
     ]
 
 
+def _left_basis(matrix: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """The first left singular vectors, as columns; from the small Gram matrix, which is far quicker."""
+    wide = matrix.astype(np.float64)
+    _, vectors = np.linalg.eigh(wide @ wide.T)
+    basis: NDArray[np.float32] = np.ascontiguousarray(vectors[:, ::-1][:, :rank]).astype(np.float32)
+    return basis
+
+
 def _tucker_chain(
     node: Node, shape: tuple[int, ...], weight: NDArray[np.float32] | None, rank: tuple[int, ...]
 ) -> list[Link]:
@@ -93,9 +101,8 @@ def _tucker_chain(
     out, into, *kernel = shape
     reduce = core = expand = None
     if weight is not None:
-        basis_out = np.linalg.svd(weight.reshape(out, -1), full_matrices=False)[0][:, :rank_out]
-        unfolded = weight.transpose(1, 0, 2, 3).reshape(into, -1)
-        basis_in = np.linalg.svd(unfolded, full_matrices=False)[0][:, :rank_in]
+        basis_out = _left_basis(weight.reshape(out, -1), rank_out)
+        basis_in = _left_basis(weight.transpose(1, 0, 2, 3).reshape(into, -1), rank_in)
         core = np.einsum("oikl,or,is->rskl", weight, basis_out, basis_in, optimize=True)
         reduce, expand = basis_in.T[:, :, None, None], basis_out[:, :, None, None]
     conv = conv_args(node)

@@ -17,7 +17,7 @@ from autocompress.candidate import Candidate, Option, Site
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
-from autocompress.network import Network, Node, Param
+from autocompress.network import Network, Node, Param, Ref
 from autocompress.space import LayerRule, Space
 from autocompress.transforms import low_rank
 from autocompress.transforms.compact import separable_layers
@@ -201,7 +201,7 @@ class _Binder:
     def rank(self, node: Node) -> Site:
         name = f"rank:{node.name}"
         rule = self._layer_rule(node)
-        locked = self._lock_reason(node)
+        locked = self._lock_reason(node) or _reads_a_constant(node)
         if not locked and (rule is None or rule.rank is None):
             locked = "no rule gives it a rank"
         if locked or rule is None or rule.rank is None:
@@ -225,7 +225,7 @@ class _Binder:
     def bits(self, node: Node) -> Site:
         name = f"bits:{node.name}"
         rule = self._layer_rule(node)
-        locked = self._lock_reason(node)
+        locked = self._lock_reason(node) or _reads_a_constant(node)
         if not locked and (rule is None or not rule.bits):
             locked = "no rule gives it bit-widths"
         if locked or rule is None or set(rule.bits) == {32}:
@@ -241,8 +241,8 @@ class _Binder:
         shape = self.network.params[node.args[1].name].shape
         kind, kernel = "linear", None
         if node.op != "linear":
-            channels = self.network.shape_of(node.inputs[0])[1]
-            depthwise = conv_args(node).groups == channels and channels > 1
+            groups = conv_args(node).groups
+            depthwise = groups > 1 and shape[1] == 1
             kind, kernel = ("depthwise" if depthwise else "conv"), (shape[2], shape[3])
         rule = self.space.rule_for_layer(node.module or node.name, kind, kernel)
         self.matched.update(rule.matched)
@@ -258,6 +258,10 @@ class _Binder:
         if len(self.network.param_users[weight]) > 1:
             return "its weight is shared with another layer"
         return ""
+
+
+def _reads_a_constant(node: Node) -> str:
+    return "" if isinstance(node.args[0], Ref) else "it reads a constant, so it is computed once"
 
 
 def _site(
