@@ -241,14 +241,14 @@ def test_channels_that_cannot_leave_have_a_reason(name: str) -> None:
 
 def test_a_channel_that_is_repeated_is_all_that_repetition_locks() -> None:
     module = net(
-        lambda m, x: m.head(torch.cat([m.a(x), m.one(x).expand(-1, 3, -1, -1)], 1)),
-        a=conv(3, 4),
+        lambda m, x: m.head(torch.cat([m.one(x).expand(-1, 3, -1, -1), m.a(x)], 1)),
         one=conv(3, 1),
+        a=conv(3, 4),
         head=conv(7, 2),
     )
     found = groups(module)
     assert not found["a"].locked and "is repeated at expand" in found["one"].locked
-    assert indices(found["a"], "head.weight", 1) == [[0], [1], [2], [3]]
+    assert indices(found["a"], "head.weight", 1) == [[3], [4], [5], [6]]
 
 
 def test_a_layer_that_runs_twice_couples_what_it_reads() -> None:
@@ -281,10 +281,21 @@ def test_blocks_in_blocks_are_found_innermost_first() -> None:
     assert inner.add in outer.nodes and inner.droppable and outer.droppable
 
 
-def test_a_block_with_a_layer_on_its_shortcut_cannot_be_dropped() -> None:
-    module = net(lambda m, x: m.head(m.a(x) + m.short(x)), a=conv(3, 4, 3), short=conv(3, 4), head=conv(4, 2))
+NOT_DROPPABLE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "layer on the shortcut": lambda m, x: m.a(x) + m.b(x),
+    "shortcut that is broadcast": lambda m, x: (
+        (y := x.mean((2, 3), keepdim=True)) + m.a(m.b(y).expand(-1, -1, 4, 4))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_DROPPABLE)
+def test_a_block_without_a_plain_skip_cannot_be_dropped(name: str) -> None:
+    module = net(
+        lambda m, x: m.head(NOT_DROPPABLE[name](m, x)), a=conv(3, 3, 3), b=conv(3, 3), head=conv(3, 2)
+    )
     (block,) = blocks(module).values()
-    assert block.layers == ("a", "short") and not block.droppable
+    assert set(block.layers) == {"a", "b"} and not block.droppable
 
 
 NO_BLOCK: dict[str, Callable[[Any, Tensor], Tensor]] = {

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from autocompress.graph.coupling import Coupling
 from autocompress.graph.module import build
 from autocompress.network import Network, Weights
+from autocompress.transforms.prune import Keep
+
+IMAGE = (3, 6, 6)
 
 
 class Net(nn.Module):
@@ -46,3 +52,59 @@ def assert_computes(network: Network, weights: Weights | None, module: nn.Module
     assert weights is not None
     with torch.no_grad():
         torch.testing.assert_close(build(network, weights)(x), module(x.clone()), rtol=1e-4, atol=1e-5)
+
+
+def with_zeros(coupling: Coupling, weights: Weights, keep: Keep) -> Weights:
+    """The weights with zeros wherever a channel that is not kept has its place."""
+    zeroed = {name: array.copy() for name, array in weights.items()}
+    for group in coupling.groups:
+        for place in group.places:
+            axis = np.moveaxis(zeroed[place.param], place.axis, 0)
+            axis[place.indices[~keep[group.atoms]].ravel()] = 0
+    return zeroed
+
+
+def conv(channels: int, out: int, kernel: int = 1, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, kernel, padding=kernel // 2, **options)
+
+
+def basic_net() -> Net:
+    """One residual block of inputs `IMAGE`."""
+    return net(
+        lambda m, x: m.head((y := m.stem(x)) + m.b(F.relu(m.a(y)))),
+        stem=conv(3, 8, 3),
+        a=nn.Sequential(conv(8, 12, 3, bias=False), nn.BatchNorm2d(12)),
+        b=conv(12, 8, 3),
+        head=conv(8, 8),
+    )
+
+
+def _padded(m: Any, x: Tensor) -> Tensor:
+    y = m.stem(x)
+    y = m.b(F.relu(m.a(y))) + F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3))
+    return m.head(F.relu(y).flatten(1))
+
+
+def padded_net() -> Net:
+    """A residual block whose shortcut is zero-padded, and a linear layer on its flattened map."""
+    return net(_padded, stem=conv(3, 4, 3), a=conv(4, 6, 3, stride=2), b=conv(6, 9, 3), head=nn.Linear(81, 2))
+
+
+def _gated(m: Any, x: Tensor) -> Tensor:
+    y = m.bn(m.deep(m.a(x)))
+    y = y * m.wide(F.relu(m.narrow(y.mean((2, 3), keepdim=True)))).sigmoid()
+    return m.head((y + m.shift.view(1, -1, 1, 1)).flatten(2).unflatten(-1, (3, 12)))
+
+
+def gated_net() -> Net:
+    """A depthwise convolution with two outputs a channel, squeeze and excitation, a parameter added."""
+    return net(
+        _gated,
+        a=conv(3, 4),
+        deep=conv(4, 8, 3, groups=4),
+        bn=nn.BatchNorm2d(8),
+        narrow=conv(8, 4),
+        wide=conv(4, 8),
+        shift=nn.Parameter(torch.rand(8)),
+        head=conv(8, 2),
+    )

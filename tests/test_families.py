@@ -1,0 +1,112 @@
+"""Networks as people use them, all the way from the module to the file that ONNX Runtime runs."""
+
+import os
+import random
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from written_networks import assert_computes, inputs, with_zeros
+
+from autocompress.candidate import KINDS
+from autocompress.device.runtimes import get_runtime
+from autocompress.export.onnx import to_onnx
+from autocompress.export.parity import check_model, check_parity
+from autocompress.graph.coupling import couple
+from autocompress.graph.module import build
+from autocompress.graph.trace import trace
+from autocompress.network import Network, Weights
+from autocompress.quality.calibrate import collect_ranges
+from autocompress.space import load_space
+from autocompress.teacher import load_teacher
+from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.fold import fold_batch_norms
+from autocompress.transforms.probe import probed
+from autocompress.transforms.prune import keep_mask, prune
+from autocompress.transforms.quantize import plan, with_ranges
+from autocompress.transforms.sampling import random_candidate
+from autocompress.transforms.sites import bind
+
+DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
+CIFAR = DATA / "teachers/cifar_resnet.py"
+needs_cifar = pytest.mark.skipif(not CIFAR.exists(), reason="needs the CIFAR teachers")
+
+TIMM = {
+    "timm:resnet34,channels=64/96/128/160,num_classes=10": 32,
+    "timm:mobilenetv3_small_100,num_classes=10": 64,
+    "timm:convnext_atto,num_classes=10": 64,
+    "timm:vit_tiny_patch16_224,img_size=64,num_classes=10": 64,
+}
+FAMILIES = [
+    *(pytest.param(spec, TIMM[spec], id=spec.split(",")[0].removeprefix("timm:")) for spec in TIMM),
+    *(
+        pytest.param(f"{CIFAR}:load,depth={depth}", 32, id=f"cifar_resnet{depth}", marks=needs_cifar)
+        for depth in (20, 56)
+    ),
+]
+WITHOUT_LAYER_NORM = [family for family in FAMILIES if "convnext" not in family.id and "vit" not in family.id]
+"""Where what a channel is scaled by does not depend on the others."""
+
+
+@cache
+def traced(spec: str, size: int) -> tuple[Network, Weights]:
+    """Random weights where none are given; what starts at zero would hide what lies before it."""
+    torch.manual_seed(0)
+    module = load_teacher(spec).module
+    for parameter in module.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return trace(module, (3, size, size))
+
+
+def calibrated(network: Network, weights: Weights | None, images: Tensor) -> tuple[Network, Weights]:
+    network, weights = fold_batch_norms(network, weights)
+    assert weights is not None
+    batch = images, torch.zeros(len(images), dtype=torch.int64)
+    values = plan(network)
+    ranges = collect_ranges(build(network, weights), values, [batch]) if values else {}
+    return with_ranges(network, ranges), weights
+
+
+def quantized_values(network: Network) -> set[str]:
+    return {node.name for node in network.nodes if node.quantizer is not None}
+
+
+@pytest.mark.parametrize(("spec", "size"), FAMILIES)
+def test_random_candidates_run_as_they_were_priced_and_trained(spec: str, size: int) -> None:
+    network, weights = traced(spec, size)
+    space = probed(bind(load_space("joint"), network), weights)
+    assert all(bool(site.locked) == (site.options == (site.default,)) for site in space.sites)
+    assert {site.kind for site in space.free} == set(KINDS) and not space.dropped
+    images = inputs((3, size, size), 24)
+    rng = random.Random(0)
+    for precision in ("fp32", "int8", "mixed"):
+        candidate = random_candidate(space, rng, precision)
+        student = calibrated(*apply(space, weights, candidate), images)
+        priced, _ = deployed(apply(space, None, candidate)[0])
+        assert [(node.name, node.op, node.shape) for node in priced.nodes] == [
+            (node.name, node.op, node.shape) for node in student[0].nodes
+        ]
+        assert quantized_values(priced) == quantized_values(student[0])
+        assert bool(plan(priced)) == (precision != "fp32")
+        model = to_onnx(*student)
+        check_model(model)
+        session = get_runtime("onnxruntime").load(model.SerializeToString(), 1)
+        check_parity(build(*student), session.run, images, quantized=precision != "fp32")
+
+
+@pytest.mark.parametrize(("spec", "size"), WITHOUT_LAYER_NORM)
+def test_half_of_every_width_computes_what_the_whole_network_does_with_zeros(spec: str, size: int) -> None:
+    network, weights = traced(spec, size)
+    coupling = couple(network)
+    rng = np.random.default_rng(0)
+    saliency = {name: rng.random(array.shape) for name, array in weights.items()}
+    halves = {group.name: group.size // 2 for group in coupling.groups if not group.locked}
+    keep = keep_mask(coupling, halves, dict.fromkeys(halves, saliency))
+    pruned, cut = prune(coupling, weights, keep)
+    assert pruned.parameter_count < 0.35 * network.parameter_count
+    whole = build(network, with_zeros(coupling, weights, keep))
+    assert_computes(pruned, cut, whole, inputs((3, size, size)))
