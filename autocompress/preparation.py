@@ -12,12 +12,14 @@ from autocompress.cost import CostModel
 from autocompress.data import Data, load_data
 from autocompress.device.profile import DeviceProfile
 from autocompress.errors import InputError, SpaceError
+from autocompress.export.onnx import to_onnx
 from autocompress.graph.trace import trace
 from autocompress.network import Network, Weights
 from autocompress.pricing import Pricer
 from autocompress.progress import Console
 from autocompress.space import Space, load_space
 from autocompress.teacher import Teacher, check_teacher, load_teacher
+from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
 from autocompress.transforms.sites import BoundSpace, bind
 
@@ -39,7 +41,10 @@ def open_teacher(
     data_seed: int = 0,
     console: Console | None = None,
 ) -> OpenedTeacher:
-    """Loads, checks and traces a teacher; raises InputError for whatever cannot be used."""
+    """Loads, checks and traces a teacher; raises InputError for whatever cannot be used.
+
+    It is exported once, so that an operation that cannot be is found now and not after a search.
+    """
     loaded = load_teacher(teacher)
     opened_data = None
     if data is not None:
@@ -49,7 +54,14 @@ def open_teacher(
         shape = _shape_without_data(loaded, input_size)
     check_teacher(loaded.module, shape, opened_data.num_classes if opened_data else None)
     network, weights = trace(loaded.module, shape)
+    to_onnx(*_folded(network, weights))
     return OpenedTeacher(loaded, opened_data, network, weights)
+
+
+def _folded(network: Network, weights: Weights) -> tuple[Network, Weights]:
+    folded, folded_weights = fold_batch_norms(network, weights)
+    assert folded_weights is not None
+    return folded, folded_weights
 
 
 def open_data(teacher: Teacher, data: Any, seed: int, console: Console | None) -> Data:

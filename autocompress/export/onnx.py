@@ -271,9 +271,11 @@ def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The value of a node that does not depend on the input."""
     import torch
 
-    from autocompress.graph.operations import implementation
+    from autocompress.graph.operations import dtype_named, implementation
 
     def to_torch(leaf: Any) -> Any:
+        if isinstance(leaf, str):
+            return dtype_named(leaf)
         return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
 
     def to_list(arg: Any) -> Any:
