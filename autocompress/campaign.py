@@ -30,12 +30,13 @@ from autocompress.pareto import Front, front_of
 from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, priced
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
+from autocompress.promotion import Plan, scaled
 from autocompress.quality.evaluator import Evaluator, discard, importances, save_teacher
 from autocompress.quality.scores import score
 from autocompress.quality.student import CALIBRATION_BATCH, Workshop
 from autocompress.reporting.card import student_card
 from autocompress.run_store import RunPaths, RunStore, check_available, environment_record, read_run
-from autocompress.search import Plan, Search, scaled
+from autocompress.search import Search
 from autocompress.space import Space, load_space, parse_space
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.workers import executor

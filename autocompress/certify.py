@@ -123,11 +123,11 @@ def student_record(
 
 def count(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
     """Multiply-adds of one example and trainable parameters, both by fvcore."""
-    from fvcore.nn import FlopCountAnalysis, parameter_count
-
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        from fvcore.nn import FlopCountAnalysis, parameter_count
+
         flops = FlopCountAnalysis(module.eval(), torch.zeros(1, *input_shape))
         flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(flops.total()), int(parameter_count(module)[""])

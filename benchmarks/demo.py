@@ -32,6 +32,7 @@ AUTOCOMPRESS = str(Path(sys.executable).with_name("autocompress"))
 YOUR_OWN = """
 With a model and images of your own (model.py defines build(), which returns your trained module):
 
+  . .venv/bin/activate
   autocompress inspect --teacher model.py:build --data imagefolder:images
   autocompress profile --teacher model.py:build --data imagefolder:images -o hardware_profiles/mine
   autocompress search  --teacher model.py:build --data imagefolder:images \\

@@ -138,3 +138,12 @@ def test_nothing_that_was_read_is_executed(file: Path):
         if ast.unparse(node.func) == "torch.load":
             assert "weights_only=True" in ast.unparse(node), f"line {node.lineno}"
         assert ast.unparse(node.func) not in ("torch.save", "yaml.load"), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", locations.names("hardware_profiles"))
+def test_every_shipped_profile_loads_with_its_validation(name: str):
+    from autocompress.device.profile import load_profile
+
+    profile = load_profile(name)
+    assert profile.validation["count"] >= 40
+    assert profile.table.rows

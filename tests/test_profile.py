@@ -283,6 +283,12 @@ def test_it_is_used_on_its_own_machine_only():
     example().check_here({"cpu": "An Example", "usable_cores": 1})
     with pytest.raises(ProfileError, match="another machine"):
         example().check_here({"cpu": "Another", "usable_cores": 8})
+    hidden = replace(example(), device={"cpu": "AMD EPYC", "cpu_id": "25-17-1"})
+    hidden.check_here({"cpu": "AMD EPYC", "cpu_id": "25-17-1"})
+    with pytest.raises(ProfileError, match="another machine"):
+        hidden.check_here({"cpu": "AMD EPYC", "cpu_id": "26-2-1"})
+    with pytest.raises(ProfileError, match="another machine"):
+        replace(example(), device={}).check_here({"cpu": "An Example"})
     with pytest.raises(ProfileError, match="4 threads"):
         replace(example(), threads=4).check_here({"cpu": "An Example", "usable_cores": 2})
 

@@ -17,9 +17,10 @@ from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooMan
 from autocompress.evaluation import InProcess, Task
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
+from autocompress.promotion import Plan, Trial, ranked, scaled
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunStore, read_run
-from autocompress.search import Plan, Search, Trial, ranked, scaled
+from autocompress.search import Search
 
 PLAN = Plan(trials=12, trial_epochs=1, promotion_epochs=3, final_epochs=9, quantized_epochs=1, students=2)
 Evaluate = Callable[[Task], Mapping[str, Any]]

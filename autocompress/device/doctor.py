@@ -56,6 +56,7 @@ def machine() -> dict[str, Any]:
     """What identifies a device: the part of `doctor` that profiles and runs record."""
     return {
         "cpu": _cpu_model(),
+        "cpu_id": _cpu_id(),
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "cores": os.cpu_count(),
@@ -109,6 +110,17 @@ def _cpu_model() -> str:
         if line.startswith(("model name", "Model")):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _cpu_id() -> str | None:
+    """Family, model and stepping, or their ARM counterparts: virtual machines often hide the name."""
+    keys = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision")
+    found: dict[str, str] = {}
+    for line in _cpu_info():
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            found.setdefault(key.strip(), value.strip())
+    return "-".join(found[key] for key in keys if key in found) or None
 
 
 def _cpu_flags() -> set[str]:

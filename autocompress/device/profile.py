@@ -135,10 +135,14 @@ class DeviceProfile:
 
     def check_here(self, machine: Mapping[str, Any]) -> None:
         """Raises ProfileError when `machine` is another one than was profiled, or has too few CPUs."""
-        if self.device.get("cpu") != machine.get("cpu"):
+        mine, here = (
+            [data.get(key) for key in ("cpu", "cpu_id") if self.device.get(key) is not None]
+            for data in (self.device, machine)
+        )
+        if not mine or mine != here:
             raise ProfileError(
                 f"the device profile {self.name!r} was measured on another machine",
-                why=f"it names {self.device.get('cpu')}, this is {machine.get('cpu')}",
+                why=f"it names {' '.join(map(str, mine))}, this is {' '.join(map(str, here))}",
                 fix="profile this machine: autocompress profile",
             )
         if self.threads > (machine.get("usable_cores") or self.threads):
