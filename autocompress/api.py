@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.candidate import Cost, Option, Site
+from autocompress.errors import BudgetError
 from autocompress.progress import Console
 
 if TYPE_CHECKING:
@@ -76,15 +77,18 @@ def inspect(
 
     The input size is the data's, else `input_size`, else what the teacher says about itself.
     """
+    from autocompress.device.profile import load_profile
+    from autocompress.space import load_space
+
+    loaded_space = load_space(space)
+    profile = None if device is None else load_profile(device)
     from autocompress.preparation import bound_space, open_teacher, priced
 
     opened = open_teacher(teacher, data, input_size)
-    bound, _ = bound_space(opened, space)
-    if device is None:
+    bound = bound_space(opened, loaded_space)
+    if profile is None:
         return Inspection(bound.sites, bound.dropped, bound.log10_size, None, None)
-    from autocompress.device.profile import load_profile
-
-    pricer = priced(bound, load_profile(device))
+    pricer = priced(bound, profile)
     bound = pricer.bound
     return Inspection(bound.sites, bound.dropped, bound.log10_size, pricer.teacher, pricer.smallest)
 
@@ -105,10 +109,13 @@ def profile(
     console: Console | None = None,
 ) -> DeviceProfile:
     """Measures this machine on `networks` random candidates of the space and writes the profile folder."""
+    from autocompress.space import load_space
+
+    loaded_space = load_space(space)
     from autocompress.profiling import measure_profile
 
     return measure_profile(
-        teacher, space, Path(output), runtime, threads, batch, networks, seed, data, input_size,
+        teacher, loaded_space, Path(output), runtime, threads, batch, networks, seed, data, input_size,
         overwrite=overwrite, resume=resume, console=console or Console(),
     )  # fmt: skip
 
@@ -158,13 +165,17 @@ def compress(
         NothingFeasibleError: no student keeps the budgets; names the nearest miss.
         InputError: something that was given cannot be used; nothing was trained.
     """
-    from autocompress.campaign import Request, carry_out
+    from autocompress.device.profile import load_profile
+    from autocompress.request import Request
+    from autocompress.space import load_space
 
+    if budgets is None:
+        raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
     request = Request(
         teacher=teacher,
         data=data,
-        device=device,
-        space=space,
+        profile=load_profile(device),
+        space=load_space(space),
         budgets=budgets,
         trials=trials,
         run=Path(run),
@@ -182,14 +193,20 @@ def compress(
         time_limit_s=time_limit_s,
         trial_timeout_s=trial_timeout_s,
     )
+    request.check(resume=resume, overwrite=overwrite)
+    from autocompress.campaign import carry_out
+
     return carry_out(request, resume=resume, overwrite=overwrite, console=console or Console())
 
 
 def resume(run: str | Path, add_trials: int = 0, console: Console | None = None) -> Front:
     """Goes on with a search where it stopped; finished trials are not repeated."""
-    from autocompress.campaign import carry_out, recorded_request
+    from autocompress.request import recorded_request
 
     request = recorded_request(Path(run), add_trials)
+    request.check(resume=True, overwrite=False)
+    from autocompress.campaign import carry_out
+
     return carry_out(request, resume=True, overwrite=False, console=console or Console())
 
 

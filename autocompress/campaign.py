@@ -10,18 +10,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from autocompress.budgets import Budgets, Limits, check_reachable
 from autocompress.candidate import Candidate
 from autocompress.certify import Certificate, Device, count, examine, student_record
-from autocompress.device.doctor import device_description, machine
-from autocompress.device.profile import DeviceProfile, load_profile
+from autocompress.device.doctor import device_description
 from autocompress.device.profile_files import write_profile
-from autocompress.errors import BudgetError, InputError, NothingFeasibleError, RunError
+from autocompress.errors import InputError, NothingFeasibleError
 from autocompress.evaluation import Executor, Factory, InProcess
 from autocompress.export.onnx import to_onnx
 from autocompress.export.package import load_student, read_spec, save_student
@@ -30,68 +26,18 @@ from autocompress.pareto import Front, front_of
 from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, priced
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
-from autocompress.promotion import Plan, scaled
+from autocompress.promotion import scaled
 from autocompress.quality.evaluator import Evaluator, discard, importances, save_teacher
 from autocompress.quality.scores import score
 from autocompress.quality.student import CALIBRATION_BATCH, Workshop
 from autocompress.reporting.card import student_card
-from autocompress.run_store import RunPaths, RunStore, check_available, environment_record, read_run
+from autocompress.request import RECORDED, Request
+from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
 from autocompress.search import Search
-from autocompress.space import Space, load_space, parse_space
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.workers import executor
 
 SCORING_BATCHES = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What the user asked for; see `api.compress`."""
-
-    teacher: str | nn.Module
-    data: Any
-    device: str | Path
-    space: str | Path | Space
-    budgets: Budgets | None
-    trials: int
-    run: Path
-    workers: int = 0
-    ray_address: str | None = None
-    sampler: str = "tpe"
-    seed: int = 0
-    trial_epochs: float | None = None
-    promotion_epochs: float | None = None
-    distill_epochs: float | None = None
-    quantized_epochs: float | None = None
-    students: int = 4
-    batch_size: int = 128
-    learning_rate: float | None = None
-    time_limit_s: float | None = None
-    trial_timeout_s: float | None = None
-
-    @property
-    def plan(self) -> Plan:
-        def given(value: float | None) -> float:
-            return -1.0 if value is None else value
-
-        return Plan(
-            trials=self.trials,
-            trial_epochs=given(self.trial_epochs),
-            promotion_epochs=given(self.promotion_epochs),
-            final_epochs=given(self.distill_epochs),
-            quantized_epochs=given(self.quantized_epochs),
-            students=self.students,
-            sampler=self.sampler,
-            seed=self.seed,
-            time_limit_s=self.time_limit_s,
-        )
-
-
-_RESUMABLE = tuple(
-    name
-    for name in Request.__dataclass_fields__
-    if name not in ("teacher", "data", "device", "space", "budgets", "run")
-)
 
 
 def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Console) -> Front:
@@ -99,7 +45,7 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
 
     Raises NothingFeasibleError after a search in which no student kept the budgets.
     """
-    prepared = _prepare(request, console, resume=resume, overwrite=overwrite)
+    prepared = _prepare(request, console)
     with RunStore.create(
         request.run,
         _config(request, prepared),
@@ -110,7 +56,7 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
         resume=resume,
         overwrite=overwrite,
     ) as store:
-        write_profile(store.paths.device, prepared.profile)
+        write_profile(store.paths.device, request.profile)
         campaign = _Campaign(request, prepared, store, console)
         exit_code = 1
         try:
@@ -131,32 +77,18 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
 @dataclass(frozen=True, eq=False)
 class _Prepared:
     opened: OpenedTeacher
-    space: Space
-    profile: DeviceProfile
     pricer: Pricer
-    limits_of: Budgets
     device: Device
 
 
-def _prepare(request: Request, console: Console, *, resume: bool, overwrite: bool) -> _Prepared:
-    """Everything that can be refused is refused here, what is quick to check first."""
-    if request.budgets is None:
-        raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
-    for name in ("trials", "students", "batch_size"):
-        if getattr(request, name) < 1:
-            raise InputError(f"{name} is {getattr(request, name)}", fix="give 1 or more")
-    check_available(request.run, resume=resume, overwrite=overwrite)
-    space = request.space if isinstance(request.space, Space) else load_space(request.space)
-    profile = load_profile(request.device)
-    profile.check_here(machine())
-    profile.check_fits(space_fingerprint=space.fingerprint)
+def _prepare(request: Request, console: Console) -> _Prepared:
     opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
-    bound, space = bound_space(opened, space)
-    profile.check_fits(opened.network.input_shape)
-    pricer = priced(bound, profile)
+    bound = bound_space(opened, request.space)
+    request.profile.check_fits(opened.network.input_shape)
+    pricer = priced(bound, request.profile)
     _check_budgets(request.budgets, pricer)
-    device = Device(profile.runtime, profile.threads, profile.batch)
-    return _Prepared(opened, space, profile, pricer, request.budgets, device)
+    device = Device(request.profile.runtime, request.profile.threads, request.profile.batch)
+    return _Prepared(opened, pricer, device)
 
 
 def _check_budgets(budgets: Budgets, pricer: Pricer) -> None:
@@ -165,52 +97,25 @@ def _check_budgets(budgets: Budgets, pricer: Pricer) -> None:
 
 
 def _config(request: Request, prepared: _Prepared) -> dict[str, Any]:
-    options = {name: getattr(request, name) for name in _RESUMABLE}
+    options = {name: getattr(request, name) for name in RECORDED}
     opened = prepared.opened
     assert opened.data is not None
     return {
         "identity": {
             "teacher": opened.teacher.fingerprint,
             "data": opened.data.fingerprint,
-            "space": prepared.space.fingerprint,
-            "budgets": prepared.limits_of.to_json(),
-            "device": prepared.profile.fingerprint,
+            "space": request.space.fingerprint,
+            "budgets": request.budgets.to_json(),
+            "device": request.profile.fingerprint,
             "seed": request.seed,
         },
         "teacher": opened.teacher.spec,
         "data": request.data if isinstance(request.data, str) else None,
-        "device": str(request.device),
-        "space": prepared.space.to_json(),
-        "budgets": prepared.limits_of.to_json(),
+        "device": request.profile.name,
+        "space": request.space.to_json(),
+        "budgets": request.budgets.to_json(),
         "options": options,
     }
-
-
-def recorded_request(run: Path, add_trials: int = 0) -> Request:
-    """The request that a run folder was made with, with more trials.
-
-    Raises RunError for a run that was started from objects of a Python session.
-    """
-    record = read_run(run)
-    config = record.config
-    for name in ("teacher", "data"):
-        if not config.get(name):
-            raise RunError(
-                f"the run was started with a {name} object, which is not recorded",
-                where=str(run),
-                fix="call compress(…, resume=True) with the same objects",
-            )
-    options = dict(config["options"])
-    options["trials"] += add_trials
-    return Request(
-        teacher=config["teacher"],
-        data=config["data"],
-        device=record.paths.device,
-        space=parse_space(json.dumps(config["space"]), str(record.paths.config)),
-        budgets=Budgets(**config["budgets"]),
-        run=run,
-        **options,
-    )
 
 
 class _Campaign:
@@ -275,7 +180,7 @@ class _Campaign:
             "teacher", certificate, predicted.peak_memory_bytes,
             count(build(network, weights), network.input_shape[1:]), str(model), nothing,
         )  # fmt: skip
-        limits = self.prepared.limits_of.resolve(record)
+        limits = self.request.budgets.resolve(record)
         self.store.append(
             "run_started",
             teacher=record,
@@ -351,7 +256,7 @@ class _Campaign:
             "data": request.data,
             "data_seed": 0,
             "preprocessing": asdict(self.prepared.opened.teacher.preprocessing),
-            "space": json.dumps(self.prepared.space.to_json()),
+            "space": json.dumps(self.request.space.to_json()),
             "seed": request.seed,
             "batch_size": request.batch_size,
             "learning_rate": request.learning_rate,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,7 +16,7 @@ from autocompress.graph.trace import trace
 from autocompress.network import Network, Weights
 from autocompress.pricing import Pricer
 from autocompress.progress import Console
-from autocompress.space import Space, load_space
+from autocompress.space import Space
 from autocompress.teacher import Teacher, check_teacher, load_teacher
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
@@ -91,16 +90,15 @@ def _shape_without_data(teacher: Teacher, input_size: int | None) -> tuple[int, 
     return known
 
 
-def bound_space(opened: OpenedTeacher, space: str | Path | Space) -> tuple[BoundSpace, Space]:
+def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
     """The space bound to the teacher, with every choice probed once."""
-    loaded = space if isinstance(space, Space) else load_space(space)
-    bound = probed(bind(loaded, opened.network), opened.weights)
+    bound = probed(bind(space, opened.network), opened.weights)
     if not bound.free:
         raise SpaceError(
-            f"the space {loaded.name!r} leaves nothing to decide for {opened.teacher.name}",
+            f"the space {space.name!r} leaves nothing to decide for {opened.teacher.name}",
             fix="run: autocompress inspect, which shows why each site is locked",
         )
-    return bound, loaded
+    return bound
 
 
 def priced(bound: BoundSpace, profile: DeviceProfile) -> Pricer:

@@ -16,6 +16,7 @@ from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.preparation import bound_space, open_teacher
 from autocompress.progress import Console
+from autocompress.space import Space
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sampling import random_weights, samples
 from autocompress.transforms.sites import BoundSpace
@@ -25,7 +26,7 @@ FEWEST_NETWORKS = 8
 
 def measure_profile(
     teacher: str | nn.Module,
-    space: str | Path,
+    space: Space,
     output: Path,
     runtime: str,
     threads: int,
@@ -51,10 +52,10 @@ def measure_profile(
         )
     engine = get_runtime(runtime)
     opened = open_teacher(teacher, data, input_size)
-    bound, loaded_space = bound_space(opened, space)
+    bound = bound_space(opened, space)
     source = {
-        "space": loaded_space.name,
-        "space_fingerprint": loaded_space.fingerprint,
+        "space": space.name,
+        "space_fingerprint": space.fingerprint,
         "teacher": opened.teacher.name,
         "teacher_fingerprint": opened.teacher.fingerprint,
         "input_shape": list(opened.network.input_shape),

@@ -21,6 +21,7 @@ from autocompress.certify import Certificate, Device, examine
 from autocompress.export.onnx import to_onnx
 from autocompress.preparation import OpenedTeacher, bound_space, open_teacher
 from autocompress.quality.student import Workshop
+from autocompress.space import load_space
 
 FOLDER = Path("runs/cifar-resnet20")
 SPACE = "joint"
@@ -75,7 +76,7 @@ def main() -> int:
 def in_8_bits(opened: OpenedTeacher) -> Certificate:
     """The teacher with every layer in 8 bits, calibrated, not trained; measured like a student."""
     assert opened.data is not None
-    bound, _ = bound_space(opened, SPACE)
+    bound = bound_space(opened, load_space(SPACE))
     workshop = Workshop(bound, opened.weights, opened.data, {})
     low = Candidate.of({site.name: 8 for site in bound.of_kind("bits") if 8 in site.options})
     module = workshop.quantized(workshop.start(low))
