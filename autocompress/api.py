@@ -233,7 +233,7 @@ def pick(
     from autocompress.budgets import MIB, Budgets
 
     found = front(run)
-    if latency is memory is size is None:
+    if not found.measured or latency is memory is size is None:
         student = found.best()
     else:
         limits = Budgets.parse(latency=latency, memory=memory, size=size).resolve(found.teacher)

@@ -330,7 +330,7 @@ class _Campaign:
             "violated": violated,
             "measurement": certificate.measurement.to_json(),
             "parity": certificate.parity.to_json() if certificate.parity else None,
-            "accuracy_from": "test" if certificate.test is not None else "validation",
+            "accuracy_from": record["accuracy_from"],
             "runtime": device.runtime,
             "threads": device.threads,
             "batch": device.batch,

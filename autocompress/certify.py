@@ -109,6 +109,7 @@ def student_record(
         "key": key,
         "accuracy": reported.accuracy,
         "accuracy_std_err": reported.accuracy_std_err,
+        "accuracy_from": "validation" if certificate.test is None else "test",
         "validation_accuracy": certificate.validation.accuracy,
         "latency_ms": measured.latency_ms,
         "latency_ms_ci95": list(measured.latency_ms_ci95),

@@ -79,6 +79,15 @@ class Stage:
         self._shown = -1.0
         self._started = self._last = time.monotonic()
 
+    def restart(self, name: str, total: float | None) -> None:
+        """The same bar for the next part of the work."""
+        self.finish()
+        self.name, self.total = name, total
+        self._done, self._shown = 0.0, -1.0
+        self._started = self._last = time.monotonic()
+        if self.bar is not None:
+            self.bar.reset(self.task, total=total, description=name, note=self._note)
+
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         self._done, self._note = done, note
         self.total = total if total is not None else self.total
@@ -106,7 +115,7 @@ class Stage:
             ended.set()
 
     def finish(self) -> None:
-        if self._done and self._shown != self._done:
+        if self.bar is None and self._done and self._shown != self._done:
             self._line()
 
     def _line(self) -> None:

@@ -38,6 +38,7 @@ LATENCY_HEADROOM = 0.98
 REPAIR_ROUNDS = 2
 NOISY_ROUNDS = 4
 REJECTIONS_IN_A_ROW = 200
+LABELS = {TRIAL: "trials", PROMOTION: "longer training", FINAL: "final distillation"}
 
 
 Certify = Callable[[Candidate], Mapping[str, Any]]
@@ -61,6 +62,7 @@ class Search:
     _finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _queue: deque[Task] = field(default_factory=deque)
     _outstanding: int = 0
+    _in_stage: int = 0
     _failed: int = 0
     _infeasible: int = 0
     _stage: str = TRIAL
@@ -147,8 +149,9 @@ class Search:
         )
 
     def _evaluate(self) -> None:
-        total = self.plan.trials if self._stage == TRIAL else None
-        with self.console.stage("search", total) as self._bar:
+        first, total = (LABELS[TRIAL], self.plan.trials) if self._stage == TRIAL else (LABELS[FINAL], None)
+        with self.console.stage(first, total) as self._bar:
+            self._in_stage = len(self._queue)
             self.executor.run(self._ask, self._tell, self.stopped)
 
     def _ask(self) -> Task | Wait | None:
@@ -251,6 +254,9 @@ class Search:
             self._queue_finals()
         else:
             return False
+        self._in_stage = len(self._queue)
+        if self._bar is not None and self._queue:
+            self._bar.restart(LABELS[self._stage], self._in_stage)
         return bool(self._queue) or self._next_stage()
 
     def _promote(self) -> None:
@@ -377,10 +383,7 @@ class Search:
         if self._stage == TRIAL:
             self._bar.update(len(done) + self._failed, self.plan.trials, note)
         else:
-            left = len(self._queue) + self._outstanding
-            self._bar.update(
-                self._bar.total - left if self._bar.total and left < self._bar.total else 0, None, note
-            )
+            self._bar.update(self._in_stage - len(self._queue) - self._outstanding, self._in_stage, note)
 
     def _hypervolume(self, trials: list[Trial]) -> float:
         """Of (error, latency) under the teacher's latency and an error of 1, as a share."""

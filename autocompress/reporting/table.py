@@ -189,10 +189,15 @@ def _numbers(record: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[str
 def _front_caption(front: Front) -> str:
     budgets = limits(front.limits)
     caption = "n×: n times less than the teacher; [ ]: 95 % interval"
+    if "accuracy_from" in front.teacher:
+        caption += f"; accuracy on {front.teacher['accuracy_from']} data, ± standard error"
     if budgets:
         caption = f"budgets: {budgets}\n{caption}"
     if not front.students:
         caption += f"\nno certified student; {len(front.measured)} measured"
+    beaten = sum(student.certified for student in front.measured) - len(front.students)
+    if beaten > 0:
+        caption += f"\nnot shown: {beaten} certified, but beaten in validation accuracy and every cost"
     broken = len(front.violated)
     if broken:
         caption += f"\nnot shown: {broken} measured student{'s' if broken > 1 else ''} that broke a budget"
