@@ -20,6 +20,7 @@ from autocompress.candidate import Candidate
 from autocompress.certify import Certificate, Device, examine
 from autocompress.export.onnx import to_onnx
 from autocompress.preparation import OpenedTeacher, bound_space, open_teacher
+from autocompress.quality.evaluator import importances
 from autocompress.quality.student import Workshop
 from autocompress.space import load_space
 
@@ -77,7 +78,8 @@ def in_8_bits(opened: OpenedTeacher) -> Certificate:
     """The teacher with every layer in 8 bits, calibrated, not trained; measured like a student."""
     assert opened.data is not None
     bound = bound_space(opened, load_space(SPACE))
-    workshop = Workshop(bound, opened.weights, opened.data, {})
+    saliency = importances(bound, opened.weights, opened.data)
+    workshop = Workshop(bound, opened.weights, opened.data, saliency)
     low = Candidate.of({site.name: 8 for site in bound.of_kind("bits") if 8 in site.options})
     module = workshop.quantized(workshop.start(low))
     folder = FOLDER / "8-bits"

@@ -36,7 +36,7 @@ With a model and images of your own (model.py defines build(), which returns you
   autocompress inspect --teacher model.py:build --data imagefolder:images
   autocompress profile --teacher model.py:build --data imagefolder:images -o hardware_profiles/mine
   autocompress search  --teacher model.py:build --data imagefolder:images \\
-      --device hardware_profiles/mine --latency 40% --size 30% --run runs/mine
+      --device hardware_profiles/mine --latency 40% --size 30% --trials 20 --run runs/mine
   autocompress pick runs/mine -o student
 """
 
