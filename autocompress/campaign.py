@@ -16,6 +16,7 @@ from autocompress.budgets import Budgets, Limits, check_reachable
 from autocompress.candidate import Candidate
 from autocompress.certify import Certificate, Device, count, examine, student_record
 from autocompress.device.doctor import device_description
+from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
 from autocompress.errors import InputError, NothingFeasibleError
 from autocompress.evaluation import Executor, Factory, InProcess
@@ -34,10 +35,7 @@ from autocompress.reporting.card import student_card
 from autocompress.request import RECORDED, Request
 from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
 from autocompress.search import Search
-from autocompress.transforms.fold import fold_batch_norms
 from autocompress.workers import executor
-
-SCORING_BATCHES = 1
 
 
 def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Console) -> Front:
@@ -56,22 +54,22 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
         resume=resume,
         overwrite=overwrite,
     ) as store:
-        write_profile(store.paths.device, request.profile)
-        campaign = _Campaign(request, prepared, store, console)
-        exit_code = 1
-        try:
-            campaign.run()
-            front = front_of(read_run(request.run))
-            exit_code = 0 if front.students else NothingFeasibleError.exit_code
-        finally:
-            if exit_code != 1:
-                store.append("run_finished", exit_code=exit_code)
-    record = read_run(request.run)
-    front = front_of(record)
-    (store.paths.front).write_text(json.dumps(front.to_json(), indent=2), encoding="utf-8")
+        _keep_profile(store.paths, request.profile)
+        _Campaign(request, prepared, store, console).run()
+        front = front_of(read_run(request.run))
+        store.append("run_finished", exit_code=0 if front.students else NothingFeasibleError.exit_code)
+    store.paths.front.write_text(json.dumps(front.to_json(), indent=2), encoding="utf-8")
     if not front.students:
         front.best()
     return front
+
+
+def _keep_profile(paths: RunPaths, profile: DeviceProfile) -> None:
+    """Copies the profile into the run once, all of it or nothing: `resume` reads it from there."""
+    if not paths.device.is_dir():
+        unfinished = paths.device.with_name(f".{paths.device.name}.partial")
+        write_profile(unfinished, profile)
+        unfinished.rename(paths.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,12 +166,9 @@ class _Campaign:
         network, weights = self.prepared.opened.network, self.prepared.opened.weights
         save_teacher(self.paths.teacher, network, weights)
         model = self.paths.teacher_model
-        folded, folded_weights = fold_batch_norms(network, weights)
-        assert folded_weights is not None
-        model.write_bytes(
-            to_onnx(folded, folded_weights, batch=self.prepared.device.batch).SerializeToString()
-        )
-        certificate = examine(model, self.data, self.prepared.device, module=build(folded, folded_weights))
+        shipped = self.prepared.opened.shipped
+        model.write_bytes(to_onnx(*shipped, batch=self.prepared.device.batch).SerializeToString())
+        certificate = examine(model, self.data, self.prepared.device, module=build(*shipped))
         predicted = self.prepared.pricer.teacher
         nothing = Limits(latency_ms=1e12)
         record, _ = student_record(
@@ -204,12 +199,7 @@ class _Campaign:
         known = next((event for event in self.history if event["event"] == "scored"), None)
         if known is not None:
             return {(name, option): value for name, option, value in known["damage"]}
-        batches = [
-            batch
-            for batch, _ in zip(
-                self.data.calibration.batches(CALIBRATION_BATCH), range(SCORING_BATCHES), strict=False
-            )
-        ]
+        batches = [next(iter(self.data.calibration.batches(CALIBRATION_BATCH)))]
         with self.console.stage("scoring choices", None) as stage:
             damage = score(
                 self.bound, self.prepared.opened.weights, saliency, batches,

@@ -25,12 +25,16 @@ from autocompress.transforms.sites import BoundSpace, bind
 
 @dataclass(frozen=True, eq=False)
 class OpenedTeacher:
-    """A teacher that runs on its data: loaded, checked, traced."""
+    """A teacher that runs on its data: loaded, checked, traced.
+
+    `shipped` is its network and weights as they are exported, with batch norms folded away.
+    """
 
     teacher: Teacher
     data: Data | None
     network: Network
     weights: Weights
+    shipped: tuple[Network, Weights]
 
 
 def open_teacher(
@@ -53,14 +57,10 @@ def open_teacher(
         shape = _shape_without_data(loaded, input_size)
     check_teacher(loaded.module, shape, opened_data.num_classes if opened_data else None)
     network, weights = trace(loaded.module, shape)
-    to_onnx(*_folded(network, weights))
-    return OpenedTeacher(loaded, opened_data, network, weights)
-
-
-def _folded(network: Network, weights: Weights) -> tuple[Network, Weights]:
     folded, folded_weights = fold_batch_norms(network, weights)
     assert folded_weights is not None
-    return folded, folded_weights
+    to_onnx(folded, folded_weights)
+    return OpenedTeacher(loaded, opened_data, network, weights, (folded, folded_weights))
 
 
 def open_data(teacher: Teacher, data: Any, seed: int, console: Console | None) -> Data:
