@@ -100,7 +100,7 @@ def profile(
     runtime: str = "onnxruntime",
     threads: int = 1,
     batch: int = 1,
-    networks: int = 40,
+    networks: int = 120,
     seed: int = 0,
     data: Any = None,
     input_size: int | None = None,

@@ -99,9 +99,9 @@ def inspect(
 @click.option(
     "--networks",
     type=click.IntRange(min=1),
-    default=40,
+    default=120,
     show_default=True,
-    help="Random networks of the space to measure; some are held back to validate with.",
+    help="Networks of the space to measure; each random one is also predicted from the others.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which networks.")
 @click.option("--data", help=DATA_HELP + " Only its image size matters here.")
