@@ -59,7 +59,7 @@ class Quantizer:
     zero_point: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Node:
     """One operation.
 
@@ -79,15 +79,26 @@ class Node:
     bits: int = 32
     quantizer: Quantizer | None = None
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Names of the nodes whose values this one reads, in order, repeats included."""
         return tuple(ref.node for ref in _leaves_of(Ref, (self.args, self.kwargs), []))
 
-    @property
+    @cached_property
     def params(self) -> tuple[str, ...]:
         """Names of the parameters this node reads, in order."""
         return tuple(param.name for param in _leaves_of(Param, (self.args, self.kwargs), []))
+
+    def but(self, **changes: Any) -> Node:
+        """A copy with these fields changed: `dataclasses.replace`, several times as fast."""
+        copy = object.__new__(Node)
+        fields = copy.__dict__
+        fields.update(self.__dict__)
+        fields.update(changes)
+        if "args" in changes or "kwargs" in changes:
+            fields.pop("inputs", None)
+            fields.pop("params", None)
+        return copy
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ class Network:
 
 
 def _leaves_of(kind: type[Leaf], args: tuple[Any, ...], found: list[Leaf]) -> list[Leaf]:
-    """`found` with the leaves of this kind in nested tuples, in order; pricing asks for them very often."""
+    """`found` with the leaves of this kind in nested tuples, in order."""
     for arg in args:
         if type(arg) is kind:
             found.append(arg)
@@ -172,8 +183,7 @@ def redirect(nodes: Iterable[Node], new_names: Mapping[str, str]) -> tuple[Node,
         return Ref(new_names[leaf.node]) if isinstance(leaf, Ref) and leaf.node in new_names else leaf
 
     return tuple(
-        replace(
-            node,
+        node.but(
             args=map_args(change, node.args),
             kwargs=tuple((key, map_args(change, value)) for key, value in node.kwargs),
         )

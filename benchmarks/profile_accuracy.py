@@ -46,6 +46,7 @@ FOLDER = Path("runs/profile-accuracy")
 SEED, TEST_SEED = 0, 1000
 TESTED = 100
 THREADS = 1
+PATIENT = QuietSettings(blocks=3, most_blocks=600, block_s=0.004)
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,15 @@ class Case:
 
 def cases(cifar_teacher: str | None) -> list[Case]:
     found = [
-        Case("resnet18", "timm:resnet18", "resnet", 128, 150),
-        Case("mobilenetv2_100", "timm:mobilenetv2_100", "mobilenet", 128, 150),
-        Case("convnext_atto", "timm:convnext_atto", "joint", 128, 150),
+        Case("resnet18", "timm:resnet18", "resnet", 128, 120),
+        Case("mobilenetv2_100", "timm:mobilenetv2_100", "mobilenet", 128, 120),
+        Case("convnext_atto", "timm:convnext_atto", "joint", 128, 120),
         Case("vit_tiny", "timm:vit_tiny_patch16_224", "vit", 224, 100),
     ]
     if cifar_teacher is not None:
         small = [
-            Case(f"resnet{depth}", f"{cifar_teacher},depth={depth}", "joint", 32, 220) for depth in (20, 56)
+            Case(f"resnet{depth}", f"{cifar_teacher},depth={depth}", "joint", 32, networks)
+            for depth, networks in ((20, 220), (56, 160))
         ]
         found = small + found
     return found
@@ -148,7 +150,8 @@ def measured(test: Sequence[Sample], folder: Path) -> tuple[list[Timed], dict[Ke
     profile = load_profile(folder / "device")
     setting = {"runtime": "onnxruntime", "threads": THREADS, "batch": 1, "reference": test[0].name}
     known = Measurements(folder / "test" / FILE, setting, resume=True)
-    bench = Bench(runtime, THREADS, profile.layouts, known, QuietSettings(), Counter("measuring", len(test)))
+    progress = Counter("measuring", len(test))
+    bench = Bench(runtime, THREADS, profile.layouts, known, QuietSettings(), progress, by_kernel=False)
     with machine_lock():
         bench.run_all(test, None)
         gate = Gate(runtime.load(test[0].model, THREADS))
@@ -173,7 +176,7 @@ def alone(test: Sequence[Sample], profile: DeviceProfile, gate: Gate, path: Path
         name = repr(replace(kernel, nodes=()))
         if name not in known:
             model = to_onnx(network, random_weights(network)).SerializeToString()
-            quick = gate.latency(runtime.load(model, THREADS), 0.1)
+            quick = gate.latency(runtime.load(model, THREADS), PATIENT)
             known[name] = quick.latency_ms * 1e3 if quick is not None else float("nan")
         found[kernel] = known[name]
         progress(index + 1)

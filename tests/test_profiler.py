@@ -20,7 +20,7 @@ from autocompress.device.layouts import detect_layouts
 from autocompress.device.measurements import FILE, Measurements, Timed, Timing
 from autocompress.device.profile import load_profile
 from autocompress.device.profiler import Sample, make_profile
-from autocompress.device.quiet import QuietLatency
+from autocompress.device.quiet import QuietLatency, QuietSettings
 from autocompress.device.runtimes import get_runtime
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.export.onnx import to_onnx
@@ -80,7 +80,7 @@ class MadeUpGate:
     def __init__(self, device: Device, reference: bytes) -> None:
         self.device, self.reference = device, reference
 
-    def latency(self, session: bytes, _tolerance: float) -> QuietLatency | None:
+    def latency(self, session: bytes, _settings: QuietSettings) -> QuietLatency | None:
         return self.device.measure(session, self.reference)
 
     def reference_ms(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,6 @@ def test_too_few_quiet_moments_are_no_latency(machine: Machine):
     gate = Gate(machine.model(0.5), SETTINGS)
     machine.slower = lambda _: 1.3
     assert gate.latency(machine.model(2.0)) is None
-    lenient = gate.latency(machine.model(2.0), tolerance=0.5)
+    lenient = gate.latency(machine.model(2.0), replace(SETTINGS, tolerance=0.5))
     assert lenient is not None
     assert lenient.latency_ms == pytest.approx(2.6)

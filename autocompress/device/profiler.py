@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from autocompress.device.fitting import fitted, rows, validation, without_drift
 from autocompress.device.latency_table import LatencyTable
 from autocompress.device.layouts import detect_layouts
 from autocompress.device.measure import machine_lock
-from autocompress.device.measurements import FILE, Measurements, Timed
+from autocompress.device.measurements import FILE, Measurements, Timed, Timing
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
 from autocompress.device.quiet import Gate, QuietLatency, QuietSettings
-from autocompress.device.runtimes import NodeTime, Runtime
+from autocompress.device.runtimes import Runtime
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.kernels import kernels
 from autocompress.network import Network
@@ -35,12 +35,13 @@ log = logging.getLogger("autocompress")
 
 PROFILED_RUNS, PROFILED_S = 40, 0.4
 PROFILED_ATTEMPTS = 4
-ROUNDS = 3
 MOST_DISAGREEMENT = 0.03
 MOST_SLOWDOWN = 0.1
-LAST_RESORT = 0.5
-"""How far from quiet a block may be in the last round: the noise of a busy machine, whose effect on
-predictions the profile's own validation tells."""
+PATIENCE = (1, 3, 8)
+"""How often more than usual blocks are tried in each round."""
+
+LAST_RESORT = 0.1
+"""How far from quiet a block may be in the last round, whose effect the profile's own validation tells."""
 
 More = Callable[[LatencyTable], Sequence["Sample"]]
 """Further samples, given what is known; called until it returns none."""
@@ -115,7 +116,10 @@ def make_profile(
 
 @dataclass
 class Bench:
-    """Measures what is not known yet, and comes back to what was disturbed."""
+    """Measures what is not known yet, and comes back to what was disturbed.
+
+    Without `by_kernel` only whole networks are timed, as is enough to check predictions.
+    """
 
     runtime: Runtime
     threads: int
@@ -123,6 +127,7 @@ class Bench:
     known: Measurements
     settings: QuietSettings
     progress: Callable[[int], None] | None = None
+    by_kernel: bool = True
 
     def run_all(self, samples: Sequence[Sample], more: More | None) -> list[Sample]:
         """Measures the samples and all that `more` asks for; returns both."""
@@ -147,10 +152,10 @@ class Bench:
         names = {item.name for item in self.known.found}
         waiting = [sample for sample in samples if sample.name not in names]
         self._report()
-        for index in range(ROUNDS):
+        for patience in PATIENCE:
             disturbed = []
             for sample in waiting:
-                timed, trouble = self._time(sample, gate, last=index == ROUNDS - 1)
+                timed, trouble = self._time(sample, gate, patience)
                 if timed is None:
                     log.debug("%s will be measured again: %s", sample.name, trouble)
                     disturbed.append(sample)
@@ -166,14 +171,20 @@ class Bench:
         if self.progress is not None:
             self.progress(len(self.known.found))
 
-    def _time(self, sample: Sample, gate: Gate, *, last: bool) -> tuple[Timed | None, str]:
+    def _time(self, sample: Sample, gate: Gate, patience: int) -> tuple[Timed | None, str]:
         """The measurement, or why it has to be taken again; in the last round only noise is an error."""
-        tolerance = LAST_RESORT if last else self.settings.tolerance
-        before = gate.latency(self.runtime.load(sample.model, self.threads), tolerance)
-        times = None if before is None else self._node_times(sample, before.latency_ms, gate, tolerance)
-        session = None if times is None else self.runtime.load(sample.model, self.threads)
-        after = None if session is None else gate.latency(session, tolerance)
-        if before is None or times is None or after is None:
+        last = patience == PATIENCE[-1]
+        settings = replace(self.settings, most_blocks=patience * self.settings.most_blocks)
+        if last:
+            settings = replace(settings, tolerance=LAST_RESORT)
+        before = gate.latency(self.runtime.load(sample.model, self.threads), settings)
+        found = None
+        if before is not None:
+            found = self._timings(sample, before.latency_ms, gate, patience, settings.tolerance)
+        after = None
+        if found is not None:
+            after = gate.latency(self.runtime.load(sample.model, self.threads), settings)
+        if before is None or found is None or after is None:
             if last:
                 raise NoisyDeviceError(
                     "the device is too noisy to measure",
@@ -184,22 +195,23 @@ class Bench:
         trouble = self._trouble(before, after)
         if trouble and not last:
             return None, trouble
-        optimized = self.runtime.optimized(sample.model, self.threads)
-        found = attribute(times, sample.model, optimized, kernels(sample.network, self.layouts))
         latency_ms = (before.latency_ms + after.latency_ms) / 2
         reference_ms = (before.reference_ms + after.reference_ms) / 2
         return Timed(sample.name, sample.precision, latency_ms, reference_ms, found), ""
 
-    def _node_times(
-        self, sample: Sample, latency_ms: float, gate: Gate, tolerance: float
-    ) -> list[NodeTime] | None:
+    def _timings(
+        self, sample: Sample, latency_ms: float, gate: Gate, patience: int, tolerance: float
+    ) -> tuple[Timing, ...] | None:
         """Kernel by kernel between two quiet moments; None when there were none."""
+        if not self.by_kernel:
+            return ()
         runs = max(8, min(PROFILED_RUNS, round(PROFILED_S / latency_ms * 1e3)))
-        for _ in range(PROFILED_ATTEMPTS):
+        for _ in range(patience * PROFILED_ATTEMPTS):
             before = gate.reference_ms()
             times = self.runtime.node_times(sample.model, self.threads, runs)
             if gate.is_quiet(before, gate.reference_ms(), tolerance=tolerance):
-                return times
+                optimized = self.runtime.optimized(sample.model, self.threads)
+                return attribute(times, sample.model, optimized, kernels(sample.network, self.layouts))
         return None
 
     def _trouble(self, before: QuietLatency, after: QuietLatency) -> str:

@@ -67,9 +67,9 @@ class Gate:
         allowed = self.settings.tolerance if tolerance is None else tolerance
         return max(reference_ms) <= self.level_ms * (1 + allowed)
 
-    def latency(self, session: Session, tolerance: float | None = None) -> QuietLatency | None:
+    def latency(self, session: Session, settings: QuietSettings | None = None) -> QuietLatency | None:
         """The latency of `session` in quiet moments; None when there were too few of them."""
-        settings = self.settings
+        settings = settings or self.settings
         _block_ms(session, settings)
         kept: list[float] = []
         references: list[float] = []
@@ -77,7 +77,7 @@ class Gate:
         for tried in range(1, settings.most_blocks + 1):
             own = _block_ms(session, settings)
             after = self.reference_ms()
-            if self.is_quiet(before, after, tolerance=tolerance):
+            if self.is_quiet(before, after, tolerance=settings.tolerance):
                 kept.append(own)
                 references += [before, after]
             if len(kept) == settings.blocks:

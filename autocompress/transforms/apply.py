@@ -7,7 +7,6 @@ priced and the network that is built come out of the same code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -52,13 +51,15 @@ def deployed(network: Network, weights: Weights | None = None) -> tuple[Network,
     runtimes fuse an activation into an integer kernel only then.
     """
     network, weights = fold_batch_norms(network, weights)
-    return with_ranges(network, _placeholders(network)), weights
+    planned = plan(network)
+    if not planned:
+        return network, weights
+    return with_ranges(network, _placeholders(network, planned), planned), weights
 
 
-def _placeholders(network: Network) -> dict[str, tuple[float, float]]:
+def _placeholders(network: Network, planned: frozenset[str]) -> dict[str, tuple[float, float]]:
     """A range for each value of the plan, unlike those of other values as calibration will find them:
     equal ones would share their bytes in an exported file. A relu leaves what is positive as it is."""
-    planned = plan(network)
     ranges: dict[str, tuple[float, float]] = {}
     for index, value in enumerate(name for name in (INPUT, *network.by_name) if name in planned):
         node = network.by_name.get(value)
@@ -122,5 +123,5 @@ def _bits(bound: BoundSpace, network: Network, candidate: Candidate) -> Network:
     if not bits:
         return network
     return network.with_nodes(
-        replace(node, bits=bits[node.name]) if node.name in bits else node for node in network.nodes
+        node.but(bits=bits[node.name]) if node.name in bits else node for node in network.nodes
     )

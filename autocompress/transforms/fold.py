@@ -89,7 +89,7 @@ def _fold(layer: Node, norm: Node, params: dict[str, ParamSpec], weights: Weight
         column = factor.reshape(-1, *(1,) * (weights[weight.name].ndim - 1))
         weights[weight.name] = (weights[weight.name] * column).astype(np.float32)
         weights[bias.name] = (weights[bias.name] * factor + shift).astype(np.float32)
-    return replace(layer, args=(layer.args[0], weight, bias, *layer.args[3:]), quantizer=norm.quantizer)
+    return layer.but(args=(layer.args[0], weight, bias, *layer.args[3:]), quantizer=norm.quantizer)
 
 
 def _affine(norm: Node, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -95,7 +95,7 @@ def _pruned_node(node: Node, coupling: Coupling, keep: Keep) -> Node:
     ):
         return node
     rewrite = _REWRITES.get(node.op)
-    pruned = replace(node, shape=shape)
+    pruned = node.but(shape=shape)
     return pruned if rewrite is None else rewrite(pruned, node, coupling, keep)
 
 
@@ -113,7 +113,7 @@ def _pruned_shape(shape: Any, axes: Any, keep: Keep) -> Any:
 
 
 def _with_arg(node: Node, index: int, value: Any) -> Node:
-    return replace(node, args=(*node.args[:index], value, *node.args[index + 1 :]))
+    return node.but(args=(*node.args[:index], value, *node.args[index + 1 :]))
 
 
 def _sizes(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
@@ -151,14 +151,14 @@ def _slice_bounds(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node
     first, last, _ = slice(start, end).indices(len(labels))
     stays = keep[labels]
     bounds = int(stays[:first].sum()), int(stays[:last].sum())
-    return replace(node, args=(node.args[0], dim, *bounds, *node.args[4:]))
+    return node.but(args=(node.args[0], dim, *bounds, *node.args[4:]))
 
 
 def _split_sizes(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
     del coupling, keep
     dim = old.args[2] if len(old.args) > 2 else dict(old.kwargs).get("dim", 0)
     sizes = tuple(shape[dim] for shape in node.shape)
-    return replace(node, op="split_with_sizes", args=(node.args[0], sizes, dim), kwargs=())
+    return node.but(op="split_with_sizes", args=(node.args[0], sizes, dim), kwargs=())
 
 
 def _pad_amounts(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:

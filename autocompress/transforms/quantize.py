@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -82,27 +83,37 @@ def plan(network: Network) -> frozenset[str]:
             planned.add(node.inputs[0])
             if node.op in _CONVOLUTIONS:
                 planned.add(carrier(network, node))
+    if not planned:
+        return frozenset()
+    joining = [node for node in network.nodes if _joins(network, node)]
     size = -1
     while len(planned) != size:
         size = len(planned)
-        for node in network.nodes:
+        for node in joining:
             planned |= _joined(network, node, planned)
     return frozenset(planned)
 
 
-def with_ranges(network: Network, ranges: Mapping[str, tuple[float, float]]) -> Network:
+def with_ranges(
+    network: Network, ranges: Mapping[str, tuple[float, float]], planned: frozenset[str] | None = None
+) -> Network:
     """The network with a quantizer on every value of its plan, and on no other.
 
-    `ranges` gives (lowest, highest) for each value of `plan(network)`; others are ignored. A range is
-    widened to include 0, which is then exact. Raises ValueError for a missing or non-finite range.
+    `ranges` gives (lowest, highest) for each value of `plan(network)`, which `planned` is where it is
+    known; others are ignored. A range is widened to include 0, which is then exact. Raises ValueError
+    for a missing or non-finite range.
     """
-    planned = plan(network)
+    if planned is None:
+        planned = plan(network)
     chosen: dict[str, Quantizer] = {}
     for name in (INPUT, *(node.name for node in network.nodes)):
         if name in planned:
             source = _source(network, name)
             chosen[name] = chosen[source] if source in chosen else _quantizer(name, ranges)
-    nodes = [replace(node, quantizer=chosen.get(node.name)) for node in network.nodes]
+    nodes = [
+        node if node.quantizer is chosen.get(node.name) else node.but(quantizer=chosen.get(node.name))
+        for node in network.nodes
+    ]
     return replace(network.with_nodes(nodes), input_quantizer=chosen.get(INPUT))
 
 
@@ -166,9 +177,7 @@ def _clips_at_zero(node: Node) -> bool:
 
 
 def _joined(network: Network, node: Node, planned: set[str]) -> set[str]:
-    """The values to round because of `node`, given those that are planned already."""
-    if not _joins(network, node):
-        return set()
+    """The values to round because of `node`, which joins, given those that are planned already."""
     sources = _operands(network, node)
     target = carrier(network, node) if node.op in _ARITHMETIC else node.name
     if node.op in _ARITHMETIC and target in planned and planned.intersection(sources):
@@ -213,7 +222,7 @@ def _source(network: Network, name: str) -> str:
 
 
 def _quantizer(name: str, ranges: Mapping[str, tuple[float, float]]) -> Quantizer:
-    if name not in ranges or not np.isfinite(ranges[name]).all():
+    if name not in ranges or not all(map(isfinite, ranges[name])):
         raise ValueError(f"value {name!r} is to be quantized, but its range is {ranges.get(name)}")
     low, high = (float(bound) for bound in ranges[name])
     low, high = min(low, 0.0), max(high, 0.0)

@@ -84,13 +84,11 @@ def replace_by_chain(
 
 def _node(old: Node, name: str, source: Any, weight: str, bias: Any, link: Link, shape: Shape) -> Node:
     if link.conv is None:
-        return replace(
-            old, name=name, op="linear", args=(source, Param(weight), bias), shape=shape, kwargs=()
-        )
+        return old.but(name=name, op="linear", args=(source, Param(weight), bias), shape=shape, kwargs=())
     conv = link.conv
     op = "conv2d.padding" if isinstance(conv.padding, str) else "conv2d"
     args = (source, Param(weight), bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return replace(old, name=name, op=op, args=args, shape=shape, kwargs=())
+    return old.but(name=name, op=op, args=args, shape=shape, kwargs=())
 
 
 def _output_shape(shape: Shape, link: Link) -> Shape:
