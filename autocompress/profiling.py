@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def measure_profile(
     }
     with console.stage("profiling", networks) as stage:
         return make_profile(
-            list(profile_samples(bound, networks, seed, batch)),
+            list(profile_samples(bound, networks, seed, batch, engine.precisions)),
             engine,
             threads,
             batch,
@@ -75,9 +75,11 @@ def measure_profile(
         )
 
 
-def profile_samples(bound: BoundSpace, count: int, seed: int, batch: int) -> Iterator[Sample]:
-    """Exported random candidates, the teacher in its precisions first; weights are random."""
-    for precision, candidate in samples(bound, count, seed):
+def profile_samples(
+    bound: BoundSpace, count: int, seed: int, batch: int, precisions: Sequence[str] = ("fp32", "int8")
+) -> Iterator[Sample]:
+    """Exported random candidates, the teacher in the runtime's precisions first; weights are random."""
+    for precision, candidate in samples(bound, count, seed, precisions):
         network, _ = deployed(apply(bound, None, candidate)[0])
         model = to_onnx(network, random_weights(network), batch=batch).SerializeToString()
         yield Sample(candidate.key, network, model, precision)
