@@ -11,7 +11,7 @@ from torch import nn
 from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profiler import Sample, make_profile
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes import check_transparent, get_runtime
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.preparation import bound_space, open_teacher
@@ -51,6 +51,7 @@ def measure_profile(
             f"the profile folder {output} exists", fix="give --resume, --overwrite, or another --output"
         )
     engine = get_runtime(runtime)
+    check_transparent(engine)
     opened = open_teacher(teacher, data, input_size)
     bound = bound_space(opened, space)
     source = {

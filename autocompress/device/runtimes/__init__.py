@@ -53,11 +53,13 @@ class Session(Protocol):
 
 class Runtime(Protocol):
     """`package` is the distribution whose version counts, `precisions` what it computes in by
-    kernels of that precision: networks of others are not profiled with it."""
+    kernels of that precision: networks of others are not profiled with it. `opaque` says why its
+    operations cannot be timed one by one, empty where they can."""
 
     name: str
     package: str
     precisions: tuple[str, ...]
+    opaque: str
 
     def available(self) -> str:
         """Empty where the runtime can be used, else why not and what to install."""
@@ -69,7 +71,10 @@ class Runtime(Protocol):
         """Raises InputError when the runtime cannot load the model."""
 
     def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
-        """Times of the operations, from the runtime's own profiler, in execution order."""
+        """Times of the operations, from the runtime's own profiler, in execution order.
+
+        Raises InputError for a runtime that is opaque.
+        """
 
     def optimized(self, model: bytes, threads: int) -> bytes:
         """The ONNX model as the runtime rewrote it; node names are those of `node_times`.
@@ -118,6 +123,16 @@ def get_runtime(name: str) -> Runtime:
             fix=f"install what it needs, or use one of: {', '.join(usable)}",
         )
     return runtime
+
+
+def check_transparent(runtime: Runtime) -> None:
+    """Raises InputError for a runtime whose operations cannot be timed one by one."""
+    if runtime.opaque:
+        raise InputError(
+            f"the runtime {runtime.name!r} cannot be profiled kernel by kernel",
+            why=runtime.opaque,
+            fix="import kernel times that its own tools write, or profile with another runtime",
+        )
 
 
 def not_installed(package: str, extra: str = "") -> str:

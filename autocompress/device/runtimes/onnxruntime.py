@@ -16,6 +16,7 @@ from autocompress.device.runtimes import (
     WARM_UP_RUNS,
     NodeTime,
     cannot_load,
+    check_transparent,
     middle_mean,
     no_nvidia_gpu,
     not_installed,
@@ -27,6 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PROFILED_SUFFIX = "_kernel_time"
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_ONE_OPERATION = "ONNX Runtime sees one operation where TensorRT runs many; trtexec --exportProfile tells them"
 
 
 class OnnxRuntimeSession:
@@ -56,6 +58,7 @@ class OnnxRuntime:
     name: str
     provider: str
     precisions: tuple[str, ...]
+    opaque: str = ""
     package: str = "onnxruntime"
 
     def available(self) -> str:
@@ -88,12 +91,7 @@ class OnnxRuntime:
         return OnnxRuntimeSession(self._session(model, self._options(threads)))
 
     def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
-        if self.provider == _TENSORRT:
-            raise InputError(
-                f"{self.name} cannot be profiled kernel by kernel",
-                why="ONNX Runtime sees one operation where TensorRT runs many",
-                fix="import the layer times that trtexec --exportProfile writes",
-            )
+        check_transparent(self)
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(threads)
             options.enable_profiling = True
@@ -105,7 +103,7 @@ class OnnxRuntime:
         return _typical_times(events, repeats)
 
     def optimized(self, model: bytes, threads: int) -> bytes:
-        if self.provider == _TENSORRT:
+        if self.opaque:
             return b""
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(threads)
@@ -165,6 +163,6 @@ RUNTIMES = {
     for runtime in (
         OnnxRuntime("onnxruntime", _CPU, ("fp32", "int8")),
         OnnxRuntime("onnxruntime-cuda", _CUDA, ("fp32",)),
-        OnnxRuntime("onnxruntime-tensorrt", _TENSORRT, ("fp32", "int8")),
+        OnnxRuntime("onnxruntime-tensorrt", _TENSORRT, ("fp32", "int8"), _ONE_OPERATION),
     )
 }

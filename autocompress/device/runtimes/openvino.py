@@ -55,6 +55,7 @@ class OpenVino:
     name = "openvino"
     package = "openvino"
     precisions = ("fp32", "int8")
+    opaque = ""
 
     def available(self) -> str:
         return not_installed("openvino", "openvino")
