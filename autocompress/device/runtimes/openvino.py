@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,15 @@ from autocompress.device.runtimes import (
     not_installed,
     random_input,
 )
+from autocompress.errors import InputError
 
 _DEVICE = "CPU"
 _READINGS = 5
+_BLOCK_RUNS = 5
 _LOST_US = 0.5
+_INTERRUPTION_US = 100
+"""Less than a scheduler's time slice; rounding moves a block's total by as many µs as there were runs."""
+
 _NOT_RUN = ("unknown", "undef")
 """Implementations of constants, inputs, and of what changes a shape and moves nothing."""
 
@@ -49,6 +55,10 @@ class OpenVinoSession:
 
     def run_once(self) -> None:
         self._request.infer(self._feed, share_inputs=True, share_outputs=True)
+
+    def counters_us(self) -> dict[str, float]:
+        """Mean times of the layers over all runs so far, in whole microseconds."""
+        return {layer.node_name: layer.real_time.total_seconds() * 1e6 for layer in self._request.profiling_info}
 
 
 class OpenVino:
@@ -79,7 +89,7 @@ class OpenVino:
         return self._session(model, threads, counters=False)
 
     def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
-        """The counters are means that an interruption spoils, so the median of several is taken."""
+        """The counters are coarse, and where code and data lie matters: the median of several models."""
         readings = [self._reading(model, threads, repeats) for _ in range(_READINGS)]
         return [
             replace(layers[0], time_us=statistics.median(layer.time_us for layer in layers))
@@ -92,54 +102,76 @@ class OpenVino:
         return b""
 
     def _reading(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
-        """Mean times in a freshly compiled model, without those of the runs that warm it up."""
+        """Mean times in a freshly compiled model, without those of the runs that warm it up.
+
+        Layers without a counter prepare constants, once.
+        """
         session = self._session(model, threads, counters=True)
-        for _ in range(WARM_UP_RUNS):
-            session.run_once()
-        cold = _layers(session.compiled)
-        for _ in range(repeats):
-            session.run_once()
-        warm = _layers(session.compiled)
+        runs, counted = 0, []
+        for block in (WARM_UP_RUNS, *[_BLOCK_RUNS] * -(-repeats // _BLOCK_RUNS)):
+            for _ in range(block):
+                session.run_once()
+            runs += block
+            counted.append((runs, session.counters_us()))
         return [
-            replace(after, time_us=_mean_us(before.time_us, after.time_us, repeats))
-            for before, after in zip(cold, warm, strict=True)
+            replace(layer, time_us=_mean_us([(runs, means_us[layer.name]) for runs, means_us in counted]))
+            for layer in _layers(session.compiled)
+            if layer.name in counted[-1][1]
         ]
 
     def _session(self, model: bytes | Path, threads: int, *, counters: bool) -> OpenVinoSession:
         data = model_bytes(model, "OpenVINO")
         try:
             compiled = _core().compile_model(_core().read_model(data), _DEVICE, _settings(threads, counters))
-            return OpenVinoSession(compiled)
+            session = OpenVinoSession(compiled)
         except Exception as error:
             raise cannot_load("OpenVINO", str(error)) from error
+        used = compiled.get_property("INFERENCE_NUM_THREADS")
+        if used != threads:
+            raise InputError(
+                f"OpenVINO runs on {used} threads and not on {threads}",
+                why="the process may use no more CPUs than that",
+                fix=f"give --threads {used}, or let the process use more CPUs",
+            )
+        return session
 
 
 def _settings(threads: int, counters: bool) -> dict[str, Any]:
-    """Without the hint for floats it would compute in bfloat16 where the processor can."""
+    """Without the hint for floats it would compute in bfloat16 where the processor can.
+
+    The second thread of a core is one to count; without that setting fewer run than were asked for.
+    """
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
+        "ENABLE_HYPER_THREADING": True,
         "INFERENCE_PRECISION_HINT": "f32",
         "PERF_COUNT": counters,
     }
 
 
-def _mean_us(before_us: float, after_us: float, repeats: int) -> float:
-    """Mean of the last `repeats` runs, from the counter's means before and after them.
+def _mean_us(counted: Sequence[tuple[int, float]]) -> float:
+    """Mean time of the runs behind the first reading, from readings `(runs so far, their mean in µs)`.
 
-    What never took a whole microsecond gets half of one.
+    A block of runs within which the process was interrupted counts as a usual one. What never took a
+    whole microsecond gets half of one.
     """
-    if after_us < 1:
+    if counted[-1][1] < 1:
         return _LOST_US
-    runs = WARM_UP_RUNS + repeats
-    total_us = runs * (after_us + _LOST_US) - WARM_UP_RUNS * (before_us + _LOST_US)
-    return max(total_us / repeats, 0.0) + _LOST_US
+    totals_us = [runs * (mean_us + _LOST_US) for runs, mean_us in counted]
+    steps_us = [after - before for before, after in pairwise(totals_us)]
+    usual_us = statistics.median(steps_us)
+    calm_us = [
+        usual_us if step - usual_us > _INTERRUPTION_US + 3 * runs else step
+        for step, (runs, _) in zip(steps_us, counted[1:], strict=True)
+    ]
+    return max(sum(calm_us) / (counted[-1][0] - counted[0][0]), 0.0) + _LOST_US
 
 
 def _layers(compiled: Any) -> list[NodeTime]:
-    """What ran, in execution order, with its counter's mean time in µs."""
+    """What ran, in execution order; its time is for the counters to tell."""
     operations = compiled.get_runtime_model().get_ordered_ops()
     ran = [layer for layer in map(_layer, operations) if layer.order >= 0]
     return [layer.time for layer in sorted(ran, key=lambda layer: layer.order)]
@@ -157,11 +189,9 @@ def _layer(operation: Any) -> _Layer:
     about = _about(operation)
     implementation = about["primitiveType"]
     order = -1 if implementation.startswith(_NOT_RUN) else int(about["execOrder"])
-    counted = about["execTimeMcs"]
-    time_us = float(counted) if counted.isdigit() else 0.0
     origins = next(_origins(operation), ())
     name = operation.get_friendly_name()
-    return _Layer(NodeTime(name, about["layerType"], time_us, origins, implementation), order)
+    return _Layer(NodeTime(name, about["layerType"], 0.0, origins, implementation), order)
 
 
 def _origins(operation: Any) -> Iterator[tuple[str, ...]]:

@@ -5,6 +5,9 @@ Threads are one number for the whole process in torch; a session sets its own fo
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,17 +131,28 @@ class TorchRuntime:
         function = _compiled(graph.module) if self.compiles else graph.module
         session = TorchSession(function, graph.input_shape, threads, self.device)
         try:
-            session.run(random_input(graph.input_shape))
+            with _frozen_weights() if self.compiles else contextlib.nullcontext():
+                session.run(random_input(graph.input_shape))
         except Exception as error:
             raise cannot_load(self.name, str(error)) from error
         return session
 
 
 def _compiled(module: Any) -> Any:
-    """Compiled for its one shape when it is first called; weights are laid out for it once."""
+    """Compiled for its one shape when it is first called."""
     import torch
 
-    return torch.compile(module, dynamic=False, fullgraph=True, options={"freezing": True})
+    return torch.compile(module, dynamic=False, fullgraph=True)
+
+
+def _frozen_weights() -> contextlib.AbstractContextManager[Any]:
+    """What is compiled meanwhile takes weights as constants, laid out once and fused with what follows.
+
+    As an option of `torch.compile` it comes too late for the part that reads the module.
+    """
+    from torch._inductor import config
+
+    return config.patch(freezing=True)  # type: ignore[no-any-return,attr-defined]
 
 
 def _no_cuda() -> str:
@@ -149,9 +163,6 @@ def _no_cuda() -> str:
 
 def _no_compiler() -> str:
     """Inductor writes C++."""
-    import os
-    import shutil
-
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
     if any(name and shutil.which(name) for name in compilers):
         return ""
