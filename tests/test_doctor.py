@@ -34,7 +34,7 @@ def described_by(monkeypatch: pytest.MonkeyPatch, text: str) -> dict:
 
 
 def test_a_runtime_that_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     found = doctor.doctor()["runtimes"]
     assert found["openvino"].startswith("not available: ")
     assert "autocompress[openvino]" in found["openvino"]

@@ -387,7 +387,9 @@ def test_there_is_a_contract_test_for_every_runtime():
 
 
 def test_a_runtime_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
+    monkeypatch.setattr(
+        runtimes.importlib.util, "find_spec", lambda name: None if name == "openvino" else name
+    )
     with pytest.raises(InputError, match="'openvino' cannot be used") as caught:
         get_runtime("openvino")
     assert "autocompress[openvino]" in caught.value.why

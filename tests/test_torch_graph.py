@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
 import pytest
@@ -72,8 +70,8 @@ def test_numbers_stay_numbers():
 
 
 def tiny(op: str) -> bytes:
-    value: Callable[[str], object] = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2])
-    graph = helper.make_graph([helper.make_node(op, ["x"], ["y"], "odd")], "g", [value("x")], [value("y")])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node(op, ["x"], ["y"], "odd")], "g", [x], [y])
     data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]).SerializeToString()
     return data
 

@@ -40,7 +40,7 @@ LEAST_FREE_BYTES = 2 * 1024**3
 
 
 def doctor() -> dict[str, Any]:
-    """Processor, precisions, cores and quotas, memory, disk, runtimes, versions, problems with their fixes."""
+    """Processor, precisions, cores and quotas, memory, disk, runtimes, versions, problems and fixes."""
     flags = _cpu_flags()
     found: dict[str, Any] = {
         **machine(),

@@ -56,10 +56,17 @@ class Runtime(Protocol):
     kernels of that precision: networks of others are not profiled with it. `opaque` says why its
     operations cannot be timed one by one, empty where they can."""
 
-    name: str
-    package: str
-    precisions: tuple[str, ...]
-    opaque: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def package(self) -> str: ...
+
+    @property
+    def precisions(self) -> tuple[str, ...]: ...
+
+    @property
+    def opaque(self) -> str: ...
 
     def available(self) -> str:
         """Empty where the runtime can be used, else why not and what to install."""

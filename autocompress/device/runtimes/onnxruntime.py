@@ -28,7 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PROFILED_SUFFIX = "_kernel_time"
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_ONE_OPERATION = "ONNX Runtime sees one operation where TensorRT runs many; trtexec --exportProfile tells them"
+_ONE_OPERATION = "it sees one operation where TensorRT runs many; trtexec --exportProfile has them"
 
 
 class OnnxRuntimeSession:

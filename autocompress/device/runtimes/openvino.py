@@ -39,7 +39,6 @@ _NOT_RUN = ("unknown", "undef")
 """Implementations of constants, inputs, and of what changes a shape and moves nothing."""
 
 
-
 class OpenVinoSession:
     """One infer request; input and output are float32 and the shape is fixed."""
 
@@ -58,7 +57,9 @@ class OpenVinoSession:
 
     def counters_us(self) -> dict[str, float]:
         """Mean times of the layers over all runs so far, in whole microseconds."""
-        return {layer.node_name: layer.real_time.total_seconds() * 1e6 for layer in self._request.profiling_info}
+        return {
+            layer.node_name: layer.real_time.total_seconds() * 1e6 for layer in self._request.profiling_info
+        }
 
 
 class OpenVino:
@@ -199,8 +200,9 @@ def _origins(operation: Any) -> Iterator[tuple[str, ...]]:
     seen, queue = set(), [operation]
     while queue:
         current = queue.pop(0)
-        named = _about(current)["originalLayersNames"]
-        if named and (current is operation or _about(current)["layerType"] not in ("Input", "Const", "Output")):
+        about = _about(current)
+        named = about["originalLayersNames"]
+        if named and (current is operation or about["layerType"] not in ("Input", "Const", "Output")):
             yield tuple(named.split(","))
         seen.add(current.get_friendly_name())
         readers = [target.get_node() for output in current.outputs() for target in output.get_target_inputs()]
@@ -219,7 +221,7 @@ def _core() -> Any:
 
 
 def _openvino() -> Any:
-    """The library, kept from reporting its use: it does so when it is imported, unless its reporter is missing."""
+    """The library, kept from reporting its use, which it does on import unless its reporter is missing."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

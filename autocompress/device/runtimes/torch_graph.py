@@ -121,4 +121,3 @@ class _Emit:
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
-
