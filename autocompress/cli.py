@@ -17,6 +17,7 @@ from autocompress.cli_options import (
     FORMAT,
     INPUT_SIZE,
     RUN,
+    RUNTIME_HELP,
     SPACE,
     TEACHER_HELP,
     search_options,
@@ -89,7 +90,7 @@ def inspect(
 @main.group(invoke_without_command=True, short_help="Measure the device.")
 @click.option("--teacher", help=TEACHER_HELP + "  [required]")
 @SPACE
-@click.option("--runtime", default="onnxruntime", show_default=True, help="What runs the networks.")
+@click.option("--runtime", default="onnxruntime", show_default=True, help=RUNTIME_HELP)
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of one inference."
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.candidate import Option
 from autocompress.cost import CostModel
 from autocompress.data import Data, load_data
 from autocompress.device.profile import DeviceProfile
@@ -103,6 +104,7 @@ def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
 
 def priced(bound: BoundSpace, profile: DeviceProfile) -> Pricer:
     """A pricer for the space without the choices that do not pay on the device."""
+    bound = _in_measured_precisions(bound, profile)
     everything = Pricer(bound, CostModel(profile))
     useless = everything.useless()
     if not useless:
@@ -114,3 +116,17 @@ def priced(bound: BoundSpace, profile: DeviceProfile) -> Pricer:
             fix="run: autocompress inspect --device, which lists each of them",
         )
     return Pricer(kept, everything.cost_model)
+
+
+def _in_measured_precisions(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
+    """The space without the bit-widths that the device's runtime has no kernels for."""
+    if any(row.kernel.precision == "int8" for row in profile.table.rows):
+        return bound
+    reason = f"{profile.runtime} was measured without 8-bit kernels"
+    unmeasured: dict[tuple[str, Option], str] = {
+        (site.name, option): reason
+        for site in bound.of_kind("bits")
+        for option in site.options
+        if option != site.default
+    }
+    return bound.without(unmeasured) if unmeasured else bound

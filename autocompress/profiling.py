@@ -15,7 +15,7 @@ from autocompress.device.latency_table import LatencyTable
 from autocompress.device.layouts import detect_layouts
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profiler import Sample, make_profile
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes import check_transparent, get_runtime
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.kernels import Kernel, kernels
@@ -64,6 +64,7 @@ def measure_profile(
             f"the profile folder {output} exists", fix="give --resume, --overwrite, or another --output"
         )
     engine = get_runtime(runtime)
+    check_transparent(engine)
     opened = open_teacher(teacher, data, input_size)
     bound = bound_space(opened, space)
     source = {
@@ -74,8 +75,15 @@ def measure_profile(
         "input_shape": list(opened.network.input_shape),
         "seed": seed,
     }
-    chooser = Chooser(bound, detect_layouts(engine, threads), batch, seed, round(CHOSEN_SHARE * networks))
-    drawn = list(profile_samples(bound, networks - chooser.wanted, seed, batch))
+    chooser = Chooser(
+        bound,
+        detect_layouts(engine, threads),
+        engine.precisions,
+        batch,
+        seed,
+        round(CHOSEN_SHARE * networks),
+    )
+    drawn = list(profile_samples(bound, networks - chooser.wanted, seed, batch, engine.precisions))
     with console.stage("profiling", networks) as stage:
         return make_profile(
             drawn,
@@ -101,6 +109,7 @@ class Chooser:
 
     bound: BoundSpace
     layouts: Layouts
+    precisions: Sequence[str]
     batch: int
     seed: int
     wanted: int
@@ -129,7 +138,7 @@ class Chooser:
     def _drawn(self) -> dict[str, tuple[str, Candidate, tuple[Kernel, ...]]]:
         """Candidates by key, without the ones that profiling begins with."""
         count = POOL * self.wanted
-        drawn = samples(self.bound, count, self.seed + 1)
+        drawn = samples(self.bound, count, self.seed + 1, self.precisions)
         return {
             candidate.key: (precision, candidate, kernels(shipped(self.bound, candidate), self.layouts))
             for precision, candidate in drawn
@@ -151,9 +160,11 @@ def _doubts(table: LatencyTable, found: Sequence[Kernel]) -> dict[Kernel, float]
     return {kernel: doubt / (total or 1.0) for kernel, doubt in doubts.items()}
 
 
-def profile_samples(bound: BoundSpace, count: int, seed: int, batch: int) -> Iterator[Sample]:
-    """Exported random candidates, the teacher in its precisions first; weights are random."""
-    for precision, candidate in samples(bound, count, seed):
+def profile_samples(
+    bound: BoundSpace, count: int, seed: int, batch: int, precisions: Sequence[str] = ("fp32", "int8")
+) -> Iterator[Sample]:
+    """Exported random candidates, the teacher in the runtime's precisions first; weights are random."""
+    for precision, candidate in samples(bound, count, seed, precisions):
         yield _sample(precision, candidate, shipped(bound, candidate), batch)
 
 

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from autocompress.device import doctor
+from autocompress.device.runtimes import runtime_names
 
 XEON = """processor\t: 0
 cpu family\t: 6
@@ -30,6 +31,13 @@ CPU revision\t: 1
 def described_by(monkeypatch: pytest.MonkeyPatch, text: str) -> dict:
     monkeypatch.setattr(doctor, "_cpu_info", text.splitlines)
     return doctor.doctor()
+
+
+def test_a_runtime_that_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    found = doctor.doctor()["runtimes"]
+    assert found["openvino"].startswith("not available: ")
+    assert "autocompress[openvino]" in found["openvino"]
 
 
 def test_a_processor_is_recognised(monkeypatch: pytest.MonkeyPatch):
@@ -63,6 +71,8 @@ def test_the_machine_at_hand():
     assert found["packages"]["onnxruntime"] is not None
     assert found["packages"]["autocompress"] is not None
     assert found["memory_bytes"] > 2**28
+    assert found["runtimes"].keys() == set(runtime_names())
+    assert found["runtimes"]["onnxruntime"] == f"available, {found['packages']['onnxruntime']}"
     assert {name: found[name] for name in doctor.machine()} == doctor.machine()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from priced_networks import Arithmetic, small_pricer
@@ -11,6 +13,7 @@ from priced_networks import Arithmetic, small_pricer
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate
 from autocompress.kernels import Kernel
+from autocompress.preparation import _in_measured_precisions
 from autocompress.pricing import Pricer, Repairer, seeds, with_choice
 from autocompress.transforms.sampling import random_candidate
 
@@ -44,6 +47,20 @@ def test_choices_inside_a_dropped_block_cost_nothing_more(pricer: Pricer):
     alone, both = {BLOCK: "drop"}, {BLOCK: "drop", width.name: 0.25}
     assert pricer.price(Candidate.of(both)) == pricer.price(Candidate.of(alone))
     assert pricer.bound.canonical(Candidate.of(both)) == Candidate.of(alone)
+
+
+def test_bits_that_the_runtime_was_not_measured_in_are_dropped(pricer: Pricer):
+    def profile(precision: str) -> Any:
+        row = SimpleNamespace(kernel=Kernel("conv", precision))
+        return SimpleNamespace(runtime="torch", table=SimpleNamespace(rows=(row,)))
+
+    assert _in_measured_precisions(pricer.bound, profile("int8")) is pricer.bound
+    floats = _in_measured_precisions(pricer.bound, profile("fp32"))
+    assert pricer.bound.of_kind("bits")
+    assert not floats.of_kind("bits")
+    assert {reason for name, _, reason in floats.dropped if name.startswith("bits:")} == {
+        "torch was measured without 8-bit kernels"
+    }
 
 
 def test_the_smallest_is_a_bound_for_random_candidates(pricer: Pricer):

@@ -1,20 +1,48 @@
-"""One contract for every runtime that is installed: a subclass of `RuntimeContract` a runtime."""
+"""One contract for every runtime: a subclass of `RuntimeContract` a runtime.
+
+Those that cannot be used here are skipped, with the reason that they give.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from test_onnx_export import quantized
+from torch import Tensor, nn
+from torch.nn import functional
 
-from autocompress.device.runtimes import NodeTime, Runtime, get_runtime, runtime_names
+from autocompress.device import runtimes
+from autocompress.device.attribution import attribute
+from autocompress.device.layouts import detect_layouts
+from autocompress.device.measurements import Timing
+from autocompress.device.runtimes import (
+    NodeTime,
+    Runtime,
+    Session,
+    check_transparent,
+    get_runtime,
+    known_runtime,
+    runtime_names,
+)
 from autocompress.device.runtimes.onnxruntime import _typical_times
+from autocompress.device.runtimes.openvino import _mean_us
 from autocompress.errors import InputError
+from autocompress.export.onnx import to_onnx
+from autocompress.graph.trace import trace
+from autocompress.kernels import kernels
+from autocompress.network import Network
+from autocompress.runtime_layouts import Layouts
 
 OPSETS = [helper.make_opsetid("", 17)]
 IN_CHANNELS, OUT_CHANNELS, SIZE = 16, 32, 8
@@ -51,14 +79,65 @@ def expected(inputs: np.ndarray) -> np.ndarray:
     return np.maximum(convolved, 0).mean((2, 3), keepdims=True)
 
 
+class SmallNet(nn.Module):
+    """A residual block, a depthwise convolution and a classifier, for (3, 16, 16) inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.inner = nn.Conv2d(16, 16, 3, padding=1)
+        self.deep = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.down = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.stem(x))
+        x = functional.relu(x + self.inner(x))
+        x = functional.relu(self.down(functional.relu(self.deep(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+SMALL = (3, 16, 16)
+CPUS = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
+@lru_cache(maxsize=2)
+def small_network(precision: str) -> tuple[Network, bytes]:
+    """The network in shipped form, and its file."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, weights = trace(SmallNet().eval(), SMALL)
+    assert weights is not None
+    if precision == "int8":
+        network = quantized(network, weights, torch.from_numpy(examples(16)))
+    return network, to_onnx(network, weights).SerializeToString()
+
+
+def examples(count: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((count, *SMALL)).astype(np.float32)
+
+
+def outputs(session: Session) -> np.ndarray:
+    return np.concatenate([session.run(one[None]) for one in examples(16)])
+
+
 class RuntimeContract:
-    """What every runtime must do."""
+    """What every runtime must do where it can be used."""
 
     name: str
 
     @pytest.fixture
     def runtime(self) -> Runtime:
+        missing = known_runtime(self.name).available()
+        if missing:
+            pytest.skip(missing)
         return get_runtime(self.name)
+
+    @pytest.fixture
+    def transparent(self, runtime: Runtime) -> Runtime:
+        if runtime.opaque:
+            pytest.skip(runtime.opaque)
+        return runtime
 
     @pytest.mark.parametrize("batch", [1, 3])
     def test_it_computes_what_numpy_computes(self, runtime: Runtime, batch: int):
@@ -96,24 +175,83 @@ class RuntimeContract:
         with pytest.raises(InputError, match="cannot load"):
             runtime.load(tmp_path / "none.onnx", threads=1)
 
-    def test_node_times_are_positive_and_name_operations_of_the_optimised_graph(self, runtime: Runtime):
-        times = runtime.node_times(model(), threads=1, repeats=5)
-        assert times
+    def test_a_network_in_floats_gives_what_onnx_runtime_gives(self, runtime: Runtime):
+        _, data = small_network("fp32")
+        wanted = outputs(get_runtime("onnxruntime").load(data, threads=1))
+        np.testing.assert_allclose(outputs(runtime.load(data, threads=1)), wanted, rtol=1e-4, atol=1e-5)
+
+    def test_a_network_in_8_bits_is_run_or_refused(self, runtime: Runtime):
+        _, data = small_network("int8")
+        if "int8" not in runtime.precisions:
+            with pytest.raises(InputError, match="cannot load") as caught:
+                runtime.load(data, threads=1)
+            assert "no integer kernels" in caught.value.why
+            return
+        wanted = outputs(get_runtime("onnxruntime").load(data, threads=1))
+        found = outputs(runtime.load(data, threads=1))
+        assert np.abs(found - wanted).max() < 0.05 * np.ptp(wanted)
+        assert (found.argmax(1) == wanted.argmax(1)).mean() > 0.9
+
+    def test_two_sessions_do_not_interfere(self, runtime: Runtime):
+        other = onnx.load_from_string(model())
+        scaled = 2 * numpy_helper.to_array(other.graph.initializer[0])
+        other.graph.initializer[0].CopyFrom(numpy_helper.from_array(scaled, "w"))
+        first, second = runtime.load(model(), 1), runtime.load(other.SerializeToString(), CPUS)
+        inputs = np.ones((1, IN_CHANNELS, SIZE, SIZE), np.float32)
+        before = first.run(inputs)
+        assert np.abs(second.run(inputs) - before).max() > 0.1
+        second.run_once()
+        np.testing.assert_array_equal(first.run(inputs), before)
+
+    @pytest.mark.parametrize("precision", ["fp32", "int8"])
+    def test_all_time_goes_to_the_kernels_that_computed(self, transparent: Runtime, precision: str):
+        if precision not in transparent.precisions:
+            pytest.skip(f"{self.name} does not run {precision}")
+        network, data = small_network(precision)
+        times = transparent.node_times(data, threads=1, repeats=5)
         assert all(time.time_us >= 0 and time.name and time.op for time in times)
         assert len({time.name for time in times}) == len(times)
-        graph = onnx.load_from_string(runtime.optimized(model(), threads=1)).graph
-        assert sorted(time.op for time in times) == sorted(node.op_type for node in graph.node)
+        cut = kernels(network, detect_layouts(transparent, 1))
+        found = attribute(times, data, transparent.optimized(data, 1), cut)
+        assert tuple(timing.kernel for timing in found) == cut
+        assert sum(timing.time_us for timing in found) == pytest.approx(sum(time.time_us for time in times))
+        layers = [timing for timing in found if timing.kernel.op in ("conv", "linear")]
+        assert len(layers) == 5
+        assert all(timing.time_us > 0 and timing.operations >= 1 for timing in layers)
+
+    def test_operations_lead_back_to_the_file(self, transparent: Runtime):
+        """By the graph that the runtime shows, or by themselves."""
+        network, data = small_network("fp32")
+        times = transparent.node_times(data, threads=1, repeats=2)
+        optimized = transparent.optimized(data, threads=1)
+        if optimized:
+            ops = [node.op_type for node in onnx.load_from_string(optimized).graph.node]
+            assert sorted(time.op for time in times) == sorted(ops)
+        else:
+            named = {origin.partition("/")[0] for time in times for origin in time.origins}
+            layers = {node.name for node in network.nodes if node.op in ("conv2d", "relu")}
+            assert layers <= named
+
+    def test_an_opaque_runtime_says_so_before_anything_is_measured(self, runtime: Runtime):
+        if not runtime.opaque:
+            check_transparent(runtime)
+            return
+        with pytest.raises(InputError, match="kernel by kernel"):
+            runtime.node_times(model(), threads=1, repeats=1)
+        with pytest.raises(InputError, match="kernel by kernel"):
+            check_transparent(runtime)
+        assert runtime.optimized(model(), threads=1) == b""
 
     def test_profiling_leaves_no_files(
-        self, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, transparent: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         temporary, here = tmp_path / "temporary", tmp_path / "here"
         temporary.mkdir()
         here.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
         monkeypatch.chdir(here)
-        runtime.node_times(model(), threads=1, repeats=2)
-        runtime.optimized(model(), threads=1)
+        transparent.node_times(model(), threads=1, repeats=2)
+        transparent.optimized(model(), threads=1)
         assert [*temporary.iterdir(), *here.iterdir()] == []
 
     def test_it_describes_its_version_and_threads_in_json(self, runtime: Runtime):
@@ -143,6 +281,96 @@ class TestOnnxRuntime(RuntimeContract):
         assert "Relu" not in ops
 
 
+class TestOpenVino(RuntimeContract):
+    name = "openvino"
+
+    def test_it_sends_nothing(self, runtime: Runtime, tmp_path: Path):
+        """Its reporter writes into the home folder and opens connections as soon as it is imported."""
+        del runtime
+        code = (
+            "import socket, sys\n"
+            "def refuse(*_): raise AssertionError('connects')\n"
+            "socket.socket.connect = refuse\n"
+            "from autocompress.device.runtimes import get_runtime\n"
+            "get_runtime('openvino').describe(1)\n"
+            "assert 'openvino' in sys.modules\n"
+            "assert not sys.modules.get('openvino_telemetry')\n"
+        )
+        environment = {**os.environ, "HOME": str(tmp_path), "CI": ""}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_settings_it_describes_are_those_of_its_sessions(self, runtime: Runtime):
+        for threads in {1, CPUS}:
+            described, compiled = runtime.describe(threads), runtime.load(model(), threads).compiled
+            assert compiled.get_property("INFERENCE_NUM_THREADS") == described["intra_op_threads"] == threads
+            assert compiled.get_property("NUM_STREAMS") == described["streams"]
+            assert compiled.get_property("ENABLE_CPU_PINNING") is described["pinned_by_runtime"]
+            assert str(compiled.get_property("INFERENCE_PRECISION_HINT")).endswith("float32'>")
+
+    def test_fewer_threads_than_asked_for_are_refused(self, runtime: Runtime):
+        with pytest.raises(InputError, match="and not on 999") as caught:
+            runtime.load(model(), threads=999)
+        assert "--threads" in caught.value.fix
+
+    def test_8_bit_layers_run_as_integer_kernels(self, runtime: Runtime):
+        if not runtime.describe(1)["integer_kernels"]:
+            pytest.skip("this processor has no integer kernels in OpenVINO")
+        _, data = small_network("int8")
+        ran = {time.op: time.implementation for time in runtime.node_times(data, 1, 2)}
+        assert ran["Convolution"].endswith("_I8")
+        assert ran["FullyConnected"].endswith("_I8")
+        _, data = small_network("fp32")
+        assert not any("I8" in time.implementation for time in runtime.node_times(data, 1, 2))
+
+    def test_counters_are_whole_microseconds_and_half_of_one_is_put_back_twice(self):
+        # Runs of 12.4 µs are counted as 12 each; those that warm up took 30.
+        assert _mean_us([(5, 30.0), (10, 21.0), (15, 18.0), (20, 16.0)]) == pytest.approx(
+            (20 * 16.5 - 5 * 30.5) / 15 + 0.5
+        )
+        assert _mean_us([(5, 0.0), (45, 0.0)]) == 0.5
+
+    def test_an_interruption_does_not_count(self):
+        totals_us, runs, counted = 0, 0, []
+        for block in range(9):
+            runs += 5
+            totals_us += 5 * 20 + (4000 if block == 4 else 0)
+            counted.append((runs, float(totals_us // runs)))
+        assert _mean_us(counted) == pytest.approx(20.5, rel=0.1)
+
+
+class TestTorch(RuntimeContract):
+    name = "torch"
+
+    def test_threads_are_set_for_a_run_and_set_back(self, runtime: Runtime):
+        before = torch.get_num_threads()
+        session = runtime.load(model(), threads=before + 1)
+        seen = []
+        session._function = lambda x: seen.append(torch.get_num_threads()) or x
+        session.run(np.ones((1, IN_CHANNELS, SIZE, SIZE)))
+        assert torch.get_num_threads() == before
+        session.run_once()
+        torch.set_num_threads(before)
+        assert seen == [before + 1] * 2
+
+
+@pytest.mark.slow
+class TestTorchCompile(RuntimeContract):
+    name = "torch-compile"
+
+
+class TestTorchCuda(RuntimeContract):
+    name = "torch-cuda"
+
+
+class TestOnnxRuntimeCuda(RuntimeContract):
+    name = "onnxruntime-cuda"
+
+
+class TestOnnxRuntimeTensorRt(RuntimeContract):
+    name = "onnxruntime-tensorrt"
+
+
 def event(name: str, microseconds: int, category: str = "Node") -> dict[str, object]:
     return {"cat": category, "name": name, "dur": microseconds, "args": {"op_name": "Conv"}}
 
@@ -156,6 +384,36 @@ def test_only_the_last_runs_of_each_node_count_and_stray_ones_do_not():
 
 def test_there_is_a_contract_test_for_every_runtime():
     assert {contract.name for contract in RuntimeContract.__subclasses__()} == set(runtime_names())
+
+
+def test_a_runtime_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        runtimes.importlib.util, "find_spec", lambda name: None if name == "openvino" else name
+    )
+    with pytest.raises(InputError, match="'openvino' cannot be used") as caught:
+        get_runtime("openvino")
+    assert "autocompress[openvino]" in caught.value.why
+    assert "onnxruntime" in caught.value.fix
+
+
+def test_without_a_gpu_its_runtimes_say_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtimes, "_NVIDIA", ())
+    for name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cuda"):
+        assert "NVIDIA GPU" in known_runtime(name).available()
+
+
+def test_times_belong_to_the_kernel_that_computes_most_of_those_they_name():
+    network, data = small_network("fp32")
+    cut = kernels(network, Layouts(0, False))
+    times = [
+        NodeTime("fused", "Fused", 5.0, ("relu_1", "inner", "add", "unheard of")),
+        NodeTime("reorder", "Reorder", 2.0, ()),
+        NodeTime("add", "Add", 1.0, ("add",)),
+    ]
+    found = {timing.kernel.nodes[0]: timing for timing in attribute(times, data, b"", cut)}
+    assert (found["inner"].time_us, found["inner"].operations) == (7.0, 2)
+    assert (found["add"].time_us, found["add"].operations) == (1.0, 1)
+    assert found["stem"] == Timing(cut[0], 0.0, 0)
 
 
 def test_an_unknown_runtime_names_the_known_ones():

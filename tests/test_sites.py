@@ -363,6 +363,15 @@ def test_options_and_sites_are_taken_out_with_a_reason() -> None:
     assert (locked.options, locked.locked) == (("keep",), "by hand")
 
 
+def test_samples_are_of_the_precisions_that_the_device_computes_in() -> None:
+    space, _ = bound(nested_net())
+    found = list(samples(space, 12, seed=3, precisions=("fp32",)))
+    assert [precision for precision, _ in found] == ["fp32"] * 12
+    for _, candidate in found:
+        nodes = apply(space, None, candidate)[0].nodes
+        assert {node.bits for node in nodes if node.op in ("conv2d", "linear")} == {32}
+
+
 def test_samples_do_not_repeat_and_keep_their_precision() -> None:
     space, _ = bound(nested_net())
     found = list(samples(space, 20, seed=3))

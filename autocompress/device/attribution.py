@@ -4,6 +4,9 @@ Runtimes rename, fuse and insert operations. An operation belongs to the node wh
 else to the one that computed the tensor that it is named after or writes. An inserted conversion
 belongs to the conversion of the same value, and anything else inserted to the nearest reader of
 what it writes.
+
+A runtime without a rewritten graph names the exported nodes that an operation carries out. The
+operation belongs to the kernel of those that computes most, the first of them where none computes.
 """
 
 from __future__ import annotations
@@ -33,14 +36,29 @@ def attribute(
     """The kernels in the same order, each with its time; together they have all the time there was.
 
     Kernels on which the runtime spent nothing (it fused or removed them) get 0. `original` and
-    `optimized` are the exported model and what the runtime made of it.
+    `optimized` are the exported model and what the runtime made of it, empty where it does not tell.
     """
+    if not optimized:
+        return _by_origins(times, original, kernels)
     graph = _Graph(original, optimized, kernels)
     totals, operations = [0.0] * len(kernels), [0] * len(kernels)
     for time, node in graph.matched(times):
         index = graph.kernel_of(time.name, node)
         totals[index] += time.time_us
         operations[index] += 1
+    return tuple(map(Timing, kernels, totals, operations))
+
+
+def _by_origins(times: Sequence[NodeTime], original: bytes, kernels: Sequence[Kernel]) -> tuple[Timing, ...]:
+    """What names no kernel goes with the operation before it."""
+    graph = _Graph(original, original, kernels)
+    totals, operations = [0.0] * len(kernels), [0] * len(kernels)
+    last = 0
+    for time in times:
+        named = list(dict.fromkeys(graph.named(time.origins)))
+        last = max(named, key=lambda index: kernels[index].macs, default=last)
+        totals[last] += time.time_us
+        operations[last] += 1
     return tuple(map(Timing, kernels, totals, operations))
 
 
@@ -71,6 +89,28 @@ class _Graph:
         for index, kernel in enumerate(kernels):
             if kernel.op in CONVERSIONS and kernel.nodes[0] in self.exported_names:
                 self.owner.setdefault(kernel.nodes[0], index)
+
+    def named(self, origins: Sequence[str]) -> Iterator[int]:
+        """Indices of the kernels that these exported nodes are part of, in the same order.
+
+        A node may be called by the tensor that it writes.
+        """
+        by_name = {node.name: node for node in self.nodes}
+        for origin in origins:
+            name = self.exported_writer.get(origin, origin)
+            node = by_name.get(name)
+            index = None if node is None else self._of_exported(node)
+            index = self.owner.get(_owner(name)) if index is None else index
+            if index is not None:
+                yield index
+
+    def _of_exported(self, node: Any) -> int | None:
+        """The conversion kernel that an exported node is, if it is one."""
+        if node.op_type == "QuantizeLinear":
+            return self.conversions.get(("quantize", _owner(node.name)))
+        if node.op_type == "DequantizeLinear":
+            return self.conversions.get(("dequantize", _owner(self.exported_writer.get(node.input[0], ""))))
+        return None
 
     def matched(self, times: Sequence[NodeTime]) -> Iterator[tuple[NodeTime, Any]]:
         """Times with their nodes; the runtime invents names for nodes without one, in graph order."""

@@ -1,4 +1,7 @@
-"""What the machine at hand is and can do, from the operating system and package metadata alone."""
+"""What the machine at hand is and can do, from the operating system and package metadata.
+
+Libraries are imported only where there is a GPU, to ask whether they can use it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ LEAST_FREE_BYTES = 2 * 1024**3
 
 
 def doctor() -> dict[str, Any]:
-    """Processor, precisions, cores and quotas, memory, disk, versions, and problems with their fixes."""
+    """Processor, precisions, cores and quotas, memory, disk, runtimes, versions, problems and fixes."""
     flags = _cpu_flags()
     found: dict[str, Any] = {
         **machine(),
@@ -47,6 +50,7 @@ def doctor() -> dict[str, Any]:
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "load_average": list(os.getloadavg()),
         "gpu": "nvidia-smi found" if shutil.which("nvidia-smi") else "none found",
+        "runtimes": _runtimes(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
     return {**found, "problems": _problems(found)}
@@ -73,6 +77,18 @@ def device_description(runtime: str, threads: int) -> dict[str, Any]:
     flags = _cpu_flags()
     features = [label for flag, label in FLAGS.items() if flag in flags]
     return {**machine(), "features": features, **get_runtime(runtime).describe(threads)}
+
+
+def _runtimes() -> dict[str, str]:
+    """For each runtime the version that is installed, or why it cannot be used here."""
+    from autocompress.device.runtimes import known_runtime, runtime_names
+
+    found = {}
+    for name in runtime_names():
+        runtime = known_runtime(name)
+        missing = runtime.available()
+        found[name] = f"not available: {missing}" if missing else f"available, {_version(runtime.package)}"
+    return found
 
 
 def _problems(found: dict[str, Any]) -> list[str]:

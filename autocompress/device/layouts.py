@@ -13,8 +13,13 @@ _INTEGER_CONVOLUTION = "QLinearConv"
 
 
 def detect_layouts(runtime: Runtime, threads: int) -> Layouts:
-    """The layouts of a runtime on this machine; they depend on its vector instructions."""
+    """The layouts of a runtime on this machine; they depend on its vector instructions.
+
+    A runtime that does not show its graph reorders within its own operations, for all one can tell.
+    """
     floats = _optimized(runtime, _float_convolution(), threads)
+    if floats is None:
+        return Layouts(0, False)
     integers = _optimized(runtime, _integer_convolution(), threads)
     last = any(
         node.op_type == _INTEGER_CONVOLUTION and node.domain not in ("", "ai.onnx") for node in integers.node
@@ -32,9 +37,11 @@ def _block(graph: Any) -> int:
 
 
 def _optimized(runtime: Runtime, model: Any, threads: int) -> Any:
+    """The graph that the runtime makes of a model, None if it does not show it."""
     import onnx
 
-    return onnx.load_from_string(runtime.optimized(model.SerializeToString(), threads)).graph
+    optimized = runtime.optimized(model.SerializeToString(), threads)
+    return onnx.load_from_string(optimized).graph if optimized else None
 
 
 def _float_convolution() -> Any:

@@ -138,6 +138,8 @@ def doctor_table(found: Mapping[str, Any]) -> Table:
     for name, value in found.items():
         if name == "packages":
             _section(table, "packages", {key: item or "not installed" for key, item in value.items()})
+        elif name == "runtimes":
+            _section(table, "runtimes", value)
         elif name != "problems":
             _row(table, name.removesuffix("_bytes").replace("_", " "), _measure(name, value))
     problems = found.get("problems") or ()

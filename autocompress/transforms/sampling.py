@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,15 +26,20 @@ def random_candidate(bound: BoundSpace, rng: random.Random, precision: str = "mi
     return bound.canonical(Candidate.of(choices))
 
 
-def samples(bound: BoundSpace, count: int, seed: int) -> Iterator[tuple[str, Candidate]]:
-    """`(precision, candidate)` pairs without repeats: the teacher in each precision, then random ones."""
+def samples(
+    bound: BoundSpace, count: int, seed: int, precisions: Sequence[str] = ("fp32", "int8")
+) -> Iterator[tuple[str, Candidate]]:
+    """`(precision, candidate)` pairs without repeats: the teacher in each precision, then random ones.
+
+    `precisions` are those that the device computes in.
+    """
     rng = random.Random(seed)
-    has_bits = bool(bound.of_kind("bits"))
+    has_bits = bool(bound.of_kind("bits")) and "int8" in precisions
     kinds = PRECISIONS if has_bits else ("fp32",)
     seen: set[str] = set()
     lowest = {site.name: min(site.options, key=int) for site in bound.of_kind("bits")}
     for precision, candidate in (("fp32", Candidate()), ("int8", Candidate.of(lowest))):
-        if candidate.key not in seen:
+        if precision in kinds and candidate.key not in seen:
             seen.add(candidate.key)
             yield precision, candidate
     for index in range(20 * count):

@@ -1,24 +1,34 @@
-"""ONNX Runtime on the CPU. The only file that imports onnxruntime."""
+"""ONNX Runtime on the CPU, and by its CUDA and TensorRT providers. The only file that imports onnxruntime."""
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.device.runtimes import NodeTime
+from autocompress.device.runtimes import (
+    WARM_UP_RUNS,
+    NodeTime,
+    cannot_load,
+    check_transparent,
+    middle_mean,
+    no_nvidia_gpu,
+    not_installed,
+    random_input,
+)
 from autocompress.errors import InputError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PROFILED_SUFFIX = "_kernel_time"
-_WARM_UP_RUNS = 5
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_ONE_OPERATION = "it sees one operation where TensorRT runs many; trtexec --exportProfile has them"
 
 
 class OnnxRuntimeSession:
@@ -29,8 +39,7 @@ class OnnxRuntimeSession:
         (argument,) = session.get_inputs()
         self._input = argument.name
         self.input_shape: tuple[int, ...] = tuple(argument.shape)
-        generator = np.random.default_rng(0)
-        self._feed = {self._input: generator.standard_normal(self.input_shape).astype(np.float32)}
+        self._feed = {self._input: random_input(self.input_shape)}
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         outputs: NDArray[Any] = self._session.run(
@@ -42,8 +51,27 @@ class OnnxRuntimeSession:
         self._session.run(None, self._feed)
 
 
+@dataclass(frozen=True)
 class OnnxRuntime:
-    name = "onnxruntime"
+    """`provider` is what runs the operations; those that it cannot run stay on the CPU."""
+
+    name: str
+    provider: str
+    precisions: tuple[str, ...]
+    opaque: str = ""
+    package: str = "onnxruntime"
+
+    def available(self) -> str:
+        if self.provider == _CPU:
+            return not_installed("onnxruntime")
+        missing = not_installed("onnxruntime") or no_nvidia_gpu()
+        if missing:
+            return missing
+        import onnxruntime
+
+        if self.provider in onnxruntime.get_available_providers():
+            return ""
+        return f"this onnxruntime has no {self.provider}: pip install onnxruntime-gpu in its place"
 
     def describe(self, threads: int) -> dict[str, Any]:
         import onnxruntime
@@ -52,7 +80,7 @@ class OnnxRuntime:
             "runtime": self.name,
             "version": onnxruntime.__version__,
             "build": onnxruntime.get_build_info(),
-            "provider": "CPUExecutionProvider",
+            "provider": self.provider,
             "intra_op_threads": threads,
             "inter_op_threads": 1,
             "allow_spinning": True,
@@ -63,17 +91,20 @@ class OnnxRuntime:
         return OnnxRuntimeSession(self._session(model, self._options(threads)))
 
     def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
+        check_transparent(self)
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(threads)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             session = OnnxRuntimeSession(self._session(model, options))
-            for _ in range(_WARM_UP_RUNS + repeats):
+            for _ in range(WARM_UP_RUNS + repeats):
                 session.run_once()
             events = json.loads(Path(session._session.end_profiling()).read_text(encoding="utf-8"))
         return _typical_times(events, repeats)
 
     def optimized(self, model: bytes, threads: int) -> bytes:
+        if self.opaque:
+            return b""
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(threads)
             path = Path(folder) / "optimized.onnx"
@@ -96,12 +127,18 @@ class OnnxRuntime:
         import onnxruntime
 
         source = str(model) if isinstance(model, Path) else model
+        providers = [self.provider] if self.provider == _CPU else [self.provider, _CPU]
         try:
-            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(source, options, providers=providers)
         except Exception as error:
+            raise cannot_load("ONNX Runtime", str(error)) from error
+        if self.provider not in session.get_providers():
             raise InputError(
-                "ONNX Runtime cannot load the model", why=str(error).splitlines()[0][:300]
-            ) from error
+                f"{self.name} cannot load the model",
+                why=f"{self.provider} did not start, its libraries are missing or of another version",
+                fix="install the CUDA, cuDNN and TensorRT versions that this onnxruntime-gpu was built for",
+            )
+        return session
 
 
 def _typical_times(events: list[dict[str, Any]], repeats: int) -> list[NodeTime]:
@@ -118,13 +155,14 @@ def _typical_times(events: list[dict[str, Any]], repeats: int) -> list[NodeTime]
         name = event["name"].removesuffix(_PROFILED_SUFFIX)
         times.setdefault(name, []).append(float(event["dur"]))
         ops[name] = event["args"]["op_name"]
-    return [NodeTime(name, ops[name], _middle_mean(values[-repeats:])) for name, values in times.items()]
+    return [NodeTime(name, ops[name], middle_mean(values[-repeats:])) for name, values in times.items()]
 
 
-def _middle_mean(values: list[float]) -> float:
-    ordered = sorted(values)
-    quarter = len(ordered) // 4
-    return statistics.fmean(ordered[quarter : len(ordered) - quarter])
-
-
-RUNTIME = OnnxRuntime()
+RUNTIMES = {
+    runtime.name: runtime
+    for runtime in (
+        OnnxRuntime("onnxruntime", _CPU, ("fp32", "int8")),
+        OnnxRuntime("onnxruntime-cuda", _CUDA, ("fp32",)),
+        OnnxRuntime("onnxruntime-tensorrt", _TENSORRT, ("fp32", "int8"), _ONE_OPERATION),
+    )
+}

@@ -1,0 +1,179 @@
+"""torch, operation by operation or compiled, on the CPU or a GPU. Files run in floats only.
+
+Threads are one number for the whole process in torch; a session sets its own for each of its runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.device.runtimes import (
+    WARM_UP_RUNS,
+    NodeTime,
+    cannot_load,
+    check_transparent,
+    middle_mean,
+    model_bytes,
+    no_nvidia_gpu,
+    not_installed,
+    random_input,
+)
+
+if TYPE_CHECKING:
+    from autocompress.device.runtimes.torch_graph import TorchGraph
+
+
+class TorchSession:
+    def __init__(self, function: Any, shape: tuple[int, ...], threads: int, device: str) -> None:
+        import torch
+
+        self._torch, self._function, self._device = torch, function, device
+        self.threads = threads
+        self.input_shape = shape
+        self._feed = torch.from_numpy(random_input(shape)).to(device)
+
+    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        torch = self._torch
+        before = torch.get_num_threads()
+        x = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).to(self._device)
+        try:
+            torch.set_num_threads(self.threads)
+            with torch.inference_mode():
+                found: NDArray[Any] = self._function(x).cpu().numpy()
+            return found
+        finally:
+            torch.set_num_threads(before)
+
+    def run_once(self) -> None:
+        """Leaves the process with the session's number of threads: to set it back would be timed too."""
+        torch = self._torch
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            self._function(self._feed)
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class TorchRuntime:
+    name: str
+    device: str = "cpu"
+    compiles: bool = False
+    package: str = "torch"
+    precisions: tuple[str, ...] = ("fp32",)
+
+    @property
+    def opaque(self) -> str:
+        return "the kernels that the compiler writes do not say what they carry out" if self.compiles else ""
+
+    def available(self) -> str:
+        missing = not_installed("torch")
+        if missing:
+            return missing
+        if self.device == "cuda":
+            return no_nvidia_gpu() or _no_cuda()
+        return _no_compiler() if self.compiles else ""
+
+    def describe(self, threads: int) -> dict[str, Any]:
+        import torch
+
+        described = {
+            "runtime": self.name,
+            "version": torch.__version__,
+            "build": torch.__config__.show().replace("\n", " ").strip(),
+            "provider": torch.cuda.get_device_name() if self.device == "cuda" else "CPU",
+            "intra_op_threads": threads,
+            "memory_format": "contiguous",
+        }
+        return {**described, "compiler": "inductor, frozen weights"} if self.compiles else described
+
+    def load(self, model: bytes | Path, threads: int) -> TorchSession:
+        return self._session(self._graph(model), threads)
+
+    def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
+        check_transparent(self)
+        graph = self._graph(model)
+        from autocompress.device.runtimes.torch_timing import TimedCalls
+
+        calls = TimedCalls(graph.module, self.device)
+        session = TorchSession(calls.run, graph.input_shape, threads, self.device)
+        for _ in range(WARM_UP_RUNS + repeats):
+            session.run_once()
+        times: dict[str, float] = {}
+        for call, values in calls.times_us().items():
+            origin = graph.origins[call]
+            times[origin] = times.get(origin, 0.0) + middle_mean(values[-repeats:])
+        return [NodeTime(name, graph.operators[name], us, (name,)) for name, us in times.items()]
+
+    def optimized(self, model: bytes, threads: int) -> bytes:
+        """Torch has no such file; the times name their origins."""
+        del model, threads
+        return b""
+
+    def _graph(self, model: bytes | Path) -> TorchGraph:
+        data = model_bytes(model, self.name)
+        from autocompress.device.runtimes.torch_graph import torch_graph
+
+        graph = torch_graph(data, self.name)
+        graph.module.to(self.device)
+        return graph
+
+    def _session(self, graph: TorchGraph, threads: int) -> TorchSession:
+        function = _compiled(graph.module) if self.compiles else graph.module
+        session = TorchSession(function, graph.input_shape, threads, self.device)
+        try:
+            with _frozen_weights() if self.compiles else contextlib.nullcontext():
+                session.run(random_input(graph.input_shape))
+        except Exception as error:
+            raise cannot_load(self.name, str(error)) from error
+        return session
+
+
+def _compiled(module: Any) -> Any:
+    """Compiled for its one shape when it is first called."""
+    import torch
+
+    return torch.compile(module, dynamic=False, fullgraph=True)
+
+
+def _frozen_weights() -> contextlib.AbstractContextManager[Any]:
+    """What is compiled meanwhile takes weights as constants, laid out once and fused with what follows.
+
+    As an option of `torch.compile` it comes too late for the part that reads the module.
+    """
+    from torch._inductor import config
+
+    return config.patch(freezing=True)  # type: ignore[no-any-return,attr-defined]
+
+
+def _no_cuda() -> str:
+    import torch
+
+    return "" if torch.cuda.is_available() else "this torch sees no CUDA GPU: install the build for CUDA"
+
+
+def _no_compiler() -> str:
+    """Inductor writes C++."""
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
+    if any(name and shutil.which(name) for name in compilers):
+        return ""
+    return "torch.compile needs a C++ compiler: install g++ or clang++"
+
+
+RUNTIMES = {
+    runtime.name: runtime
+    for runtime in (
+        TorchRuntime("torch"),
+        TorchRuntime("torch-compile", compiles=True),
+        TorchRuntime("torch-cuda", device="cuda"),
+    )
+}
