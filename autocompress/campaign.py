@@ -82,8 +82,8 @@ class _Prepared:
 def _prepare(request: Request, console: Console) -> _Prepared:
     opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
     bound = bound_space(opened, request.space)
-    request.profile.check_fits(opened.network.input_shape)
-    pricer = priced(bound, request.profile)
+    profile = seen_by(request.profile, opened, bound, request.space)
+    pricer = priced(bound, profile, [name for name, limit in request.budgets.to_json().items() if limit])
     _check_budgets(request.budgets, pricer)
     device = Device(request.profile.runtime, request.profile.threads, request.profile.batch)
     return _Prepared(opened, pricer, device)

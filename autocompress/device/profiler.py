@@ -19,10 +19,12 @@ from autocompress.device.attribution import attribute
 from autocompress.device.fitting import fitted, validation, without_drift
 from autocompress.device.layouts import detect_layouts
 from autocompress.device.measure import QUICK, Settings, machine_lock, measure
-from autocompress.device.measurements import FILE, Measurements, Timed
+from autocompress.device.measurements import FILE, InMemory, Measurements, Timed
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
+from autocompress.device.profile_sources import Source, kernels_fingerprint, with_sources
 from autocompress.device.runtimes import Runtime, Session
+from autocompress.device.statistics import drift
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.kernels import kernels
 from autocompress.network import Network
@@ -83,22 +85,49 @@ def make_profile(
     latencies_us = without_drift(timed)
     table, fit = fitted(timed, latencies_us)
     teacher = next(item for item in timed if item.name == samples[0].name)
-    made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "networks": len(timed)}
+    made = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "networks": len(timed),
+        "teacher_latency_ms": teacher.latency_ms,
+        "reference_drift": drift([item.reference_ms for item in timed]),
+        "kernels_fingerprint": kernels_fingerprint(kernels(samples[0].network, layouts)),
+    }
+    sources = (Source.from_mapping({**source, **made}, fit),)
     profile = DeviceProfile(
         name=output.name,
         runtime=runtime.name,
         threads=threads,
         batch=batch,
         device=device,
-        source={**source, **made, "teacher_latency_ms": teacher.latency_ms},
+        sources=sources,
         layouts=layouts,
         table=table,
         fit=fit,
         file_coefficients=_file_coefficients(samples),
-        validation=validation(timed, latencies_us),
+        validation=with_sources(validation(timed, latencies_us), sources),
     )
     write_profile(output, profile)
     return profile
+
+
+def measure_samples(
+    samples: Sequence[Sample],
+    runtime: Runtime,
+    threads: int,
+    layouts: Layouts,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    settings: Settings = QUICK,
+) -> list[Timed]:
+    """Measures the samples as profiling does, the first being the reference, and keeps nothing.
+
+    Raises NoisyDeviceError when the machine is too noisy.
+    """
+    known = InMemory()
+    with machine_lock():
+        _Bench(samples, runtime, threads, layouts, known, settings, progress).run()
+    by_name = {item.name: item for item in known.found}
+    return [by_name[sample.name] for sample in samples]
 
 
 @dataclass
@@ -109,7 +138,7 @@ class _Bench:
     runtime: Runtime
     threads: int
     layouts: Layouts
-    known: Measurements
+    known: Measurements | InMemory
     settings: Settings
     progress: Callable[[int, int], None] | None
 
