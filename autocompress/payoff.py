@@ -44,13 +44,25 @@ def payoff(pricer: Pricer) -> Payoff:
     useless = {
         (name, option): judge.words(pricer.bound.by_name[name], option) for name, option in pricer.useless()
     }
-    slower = {
-        (site.name, option): f"{words}, so it only makes the file smaller"
-        for site in pricer.bound.of_kind("bits")
-        for option in site.options
-        if option != site.default and (words := judge.never_faster(site, option))
-    }
-    return Payoff(useless, slower)
+    return Payoff(useless, _only_smaller(pricer))
+
+
+def _only_smaller(pricer: Pricer) -> dict[tuple[str, Option], str]:
+    """Again without what was found, until nothing more is: a layer may only have been faster in few bits
+    because its neighbours were, without a conversion in between."""
+    found: dict[tuple[str, Option], str] = {}
+    while True:
+        bound = pricer.bound.without(found) if found else pricer.bound
+        judge = _Judge(Pricer(bound, pricer.cost_model) if found else pricer)
+        more = {
+            (site.name, option): f"{words}, so it only makes the file smaller"
+            for site in bound.of_kind("bits")
+            for option in site.options
+            if option != site.default and (words := judge.never_faster(site, option))
+        }
+        if not more:
+            return found
+        found |= more
 
 
 class _Judge:
@@ -93,8 +105,8 @@ class _Judge:
             return f"makes nothing faster or smaller on this device: the network takes {latencies}"
         (full, full_us), (narrow, narrow_us) = before, after
         return (
-            f"makes nothing faster or smaller on this device: width {narrow} of {full} takes {narrow_us:.1f} µs, "
-            f"{full} takes {full_us:.1f} µs"
+            f"makes nothing faster or smaller on this device: width {narrow} of {full} takes "
+            f"{narrow_us:.1f} µs, {full} takes {full_us:.1f} µs"
         )
 
     def _latency_ms(self, candidate: Candidate) -> float:
@@ -109,7 +121,9 @@ class _Judge:
 
     def _site_us(self, site: Site, candidate: Candidate) -> float:
         layers = set(site.layers)
-        return sum(self._time_us(each) for each in self._found(candidate) if each.macs and layers & {*each.nodes})
+        return sum(
+            self._time_us(each) for each in self._found(candidate) if each.macs and layers & {*each.nodes}
+        )
 
     def _time_us(self, kernel: Kernel) -> float:
         return self.pricer.cost_model.device.kernel_us(kernel)

@@ -15,12 +15,13 @@ from autocompress.cost import CostModel, file_features, weight_bytes
 from autocompress.device import profiler
 from autocompress.device.attribution import attribute
 from autocompress.device.fitting import summary, validation, without_drift
+from autocompress.device.latency_table import LatencyTable
 from autocompress.device.layouts import detect_layouts
 from autocompress.device.measurements import FILE, Measurements, Timed, Timing
 from autocompress.device.profile import load_profile
 from autocompress.device.profiler import Sample, make_profile
+from autocompress.device.quiet import QuietLatency
 from autocompress.device.runtimes import get_runtime
-from autocompress.device.statistics import Measurement
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.kernels import Kernel, kernels
@@ -46,7 +47,7 @@ class Device:
         self.networks = {sample.model: sample.network for sample in samples}
         self.measured: list[bytes] = []
         self.trouble: Callable[[int], float] = lambda _: 1.0
-        monkeypatch.setattr(profiler, "measure", self.measure)
+        monkeypatch.setattr(profiler, "Gate", lambda reference, _settings: MadeUpGate(self, reference))
         monkeypatch.setattr(profiler, "attribute", self.attribute)
         monkeypatch.setattr(profiler, "detect_layouts", lambda *_: Layouts(16))
 
@@ -62,16 +63,31 @@ class Device:
     def latency_ms(self, model: bytes) -> float:
         return (sum(map(true_us, kernels(self.networks[model]))) + CONSTANT_US) / 1e3
 
-    def measure(self, session: bytes, reference: bytes, _settings: Any) -> Measurement:
+    def measure(self, session: bytes, reference: bytes) -> QuietLatency | None:
         self.measured.append(session)
         slower = self.trouble(len(self.measured))
         if slower == float("inf"):
-            raise NoisyDeviceError("the device is too noisy to measure")
-        latency, beside = (slower * self.latency_ms(model) for model in (session, reference))
-        return Measurement(latency, (latency, latency), latency, latency, latency, 100, (), 0.0, beside, 0.0)
+            return None
+        return QuietLatency(*(slower * self.latency_ms(model) for model in (session, reference)), 0.0, 1.0)
 
     def attribute(self, _times: Any, _model: bytes, _optimized: bytes, found: Any) -> tuple[Timing, ...]:
         return tuple(Timing(kernel, true_us(kernel) + OVERHEAD_US, 1) for kernel in found)
+
+
+class MadeUpGate:
+    """Always quiet; what is measured through it takes what the device says."""
+
+    def __init__(self, device: Device, reference: bytes) -> None:
+        self.device, self.reference = device, reference
+
+    def latency(self, session: bytes, _tolerance: float) -> QuietLatency | None:
+        return self.device.measure(session, self.reference)
+
+    def reference_ms(self) -> float:
+        return 1.0
+
+    def is_quiet(self, *_times: float, tolerance: float) -> bool:
+        return tolerance > 0
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +138,11 @@ def test_predicted_costs_agree_with_the_network(device: Device, samples: list[Sa
 
 def test_the_teacher_and_the_time_are_recorded(device: Device, samples: list[Sample], tmp_path: Path):
     made = profile(device, samples[:8], tmp_path / "p")
-    source = load_profile(tmp_path / "p").source
+    source = load_profile(tmp_path / "p").sources[0]
     assert load_profile(tmp_path / "p").fingerprint == made.fingerprint
-    assert source["teacher_latency_ms"] == pytest.approx(device.latency_ms(samples[0].model))
-    assert source["networks"] == 8
-    assert source["created"].endswith("+00:00")
+    assert source.teacher_latency_ms == pytest.approx(device.latency_ms(samples[0].model))
+    assert source.networks == 8
+    assert source.measured_at.endswith("+00:00")
 
 
 def test_a_resumed_profiling_measures_nothing_twice(device: Device, samples: list[Sample], tmp_path: Path):
@@ -135,7 +151,7 @@ def test_a_resumed_profiling_measures_nothing_twice(device: Device, samples: lis
     device.measured.clear()
     second = profile(device, samples[:10], tmp_path / "p", resume=True)
     assert sorted(set(device.measured)) == sorted(sample.model for sample in samples[8:10])
-    assert (first.source["networks"], second.source["networks"]) == (8, 10)
+    assert (first.sources[0].networks, second.sources[0].networks) == (8, 10)
 
 
 def test_every_finished_network_is_on_disk_at_once(device: Device, samples: list[Sample], tmp_path: Path):
@@ -185,7 +201,7 @@ def test_what_was_disturbed_is_measured_again_later(device: Device, samples: lis
     made = profile(device, samples[:8], tmp_path / "p")
     assert len(device.measured) == 2 * 8 + 3
     assert device.measured[-4:] == [samples[2].model] * 2 + [samples[4].model] * 2
-    assert made.source["networks"] == 8
+    assert made.sources[0].networks == 8
 
 
 def test_a_machine_that_stays_noisy_is_called_so(device: Device, samples: list[Sample], tmp_path: Path):
@@ -195,9 +211,26 @@ def test_a_machine_that_stays_noisy_is_called_so(device: Device, samples: list[S
 
 
 def test_progress_counts_to_the_end(device: Device, samples: list[Sample], tmp_path: Path):
-    seen: list[tuple[int, int]] = []
-    profile(device, samples[:8], tmp_path / "p", progress=lambda *counts: seen.append(counts))
-    assert seen == [(done, 8) for done in range(9)]
+    seen: list[int] = []
+    profile(device, samples[:8], tmp_path / "p", progress=seen.append)
+    assert seen == list(range(9))
+
+
+def test_what_is_asked_for_is_measured_but_does_not_validate(
+    device: Device, samples: list[Sample], tmp_path: Path
+):
+    left, tables = [samples[8:10], samples[10:11], []], []
+
+    def more(table: LatencyTable) -> list[Sample]:
+        tables.append(len(table.rows))
+        return left.pop(0)
+
+    made = profile(device, samples[:8], tmp_path / "p", more=more)
+    assert made.sources[0].networks == 11
+    assert made.validation["count"] + len(made.validation["unpredicted"]) == 8
+    assert {point["network"] for point in made.validation["networks"]} <= {f"n{i}" for i in range(8)}
+    assert tables == sorted(tables)
+    assert tables[-1] == len(made.table.rows)
 
 
 def timed(name: str, latency_ms: float, reference_ms: float = 1.0) -> Timed:

@@ -7,7 +7,7 @@ sums agree with the latencies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -118,20 +118,24 @@ def predicted_us(table: LatencyTable, fit: Fit, kernels: Iterable[Kernel]) -> fl
     return total
 
 
-def validation(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> dict[str, Any]:
+def validation(
+    timed: Sequence[Timed], latencies_us: NDArray[np.float64], drawn: Container[str] | None = None
+) -> dict[str, Any]:
     """Errors of predicting each network from a table and a fit that it had no part in.
 
-    The networks are dealt into five parts, and each part is predicted from the other four.
+    The networks that were `drawn` at random (all, when not given) are dealt into five parts, and each
+    part is predicted from all other networks.
     """
-    points, unpredicted = [], []
-    order = np.arange(len(timed))
-    for fold in range(min(FOLDS, len(timed))):
-        held_out = order % FOLDS == fold
-        rest = [item for item, out in zip(timed, held_out, strict=True) if not out]
-        if not rest:
+    points: list[dict[str, Any]] = []
+    unpredicted = []
+    random = [index for index, item in enumerate(timed) if drawn is None or item.name in drawn]
+    for fold in range(min(FOLDS, len(random))):
+        held_out = set(random[fold::FOLDS])
+        use = [index for index in range(len(timed)) if index not in held_out]
+        if not use:
             continue
-        table, fit = fitted(rest, latencies_us[~held_out])
-        for index in order[held_out]:
+        table, fit = fitted([timed[index] for index in use], latencies_us[use])
+        for index in sorted(held_out):
             item = timed[index]
             try:
                 latency_us = predicted_us(table, fit, (timing.kernel for timing in item.kernels))
@@ -140,7 +144,7 @@ def validation(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> dic
                 continue
             times = {"measured_ms": float(latencies_us[index]) / 1e3, "predicted_ms": latency_us / 1e3}
             points.append({"network": item.name, "precision": item.precision, **times})
-    kinds = sorted({point["precision"] for point in points})
+    kinds = sorted({str(point["precision"]) for point in points})
     by_precision = {kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds}
     return {**summary(points), "by_precision": by_precision, "unpredicted": unpredicted, "networks": points}
 

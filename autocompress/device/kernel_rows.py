@@ -103,7 +103,8 @@ def _check_times(
     if high - low > max(widest * median, LEAST_US) + _ROUNDING_US:
         refuse(
             path,
-            f"line {number}: the interval {low} … {high} is wider than ± {widest / 2:.0%} of the median {median}",
+            f"line {number}: the interval {low} … {high} is wider than ± {widest / 2:.0%} of the median "
+            f"{median}",
             "measure that kernel again, or leave the row out",
         )
 

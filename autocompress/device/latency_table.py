@@ -24,6 +24,7 @@ LEAST_US = 0.3
 
 FEWEST_TO_JUDGE = 8
 _SUSPICIOUS, _FAR, _FEW = 1.0, 3.0, 30
+_NEIGHBOURS = 3
 _VECTOR = 16
 _STIFFNESS = 0.1
 _NEARNESS = 0.02
@@ -111,9 +112,9 @@ class LatencyTable:
         return self._curves[key]
 
 
-def predicted_without(table: LatencyTable) -> Iterator[tuple[Row, float, float]]:
+def predicted_without(table: LatencyTable) -> Iterator[tuple[Row, float, list[float], float]]:
     """Rows that lie far from their family's line, each with the time in µs that the rest of the family
-    makes one expect, and its own, not below `LEAST_US`. Families of fewer than `FEWEST_TO_JUDGE` rows
+    makes one expect, those of the nearest rows, and its own, none below `LEAST_US`. Families of fewer than `FEWEST_TO_JUDGE` rows
     say nothing."""
     for key in dict.fromkeys(row.kernel.family for row in table.rows):
         family = table.rows_of(key)
@@ -122,7 +123,13 @@ def predicted_without(table: LatencyTable) -> Iterator[tuple[Row, float, float]]
         for row, strays in zip(family, _Curve(family).strays(), strict=True):
             if strays:
                 rest = [other for other in family if other is not row]
-                yield row, _Curve(rest).at(row.kernel), max(row.median_us, LEAST_US)
+                yield row, _Curve(rest).at(row.kernel), _nearest_us(row, rest), max(row.median_us, LEAST_US)
+
+
+def _nearest_us(row: Row, rest: list[Row]) -> list[float]:
+    point = work(row.kernel)
+    nearest = sorted(rest, key=lambda other: float(((work(other.kernel) - point) ** 2).sum()))
+    return [max(other.median_us, LEAST_US) for other in nearest[:_NEIGHBOURS]]
 
 
 def _relatives(kernel: Kernel) -> tuple[str, str]:

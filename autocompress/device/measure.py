@@ -50,9 +50,6 @@ class Settings:
 
 
 CERTIFY = Settings(blocks=7, block_s=0.5, block_runs=30)
-QUICK = Settings(
-    blocks=5, block_s=0.03, block_runs=20, warm_up_s=0.02, most_spread=0.15, most_drift=0.15, attempts=3
-)
 
 
 @contextlib.contextmanager

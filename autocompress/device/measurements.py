@@ -90,16 +90,6 @@ class Measurements:
             ) from error
 
 
-class InMemory:
-    """The same without a file."""
-
-    def __init__(self) -> None:
-        self.found: list[Timed] = []
-
-    def add(self, item: Timed) -> None:
-        self.found.append(item)
-
-
 def _to_json(item: Timed) -> dict[str, Any]:
     data = asdict(item)
     data["kernels"] = [

@@ -3,8 +3,8 @@
 Rows of equal kernels are pooled: counts add up, medians are count-weighted, and the interval spans
 those of the parts, within ± 100 %. Sources keep their own fits, to which `DeviceProfile.for_network`
 comes back. The pooled fit is, key by key, the median of the parts' fits, weighted with how many
-networks each was fitted to; so are the coefficients of file sizes, as a mean. A source whose kernels got other
-medians by the pooling has the shift of its predictions added to its error.
+networks each was fitted to; so are the coefficients of file sizes, as a mean. A source whose kernels
+got other medians by the pooling has the shift of its predictions added to its error.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def merge_profiles(profiles: Sequence[DeviceProfile], name: str = "merged") -> D
         file_coefficients=_mean([profile.file_coefficients for profile in profiles], weights),
         validation=_pooled_validation(profiles, table),
         basis="",
+        source_index=None,
     )
 
 
@@ -119,7 +120,9 @@ def _pooled_fit(fits: Sequence[Fit], weights: Sequence[float]) -> Fit:
 
 
 def _median_of(name: str, given: Sequence[Mapping[str, float]], weights: Sequence[float]) -> float:
-    having = [(mapping[name], weight) for mapping, weight in zip(given, weights, strict=True) if name in mapping]
+    having = [
+        (mapping[name], weight) for mapping, weight in zip(given, weights, strict=True) if name in mapping
+    ]
     return weighted_median(*(list(column) for column in zip(*having, strict=True)))
 
 
@@ -132,7 +135,9 @@ def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -
     kinds = sorted({point["precision"] for point in points})
     summaries: list[Mapping[str, Any]] = []
     for profile in profiles:
-        given = profile.validation.get("sources") or with_sources(profile.validation, profile.sources)["sources"]
+        given = (
+            profile.validation.get("sources") or with_sources(profile.validation, profile.sources)["sources"]
+        )
         moved = [_shift(profile, source, table) for source in profile.sources]
         summaries += [_worse(one, shift) for one, shift in zip(given, moved, strict=True)]
     errors = [one["error95"] for one in summaries if one.get("error95") is not None]
@@ -141,7 +146,9 @@ def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -
         pooled["error95"] = max(pooled["error95"], *errors)
     return {
         **pooled,
-        "by_precision": {kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds},
+        "by_precision": {
+            kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds
+        },
         "unpredicted": [one for profile in profiles for one in profile.validation.get("unpredicted", ())],
         "networks": points,
         "sources": summaries,

@@ -67,8 +67,8 @@ class DeviceProfile:
     """One device with one runtime, thread count and batch size. Prices networks for `cost.CostModel`.
 
     `fit`, `file_coefficients` and `validation` are pooled over the sources, or, in a view that
-    `for_network` gives, those of the source that speaks for that network; `basis` then says which,
-    and errors are never taken to be less than `least_relative_error`.
+    `for_network` gives, those of the source that speaks for that network, `source_index`, if there
+    is one; `basis` says it in words, and errors are never taken to be less than `least_relative_error`.
     """
 
     name: str
@@ -83,6 +83,7 @@ class DeviceProfile:
     file_coefficients: tuple[float, ...]
     validation: Mapping[str, Any] = field(default_factory=dict)
     basis: str = ""
+    source_index: int | None = None
     least_relative_error: float = LEAST_RELATIVE_ERROR
 
     def kernel_us(self, kernel: Kernel) -> float:
@@ -139,6 +140,7 @@ class DeviceProfile:
         source = self.sources[found.index]
         return replace(
             view,
+            source_index=found.index,
             fit=source.fit,
             file_coefficients=source.file_coefficients or self.file_coefficients,
             validation=self.validation_of(found.index),
@@ -218,6 +220,11 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
     """The profile of a shipped name or of a folder. Raises ProfileError naming file and line or key."""
     from autocompress.device.profile_files import read_profile
 
+    return read_profile(profile_folder(name_or_path))
+
+
+def profile_folder(name_or_path: str | Path) -> Path:
+    """The folder of a profile, or its `profile.yaml`. Raises ProfileError."""
     path = locations.find("hardware_profiles", name_or_path)
     if path is None:
         known = locations.names("hardware_profiles")
@@ -226,4 +233,4 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
             why="it is neither a folder nor the name of a profile that ships with autocompress",
             fix=f"make one with: autocompress profile. Shipped: {', '.join(known) or 'none'}",
         )
-    return read_profile(path)
+    return path.parent if path.is_file() else path

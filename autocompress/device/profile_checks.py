@@ -79,9 +79,12 @@ def _check_families(path: Path, table: LatencyTable) -> None:
 
 
 def _strays(table: LatencyTable) -> list[tuple[Row, float]]:
-    """Rows further than `MOST_APART` times from what the others of their family say."""
+    """Rows further than `MOST_APART` times from what the others of their family say, and from their
+    neighbours."""
     found = []
-    for row, expected_us, shown_us in predicted_without(table):
-        if abs(math.log(shown_us / expected_us)) > math.log(MOST_APART):
+    for row, expected_us, nearest_us, shown_us in predicted_without(table):
+        if all(
+            abs(math.log(shown_us / other)) > math.log(MOST_APART) for other in (expected_us, *nearest_us)
+        ):
             found.append((row, expected_us))
     return sorted(found, key=lambda item: -abs(math.log(item[0].median_us / item[1])))

@@ -210,7 +210,9 @@ def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[Source, ...
         own = {name: value for name, value in given.items() if name in Source.__dataclass_fields__}
         return (_source(path, "source", own, fit),)
     if not 1 <= len(data["sources"]) <= MOST_SOURCES:
-        refuse(path, f"the key 'sources' has {len(data['sources'])} entries, 1 to {MOST_SOURCES} are expected")
+        refuse(
+            path, f"the key 'sources' has {len(data['sources'])} entries, 1 to {MOST_SOURCES} are expected"
+        )
     found = []
     for index, given in enumerate(data["sources"]):
         where = f"sources[{index}]"

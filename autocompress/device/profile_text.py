@@ -1,4 +1,4 @@
-"""Reading the text files of a device profile from anyone: bounded, never hanging, never leaving the folder."""
+"""Reading a device profile's text files from anyone: bounded, never hanging, never leaving the folder."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Makes a device profile: measures sampled networks, whole and kernel by kernel, and fits the table.
 
-Each network is timed without the runtime's profiler before and after it is read with it.
+Each network is timed without the runtime's profiler before and after it is read with it. Networks
+drawn at random come first; then those are asked for whose kernels are known least.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ import numpy as np
 
 from autocompress.cost import file_features, weight_bytes
 from autocompress.device.attribution import attribute
-from autocompress.device.fitting import fitted, validation, without_drift
+from autocompress.device.fitting import fitted, rows, validation, without_drift
+from autocompress.device.latency_table import LatencyTable
 from autocompress.device.layouts import detect_layouts
-from autocompress.device.measure import QUICK, Settings, machine_lock, measure
-from autocompress.device.measurements import FILE, InMemory, Measurements, Timed
+from autocompress.device.measure import machine_lock
+from autocompress.device.measurements import FILE, Measurements, Timed
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
 from autocompress.device.profile_sources import Source, kernels_fingerprint, with_sources
-from autocompress.device.runtimes import Runtime, Session
+from autocompress.device.quiet import Gate, QuietLatency, QuietSettings
+from autocompress.device.runtimes import NodeTime, Runtime
 from autocompress.device.statistics import drift
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.kernels import kernels
@@ -32,13 +35,17 @@ from autocompress.runtime_layouts import Layouts
 
 log = logging.getLogger("autocompress")
 
-PROFILED_RUNS = 40
+PROFILED_RUNS, PROFILED_S = 40, 0.4
+PROFILED_ATTEMPTS = 4
 ROUNDS = 3
-MOST_DISAGREEMENT = 0.05
+MOST_DISAGREEMENT = 0.03
 MOST_SLOWDOWN = 0.1
-LAST_RESORT = 1.0
-"""Spread and drift that the last round still takes: noise of a busy machine, whose effect on
+LAST_RESORT = 0.5
+"""How far from quiet a block may be in the last round: the noise of a busy machine, whose effect on
 predictions the profile's own validation tells."""
+
+More = Callable[[LatencyTable], Sequence["Sample"]]
+"""Further samples, given what is known; called until it returns none."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,17 @@ def make_profile(
     *,
     device: Mapping[str, Any],
     source: Mapping[str, Any],
-    progress: Callable[[int, int], None] | None = None,
+    more: More | None = None,
+    progress: Callable[[int], None] | None = None,
     resume: bool = False,
-    settings: Settings = QUICK,
+    settings: QuietSettings | None = None,
 ) -> DeviceProfile:
     """Measures the samples and writes the profile into `output`.
 
     Each sample's measurement is on disk before the next begins; with `resume` those are not
-    repeated. The first sample, the teacher, is the reference against which the machine's drift is
-    taken out.
+    repeated. The first sample, the teacher, is the reference that tells quiet moments from disturbed
+    ones, and against which the machine's drift is taken out. `progress` is told how many networks are
+    measured. Only `samples`, not what `more` chose, tell how well the profile predicts.
 
     Raises NoisyDeviceError when the machine is too noisy, ProfileError when files cannot be used.
     """
@@ -76,22 +85,22 @@ def make_profile(
     setting = {"runtime": runtime.name, "threads": threads, "batch": batch, "reference": samples[0].name}
     try:
         known = Measurements(output / FILE, setting, resume=resume)
+        bench = Bench(runtime, threads, layouts, known, settings or QuietSettings(), progress)
         with machine_lock():
-            _Bench(samples, runtime, threads, layouts, known, settings, progress).run()
+            every = bench.run_all(samples, more)
     except OSError as error:
         raise ProfileError(f"{output} cannot be written", why=error.strerror or str(error)) from error
-    wanted = {sample.name for sample in samples}
-    timed = [item for item in known.found if item.name in wanted]
+    timed = bench.measured(every)
     latencies_us = without_drift(timed)
     table, fit = fitted(timed, latencies_us)
-    teacher = next(item for item in timed if item.name == samples[0].name)
     made = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "networks": len(timed),
-        "teacher_latency_ms": teacher.latency_ms,
+        "teacher_latency_ms": bench.measured(samples[:1])[0].latency_ms,
         "reference_drift": drift([item.reference_ms for item in timed]),
         "kernels_fingerprint": kernels_fingerprint(kernels(samples[0].network, layouts)),
     }
+    found = validation(timed, latencies_us, {sample.name for sample in samples})
     sources = (Source.from_mapping({**source, **made}, fit),)
     profile = DeviceProfile(
         name=output.name,
@@ -103,103 +112,109 @@ def make_profile(
         layouts=layouts,
         table=table,
         fit=fit,
-        file_coefficients=_file_coefficients(samples),
-        validation=with_sources(validation(timed, latencies_us), sources),
+        file_coefficients=_file_coefficients(every),
+        validation=with_sources(found, sources),
     )
     write_profile(output, profile)
     return profile
 
 
-def measure_samples(
-    samples: Sequence[Sample],
-    runtime: Runtime,
-    threads: int,
-    layouts: Layouts,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    settings: Settings = QUICK,
-) -> list[Timed]:
-    """Measures the samples as profiling does, the first being the reference, and keeps nothing.
-
-    Raises NoisyDeviceError when the machine is too noisy.
-    """
-    known = InMemory()
-    with machine_lock():
-        _Bench(samples, runtime, threads, layouts, known, settings, progress).run()
-    by_name = {item.name: item for item in known.found}
-    return [by_name[sample.name] for sample in samples]
-
-
 @dataclass
-class _Bench:
+class Bench:
     """Measures what is not known yet, and comes back to what was disturbed."""
 
-    samples: Sequence[Sample]
     runtime: Runtime
     threads: int
     layouts: Layouts
-    known: Measurements | InMemory
-    settings: Settings
-    progress: Callable[[int, int], None] | None
+    known: Measurements
+    settings: QuietSettings
+    progress: Callable[[int], None] | None = None
 
-    def run(self) -> None:
+    def run_all(self, samples: Sequence[Sample], more: More | None) -> list[Sample]:
+        """Measures the samples and all that `more` asks for; returns both."""
+        every = list(samples)
+        gate = self._gate(samples[0])
+        self.run(samples, gate)
+        while more is not None:
+            chosen = more(LatencyTable(rows(self.measured(every))))
+            if not chosen:
+                break
+            every += chosen
+            self.run(chosen, gate)
+        return every
+
+    def measured(self, samples: Sequence[Sample]) -> list[Timed]:
+        """What is known of these samples, in the order in which it was measured."""
+        names = {sample.name for sample in samples}
+        return [item for item in self.known.found if item.name in names]
+
+    def run(self, samples: Sequence[Sample], gate: Gate) -> None:
         """Raises NoisyDeviceError when a sample cannot be measured even in the last round."""
         names = {item.name for item in self.known.found}
-        waiting = [sample for sample in self.samples if sample.name not in names]
-        reference = self.runtime.load(self.samples[0].model, self.threads)
+        waiting = [sample for sample in samples if sample.name not in names]
+        self._report()
         for index in range(ROUNDS):
             disturbed = []
             for sample in waiting:
-                self._report()
-                timed, trouble = self._time(sample, reference, last=index == ROUNDS - 1)
+                timed, trouble = self._time(sample, gate, last=index == ROUNDS - 1)
                 if timed is None:
                     log.debug("%s will be measured again: %s", sample.name, trouble)
                     disturbed.append(sample)
                 else:
                     self.known.add(timed)
-            waiting = disturbed
-            if not waiting:
                 self._report()
-                return
+            waiting = disturbed
+
+    def _gate(self, reference: Sample) -> Gate:
+        return Gate(self.runtime.load(reference.model, self.threads), self.settings)
 
     def _report(self) -> None:
         if self.progress is not None:
-            wanted = {sample.name for sample in self.samples}
-            self.progress(sum(item.name in wanted for item in self.known.found), len(self.samples))
+            self.progress(len(self.known.found))
 
-    def _time(self, sample: Sample, reference: Session, *, last: bool) -> tuple[Timed | None, str]:
+    def _time(self, sample: Sample, gate: Gate, *, last: bool) -> tuple[Timed | None, str]:
         """The measurement, or why it has to be taken again; in the last round only noise is an error."""
-        settings = replace(self.settings, attempts=1)
-        if last:
-            settings = replace(settings, most_spread=LAST_RESORT, most_drift=LAST_RESORT)
-        try:
-            before = self._latency(sample, reference, settings)
-            times = self.runtime.node_times(sample.model, self.threads, PROFILED_RUNS)
-            after = self._latency(sample, reference, settings)
-        except NoisyDeviceError as error:
+        tolerance = LAST_RESORT if last else self.settings.tolerance
+        before = gate.latency(self.runtime.load(sample.model, self.threads), tolerance)
+        times = None if before is None else self._node_times(sample, before.latency_ms, gate, tolerance)
+        session = None if times is None else self.runtime.load(sample.model, self.threads)
+        after = None if session is None else gate.latency(session, tolerance)
+        if before is None or times is None or after is None:
             if last:
-                raise
-            return None, error.why
-        own = np.array([before[0], after[0]])
-        beside = np.array([before[1], after[1]])
-        trouble = self._trouble(own, beside)
+                raise NoisyDeviceError(
+                    "the device is too noisy to measure",
+                    why="it was disturbed nearly all of the time, by the reference model's latency",
+                    fix="end other programs on this machine and go on with --resume",
+                )
+            return None, "there were too few quiet moments"
+        trouble = self._trouble(before, after)
         if trouble and not last:
             return None, trouble
         optimized = self.runtime.optimized(sample.model, self.threads)
         found = attribute(times, sample.model, optimized, kernels(sample.network, self.layouts))
-        return Timed(sample.name, sample.precision, float(own.mean()), float(beside.mean()), found), ""
+        latency_ms = (before.latency_ms + after.latency_ms) / 2
+        reference_ms = (before.reference_ms + after.reference_ms) / 2
+        return Timed(sample.name, sample.precision, latency_ms, reference_ms, found), ""
 
-    def _latency(self, sample: Sample, reference: Session, settings: Settings) -> tuple[float, float]:
-        """Latency of the sample in a session of its own and of the reference beside it, in ms."""
-        found = measure(self.runtime.load(sample.model, self.threads), reference, settings)
-        assert found.reference_ms is not None
-        return found.latency_ms, found.reference_ms
+    def _node_times(
+        self, sample: Sample, latency_ms: float, gate: Gate, tolerance: float
+    ) -> list[NodeTime] | None:
+        """Kernel by kernel between two quiet moments; None when there were none."""
+        runs = max(8, min(PROFILED_RUNS, round(PROFILED_S / latency_ms * 1e3)))
+        for _ in range(PROFILED_ATTEMPTS):
+            before = gate.reference_ms()
+            times = self.runtime.node_times(sample.model, self.threads, runs)
+            if gate.is_quiet(before, gate.reference_ms(), tolerance=tolerance):
+                return times
+        return None
 
-    def _trouble(self, own: Any, beside: Any) -> str:
-        if own.max() / own.min() - 1 > MOST_DISAGREEMENT:
-            return f"two measurements differ by {own.max() / own.min() - 1:.1%}"
+    def _trouble(self, before: QuietLatency, after: QuietLatency) -> str:
+        pair = sorted((before.latency_ms, after.latency_ms))
+        if pair[1] / pair[0] - 1 > MOST_DISAGREEMENT:
+            return f"two measurements differ by {pair[1] / pair[0] - 1:.1%}"
         usual = [item.reference_ms for item in self.known.found]
-        slowdown = beside.mean() / np.median(usual) - 1 if usual else 0.0
+        reference_ms = (before.reference_ms + after.reference_ms) / 2
+        slowdown = reference_ms / np.median(usual) - 1 if usual else 0.0
         return f"the machine is {slowdown:.1%} slower than before" if slowdown > MOST_SLOWDOWN else ""
 
 

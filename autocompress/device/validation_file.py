@@ -80,9 +80,7 @@ def _parts(path: Path, where: str, data: Mapping[str, Any]) -> Mapping[str, Any]
 def _check_point(path: Path, where: str, point: Any) -> None:
     if not isinstance(point, Mapping):
         refuse(path, f"{where} is not a JSON object")
-    measured, predicted = (
-        finite(path, f"{where}.{name}", point.get(name), positive=True) for name in _TIMES
-    )
+    measured, predicted = (finite(path, f"{where}.{name}", point.get(name), positive=True) for name in _TIMES)
     ratio = predicted / measured
     if not 1 / MOST_WRONG <= ratio <= MOST_WRONG:
         refuse(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,8 @@ class Cliff:
 
     @property
     def words(self) -> str:
-        return (
-            f"{self.channels} width {self.width} takes {self.time_us:.1f} µs, {self.wider} {self.wider_us:.1f} µs"
-        )
+        narrow = f"{self.channels} width {self.width} takes {self.time_us:.1f} µs"
+        return f"{narrow}, {self.wider} {self.wider_us:.1f} µs"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _coarsest(ratios: Mapping[int, Sequence[float]]) -> int | None:
 def _cliffs(stair: Mapping[int, Row], channels: str) -> Iterator[Cliff]:
     """Each width with the next wider one, where the wider is faster beyond both intervals."""
     ordered = sorted(stair)
-    for width, wider in zip(ordered, ordered[1:], strict=False):
+    for width, wider in pairwise(ordered):
         slow, fast = stair[width], stair[wider]
         if fast.ci95_high_us < slow.ci95_low_us:
             yield Cliff(width, slow.median_us, wider, fast.median_us, channels)
@@ -172,9 +172,10 @@ class PrecisionGain:
     @property
     def words(self) -> str:
         low, middle, high = self.ratios
+        spread = f"{low:.2f}–{high:.2f}, {self.shapes} shapes"
         if self.never_faster:
-            return f"never faster than {self.than}: {middle:.2f}× as long ({low:.2f}–{high:.2f}, {self.shapes} shapes)"
-        return f"{middle:.2f}× as long as {self.than} ({low:.2f}–{high:.2f}, {self.shapes} shapes)"
+            return f"never faster than {self.than}: {middle:.2f}× as long ({spread})"
+        return f"{middle:.2f}× as long as {self.than} ({spread})"
 
 
 def precision_gains(profile: DeviceProfile, than: str = "fp32") -> tuple[PrecisionGain, ...]:

@@ -1,0 +1,302 @@
+"""How well profiles predict networks that no row came from, beside four other ways, in the same run.
+
+    python benchmarks/profile_accuracy.py --cifar-teacher cifar_resnet.py:load      # all, 1 to 2 hours
+    python benchmarks/profile_accuracy.py --only mobilenetv2_100
+
+For each network of the list a profile is made as `autocompress profile` makes it, then random candidates
+with another seed are measured: 100 in float32, 100 in 8 bits or mixed. Every way of predicting knows the
+same profiled networks. Measurements are kept in runs/profile-accuracy, so that a run that was ended goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import RandomForestRegressor
+
+import autocompress as ac
+from autocompress.cost import CostModel
+from autocompress.device.fitting import rows, summary, without_drift
+from autocompress.device.measure import machine_lock
+from autocompress.device.measurements import FILE, Measurements, Timed
+from autocompress.device.profile import DeviceProfile, load_profile
+from autocompress.device.profiler import Bench, Sample
+from autocompress.device.quiet import Gate, QuietSettings
+from autocompress.device.runtimes import get_runtime
+from autocompress.errors import ProfileError
+from autocompress.export.onnx import to_onnx
+from autocompress.kernels import Kernel, kernels
+from autocompress.network import INPUT, Network, Ref
+from autocompress.preparation import bound_space, open_teacher
+from autocompress.profiling import profile_samples, shipped
+from autocompress.runtime_graph import LAYERS
+from autocompress.space import load_space
+from autocompress.transforms.sampling import random_candidate, random_weights
+from autocompress.transforms.sites import BoundSpace
+
+FOLDER = Path("runs/profile-accuracy")
+SEED, TEST_SEED = 0, 1000
+TESTED = 100
+THREADS = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    teacher: str
+    space: str
+    input_size: int
+    networks: int
+
+
+def cases(cifar_teacher: str | None) -> list[Case]:
+    found = [
+        Case("resnet18", "timm:resnet18", "resnet", 128, 150),
+        Case("mobilenetv2_100", "timm:mobilenetv2_100", "mobilenet", 128, 150),
+        Case("convnext_atto", "timm:convnext_atto", "joint", 128, 150),
+        Case("vit_tiny", "timm:vit_tiny_patch16_224", "vit", 224, 100),
+    ]
+    if cifar_teacher is not None:
+        small = [
+            Case(f"resnet{depth}", f"{cifar_teacher},depth={depth}", "joint", 32, 220) for depth in (20, 56)
+        ]
+        found = small + found
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cifar-teacher", help="file.py:callable that takes depth=20 and depth=56")
+    parser.add_argument("--only", action="append", help="one of the networks, may be repeated")
+    parser.add_argument("--tested", type=int, default=TESTED, help="networks for each row of the table")
+    arguments = parser.parse_args()
+    results = []
+    for case in cases(arguments.cifar_teacher):
+        if arguments.only is None or case.name in arguments.only:
+            results += examine(case, arguments.tested)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "results.json").write_text(json.dumps(results, indent=1))
+    return 0
+
+
+def examine(case: Case, tested: int) -> list[dict[str, Any]]:
+    folder = FOLDER / case.name
+    started = time.monotonic()
+    if not (folder / "device" / "profile.yaml").exists():
+        ac.profile(
+            case.teacher, case.space, folder / "device", input_size=case.input_size,
+            networks=case.networks, seed=SEED, threads=THREADS, resume=True,
+        )  # fmt: skip
+    minutes = (time.monotonic() - started) / 60
+    profile = load_profile(folder / "device")
+    bound = bound_space(open_teacher(case.teacher, None, case.input_size), load_space(case.space))
+    learned = Measurements(folder / "device" / FILE, _setting(folder / "device" / FILE), resume=True).found
+    known = {item.name for item in learned}
+    test = list(unseen(bound, known, tested))
+    timed, isolated_us = measured(test, folder)
+    latencies_us = np.array([item.latency_ms for item in timed]) * 1e3 * level(learned, timed)
+    ways = predictors(profile, learned, isolated_us)
+    print(f"\n{case.name} at {case.input_size}², profiled with {len(learned)} networks in {minutes:.1f} min")
+    found = []
+    by_name = {sample.name: sample for sample in test}
+    for precision, kinds in (("fp32", ("fp32",)), ("int8 and mixed", ("int8", "mixed"))):
+        chosen = [index for index, item in enumerate(timed) if item.precision in kinds]
+        truth = latencies_us[chosen]
+        print(f"  {precision}: {len(chosen)} networks, {truth.min() / 1e3:.3f} to {truth.max() / 1e3:.3f} ms")
+        for way, predict in ways.items():
+            networks = [by_name[timed[index].name].network for index in chosen]
+            predicted = [predict(network) for network in networks]
+            points = [{"measured_ms": a, "predicted_ms": b} for a, b in zip(truth, predicted, strict=True)]
+            one = summary(points)
+            found.append({"network": case.name, "precision": precision, "way": way, **one})
+            print(
+                f"    {way:26} mean error {one['mean_error']:6.1%}  within 5 % {one['within_5_percent']:6.1%}"
+                f"  within 10 % {one['within_10_percent']:6.1%}  rank {one['rank_correlation'] or 0:.4f}"
+            )
+    show_bytes(profile, test)
+    return found
+
+
+def unseen(bound: BoundSpace, known: set[str], tested: int) -> Iterator[Sample]:
+    """The teacher first, as the reference; then random candidates that are not `known`."""
+    import random
+
+    yield next(iter(profile_samples(bound, 1, SEED, 1)))
+    rng = random.Random(TEST_SEED)
+    for precision, count in (("fp32", tested), ("int8", tested // 2), ("mixed", tested - tested // 2)):
+        seen: set[str] = set()
+        while len(seen) < count:
+            candidate = random_candidate(bound, rng, precision)
+            if candidate.key not in known and candidate.key not in seen:
+                seen.add(candidate.key)
+                network = shipped(bound, candidate)
+                model = to_onnx(network, random_weights(network)).SerializeToString()
+                yield Sample(candidate.key, network, model, precision)
+
+
+def measured(test: Sequence[Sample], folder: Path) -> tuple[list[Timed], dict[Kernel, float]]:
+    """Latencies of the tested networks, and of each of their layers by itself."""
+    runtime = get_runtime("onnxruntime")
+    profile = load_profile(folder / "device")
+    setting = {"runtime": "onnxruntime", "threads": THREADS, "batch": 1, "reference": test[0].name}
+    known = Measurements(folder / "test" / FILE, setting, resume=True)
+    bench = Bench(runtime, THREADS, profile.layouts, known, QuietSettings(), Counter("measuring", len(test)))
+    with machine_lock():
+        bench.run_all(test, None)
+        gate = Gate(runtime.load(test[0].model, THREADS))
+        isolated = alone(test[1:], profile, gate, folder / "test" / "isolated.json")
+    return bench.measured(test[1:]), isolated
+
+
+def alone(test: Sequence[Sample], profile: DeviceProfile, gate: Gate, path: Path) -> dict[Kernel, float]:
+    """µs of each layer of the tested networks as a network of its own."""
+    runtime = get_runtime("onnxruntime")
+    wanted: dict[Kernel, Network] = {}
+    for sample in test:
+        for kernel in kernels(sample.network, profile.layouts):
+            if kernel.op in ("conv", "linear") and kernel not in wanted:
+                layer = single(sample.network, kernel)
+                if layer is not None:
+                    wanted[kernel] = layer
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    progress = Counter("layers alone", len(wanted))
+    found = {}
+    for index, (kernel, network) in enumerate(wanted.items()):
+        name = repr(replace(kernel, nodes=()))
+        if name not in known:
+            model = to_onnx(network, random_weights(network)).SerializeToString()
+            quick = gate.latency(runtime.load(model, THREADS), 0.1)
+            known[name] = quick.latency_ms * 1e3 if quick is not None else float("nan")
+        found[kernel] = known[name]
+        progress(index + 1)
+    path.write_text(json.dumps(known))
+    return found
+
+
+def single(network: Network, kernel: Kernel) -> Network | None:
+    """The layer of a kernel as a network."""
+    node = next((network.by_name[name] for name in kernel.nodes if network.by_name[name].op in LAYERS), None)
+    if node is None or not isinstance(node.args[0], Ref):
+        return None
+    source = node.args[0].node
+    node = replace(node, args=(Ref(INPUT), *node.args[1:]))
+    return Network(
+        network.shape_of(source),
+        (node,),
+        node.name,
+        {name: network.params[name] for name in node.params},
+        network.quantizer_of(source) if kernel.precision == "int8" else None,
+    )
+
+
+def level(learned: Sequence[Timed], timed: Sequence[Timed]) -> float:
+    """The machine's speed when the networks were profiled, as a multiple of that when they were tested."""
+    before, now = ([item.reference_ms for item in items] for items in (learned, timed))
+    return float(np.median(before) / np.median(now))
+
+
+Predict = Callable[[Network], float]
+
+
+def predictors(
+    profile: DeviceProfile, learned: Sequence[Timed], isolated_us: dict[Kernel, float]
+) -> dict[str, Predict]:
+    """Ways to predict a latency in µs."""
+    price = CostModel(profile).price
+    latencies_us = without_drift(learned)
+    by_macs = linear_in_macs(learned, latencies_us)
+    forest = random_forest(profile, learned)
+
+    def cut(network: Network) -> tuple[Kernel, ...]:
+        return kernels(network, profile.layouts)
+
+    return {
+        "autocompress": lambda network: price(network).latency_ms * 1e3,
+        "plain profiler sum": lambda network: sum(profile.table.lookup(k).median_us for k in cut(network)),
+        "layers alone, summed": lambda network: sum(isolated_us.get(k, 0.0) for k in cut(network)),
+        "random forest on kernels": lambda network: forest(cut(network)),
+        "linear in MACs": lambda network: by_macs(cut(network)),
+    }
+
+
+def linear_in_macs(learned: Sequence[Timed], latencies_us: Any) -> Callable[[Sequence[Kernel]], float]:
+    """latency = a + b · float MACs + c · 8-bit MACs, by least squares of relative errors."""
+
+    def features(found: Sequence[Kernel]) -> list[float]:
+        low = sum(kernel.macs for kernel in found if kernel.precision == "int8")
+        return [1.0, (sum(kernel.macs for kernel in found) - low) / 1e6, low / 1e6]
+
+    matrix = np.array([features([timing.kernel for timing in item.kernels]) for item in learned])
+    solution = np.linalg.lstsq(matrix / latencies_us[:, None], np.ones(len(learned)), rcond=None)[0]
+    return lambda found: float(np.array(features(found)) @ solution)
+
+
+def random_forest(profile: DeviceProfile, learned: Sequence[Timed]) -> Callable[[Sequence[Kernel]], float]:
+    """nn-Meter's way (Zhang et al. 2021, doi:10.1145/3458864.3467882): a forest for each kind of kernel
+    on its shape, summed. Trained on our kernel times with the profiler's overhead already taken out."""
+    groups: dict[str, tuple[list[list[float]], list[float]]] = {}
+    for row in rows(learned):
+        features, times = groups.setdefault(row.kernel.group, ([], []))
+        features.append(shape_features(row.kernel))
+        times.append(profile.fit.kernel_us(row.kernel, row.median_us, row.operations))
+    forests = {
+        group: RandomForestRegressor(100, random_state=0).fit(np.array(features), times)
+        for group, (features, times) in groups.items()
+    }
+    known: dict[Kernel, float] = {}
+
+    def predict(found: Sequence[Kernel]) -> float:
+        for kernel in found:
+            if kernel not in known:
+                if kernel.group not in forests:
+                    raise ProfileError(f"no kernels of {kernel.group} were profiled")
+                known[kernel] = float(forests[kernel.group].predict([shape_features(kernel)])[0])
+        return profile.constant_us + sum(known[kernel] for kernel in found)
+
+    return predict
+
+
+def shape_features(kernel: Kernel) -> list[float]:
+    return [
+        kernel.in_channels, kernel.out_channels, kernel.height, kernel.width, kernel.kernel_height,
+        kernel.stride, kernel.groups, kernel.macs, kernel.weights, kernel.in_elements, kernel.out_elements,
+        kernel.adds, float(bool(kernel.activation)),
+    ]  # fmt: skip
+
+
+def show_bytes(profile: DeviceProfile, test: Sequence[Sample]) -> None:
+    price = CostModel(profile).price
+    errors = [abs(price(sample.network).file_bytes / len(sample.model) - 1) for sample in test]
+    print(
+        f"  file bytes of {len(test)} networks: largest error {max(errors):.2%}, mean {np.mean(errors):.2%}"
+    )
+
+
+class Counter:
+    """A plain line on stderr now and then."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.last = what, total, time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self.last > 20:
+            self.last = time.monotonic()
+            print(f"{self.what}: {done}/{self.total}", file=sys.stderr, flush=True)
+
+
+def _setting(path: Path) -> dict[str, Any]:
+    with path.open(encoding="utf-8") as file:
+        setting: dict[str, Any] = json.loads(next(file))
+    return setting
+
+
+if __name__ == "__main__":
+    sys.exit(main())
