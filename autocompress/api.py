@@ -8,13 +8,13 @@ Nothing heavy is imported until a function needs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.candidate import Cost, Option, Site
-from autocompress.errors import BudgetError
+from autocompress.errors import BudgetError, ProfileError
 from autocompress.progress import Console
 
 if TYPE_CHECKING:
@@ -29,13 +29,29 @@ Teacher = "str | nn.Module"
 
 @dataclass(frozen=True)
 class Inspection:
-    """Every site of a space on a teacher, what was dropped and why, and costs where a device is given."""
+    """Every site of a space on a teacher, what was dropped and why, and costs where a device is given.
+
+    `only_smaller` are options that make nothing faster on the device, only smaller: a search without a
+    budget of size or memory leaves them out too. `basis` says what the predictions come from, and
+    `relative_error` how wrong they may be.
+    """
 
     sites: tuple[Site, ...]
     dropped: tuple[tuple[str, Option, str], ...]
     log10_size: float
     teacher_cost: Cost | None
     smallest: Cost | None
+    only_smaller: tuple[tuple[str, Option, str], ...] = ()
+    basis: str = ""
+    relative_error: float | None = None
+
+    @property
+    def conclusion(self) -> str:
+        """One sentence where nothing is left to decide, else empty."""
+        from autocompress.preparation import NOTHING_PAYS
+
+        everything_dropped = self.dropped and all(len(site.options) == 1 for site in self.sites)
+        return f"{NOTHING_PAYS[0].upper()}{NOTHING_PAYS[1:]}." if everything_dropped else ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +70,11 @@ class Inspection:
             "dropped": [
                 {"site": name, "option": option, "reason": why} for name, option, why in self.dropped
             ],
+            "dropped_without_size_budget": [
+                {"site": name, "option": option, "reason": why} for name, option, why in self.only_smaller
+            ],
+            "conclusion": self.conclusion,
+            "predictions": {"basis": self.basis, "relative_error": self.relative_error},
             "log10_size": self.log10_size,
             "teacher": self.teacher_cost and self.teacher_cost.to_json(),
             "smallest": self.smallest and self.smallest.to_json(),
@@ -82,15 +103,30 @@ def inspect(
 
     loaded_space = load_space(space)
     profile = None if device is None else load_profile(device)
-    from autocompress.preparation import bound_space, open_teacher, priced
+    from autocompress.cost import CostModel
+    from autocompress.payoff import payoff
+    from autocompress.preparation import bound_space, open_teacher, seen_by
+    from autocompress.pricing import Pricer
 
     opened = open_teacher(teacher, data, input_size)
     bound = bound_space(opened, loaded_space)
     if profile is None:
         return Inspection(bound.sites, bound.dropped, bound.log10_size, None, None)
-    pricer = priced(bound, profile)
-    bound = pricer.bound
-    return Inspection(bound.sites, bound.dropped, bound.log10_size, pricer.teacher, pricer.smallest)
+    view = seen_by(profile, opened, bound, loaded_space)
+    everything = Pricer(bound, CostModel(view))
+    found = payoff(everything)
+    kept = bound.without(found.useless) if found.useless else bound
+    pricer = Pricer(kept, everything.cost_model)
+    return Inspection(
+        kept.sites,
+        kept.dropped,
+        kept.log10_size,
+        pricer.teacher,
+        pricer.smallest,
+        tuple((name, option, why) for (name, option), why in found.only_smaller.items()),
+        view.basis,
+        view.relative_error,
+    )
 
 
 def profile(
@@ -118,6 +154,59 @@ def profile(
         teacher, loaded_space, Path(output), runtime, threads, batch, networks, seed, data, input_size,
         overwrite=overwrite, resume=resume, console=console or Console(),
     )  # fmt: skip
+
+
+def validate_profile(
+    device: str | Path,
+    teacher: str | nn.Module | None = None,
+    space: str | Path | None = None,
+    networks: int = 20,
+    seed: int = 1000,
+    data: Any = None,
+    input_size: int | None = None,
+    update: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Measures `networks` new random candidates on this machine and compares them with the predictions.
+
+    Teacher, space and input size are those of the profile's first source that timm can build, where
+    they are not given. Writes nothing unless `update`, which replaces the profile's `validation.json`.
+    """
+    from autocompress.device.profile import load_profile, profile_folder
+
+    folder = profile_folder(device)
+    found = load_profile(folder)
+    from autocompress.revalidation import updated
+    from autocompress.revalidation import validate_profile as validate
+
+    result = validate(found, teacher, space, networks, seed, data, input_size, console or Console())
+    if update:
+        updated(folder, found, result)
+    return result
+
+
+def merge_profiles(
+    devices: Sequence[str | Path], output: str | Path, overwrite: bool = False
+) -> DeviceProfile:
+    """Writes one profile of several of the same device, runtime, threads and batch, and returns it."""
+    from autocompress.device.merging import merge_profiles as merge
+    from autocompress.device.profile import load_profile
+    from autocompress.device.profile_files import write_profile
+
+    folder = Path(output)
+    if folder.exists() and not overwrite:
+        raise ProfileError(f"the profile folder {folder} exists", fix="give --overwrite, or another --output")
+    merged = merge([load_profile(device) for device in devices], folder.name)
+    write_profile(folder, merged)
+    return merged
+
+
+def diff_profiles(first: str | Path, second: str | Path) -> dict[str, Any]:
+    """How two device profiles differ; see `device.profile_diff.profile_difference`."""
+    from autocompress.device.profile import load_profile
+    from autocompress.device.profile_diff import profile_difference
+
+    return profile_difference(load_profile(first), load_profile(second))
 
 
 def compress(

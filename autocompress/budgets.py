@@ -152,6 +152,11 @@ class Budgets:
             limits[cost] = value if value is None or cost == "latency_ms" else _whole_bytes(cost, value)
         return Limits(**limits)
 
+    @property
+    def limited(self) -> tuple[str, ...]:
+        """The costs that have a budget, by their names in `candidate.Cost`."""
+        return tuple(cost for cost, names in _FIELDS.items() if any(getattr(self, name) for name in names))
+
     def to_json(self) -> dict[str, float]:
         """Only what is set; `Budgets(**data)` gives it back."""
         return {name: value for name, value in vars(self).items() if value is not None}

@@ -24,7 +24,7 @@ from autocompress.export.onnx import to_onnx
 from autocompress.export.package import load_student, read_spec, save_student
 from autocompress.graph.module import build
 from autocompress.pareto import Front, front_of
-from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, priced
+from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.promotion import scaled
@@ -82,8 +82,8 @@ class _Prepared:
 def _prepare(request: Request, console: Console) -> _Prepared:
     opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
     bound = bound_space(opened, request.space)
-    request.profile.check_fits(opened.network.input_shape)
-    pricer = priced(bound, request.profile)
+    profile = seen_by(request.profile, opened, bound, request.space)
+    pricer = priced(bound, profile, request.budgets.limited)
     _check_budgets(request.budgets, pricer)
     device = Device(request.profile.runtime, request.profile.threads, request.profile.batch)
     return _Prepared(opened, pricer, device)

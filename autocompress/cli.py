@@ -5,7 +5,6 @@ Tables and JSON go to stdout, all else to stderr.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from autocompress.cli_options import (
     TEACHER_HELP,
     search_options,
 )
+from autocompress.cli_profile import COMMANDS
 from autocompress.cli_support import Commands, resumable, to_stdout
 from autocompress.errors import NothingFeasibleError
 
@@ -129,31 +129,15 @@ def profile(ctx: click.Context, /, **options: Any) -> None:
             raise click.UsageError(f"Missing option '--{name}'.", ctx)
     _one_of(options, "resume", "overwrite")
     from autocompress import api
-    from autocompress.reporting.table import profile_table
+    from autocompress.reporting.profile_tables import profile_table
 
     measured = api.profile(**options)
     to_stdout(None, lambda: profile_table(measured), "table")
     click.echo(f"the profile is in {options['output']}", err=True)
 
 
-@profile.command("show")
-@click.argument("name")
-@FORMAT
-def show_profile(name: str, output_format: str) -> None:
-    """Shows the device profile NAME, a shipped name or a folder, and checks all of its files.
-
-    \b
-    Example:
-      autocompress profile show hardware_profiles/mine
-    """
-    from autocompress.device.profile import load_profile
-    from autocompress.reporting.table import profile_table
-
-    found = load_profile(name)
-    fields = ("name", "runtime", "threads", "batch", "device", "source", "validation", "fingerprint")
-    data = {field: getattr(found, field) for field in fields}
-    data["fit"] = dataclasses.asdict(found.fit)
-    to_stdout(data, lambda: profile_table(found), output_format)
+for command in COMMANDS:
+    profile.add_command(command)
 
 
 @main.command(short_help="Search, distil, export, measure, certify.")

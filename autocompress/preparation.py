@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from autocompress.candidate import Option
-from autocompress.cost import CostModel
+from autocompress.budgets import LIMITED
+from autocompress.candidate import Candidate, Option
+from autocompress.cost import CostModel, kernels
 from autocompress.data import Data, load_data
 from autocompress.device.profile import DeviceProfile
 from autocompress.errors import InputError, SpaceError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.trace import trace
 from autocompress.network import Network, Weights
+from autocompress.payoff import payoff
 from autocompress.pricing import Pricer
 from autocompress.progress import Console
 from autocompress.space import Space
 from autocompress.teacher import Teacher, check_teacher, load_teacher
+from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
 from autocompress.transforms.sites import BoundSpace, bind
+
+NOTHING_PAYS = "no choice of the space makes anything faster or smaller on this device"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +108,35 @@ def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
     return bound
 
 
-def priced(bound: BoundSpace, profile: DeviceProfile) -> Pricer:
-    """A pricer for the space without the choices that do not pay on the device."""
+def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, space: Space) -> DeviceProfile:
+    """The profile with the fit and the error of what was measured nearest to this teacher.
+
+    Raises ProfileError naming the operations of the teacher that the profile knows nothing of.
+    """
+    bound = _in_measured_precisions(bound, profile)
+    low = Candidate.of({site.name: min(site.options) for site in bound.of_kind("bits")})  # type: ignore[type-var]
+    for candidate in (low, Candidate()):
+        found = kernels(deployed(apply(bound, None, candidate)[0])[0], profile.layouts)
+        profile.check_prices(found)
+    return profile.for_network(
+        opened.network.input_shape, space.fingerprint, opened.teacher.fingerprint, found
+    )
+
+
+def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] = LIMITED) -> Pricer:
+    """A pricer for the space without the choices that do not pay on the device.
+
+    `budgeted` names the costs that have a budget. Raises SpaceError when no choice is left.
+    """
     bound = _in_measured_precisions(bound, profile)
     everything = Pricer(bound, CostModel(profile))
-    useless = everything.useless()
-    if not useless:
+    dropped = payoff(everything).dropped(budgeted)
+    if not dropped:
         return everything
-    kept = bound.without(useless)
+    kept = bound.without(dropped)
     if not kept.free:
         raise SpaceError(
-            "no choice of the space makes anything faster or smaller on this device",
-            fix="run: autocompress inspect --device, which lists each of them",
+            NOTHING_PAYS, fix="run: autocompress inspect --device, which lists each of them with the reason"
         )
     return Pricer(kept, everything.cost_model)
 

@@ -24,6 +24,7 @@ from autocompress.preparation import bound_space, open_teacher
 from autocompress.progress import Console
 from autocompress.runtime_layouts import Layouts
 from autocompress.space import Space
+from autocompress.teacher import Teacher
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sampling import random_weights, samples
 from autocompress.transforms.sites import BoundSpace
@@ -33,6 +34,7 @@ CHOSEN_SHARE = 0.3
 """Of the networks that are measured; the others are drawn at random."""
 
 CHOICE_ROUNDS = 3
+_WEIGHTS = ("weights", "pretrained")
 POOL = 6
 """Candidates looked at for each one that is chosen."""
 
@@ -70,7 +72,7 @@ def measure_profile(
     source = {
         "space": space.name,
         "space_fingerprint": space.fingerprint,
-        "teacher": opened.teacher.name,
+        "network": network_name(opened.teacher),
         "teacher_fingerprint": opened.teacher.fingerprint,
         "input_shape": list(opened.network.input_shape),
         "seed": seed,
@@ -158,6 +160,16 @@ def _doubts(table: LatencyTable, found: Sequence[Kernel]) -> dict[Kernel, float]
         if known.how == "interpolated":
             doubts[kernel] = doubts.get(kernel, 0.0) + known.relative_error * known.median_us
     return {kernel: doubt / (total or 1.0) for kernel, doubt in doubts.items()}
+
+
+def network_name(teacher: Teacher) -> str:
+    """How a profile names a network: a spec from which it can be built again where timm has it, without
+    its weights, which no time depends on; else its own name."""
+    if not teacher.spec.startswith("timm:"):
+        return teacher.name
+    head, *options = teacher.spec.split(",")
+    kept = [option for option in options if option.partition("=")[0].strip() not in _WEIGHTS]
+    return ",".join([head, *kept])
 
 
 def profile_samples(

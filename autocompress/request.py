@@ -13,6 +13,7 @@ from typing import Any
 from autocompress.budgets import Budgets
 from autocompress.device.doctor import machine
 from autocompress.device.profile import DeviceProfile, load_profile
+from autocompress.device.runtimes import get_runtime
 from autocompress.errors import InputError, RunError
 from autocompress.promotion import Plan
 from autocompress.run_store import check_available, read_run
@@ -68,7 +69,7 @@ class Request:
                 raise InputError(f"{name} is {getattr(self, name)}", fix="give 1 or more")
         check_available(self.run, resume=resume, overwrite=overwrite)
         self.profile.check_here(machine())
-        self.profile.check_fits(space_fingerprint=self.space.fingerprint)
+        get_runtime(self.profile.runtime)
 
 
 RECORDED = tuple(

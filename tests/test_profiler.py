@@ -138,11 +138,11 @@ def test_predicted_costs_agree_with_the_network(device: Device, samples: list[Sa
 
 def test_the_teacher_and_the_time_are_recorded(device: Device, samples: list[Sample], tmp_path: Path):
     made = profile(device, samples[:8], tmp_path / "p")
-    source = load_profile(tmp_path / "p").source
+    source = load_profile(tmp_path / "p").sources[0]
     assert load_profile(tmp_path / "p").fingerprint == made.fingerprint
-    assert source["teacher_latency_ms"] == pytest.approx(device.latency_ms(samples[0].model))
-    assert source["networks"] == 8
-    assert source["created"].endswith("+00:00")
+    assert source.teacher_latency_ms == pytest.approx(device.latency_ms(samples[0].model))
+    assert source.networks == 8
+    assert source.measured_at.endswith("+00:00")
 
 
 def test_a_resumed_profiling_measures_nothing_twice(device: Device, samples: list[Sample], tmp_path: Path):
@@ -151,7 +151,7 @@ def test_a_resumed_profiling_measures_nothing_twice(device: Device, samples: lis
     device.measured.clear()
     second = profile(device, samples[:10], tmp_path / "p", resume=True)
     assert sorted(set(device.measured)) == sorted(sample.model for sample in samples[8:10])
-    assert (first.source["networks"], second.source["networks"]) == (8, 10)
+    assert (first.sources[0].networks, second.sources[0].networks) == (8, 10)
 
 
 def test_every_finished_network_is_on_disk_at_once(device: Device, samples: list[Sample], tmp_path: Path):
@@ -201,7 +201,7 @@ def test_what_was_disturbed_is_measured_again_later(device: Device, samples: lis
     made = profile(device, samples[:8], tmp_path / "p")
     assert len(device.measured) == 2 * 8 + 3
     assert device.measured[-4:] == [samples[2].model] * 2 + [samples[4].model] * 2
-    assert made.source["networks"] == 8
+    assert made.sources[0].networks == 8
 
 
 def test_a_machine_that_stays_noisy_is_called_so(device: Device, samples: list[Sample], tmp_path: Path):
@@ -226,7 +226,7 @@ def test_what_is_asked_for_is_measured_but_does_not_validate(
         return left.pop(0)
 
     made = profile(device, samples[:8], tmp_path / "p", more=more)
-    assert made.source["networks"] == 11
+    assert made.sources[0].networks == 11
     assert made.validation["count"] + len(made.validation["unpredicted"]) == 8
     assert {point["network"] for point in made.validation["networks"]} <= {f"n{i}" for i in range(8)}
     assert tables == sorted(tables)

@@ -16,7 +16,7 @@ from autocompress.api import Inspection
 from autocompress.candidate import Cost, Site
 from autocompress.errors import RunError
 from autocompress.pareto import front_of
-from autocompress.reporting import charts, table, units
+from autocompress.reporting import charts, profile_tables, table, units
 from autocompress.reporting.card import student_card
 from autocompress.reporting.html import elapsed, letters, render, strength, write_report
 from autocompress.reporting.svg import Scale, element
@@ -145,11 +145,11 @@ def test_profile_table_says_how_well_it_predicts() -> None:
         threads=2,
         batch=1,
         table=SimpleNamespace(rows=range(345)),
-        source={"teacher": "resnet20", "space": "joint"},
+        sources=[SimpleNamespace(network="resnet20", space="joint", input_shape=(1, 3, 32, 32))],
         device={"cpu": "[Xeon]", "features": ["AVX2"], "version": "1.32.0"},
         validation={"count": 12, "mean_error": 0.031, "within_5_percent": 0.75, "rank_correlation": None},
     )
-    text = text_of(table.profile_table(profile))
+    text = text_of(profile_tables.profile_table(profile))
     for expected in (
         "cpu-1",
         "onnxruntime",
@@ -164,7 +164,7 @@ def test_profile_table_says_how_well_it_predicts() -> None:
         assert expected in text
     assert "rank correlation" not in text
     profile.validation = {"count": 0, "error95": None}
-    assert "no network was held out" in text_of(table.profile_table(profile))
+    assert "no network was held out" in text_of(profile_tables.profile_table(profile))
 
 
 def test_bench_doctor_and_status_tables() -> None:

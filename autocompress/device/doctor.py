@@ -71,12 +71,13 @@ def machine() -> dict[str, Any]:
 
 
 def device_description(runtime: str, threads: int) -> dict[str, Any]:
-    """The machine, and the runtime with its build and thread settings."""
+    """The machine, its state now, and the runtime with its build and thread settings."""
     from autocompress.device.runtimes import get_runtime
 
     flags = _cpu_flags()
     features = [label for flag, label in FLAGS.items() if flag in flags]
-    return {**machine(), "features": features, **get_runtime(runtime).describe(threads)}
+    state = {"memory_bytes": _memory_bytes(), "load_average": [round(load, 2) for load in os.getloadavg()]}
+    return {**machine(), "features": features, **state, **get_runtime(runtime).describe(threads)}
 
 
 def _runtimes() -> dict[str, str]:

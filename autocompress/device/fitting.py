@@ -48,10 +48,11 @@ def rows(timed: Iterable[Timed]) -> list[Row]:
 
 
 def _row(kernel: Kernel, times_us: tuple[float, ...], operations: tuple[int, ...]) -> Row:
-    """The interval is that of a median of normally spread values, for few values ± 20 %."""
+    """The interval is that of a median of normally spread values, for few values ± 20 %; at most ± 100 %."""
     median = float(np.median(times_us))
     few = len(times_us) <= FEW
     half = 0.2 * median if few else 1.96 * 1.2533 * float(np.std(times_us)) / np.sqrt(len(times_us))
+    half = min(half, median)
     values = (float(np.median(operations)), median, max(0.0, median - half), median + half)
     return Row(kernel, len(times_us), *(round(float(value), DECIMALS) for value in values))
 

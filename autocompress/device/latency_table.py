@@ -8,7 +8,7 @@ by leaving out each measured shape in turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -22,6 +22,9 @@ from autocompress.kernels import Kernel
 LEAST_US = 0.3
 """Below this the profilers, which count whole microseconds, tell nothing."""
 
+FEWEST_TO_JUDGE = 8
+_SUSPICIOUS, _FAR, _FEW = 1.0, 3.0, 30
+_NEIGHBOURS = 3
 _VECTOR = 16
 _STIFFNESS = 0.1
 _NEARNESS = 0.02
@@ -90,6 +93,10 @@ class LatencyTable:
         lacking = (kernel for kernel in kernels if _relatives(kernel) not in self._groups)
         return tuple(dict.fromkeys(" ".join(_relatives(kernel)) for kernel in lacking))
 
+    def rows_of(self, family: tuple[Any, ...]) -> list[Row]:
+        """The rows of a kernel's `family`."""
+        return list(self._groups.get(family, ()))
+
     @cached_property
     def coverage(self) -> Mapping[str, int]:
         """Number of rows for each operation and precision."""
@@ -103,6 +110,26 @@ class LatencyTable:
         if key not in self._curves:
             self._curves[key] = _Curve(self._groups[key])
         return self._curves[key]
+
+
+def predicted_without(table: LatencyTable) -> Iterator[tuple[Row, float, list[float], float]]:
+    """Rows that lie far from their family's line, each with the time in µs that the rest of the family
+    makes one expect, those of the nearest rows, and its own, none below `LEAST_US`. Families of fewer
+    than `FEWEST_TO_JUDGE` rows say nothing."""
+    for key in dict.fromkeys(row.kernel.family for row in table.rows):
+        family = table.rows_of(key)
+        if len(family) < FEWEST_TO_JUDGE:
+            continue
+        for row, strays in zip(family, _Curve(family).strays(), strict=True):
+            if strays:
+                rest = [other for other in family if other is not row]
+                yield row, _Curve(rest).at(row.kernel), _nearest_us(row, rest), max(row.median_us, LEAST_US)
+
+
+def _nearest_us(row: Row, rest: list[Row]) -> list[float]:
+    point = work(row.kernel)
+    nearest = sorted(rest, key=lambda other: float(((work(other.kernel) - point) ** 2).sum()))
+    return [max(other.median_us, LEAST_US) for other in nearest[:_NEIGHBOURS]]
 
 
 def _relatives(kernel: Kernel) -> tuple[str, str]:
@@ -150,6 +177,13 @@ class _Curve:
     def at(self, kernel: Kernel) -> float:
         point = work(kernel)
         return float(np.exp(self._line(point) + self._near(point, np.ones(len(self._times)))))
+
+    def strays(self) -> list[bool]:
+        """Which rows lie far from the line; one of few rows may have drawn the line to itself."""
+        far = np.abs(self._residuals) > _SUSPICIOUS
+        if len(self._times) < _FEW:
+            far |= np.abs(self._times - np.median(self._times)) > _FAR
+        return [bool(value) for value in far]
 
     @cached_property
     def relative_error(self) -> float:

@@ -1,17 +1,18 @@
-"""A device profile: kernel times in context, the fit that turns them into latencies, and its own error.
+"""A device profile: kernel times in context, the fits that turn them into latencies, and its own error.
 
-    hardware_profiles/NAME/profile.yaml     device, runtime, threads, batch, layouts, fit
+    hardware_profiles/NAME/profile.yaml     device, runtime, threads, batch, layouts, sources, fits
     hardware_profiles/NAME/kernels.csv      one row a kernel, units in the column names
     hardware_profiles/NAME/validation.json  errors on networks that no row came from
 
-The folder is plain text, is read without torch, and is checked line by line when it is loaded.
+The folder is plain text, is read without torch, and is checked line by line when it is loaded:
+docs/profile-format.md.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from autocompress import locations
 from autocompress.device.latency_table import LatencyTable
+from autocompress.device.profile_sources import Source, match
 from autocompress.errors import ProfileError
 from autocompress.kernels import Kernel
 from autocompress.runtime_layouts import Layouts
@@ -30,6 +32,7 @@ LEAST_SHARE = 0.05
 """No kernel takes less than this share of what the profiler saw."""
 
 UNKNOWN_RELATIVE_ERROR = 0.1
+"""The least error of a network that the profile was not validated on."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,27 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class DeviceProfile:
-    """One device with one runtime, thread count and batch size. Prices networks for `cost.CostModel`."""
+    """One device with one runtime, thread count and batch size. Prices networks for `cost.CostModel`.
+
+    `fit`, `file_coefficients` and `validation` are pooled over the sources, or, in a view that
+    `for_network` gives, those of the source that speaks for that network, `source_index`, if there
+    is one; `basis` says it in words, and errors are never taken to be less than `least_relative_error`.
+    """
 
     name: str
     runtime: str
     threads: int
     batch: int
     device: Mapping[str, Any]
-    source: Mapping[str, Any]
+    sources: tuple[Source, ...]
     layouts: Layouts
     table: LatencyTable
     fit: Fit
     file_coefficients: tuple[float, ...]
     validation: Mapping[str, Any] = field(default_factory=dict)
+    basis: str = ""
+    source_index: int | None = None
+    least_relative_error: float = LEAST_RELATIVE_ERROR
 
     def kernel_us(self, kernel: Kernel) -> float:
         """A kernel's share of a network's latency. Raises ProfileError when nothing like it was measured."""
@@ -87,7 +98,8 @@ class DeviceProfile:
     @property
     def relative_error(self) -> float:
         error = self.validation.get("error95")
-        return UNKNOWN_RELATIVE_ERROR if error is None else max(LEAST_RELATIVE_ERROR, float(error))
+        known = UNKNOWN_RELATIVE_ERROR if error is None else float(error)
+        return max(self.least_relative_error, known)
 
     @cached_property
     def file_overhead(self) -> NDArray[np.float64]:
@@ -96,42 +108,87 @@ class DeviceProfile:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over everything that decides a price."""
-        content = repr((self.runtime, self.threads, self.batch, self.layouts, sorted(self.fit.scales.items()),
-                        sorted(self.fit.overheads_us.items()), self.fit.constant_us, self.file_coefficients,
-                        self.table.rows))  # fmt: skip
+        others = [source.fit for source in self.sources if source.fit != self.fit]
+        fits = [_content(fit) for fit in others]
+        content = repr((self.runtime, self.threads, self.batch, self.layouts, *_content(self.fit),
+                        self.file_coefficients, self.table.rows, *fits))  # fmt: skip
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def check_fits(
+    def for_network(
         self,
-        input_shape: tuple[int, ...] | None = None,
+        input_shape: Sequence[int],
         space_fingerprint: str = "",
-        *,
-        runtime: str | None = None,
-        threads: int | None = None,
+        teacher_fingerprint: str = "",
+        network_kernels: Sequence[Kernel] = (),
+    ) -> DeviceProfile:
+        """The same profile with the fit and the error of the source that speaks for a network.
+
+        A network that no source speaks for gets the pooled fit and, as its error, the largest of the
+        pooled one, ± 10 % and what the table says of its kernels. Raises ProfileError for one of
+        whose `network_kernels` nothing is known.
+        """
+        self.check_prices(network_kernels)
+        found = match(self.sources, input_shape, space_fingerprint, teacher_fingerprint, network_kernels)
+        least = LEAST_RELATIVE_ERROR
+        if not found.trusted:
+            least = max(UNKNOWN_RELATIVE_ERROR, self.relative_error, self._table_error(network_kernels))
+        elif found.also:
+            least = max(self._source_error(index) for index in found.also)
+        view = replace(self, basis=found.basis, least_relative_error=least)
+        if found.index is None:
+            return view
+        source = self.sources[found.index]
+        return replace(
+            view,
+            source_index=found.index,
+            fit=source.fit,
+            file_coefficients=source.file_coefficients or self.file_coefficients,
+            validation=self.validation_of(found.index),
+        )
+
+    def validation_of(self, index: int) -> Mapping[str, Any]:
+        """The summary of one source's errors; empty where it was not validated by itself."""
+        summaries = self.validation.get("sources")
+        if summaries:
+            found: Mapping[str, Any] = summaries[index]
+            return found
+        return self.validation if len(self.sources) == 1 else {}
+
+    def _source_error(self, index: int) -> float:
+        error = self.validation_of(index).get("error95")
+        return max(UNKNOWN_RELATIVE_ERROR, self.relative_error) if error is None else float(error)
+
+    def _table_error(self, network_kernels: Sequence[Kernel]) -> float:
+        """Mean error of kernels by their time, as if all erred to the same side."""
+        found = [self.table.lookup(kernel) for kernel in network_kernels]
+        total = sum(estimate.median_us for estimate in found)
+        return sum(one.relative_error * one.median_us for one in found) / total if total else 0.0
+
+    def check_prices(self, network_kernels: Sequence[Kernel]) -> None:
+        """Raises ProfileError naming the operations of which the profile knows nothing."""
+        missing = self.table.missing(network_kernels)
+        if missing:
+            raise ProfileError(
+                f"the device profile {self.name!r} cannot price this network",
+                where=", ".join(missing),
+                why="none of these operations was measured on the device, in that precision",
+                fix="profile the device with this teacher, and merge the two profiles",
+            )
+
+    def check_fits(
+        self, *, runtime: str | None = None, threads: int | None = None, batch: int | None = None
     ) -> None:
-        """Raises ProfileError when the profile was made for another input size, space, runtime or number
-        of threads."""
-        for name, wanted, own in (("runtime", runtime, self.runtime), ("threads", threads, self.threads)):
-            if wanted is not None and wanted != own:
+        """Raises ProfileError when the profile was made with another runtime, number of threads or batch
+        size than is wanted."""
+        wanted = {"runtime": runtime, "threads": threads, "batch": batch}
+        for name, value in wanted.items():
+            own = getattr(self, name)
+            if value is not None and value != own:
                 raise ProfileError(
                     f"the device profile {self.name!r} was measured with {name} {own}",
-                    why=f"{name} {wanted} is wanted, which may be faster or slower",
-                    fix=f"use a profile with {name} {wanted}, or {name} {own} here",
+                    why=f"{name} {value} is wanted, which may be faster or slower",
+                    fix=f"use a profile with {name} {value}, or {name} {own} here",
                 )
-        measured = tuple(self.source.get("input_shape") or input_shape or ())
-        if input_shape is not None and measured != tuple(input_shape):
-            raise ProfileError(
-                f"the device profile {self.name!r} is for inputs of shape {measured[1:]}",
-                why=f"the teacher's are {tuple(input_shape)[1:]}",
-                fix="profile the device with this teacher",
-            )
-        known = self.source.get("space_fingerprint", "")
-        if space_fingerprint and known and known != space_fingerprint:
-            raise ProfileError(
-                f"the device profile {self.name!r} was made for the space {self.source.get('space')!r}",
-                why="its kernels need not be those of this space",
-                fix="profile the device with this space, or search the space it was made for",
-            )
 
     def check_here(self, machine: Mapping[str, Any]) -> None:
         """Raises ProfileError when `machine` is another one than was profiled, or has too few CPUs."""
@@ -153,10 +210,21 @@ class DeviceProfile:
             )
 
 
+def _content(fit: Fit) -> list[Any]:
+    """A fit's numbers in a fixed order."""
+    values = [getattr(fit, each.name) for each in fields(fit)]
+    return [sorted(value.items()) if isinstance(value, Mapping) else value for value in values]
+
+
 def load_profile(name_or_path: str | Path) -> DeviceProfile:
     """The profile of a shipped name or of a folder. Raises ProfileError naming file and line or key."""
     from autocompress.device.profile_files import read_profile
 
+    return read_profile(profile_folder(name_or_path))
+
+
+def profile_folder(name_or_path: str | Path) -> Path:
+    """The folder of a profile, or its `profile.yaml`. Raises ProfileError."""
     path = locations.find("hardware_profiles", name_or_path)
     if path is None:
         known = locations.names("hardware_profiles")
@@ -165,4 +233,4 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
             why="it is neither a folder nor the name of a profile that ships with autocompress",
             fix=f"make one with: autocompress profile. Shipped: {', '.join(known) or 'none'}",
         )
-    return read_profile(path)
+    return path.parent if path.is_file() else path

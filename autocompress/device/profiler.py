@@ -24,8 +24,10 @@ from autocompress.device.measure import machine_lock
 from autocompress.device.measurements import FILE, Measurements, Timed, Timing
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
+from autocompress.device.profile_sources import Source, kernels_fingerprint, with_sources
 from autocompress.device.quiet import Gate, QuietLatency, QuietSettings
 from autocompress.device.runtimes import Runtime
+from autocompress.device.statistics import drift
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.kernels import kernels
 from autocompress.network import Network
@@ -93,22 +95,26 @@ def make_profile(
     latencies_us = without_drift(timed)
     table, fit = fitted(timed, latencies_us)
     made = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "networks": len(timed),
         "teacher_latency_ms": bench.measured(samples[:1])[0].latency_ms,
+        "reference_drift": drift([item.reference_ms for item in timed]),
+        "kernels_fingerprint": kernels_fingerprint(kernels(samples[0].network, layouts)),
     }
+    found = validation(timed, latencies_us, {sample.name for sample in samples})
+    sources = (Source.from_mapping({**source, **made}, fit),)
     profile = DeviceProfile(
         name=output.name,
         runtime=runtime.name,
         threads=threads,
         batch=batch,
         device=device,
-        source={**source, **made},
+        sources=sources,
         layouts=layouts,
         table=table,
         fit=fit,
         file_coefficients=_file_coefficients(every),
-        validation=validation(timed, latencies_us, {sample.name for sample in samples}),
+        validation=with_sources(found, sources),
     )
     write_profile(output, profile)
     return profile

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from autocompress.api import Inspection
-    from autocompress.device.profile import DeviceProfile
     from autocompress.pareto import Front
 
 _NUMBER = re.compile(r"\d+")
@@ -38,7 +37,7 @@ _NUMBER = re.compile(r"\d+")
 
 def front_table(front: Front) -> Table:
     """The teacher and each student of the front, measured costs beside the teacher's; fits 80 columns."""
-    table = _table("", caption=_front_caption(front))
+    table = new_table("", caption=_front_caption(front))
     table.padding = (0, 1, 0, 0)
     table.add_column("model", no_wrap=True)
     for heading in ("accuracy %", "latency", "memory", "file", "MACs", "params"):
@@ -47,13 +46,14 @@ def front_table(front: Front) -> Table:
     table.add_row("teacher", *_numbers(teacher, {}), end_section=True)
     for student in front.students:
         mark = "[green]✓ certified[/]" if student.certified else "[red]✗ not certified[/]"
-        table.add_row(f"[bold]{_escaped(student.key)}[/]\n{mark}", *_numbers(student.to_json(), teacher))
+        table.add_row(f"[bold]{escaped(student.key)}[/]\n{mark}", *_numbers(student.to_json(), teacher))
     return table
 
 
 def inspection_table(inspection: Inspection) -> Group:
     """What a search could decide, what it could not and why; alike sites share a row."""
     from rich.console import Group
+    from rich.text import Text
 
     parts: list[RenderableType] = [_choices_table(inspection)]
     locked = [site for site in inspection.sites if site.locked]
@@ -62,70 +62,36 @@ def inspection_table(inspection: Inspection) -> Group:
     if inspection.dropped:
         rows = ((*name.partition(":")[::2], plain(option), why) for name, option, why in inspection.dropped)
         parts.append(_reasons_table("options left out", rows))
+    if inspection.only_smaller:
+        rows = (
+            (*name.partition(":")[::2], plain(option), why) for name, option, why in inspection.only_smaller
+        )
+        parts.append(_reasons_table("options left out unless --size or --memory is given", rows))
+    if inspection.conclusion:
+        parts.append(Text(inspection.conclusion, style="yellow"))
     if inspection.teacher_cost and inspection.smallest:
         parts.append(_reach_table(inspection))
     return Group(*parts)
 
 
-def profile_table(profile: DeviceProfile) -> Table:
-    """A device profile: where it was made, of what, and how well it predicts networks it has not seen."""
-    table = _properties(f"device profile {profile.name}")
-    for name in ("runtime", "threads", "batch"):
-        _row(table, name, plain(getattr(profile, name)))
-    _row(table, "kernels measured", str(len(profile.table.rows)))
-    for name in ("teacher", "space"):
-        if profile.source.get(name):
-            _row(table, name, plain(profile.source[name]))
-    table.add_section()
-    for name in ("cpu", "features", "cores", "usable_cores", "cpu_quota", "governor", "system", "version"):
-        if name in profile.device:
-            _row(table, _DEVICE.get(name, name.replace("_", " ")), plain(profile.device[name]))
-    table.add_section()
-    for label, text in _validation(profile.validation):
-        _row(table, label, text)
-    return table
-
-
-_DEVICE = {"cpu": "processor", "version": "runtime version"}
-
-
-def _validation(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Errors on networks that were held out, each left out where it was not computed."""
-    if not found.get("count"):
-        return [("validation", "none: no network was held out")]
-    rows = [("networks held out", plain(found["count"]))]
-    for name, label in (
-        ("mean_error", "mean error of latency"),
-        ("largest_error", "largest error"),
-        ("error95", "95 % of errors within ±"),
-        ("within_5_percent", "networks within ± 5 %"),
-        ("within_10_percent", "networks within ± 10 %"),
-    ):
-        if known(found.get(name)):
-            rows.append((label, percent(found[name], 1)))
-    if known(found.get("rank_correlation")):
-        rows.append(("rank correlation", f"{found['rank_correlation']:.3f}"))
-    return rows
-
-
 def bench_table(bench: Mapping[str, Any]) -> Table:
     """A new measurement beside the recorded one."""
-    table = _properties(f"student {bench.get('student', '')}".strip())
+    table = properties(f"student {bench.get('student', '')}".strip())
     measured = bench.get("measured") or {}
     recorded = bench.get("recorded") or {}
     for label, found in (("measured now", measured), ("when certified", recorded)):
         if found:
-            _row(
+            row(
                 table,
                 label,
                 f"{milliseconds(found.get('latency_ms'))} {interval_ms(found.get('latency_ms_ci95'))}",
             )
     if known(bench.get("ratio")):
-        _row(table, "now / then", f"{significant(bench['ratio'])}×")
+        row(table, "now / then", f"{significant(bench['ratio'])}×")
     for name in ("p90_ms", "p95_ms", "p99_ms"):
         if known(measured.get(name)):
-            _row(table, name.removesuffix("_ms"), milliseconds(measured[name]))
-    _row(table, "budgets", limits(bench.get("limits") or {}) or "none")
+            row(table, name.removesuffix("_ms"), milliseconds(measured[name]))
+    row(table, "budgets", limits(bench.get("limits") or {}) or "none")
     violated = [COSTS.get(name, name) for name in bench.get("violated") or ()]
     verdict = f"[red]broken: {', '.join(violated)}[/]" if violated else "[green]kept[/]"
     table.add_row("verdict", verdict)
@@ -134,17 +100,17 @@ def bench_table(bench: Mapping[str, Any]) -> Table:
 
 def doctor_table(found: Mapping[str, Any]) -> Table:
     """What `doctor` found, problems last."""
-    table = _properties("this machine")
+    table = properties("this machine")
     for name, value in found.items():
         if name == "packages":
             _section(table, "packages", {key: item or "not installed" for key, item in value.items()})
         elif name == "runtimes":
             _section(table, "runtimes", value)
         elif name != "problems":
-            _row(table, name.removesuffix("_bytes").replace("_", " "), _measure(name, value))
+            row(table, name.removesuffix("_bytes").replace("_", " "), _measure(name, value))
     problems = found.get("problems") or ()
     for problem in problems:
-        _row(table, "problem", problem, style="yellow")
+        row(table, "problem", problem, style="yellow")
     if not problems:
         table.add_row("problems", "[green]none found[/]")
     return table
@@ -152,18 +118,18 @@ def doctor_table(found: Mapping[str, Any]) -> Table:
 
 def status_table(status: Mapping[str, Any]) -> Table:
     """How far a run is and what it decided."""
-    table = _properties(str(status.get("run", "run")))
+    table = properties(str(status.get("run", "run")))
     for name, value in (status.get("counts") or {}).items():
-        _row(table, name, str(value))
-    _row(table, "certified", str(status.get("certified", UNKNOWN)))
+        row(table, name, str(value))
+    row(table, "certified", str(status.get("certified", UNKNOWN)))
     state = "finished" if status.get("finished") else "under way, or interrupted"
     if status.get("finished"):
         state += f", exit code {status.get('exit_code')}"
-    _row(table, "state", state)
+    row(table, "state", state)
     for text in status.get("decisions") or ():
-        _row(table, "decided", text)
+        row(table, "decided", text)
     for line in status.get("damaged") or ():
-        _row(table, "damaged", f"line {line} of events.jsonl cannot be read", style="yellow")
+        row(table, "damaged", f"line {line} of events.jsonl cannot be read", style="yellow")
     return table
 
 
@@ -180,7 +146,7 @@ def _numbers(record: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[str
     percentage = accuracy(record).removesuffix(" %")
     return (
         f"{percentage}\n[dim]{difference} points[/]" if teacher else percentage,
-        f"{latency}\n[dim]{_escaped(interval_ms(record.get('latency_ms_ci95')))}[/]",
+        f"{latency}\n[dim]{escaped(interval_ms(record.get('latency_ms_ci95')))}[/]",
         cell(size(record.get("peak_memory_bytes")), "peak_memory_bytes"),
         cell(size(record.get("file_bytes")), "file_bytes"),
         cell(quantity(record.get("macs")), "macs"),
@@ -203,7 +169,7 @@ def _front_caption(front: Front) -> str:
     broken = len(front.violated)
     if broken:
         caption += f"\nnot shown: {broken} measured student{'s' if broken > 1 else ''} that broke a budget"
-    return _escaped(caption)
+    return escaped(caption)
 
 
 def _choices_table(inspection: Inspection) -> Table:
@@ -212,24 +178,24 @@ def _choices_table(inspection: Inspection) -> Table:
         f"{len(free)} decisions at {len(inspection.sites)} sites, 10^{inspection.log10_size:.1f} candidates; "
         "bold: as in the teacher"
     )
-    table = _table("decisions", caption=caption)
+    table = new_table("decisions", caption=caption)
     for heading in ("kind", "layers", "sites", "options"):
         table.add_column(heading, justify="right" if heading == "sites" else "left", overflow="fold")
     groups: dict[tuple[str, str], list[str]] = {}
     for site in free:
         options = "  ".join(
-            f"[bold]{_escaped(plain(option))}[/]" if option == site.default else _escaped(plain(option))
+            f"[bold]{escaped(plain(option))}[/]" if option == site.default else escaped(plain(option))
             for option in site.options
         )
         groups.setdefault((site.kind, options), []).append(site.target)
     for (kind, options), targets in groups.items():
-        table.add_row(kind, _escaped(", ".join(patterns(targets))), str(len(targets)), options)
+        table.add_row(kind, escaped(", ".join(patterns(targets))), str(len(targets)), options)
     return table
 
 
 def _reasons_table(title: str, rows: Iterable[tuple[str, str, str, str]]) -> Table:
     """Rows of (kind, target, option, reason); those whose reasons differ in numbers alone are one."""
-    table = _table(title)
+    table = new_table(title)
     for heading in ("kind", "layers", "sites", "options", "reason"):
         table.add_column(heading, justify="right" if heading == "sites" else "left", overflow="fold")
     groups: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
@@ -244,7 +210,7 @@ def _reasons_table(title: str, rows: Iterable[tuple[str, str, str, str]]) -> Tab
             ", ".join(options),
             _shared([r for *_, r in found]),
         )
-        table.add_row(kind, *(_escaped(cell) for cell in cells))
+        table.add_row(kind, *(escaped(cell) for cell in cells))
     if all(not option for found in groups.values() for _, option, _ in found):
         table.columns.pop(3)
     return table
@@ -256,7 +222,10 @@ def _shared(reasons: Sequence[str]) -> str:
 
 
 def _reach_table(inspection: Inspection) -> Table:
-    table = _table("predicted cost of one inference")
+    caption = (
+        f"latencies {inspection.basis}, ± {percent(inspection.relative_error, 1)}" if inspection.basis else ""
+    )
+    table = new_table("predicted cost of one inference", caption=caption)
     teacher, least = inspection.teacher_cost, inspection.smallest
     for heading in ("", "teacher", "least reachable", ""):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -295,7 +264,7 @@ def _range(numbers: Sequence[str]) -> str:
     return "[" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) + "]"
 
 
-def _table(title: str, caption: str = "") -> Table:
+def new_table(title: str, caption: str = "") -> Table:
     from rich import box
     from rich.table import Table
 
@@ -310,8 +279,8 @@ def _table(title: str, caption: str = "") -> Table:
     )
 
 
-def _properties(title: str) -> Table:
-    table = _table(_escaped(title))
+def properties(title: str) -> Table:
+    table = new_table(escaped(title))
     table.show_header = False
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -322,11 +291,11 @@ def _section(table: Table, title: str, values: Any) -> None:
     if not values:
         return
     if not isinstance(values, Mapping):
-        _row(table, title, plain(values))
+        row(table, title, plain(values))
         return
     table.add_section()
     for name, value in values.items():
-        _row(table, name.removesuffix("_bytes").replace("_", " "), _measure(name, value))
+        row(table, name.removesuffix("_bytes").replace("_", " "), _measure(name, value))
     table.add_section()
 
 
@@ -340,11 +309,11 @@ def _measure(name: str, value: Any) -> str:
     return plain(value)
 
 
-def _row(table: Table, label: str, text: str, style: str = "") -> None:
-    table.add_row(_escaped(label), _escaped(text), style=style or None)
+def row(table: Table, label: str, text: str, style: str = "") -> None:
+    table.add_row(escaped(label), escaped(text), style=style or None)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)

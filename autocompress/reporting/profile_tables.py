@@ -1,0 +1,195 @@
+"""Device profiles as tables for a terminal: one, a comparison of two, and a check of one on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.device.widths import coverage, precision_gains
+from autocompress.reporting.table import escaped, new_table, properties, row
+from autocompress.reporting.units import UNKNOWN, known, milliseconds, percent, plain, significant
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+
+    from autocompress.device.profile import DeviceProfile
+
+_DEVICE = {"cpu": "processor", "version": "runtime version", "cpu_quota": "CPU quota"}
+_SHOWN = (
+    "cpu",
+    "features",
+    "cores",
+    "usable_cores",
+    "cpu_quota",
+    "governor",
+    "load_average",
+    "system",
+    "version",
+)
+_ERRORS = (
+    ("mean_error", "mean error of latency"),
+    ("largest_error", "largest error"),
+    ("error95", "95 % of errors within ±"),
+    ("within_5_percent", "networks within ± 5 %"),
+    ("within_10_percent", "networks within ± 10 %"),
+)
+
+
+def profile_table(profile: DeviceProfile) -> Table:
+    """A device profile: where it was made, of what, and how well it predicts networks it has not seen."""
+    table = properties(f"device profile {profile.name}")
+    for name in ("runtime", "threads", "batch"):
+        row(table, name, plain(getattr(profile, name)))
+    row(table, "kernels measured", str(len(profile.table.rows)))
+    for source in profile.sources:
+        parts = [source.network, source.space and f"space {source.space}", _size(source.input_shape)]
+        row(table, "measured on", ", ".join(part for part in parts if part) or UNKNOWN)
+    table.add_section()
+    for name in _SHOWN:
+        if name in profile.device:
+            row(table, _DEVICE.get(name, name.replace("_", " ")), plain(profile.device[name]))
+    table.add_section()
+    for label, text in _validation(profile.validation):
+        row(table, label, text)
+    return table
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape[1:]))
+
+
+def _validation(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Errors on networks that were held out, each left out where it was not computed."""
+    if not found.get("count"):
+        return [("validation", "none: no network was held out")]
+    rows = [("networks held out", plain(found["count"]))]
+    rows += [(label, percent(found[name], 1)) for name, label in _ERRORS if known(found.get(name))]
+    if known(found.get("rank_correlation")):
+        rows.append(("rank correlation", f"{found['rank_correlation']:.3f}"))
+    return rows
+
+
+def profile_report(profile: DeviceProfile) -> Group:
+    """The profile, its errors by source and precision, its rows by kind, and what pays on the device."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = [profile_table(profile)]
+    errors = [
+        (source.network or UNKNOWN, kind, summary)
+        for index, source in enumerate(profile.sources)
+        for kind, summary in _by_precision(profile.validation_of(index)).items()
+    ]
+    if errors:
+        parts.append(_errors_table("errors", errors))
+    parts.append(_coverage_table(profile))
+    gains = precision_gains(profile)
+    if gains:
+        table = properties("precisions, kernels of equal shapes")
+        for gain in gains:
+            row(
+                table,
+                f"{gain.kind} {gain.precision}",
+                gain.words,
+                style="yellow" if gain.never_faster else "",
+            )
+        parts.append(table)
+    return Group(*parts)
+
+
+def _by_precision(validation: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"all": validation, **validation.get("by_precision", {})} if validation.get("count") else {}
+
+
+def _errors_table(title: str, errors: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
+    table = new_table(title)
+    for heading in ("network", "precision"):
+        table.add_column(heading)
+    for heading in ("networks", "mean", "largest", "± 5 %", "± 10 %", "rank"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for network, kind, found in errors:
+        rank = found.get("rank_correlation")
+        shares = [
+            percent(found.get(name), 1)
+            for name in ("mean_error", "largest_error", "within_5_percent", "within_10_percent")
+        ]
+        cells = (network, kind, plain(found.get("count")), *shares, f"{rank:.3f}" if known(rank) else UNKNOWN)
+        table.add_row(*map(escaped, cells))
+    return table
+
+
+def _coverage_table(profile: DeviceProfile) -> Table:
+    table = new_table(
+        "kernels",
+        caption="steps that pay: rounding widths up to their multiples costs nothing, so none between",
+    )
+    for heading in ("kernel", "precision", "rows", "channels", "widths", "µs", "steps that pay"):
+        numbers = heading in ("rows", "widths")
+        table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
+    for found in coverage(profile):
+        channels, times = found["out_channels"], found["median_us"]
+        words = [found["steps_in_words"]]
+        words += [
+            f"{cliff['channels']} width {cliff['width']} takes {cliff['time_us']:.1f} µs, "
+            f"{cliff['wider']} {cliff['wider_us']:.1f} µs"
+            for cliff in found["cliffs"][:1]
+        ]
+        cells = (
+            found["kind"],
+            found["precision"],
+            str(found["rows"]),
+            f"{channels[0]}–{channels[1]}" if channels else "",
+            plain(found["widths"]) if found["widths"] else "",
+            f"{significant(times[0], 2)}–{significant(times[1], 2)}",
+            "; ".join(filter(None, words)),
+        )
+        table.add_row(*map(escaped, cells))
+    return table
+
+
+def difference_table(found: Mapping[str, Any]) -> Group:
+    """What `profile_difference` found."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = []
+    if found["settings"]:
+        settings = new_table("what differs in how they were measured")
+        for heading in ("", found["first"], found["second"]):
+            settings.add_column(escaped(heading), overflow="fold")
+        for name, pair in found["settings"].items():
+            settings.add_row(escaped(name), *(escaped(plain(value)) for value in pair))
+        parts.append(settings)
+    kernels = found["kernels"]
+    caption = (
+        f"ratios of medians, {found['second']} by {found['first']}; {kernels['in_common']} in common, "
+        f"{kernels['only_in_first']} and {kernels['only_in_second']} are in one of them only"
+    )
+    table = new_table("kernels", caption=escaped(caption))
+    table.add_column("kind")
+    for heading in ("kernels", "median ratio", "beyond ± 5 %", "± 10 %", "smallest", "largest"):
+        table.add_column(heading, justify="right")
+    for name, ratios in {**found["families"], "all": found["all"]}.items():
+        table.add_row(
+            escaped(name),
+            str(ratios["count"]),
+            significant(ratios["median_ratio"], 4),
+            percent(ratios.get("beyond_5_percent"), 1),
+            percent(ratios.get("beyond_10_percent"), 1),
+            significant(ratios.get("smallest_ratio")),
+            significant(ratios.get("largest_ratio")),
+        )
+    return Group(*parts, table)
+
+
+def revalidation_table(found: Mapping[str, Any]) -> Group:
+    """What a check of a profile on its device found."""
+    from rich.console import Group
+
+    table = properties(f"device profile {found['profile']}, checked here")
+    row(table, "network", f"{found['network']}, space {found['space']}, seed {found['seed']}")
+    row(table, "predictions", f"{found['basis']}, said to be within ± {percent(found['claimed_error95'], 1)}")
+    measured = [point["measured_ms"] for point in found["networks"]]
+    if measured:
+        row(table, "measured", f"{milliseconds(min(measured))} to {milliseconds(max(measured))}")
+    errors = [(found["network"], kind, one) for kind, one in _by_precision(found).items()]
+    return Group(table, _errors_table("errors of predictions for networks measured now", errors))

@@ -1,0 +1,80 @@
+"""Choices that do not pay on a device, with the numbers that say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from priced_networks import Arithmetic, small_pricer
+
+from autocompress.api import Inspection
+from autocompress.budgets import Budgets
+from autocompress.errors import SpaceError
+from autocompress.kernels import Kernel
+from autocompress.payoff import payoff
+from autocompress.preparation import priced
+
+
+@dataclass
+class SlowInt8(Arithmetic):
+    """8 bits take 30 % longer than 32."""
+
+    def kernel_us(self, kernel: Kernel) -> float:
+        return (1 + kernel.macs / 10_000) * (1.3 if kernel.precision == "int8" else 1.0)
+
+
+def test_bits_that_are_never_faster_are_told_with_both_times():
+    pricer, _ = small_pricer(SlowInt8())
+    found = payoff(pricer)
+    assert {option for _, option in found.only_smaller} == {8}
+    assert {name.partition(":")[0] for name, _ in found.only_smaller} == {"bits"}
+    reason = found.only_smaller["bits:blocks.0.conv1", 8]
+    # 16 · 16 · 9 · 8 · 8 multiply-adds
+    fast = 1 + 147_456 / 10_000
+    assert "int8 is 1.3× slower than float32 for this layer on this device" in reason
+    assert f"({1.3 * fast:.1f} against {fast:.1f} µs)" in reason
+
+
+def test_bits_are_left_out_only_where_no_size_can_be_asked_for():
+    pricer, _ = small_pricer(SlowInt8())
+    found = payoff(pricer)
+    assert set(found.dropped(Budgets(latency_ms=1).limited)) == {*found.useless, *found.only_smaller}
+    for budgets in (Budgets(size_mib=1), Budgets(latency_ms=1, memory_ratio=0.5)):
+        assert found.dropped(budgets.limited) == found.useless
+
+
+def test_a_search_for_latency_alone_does_not_offer_slow_bits():
+    bound = small_pricer()[0].bound
+    assert priced(bound, SlowInt8(), ["latency_ms"]).bound.of_kind("bits") == ()
+    assert priced(bound, SlowInt8(), ["latency_ms", "file_bytes"]).bound.of_kind("bits") != ()
+    assert priced(bound, Arithmetic(), ["latency_ms"]).bound.of_kind("bits") != ()
+
+
+def test_bits_that_are_faster_are_kept():
+    assert payoff(small_pricer()[0]).only_smaller == {}
+
+
+def test_a_width_that_saves_nothing_is_told_with_both_times(monkeypatch: pytest.MonkeyPatch):
+    pricer, _ = small_pricer()
+    name = next(site.name for site in pricer.bound.of_kind("width") if site.target == "blocks.0.conv1")
+    monkeypatch.setattr(pricer, "useless", lambda: {(name, 0.75): ""})
+    (reason,) = payoff(pricer).useless.values()
+    assert "width 12 of 16 takes 12.1 µs, 16 takes 15.7 µs" in reason
+
+
+def test_where_nothing_pays_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch):
+    pricer, _ = small_pricer()
+    everything = {
+        (site.name, option): "slower"
+        for site in pricer.bound.free
+        for option in site.options
+        if option != site.default
+    }
+    monkeypatch.setattr("autocompress.pricing.Pricer.useless", lambda _: everything)
+    with pytest.raises(SpaceError, match="no choice of the space makes anything faster or smaller"):
+        priced(pricer.bound, Arithmetic())
+    kept = pricer.bound.without(everything)
+    found = Inspection(kept.sites, kept.dropped, kept.log10_size, None, None)
+    assert found.conclusion == "No choice of the space makes anything faster or smaller on this device."
+    assert found.to_json()["conclusion"] == found.conclusion
+    assert Inspection(pricer.bound.sites, (), 1.0, None, None).conclusion == ""
