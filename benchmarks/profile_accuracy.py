@@ -123,8 +123,8 @@ def examine(case: Case, tested: int) -> list[dict[str, Any]]:
         print(f"  {precision}: {len(chosen)} networks, {truth.min() / 1e3:.3f} to {truth.max() / 1e3:.3f} ms")
         for way, predict in ways.items():
             networks = [by_name[timed[index].name].network for index in chosen]
-            predicted = [predict(network) for network in networks]
-            points = [{"measured_ms": a, "predicted_ms": b} for a, b in zip(truth, predicted, strict=True)]
+            pairs = zip(truth, map(predict, networks), strict=True)
+            points = [{"measured_ms": a, "predicted_ms": b} for a, b in pairs if np.isfinite(b)]
             one = summary(points)
             found.append({"network": case.name, "precision": precision, "way": way, **one})
             print(
