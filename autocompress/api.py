@@ -209,6 +209,82 @@ def diff_profiles(first: str | Path, second: str | Path) -> dict[str, Any]:
     return profile_difference(load_profile(first), load_profile(second))
 
 
+def profile_kit(
+    teacher: str | nn.Module,
+    space: str | Path,
+    output: str | Path,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    batch: int = 1,
+    networks: int = 40,
+    seed: int = 0,
+    data: Any = None,
+    input_size: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    ssh: str | None = None,
+    ssh_options: Sequence[str] = (),
+    python: str = "python3",
+    profile: str | Path | None = None,
+    console: Console | None = None,
+) -> DeviceProfile | None:
+    """Writes a folder of networks and a script that measures them on a device without autocompress.
+
+    With `ssh`, a host, it is run there, and the profile is written to the folder `profile`, by default
+    `profile` within `output`. Without it the result is None: run the script, then `profile_import`.
+    """
+    from autocompress.device.kit.remote import Host
+    from autocompress.space import load_space
+
+    host = None if ssh is None else Host(ssh, tuple(ssh_options), python)
+    loaded_space = load_space(space)
+    from autocompress import kits
+
+    console = console or Console()
+    kit = kits.make_kit(
+        teacher, loaded_space, Path(output), runtime, threads, batch, networks, seed, data, input_size,
+        overwrite=overwrite, resume=resume, console=console,
+    )  # fmt: skip
+    if host is None:
+        return None
+    target = Path(output) / "profile" if profile is None else Path(profile)
+    return kits.measure_kit_over_ssh(kit, host, target, console, overwrite=overwrite or resume)
+
+
+def profile_import(
+    sources: str | Path | Sequence[str | Path],
+    output: str | Path,
+    kind: str | None = None,
+    models: Sequence[str | Path] = (),
+    teacher: str | nn.Module | None = None,
+    latencies: Sequence[str] = (),
+    kit: str | Path | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    device_name: str | None = None,
+    input_size: int | None = None,
+    overwrite: bool = False,
+) -> DeviceProfile:
+    """Makes a device profile of a measured kit, or of dumps that vendors' tools wrote.
+
+    A folder or a `.jsonl` file is a kit's; anything else is a dump, of the tool `kind` or of the one that
+    it looks like. Dumps need the `models` that were profiled, one each, or the `teacher`; `latencies` are
+    those of the whole networks, such as "1.2ms". Raises ProfileError for whatever cannot be used.
+    """
+    from autocompress import kits
+
+    paths = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    if kind is None and len(paths) == 1 and (paths[0].is_dir() or paths[0].suffix == ".jsonl"):
+        return kits.import_kit(
+            paths[0], Path(output), kit=None if kit is None else Path(kit), overwrite=overwrite
+        )
+    return kits.import_dumps(
+        paths, Path(output), kind=kind, models=[Path(model) for model in models], teacher=teacher,
+        latencies=latencies, threads=threads, batch=batch, device_name=device_name,
+        input_size=input_size, overwrite=overwrite,
+    )  # fmt: skip
+
+
 def compress(
     teacher: str | nn.Module,
     data: Any,

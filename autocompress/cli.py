@@ -22,7 +22,7 @@ from autocompress.cli_options import (
     search_options,
 )
 from autocompress.cli_profile import COMMANDS
-from autocompress.cli_support import Commands, resumable, to_stdout
+from autocompress.cli_support import Commands, one_of, resumable, to_stdout
 from autocompress.errors import NothingFeasibleError
 
 
@@ -127,7 +127,7 @@ def profile(ctx: click.Context, /, **options: Any) -> None:
     for name in ("teacher", "output"):
         if options[name] is None:
             raise click.UsageError(f"Missing option '--{name}'.", ctx)
-    _one_of(options, "resume", "overwrite")
+    one_of(options, "resume", "overwrite")
     from autocompress import api
     from autocompress.reporting.profile_tables import profile_table
 
@@ -162,7 +162,7 @@ def search(
           --data imagefolder:images --space resnet --device hardware_profiles/mine \\
           --latency 2ms --memory 8MiB --size 40% --trials 200 --run runs/first
     """
-    _one_of({"resume": resume, "overwrite": overwrite}, "resume", "overwrite")
+    one_of({"resume": resume, "overwrite": overwrite}, "resume", "overwrite")
     from autocompress import api
     from autocompress.budgets import Budgets
 
@@ -324,8 +324,3 @@ def _print_front(found: Any, output_format: str) -> None:
     from autocompress.reporting.table import front_table
 
     to_stdout(found.to_json(), lambda: front_table(found), output_format)
-
-
-def _one_of(options: dict[str, Any], first: str, second: str) -> None:
-    if options[first] and options[second]:
-        raise click.UsageError(f"--{first} and --{second} cannot both be given.")

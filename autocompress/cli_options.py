@@ -114,3 +114,102 @@ def search_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def kit_options(command: Command) -> Command:
+    """Every option of `profile kit`."""
+    positive = click.IntRange(min=1)
+    options = [
+        click.option("--teacher", required=True, help=TEACHER_HELP),
+        SPACE,
+        click.option(
+            "--runtime",
+            type=click.Choice(["onnxruntime", "openvino"]),
+            default="onnxruntime",
+            show_default=True,
+            help="What runs the networks there.",
+        ),
+        click.option(
+            "--threads", type=positive, default=1, show_default=True, help="Threads of one inference."
+        ),
+        click.option("--batch", type=positive, default=1, show_default=True, help="Images of one inference."),
+        click.option(
+            "--networks", type=positive, default=40, show_default=True, help="Random networks of the space."
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Decides which networks."),
+        click.option("--data", help=DATA_HELP + " Only its image size matters here."),
+        INPUT_SIZE,
+        click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the kit to."),
+        click.option("--resume", is_flag=True, help="Go on with the kit of that folder."),
+        click.option("--overwrite", is_flag=True, help="Replace the kit of that folder."),
+        click.option(
+            "--ssh", metavar="HOST", help="Run it there, as HOST or USER@HOST, and import the results."
+        ),
+        click.option(
+            "--ssh-option",
+            "ssh_options",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Option of ssh, such as Port=2222.",
+        ),
+        click.option(
+            "--python",
+            default="python3",
+            show_default=True,
+            help="Python of the host, with numpy and the runtime.",
+        ),
+        click.option(
+            "--profile", type=FOLDER, help="With --ssh: folder of the profile.  [default: OUTPUT/profile]"
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def import_options(command: Command) -> Command:
+    """Every option of `profile import`."""
+    positive = click.IntRange(min=1)
+    options = [
+        click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path)),
+        click.option(
+            "--kind",
+            type=click.Choice(["onnxruntime", "openvino", "trtexec", "tflite", "torch"]),
+            help="Tool that wrote the dumps.  [default: found out]",
+        ),
+        click.option(
+            "--model",
+            "models",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="Profiled model of a kit, once for each dump, in order.",
+        ),
+        click.option("--teacher", help="Profiled network, where it is no model of a kit. " + TEACHER_HELP),
+        click.option(
+            "--latency",
+            "latencies",
+            multiple=True,
+            metavar="TIME",
+            help="Latency of each whole network: 1.2ms, 800us.",
+        ),
+        click.option("--kit", type=FOLDER, help="Kit that results.jsonl is of, where it lies elsewhere."),
+        click.option(
+            "--threads",
+            type=positive,
+            default=1,
+            show_default=True,
+            help="Threads that a dump was made with.",
+        ),
+        click.option(
+            "--batch", type=positive, default=1, show_default=True, help="Images of one inference of a dump."
+        ),
+        click.option(
+            "--device-name", metavar="TEXT", help="What a dump was made on.  [default: name of OUTPUT]"
+        ),
+        INPUT_SIZE,
+        click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the profile to."),
+        click.option("--overwrite", is_flag=True, help="Replace the profile of that folder."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

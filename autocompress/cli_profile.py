@@ -1,4 +1,4 @@
-"""Commands about device profiles that exist: `profile show`, `diff`, `validate`, `merge`."""
+"""Commands about device profiles: `profile kit`, `import`, `show`, `diff`, `validate`, `merge`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import Any
 
 import click
 
-from autocompress.cli_options import DATA_HELP, FOLDER, FORMAT, INPUT_SIZE, TEACHER_HELP
-from autocompress.cli_support import to_stdout
+from autocompress.cli_options import (
+    DATA_HELP,
+    FOLDER,
+    FORMAT,
+    INPUT_SIZE,
+    TEACHER_HELP,
+    import_options,
+    kit_options,
+)
+from autocompress.cli_support import one_of, to_stdout
 
 
 @click.command("show")
@@ -117,4 +125,57 @@ def merge_profiles(profiles: tuple[str, ...], output: Path, overwrite: bool) -> 
     click.echo(f"the profile is in {output}", err=True)
 
 
-COMMANDS = (show_profile, validate_profile, diff_profiles, merge_profiles)
+@click.command("kit")
+@kit_options
+def make_kit(**options: Any) -> None:
+    """Writes a folder to measure a device with that autocompress cannot run on.
+
+    It holds the networks and one script that needs only numpy and the runtime. Run it there by hand,
+    or over ssh with --ssh, which also fetches the results and makes the profile.
+
+    \b
+    Example:
+      autocompress profile kit --teacher timm:resnet18 --space resnet -o kit
+      autocompress profile kit --teacher timm:resnet18 --space resnet -o kit --ssh pi@raspberrypi
+    """
+    one_of(options, "resume", "overwrite")
+    from autocompress import api
+    from autocompress.reporting.profile_tables import profile_table
+
+    measured = api.profile_kit(**options)
+    if measured is None:
+        click.echo(f"copy {options['output']} to the device and run there: python measure_kit.py", err=True)
+        return
+    to_stdout(None, lambda: profile_table(measured), "table")
+
+
+@click.command("import")
+@import_options
+def import_profile(**options: Any) -> None:
+    """Makes a device profile of a measured kit, or of what a vendor's profiler wrote.
+
+    SOURCES is a kit's folder or its results.jsonl; or dumps of ONNX Runtime, OpenVINO, trtexec, TFLite or
+    torch.profiler, each with the profiled model of a kit as --model.
+
+    \b
+    Example:
+      autocompress profile import kit -o hardware_profiles/phone
+      autocompress profile import layers.json --model kit/models/4f53cda18c2b.onnx -o hardware_profiles/jetson
+    """
+    from autocompress import api
+    from autocompress.reporting.profile_tables import profile_table
+
+    measured = api.profile_import(**options)
+    to_stdout(None, lambda: profile_table(measured), "table")
+    found = measured.validation.get("import", {})
+    for entry in found.get("unknown_operators", ()):
+        click.echo(
+            f"unknown operator, counted with its neighbour: {entry['operator']}, "
+            f"{entry['count']} times, {entry['total_us']:g} µs together",
+            err=True,
+        )
+    for text in found.get("kernels_not_found", ()):
+        click.echo(f"not found in the dump, and not priced: {text}", err=True)
+
+
+COMMANDS = (make_kit, import_profile, show_profile, validate_profile, diff_profiles, merge_profiles)

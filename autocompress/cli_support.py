@@ -88,3 +88,8 @@ def to_stdout(data: Any, table: Any, output_format: str) -> None:
     # A file or a pipe has no width of its own, and rich would cut numbers off at 80 columns.
     width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
     Console(file=sys.stdout, width=width).print(table())
+
+
+def one_of(options: dict[str, Any], first: str, second: str) -> None:
+    if options[first] and options[second]:
+        raise click.UsageError(f"--{first} and --{second} cannot both be given.")

@@ -289,7 +289,7 @@ def test_file_features_explain_the_overhead_of_files(samples: list[Sample]):
     def overhead(network: Network, model: bytes) -> float:
         return len(model) - weight_bytes(network)
 
-    coefficients = np.array(profiler._file_coefficients(samples))
+    coefficients = np.array(profiler.file_coefficients(samples))
     for sample in samples:
         predicted = coefficients @ file_features(sample.network)
         assert predicted == pytest.approx(

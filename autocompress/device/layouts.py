@@ -13,18 +13,31 @@ _INTEGER_CONVOLUTION = "QLinearConv"
 
 
 def detect_layouts(runtime: Runtime, threads: int) -> Layouts:
-    """The layouts of a runtime on this machine; they depend on its vector instructions.
+    """The layouts of a runtime on this machine; they depend on its vector instructions."""
+    floats, integers = (runtime.optimized(model, threads) for model in probes().values())
+    return layouts_of(floats, integers)
 
-    A runtime that does not show its graph reorders within its own operations, for all one can tell.
+
+def probes() -> dict[str, bytes]:
+    """The two convolutions, as ONNX models by name: in float, then in 8 bits."""
+    models = {"probe_float": _float_convolution(), "probe_integer": _integer_convolution()}
+    return {name: model.SerializeToString() for name, model in models.items()}
+
+
+def layouts_of(floats: bytes, integers: bytes) -> Layouts:
+    """The layouts of a runtime that made these models of the two of `probes`.
+
+    A runtime that shows no models, both empty, reorders within its own operations, for all one can tell.
     """
-    floats = _optimized(runtime, _float_convolution(), threads)
-    if floats is None:
+    if not (floats and integers):
         return Layouts(0, False)
-    integers = _optimized(runtime, _integer_convolution(), threads)
+    import onnx
+
     last = any(
-        node.op_type == _INTEGER_CONVOLUTION and node.domain not in ("", "ai.onnx") for node in integers.node
+        node.op_type == _INTEGER_CONVOLUTION and node.domain not in ("", "ai.onnx")
+        for node in onnx.load_from_string(integers).graph.node
     )
-    return Layouts(_block(floats), last)
+    return Layouts(_block(onnx.load_from_string(floats).graph), last)
 
 
 def _block(graph: Any) -> int:
@@ -34,14 +47,6 @@ def _block(graph: Any) -> int:
         if node.op_type == "Conv" and "nchwc" in node.domain:
             return int(sizes[node.input[1]][0])
     return 0
-
-
-def _optimized(runtime: Runtime, model: Any, threads: int) -> Any:
-    """The graph that the runtime makes of a model, None if it does not show it."""
-    import onnx
-
-    optimized = runtime.optimized(model.SerializeToString(), threads)
-    return onnx.load_from_string(optimized).graph if optimized else None
 
 
 def _float_convolution() -> Any:

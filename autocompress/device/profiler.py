@@ -7,7 +7,7 @@ drawn at random come first; then those are asked for whose kernels are known lea
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,21 +91,53 @@ def make_profile(
             every = bench.run_all(samples, more)
     except OSError as error:
         raise ProfileError(f"{output} cannot be written", why=error.strerror or str(error)) from error
-    timed = bench.measured(every)
+    profile = profile_from(
+        bench.measured(every),
+        every,
+        {sample.name for sample in samples},
+        name=output.name,
+        runtime=runtime.name,
+        threads=threads,
+        batch=batch,
+        device=device,
+        source=source,
+        layouts=layouts,
+    )
+    write_profile(output, profile)
+    return profile
+
+
+def profile_from(
+    timed: Sequence[Timed],
+    samples: Sequence[Sample],
+    drawn: Container[str] | None = None,
+    *,
+    name: str,
+    runtime: str,
+    threads: int,
+    batch: int,
+    device: Mapping[str, Any],
+    source: Mapping[str, Any],
+    layouts: Layouts,
+) -> DeviceProfile:
+    """The profile that measurements of the samples make; the first sample is the teacher.
+
+    Only networks that were `drawn` at random (all, when not given) tell how well it predicts.
+    """
     latencies_us = without_drift(timed)
     table, fit = fitted(timed, latencies_us)
     made = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "networks": len(timed),
-        "teacher_latency_ms": bench.measured(samples[:1])[0].latency_ms,
+        "teacher_latency_ms": next(item.latency_ms for item in timed if item.name == samples[0].name),
         "reference_drift": drift([item.reference_ms for item in timed]),
         "kernels_fingerprint": kernels_fingerprint(kernels(samples[0].network, layouts)),
     }
-    found = validation(timed, latencies_us, {sample.name for sample in samples})
+    found = validation(timed, latencies_us, drawn)
     sources = (Source.from_mapping({**source, **made}, fit),)
-    profile = DeviceProfile(
-        name=output.name,
-        runtime=runtime.name,
+    return DeviceProfile(
+        name=name,
+        runtime=runtime,
         threads=threads,
         batch=batch,
         device=device,
@@ -113,11 +145,9 @@ def make_profile(
         layouts=layouts,
         table=table,
         fit=fit,
-        file_coefficients=_file_coefficients(every),
+        file_coefficients=file_coefficients(samples),
         validation=with_sources(found, sources),
     )
-    write_profile(output, profile)
-    return profile
 
 
 @dataclass
@@ -230,7 +260,7 @@ class Bench:
         return f"the machine is {slowdown:.1%} slower than before" if slowdown > MOST_SLOWDOWN else ""
 
 
-def _file_coefficients(samples: Sequence[Sample]) -> tuple[float, ...]:
+def file_coefficients(samples: Sequence[Sample]) -> tuple[float, ...]:
     """Overhead of exported files over their weights, by least squares of relative errors."""
     features = np.stack([file_features(sample.network) for sample in samples])
     sizes = np.array([len(sample.model) for sample in samples], dtype=np.float64)

@@ -1,0 +1,557 @@
+"""Measures the networks of this folder, whole and operator by operator, on the device it is run on.
+
+    python measure_kit.py [--runtime onnxruntime|openvino] [--threads N] [--cpus 4,5]
+
+Needs numpy and the runtime, and nothing else. Writes results.jsonl, one line a network as soon as it is
+measured, device.json, and the networks as the runtime rewrote them into optimized/. A run that was
+stopped goes on where it stopped. Exit codes: 0 done, 2 something cannot be used, 5 too noisy.
+
+Each network is timed without the runtime's profiler before and after it is read with it, in short blocks
+of runs between blocks of a reference network. A block counts only when the reference took no longer than
+in quiet moments right before and right after it. What was disturbed is measured again after the others,
+with more patience.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+FORMAT = 1
+USAGE, NOISY, INTERRUPTED = 2, 5, 130
+PROFILED_WARM_UP_RUNS = 5
+READINGS = 3
+_FILE = re.compile(r"models/[A-Za-z0-9_-]{1,80}\.onnx\Z")
+_FLAGS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_int8": "AMX int8",
+    "amx_bf16": "AMX bf16",
+    "asimddp": "ARM dot product",
+    "i8mm": "ARM int8 matrix multiply",
+}
+
+
+class Stop(Exception):
+    """Ends the script with a message and an exit code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def fail(message: str) -> NoReturn:
+    raise Stop(USAGE, message)
+
+
+class Onnxruntime:
+    """ONNX Runtime on the CPU."""
+
+    def __init__(self, threads: int) -> None:
+        self.library = importlib.import_module("onnxruntime")
+        self.threads = threads
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "runtime": "onnxruntime",
+            "version": self.library.__version__,
+            "build": self.library.get_build_info(),
+            "provider": "CPUExecutionProvider",
+            "intra_op_threads": self.threads,
+            "inter_op_threads": 1,
+            "allow_spinning": True,
+            "graph_optimization": "all",
+        }
+
+    def load(self, path: Path) -> Callable[[], Any]:
+        return self._runner(self._session(path, self._options()))
+
+    def node_times(self, path: Path, runs: int) -> list[list[Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._session(path, options)
+            run = self._runner(session)
+            for _ in range(PROFILED_WARM_UP_RUNS + runs):
+                run()
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        times: dict[str, list[float]] = {}
+        ops: dict[str, str] = {}
+        for event in events:
+            name = event["name"]
+            if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+                name = name[: -len("_kernel_time")]
+                times.setdefault(name, []).append(float(event["dur"]))
+                ops[name] = event["args"]["op_name"]
+        return [[name, ops[name], middle_mean(values[-runs:]), []] for name, values in times.items()]
+
+    def save_optimized(self, path: Path, target: Path) -> None:
+        options = self._options()
+        options.optimized_model_filepath = str(target)
+        self._session(path, options)
+
+    def _options(self) -> Any:
+        options = self.library.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = self.library.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        return options
+
+    def _session(self, path: Path, options: Any) -> Any:
+        return self.library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def _runner(self, session: Any) -> Callable[[], Any]:
+        (argument,) = session.get_inputs()
+        feed = {argument.name: random_input(tuple(argument.shape))}
+        return lambda: session.run(None, feed)
+
+
+class Openvino:
+    """OpenVINO on the CPU. Its graph is no ONNX file, so none is saved."""
+
+    def __init__(self, threads: int) -> None:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+        self.library = importlib.import_module("openvino")
+        self.core = self.library.Core()
+        self.threads = threads
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "runtime": "openvino",
+            "version": self.library.__version__.partition("-")[0],
+            "build": self.library.__version__,
+            "provider": "CPU",
+            "intra_op_threads": self.threads,
+            "streams": 1,
+            "float_precision": "f32",
+        }
+
+    def load(self, path: Path) -> Callable[[], Any]:
+        return self._runner(self._compiled(path, counters=False).create_infer_request())
+
+    def node_times(self, path: Path, runs: int) -> list[list[Any]]:
+        """The counters are means that an interruption spoils, so the median of several readings is taken."""
+        readings = [self._reading(path, runs) for _ in range(READINGS)]
+        return [
+            [*layers[0][:2], statistics.median(layer[2] for layer in layers), layers[0][3]]
+            for layers in zip(*readings)  # noqa: B905 - Python 3.9 knows no strict
+        ]
+
+    def _reading(self, path: Path, runs: int) -> list[list[Any]]:
+        """Layers that name an implementation: name, kind, mean time of the last runs in µs, exported nodes.
+
+        The counters are means over all runs so far and cut off fractions of a microsecond, of each run
+        and of the mean again; half a microsecond is put back for each.
+        """
+        compiled = self._compiled(path, counters=True)
+        request = compiled.create_infer_request()
+        run = self._runner(request)
+        for _ in range(PROFILED_WARM_UP_RUNS):
+            run()
+        cold = {layer.node_name: layer.real_time.total_seconds() * 1e6 for layer in request.profiling_info}
+        for _ in range(runs):
+            run()
+        origins = {
+            layer.get_friendly_name(): self._origins(layer)
+            for layer in compiled.get_runtime_model().get_ops()
+        }
+        found = []
+        for layer in request.profiling_info:
+            if layer.exec_type.startswith(("unknown", "undef")):
+                continue
+            warm_us = layer.real_time.total_seconds() * 1e6
+            total_us = (PROFILED_WARM_UP_RUNS + runs) * (warm_us + 0.5)
+            total_us -= PROFILED_WARM_UP_RUNS * (cold[layer.node_name] + 0.5)
+            time_us = 0.5 if warm_us < 1 else max(total_us / runs, 0.0) + 0.5
+            found.append([layer.node_name, layer.node_type, time_us, origins.get(layer.node_name, [])])
+        return found
+
+    def _origins(self, layer: Any) -> list[str]:
+        named = dict(layer.get_rt_info().items()).get("originalLayersNames", "")
+        return [name for name in str(getattr(named, "value", named)).split(",") if name]
+
+    def save_optimized(self, path: Path, target: Path) -> None:
+        del path, target
+
+    def _compiled(self, path: Path, *, counters: bool) -> Any:
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERF_COUNT": counters,
+        }
+        return self.core.compile_model(self.core.read_model(str(path)), "CPU", settings)
+
+    def _runner(self, request: Any) -> Callable[[], Any]:
+        feed = [random_input(tuple(request.model_inputs[0].shape))]
+        return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
+
+
+RUNTIMES: dict[str, Any] = {"onnxruntime": Onnxruntime, "openvino": Openvino}
+
+
+def random_input(shape: tuple[int, ...]) -> Any:
+    numpy = importlib.import_module("numpy")
+    return numpy.random.default_rng(0).standard_normal(shape).astype(numpy.float32)
+
+
+def middle_mean(values: list[float]) -> float:
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return statistics.fmean(ordered[quarter : len(ordered) - quarter])
+
+
+class Kit:
+    """The manifest kit.json, checked against the files beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            text = (folder / "kit.json").read_bytes()
+            self.data = json.loads(text)
+        except (OSError, ValueError) as error:
+            fail(f"kit.json cannot be read: {error}")
+        if not isinstance(self.data, dict) or self.data.get("format") != FORMAT:
+            fail(f"kit.json is not of format {FORMAT}: make the kit with the same version of autocompress")
+        self.identity = hashlib.sha256(text).hexdigest()
+        self.models: list[dict[str, Any]] = self.data["models"]
+        for entry in (*self.models, *self.data["probes"]):
+            self._check(entry)
+
+    def path(self, entry: Mapping[str, Any]) -> Path:
+        return self.folder / str(entry["file"])
+
+    def _check(self, entry: Mapping[str, Any]) -> None:
+        if not _FILE.match(str(entry["file"])):
+            fail(f"kit.json names a file outside of models/: {entry['file']!r}")
+        try:
+            found = hashlib.sha256(self.path(entry).read_bytes()).hexdigest()
+        except OSError as error:
+            fail(f"{entry['file']} cannot be read: {error.strerror}")
+        if found != entry["sha256"]:
+            fail(f"{entry['file']} is not the file that kit.json lists: copy the kit again")
+
+
+class Results:
+    """results.jsonl: a line about the setting, then one a network. Only whole lines count."""
+
+    def __init__(self, path: Path, setting: Mapping[str, Any]) -> None:
+        self.path = path
+        self.found: list[dict[str, Any]] = []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        try:
+            parsed = [json.loads(line) for line in lines]
+        except ValueError as error:
+            fail(f"{path.name} is damaged ({error}): delete it")
+        if parsed and parsed[0] != setting:
+            fail(
+                f"{path.name} is of another kit, runtime or number of threads: {parsed[0]}, now {setting}; "
+                "delete it, or give --output another folder"
+            )
+        self.found = parsed[1:]
+        text = "".join(json.dumps(line) + "\n" for line in (setting, *self.found))
+        path.write_text(text, encoding="utf-8")
+
+    @property
+    def names(self) -> set[str]:
+        return {str(line["name"]) for line in self.found}
+
+    def add(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.found.append(line)
+
+
+class Gate:
+    """A reference network whose times tell whether the device is quiet."""
+
+    def __init__(self, reference: Callable[[], Any], settings: Mapping[str, Any]) -> None:
+        self.reference, self.settings = reference, settings
+        self._recent: deque[float] = deque(maxlen=settings["window"])
+        for _ in range(settings["blocks"]):
+            self.reference_ms()
+
+    def reference_ms(self) -> float:
+        now = block_ms(self.reference, self.settings)
+        self._recent.append(now)
+        return now
+
+    def is_quiet(self, tolerance: float, *reference_ms: float) -> bool:
+        ordered = sorted(self._recent)
+        level = ordered[len(ordered) * self.settings["quiet_share"] // 100]
+        return max(reference_ms) <= level * (1 + tolerance)
+
+    def latency(self, run: Callable[[], Any], patience: int, tolerance: float) -> tuple[float, float] | None:
+        """Medians over quiet blocks, of `run` and of the reference, in ms; None when there were too few."""
+        block_ms(run, self.settings)
+        kept: list[float] = []
+        references: list[float] = []
+        before = self.reference_ms()
+        for _ in range(patience * self.settings["most_blocks"]):
+            own = block_ms(run, self.settings)
+            after = self.reference_ms()
+            if self.is_quiet(tolerance, before, after):
+                kept.append(own)
+                references += [before, after]
+            if len(kept) == self.settings["blocks"]:
+                return statistics.median(kept), statistics.median(references)
+            before = after
+        return None
+
+
+class Bench:
+    """Measures what is not known yet, and comes back to what was disturbed."""
+
+    def __init__(self, kit: Kit, engine: Any, results: Results, output: Path) -> None:
+        self.kit, self.engine, self.results = kit, engine, results
+        self.optimized = output / "optimized"
+        self.settings: dict[str, Any] = kit.data["settings"]
+
+    def run(self) -> None:
+        self.optimized.mkdir(parents=True, exist_ok=True)
+        for entry in self.kit.data["probes"]:
+            self._rewritten(entry)
+        first = next(entry for entry in self.kit.models if entry["name"] == self.kit.data["reference"])
+        gate = Gate(self.engine.load(self.kit.path(first)), self.settings)
+        waiting = [entry for entry in self.kit.models if entry["name"] not in self.results.names]
+        for patience in self.settings["patience"]:
+            disturbed = []
+            for entry in waiting:
+                self._say()
+                if not self._measured(entry, gate, patience):
+                    disturbed.append(entry)
+            waiting = disturbed
+        self._say()
+        if waiting:
+            raise Stop(NOISY, f"the device is too noisy: {len(waiting)} networks could not be measured")
+
+    def _say(self) -> None:
+        sys.stdout.write(f"{len(self.results.found)} of {len(self.kit.models)} networks\n")
+        sys.stdout.flush()
+
+    def _measured(self, entry: Mapping[str, Any], gate: Gate, patience: int) -> bool:
+        """Adds a result; False when it was disturbed. In the last round only noise counts as that."""
+        path = self.kit.path(entry)
+        last = patience == self.settings["patience"][-1]
+        tolerance = self.settings["last_resort" if last else "tolerance"]
+        before = gate.latency(self.engine.load(path), patience, tolerance)
+        nodes = before and self._node_times(path, gate, before[0], patience, tolerance)
+        after = nodes and gate.latency(self.engine.load(path), patience, tolerance)
+        if not (before and nodes and after) or (self._disturbed(before, after) and not last):
+            return False
+        self.results.add(
+            {
+                "name": entry["name"],
+                "sha256": entry["sha256"],
+                "latency_ms": [before[0], after[0]],
+                "reference_ms": [before[1], after[1]],
+                "nodes": nodes,
+                "optimized_sha256": self._rewritten(entry),
+            }
+        )
+        return True
+
+    def _node_times(
+        self, path: Path, gate: Gate, latency_ms: float, patience: int, tolerance: float
+    ) -> list[list[Any]] | None:
+        """Operator by operator between two quiet moments; None when there were none."""
+        most, seconds = self.settings["profiled_runs"], self.settings["profiled_s"]
+        runs = max(min(8, most), min(most, round(seconds / latency_ms * 1e3)))
+        for _ in range(patience * self.settings["profiled_attempts"]):
+            before = gate.reference_ms()
+            nodes: list[list[Any]] = self.engine.node_times(path, runs)
+            if gate.is_quiet(tolerance, before, gate.reference_ms()):
+                return nodes
+        return None
+
+    def _rewritten(self, entry: Mapping[str, Any]) -> str | None:
+        """Saves the network as the runtime rewrote it; None for a runtime that does not show it."""
+        target = self.optimized / f"{entry['name']}.onnx"
+        self.engine.save_optimized(self.kit.path(entry), target)
+        return hashlib.sha256(target.read_bytes()).hexdigest() if target.exists() else None
+
+    def _disturbed(self, before: tuple[float, float], after: tuple[float, float]) -> bool:
+        low, high = sorted((before[0], after[0]))
+        usual = [value for line in self.results.found for value in line["reference_ms"]]
+        beside = (before[1] + after[1]) / 2
+        slower = usual and beside / statistics.median(usual) - 1 > self.settings["most_slowdown"]
+        return bool(high / low - 1 > self.settings["most_disagreement"] or slower)
+
+
+def block_ms(run: Callable[[], Any], settings: Mapping[str, Any]) -> float:
+    """Median of single runs over one block, in ms."""
+    times: list[int] = []
+    clock = time.perf_counter_ns
+    end = clock() + int(settings["block_s"] * 1e9)
+    while len(times) < settings["block_runs"] or clock() < end:
+        start = clock()
+        run()
+        times.append(clock() - start)
+    return statistics.median(times) / 1e6
+
+
+def device(usable_cores: int | None) -> dict[str, Any]:
+    """What identifies the device, and how busy it is."""
+    info = _lines("/proc/cpuinfo")
+    flags = next(
+        (set(_after(line).split()) for line in info if line.startswith(("flags", "Features"))), set()
+    )
+    return {
+        "cpu": next((_after(line) for line in info if line.startswith(("model name", "Model"))), "")
+        or platform.processor()
+        or platform.machine(),
+        "cpu_id": _cpu_id(info),
+        "architecture": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores,
+        "cpu_quota": _quota(),
+        "governor": "".join(_lines("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")[:1]) or "unknown",
+        "board": "".join(_lines("/proc/device-tree/model")[:1]).strip("\0") or None,
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "features": [label for flag, label in _FLAGS.items() if flag in flags],
+    }
+
+
+def _cpu_id(info: list[str]) -> str | None:
+    keys = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision")
+    found: dict[str, str] = {}
+    for line in info:
+        if line.partition(":")[0].strip() in keys:
+            found.setdefault(line.partition(":")[0].strip(), _after(line))
+    return "-".join(found[key] for key in keys if key in found) or None
+
+
+def _quota() -> float | None:
+    parts = " ".join(_lines("/sys/fs/cgroup/cpu.max")).split()
+    return int(parts[0]) / int(parts[1]) if len(parts) == 2 and parts[0].isdigit() else None
+
+
+def _after(line: str) -> str:
+    return line.partition(":")[2].strip()
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def machine_lock() -> Iterator[None]:
+    """No two measurements run at once on one host; autocompress itself holds the same lock."""
+    try:
+        fcntl = importlib.import_module("fcntl")
+    except ImportError:
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / "autocompress-measuring.lock"
+    with contextlib.suppress(OSError):
+        path.touch(mode=0o666)
+    with path.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def pin(threads: int, cpus: str | None) -> None:
+    """Binds this process to `cpus`, or to the last of those it may use; the first serve interrupts."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    try:
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, [int(cpu) for cpu in cpus.split(",")] if cpus else allowed[-threads:])
+    except (OSError, ValueError) as error:
+        if cpus:
+            fail(f"this process cannot be bound to the CPUs {cpus}: {error}")
+
+
+def open_engine(wanted: str | None, threads: int) -> Any:
+    """The runtime asked for, else the first that is installed."""
+    for name in (wanted,) if wanted else RUNTIMES:
+        try:
+            return RUNTIMES[name](threads)
+        except ImportError as error:
+            missing = str(error)
+    fail(f"the runtime cannot be imported ({missing}): pip install numpy {wanted or ' or '.join(RUNTIMES)}")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    kit = Kit(Path(__file__).resolve().parent)
+    threads = arguments.threads or kit.data["threads"]
+    if threads < 1:
+        fail("--threads must be 1 or more")
+    output: Path = arguments.output or kit.folder
+    output.mkdir(parents=True, exist_ok=True)
+    wanted = arguments.runtime or (kit.data["runtime"] if kit.data["runtime"] in RUNTIMES else None)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with machine_lock():
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        pin(threads, arguments.cpus)
+        engine = open_engine(wanted, threads)
+        about = {**device(usable), **engine.describe()}
+        (output / "device.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        setting = {
+            "format": FORMAT,
+            "kit": kit.identity,
+            "runtime": about["runtime"],
+            "version": about["version"],
+            "threads": threads,
+        }
+        Bench(kit, engine, Results(output / "results.jsonl", setting), output).run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runtime", choices=sorted(RUNTIMES), help="default: the one the kit was made for")
+    parser.add_argument("--threads", type=int, help="threads of one inference; default: those of the kit")
+    parser.add_argument("--cpus", help="CPUs to run on, such as 4,5; default: the last ones")
+    parser.add_argument("--output", type=Path, help="folder to write to; default: that of the kit")
+    try:
+        measure(parser.parse_args())
+    except Stop as stop:
+        sys.stderr.write(f"error: {stop}\n")
+        return stop.code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on\n")
+        return INTERRUPTED
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        sys.stderr.write(f"error: {type(error).__name__}: {first}\n")
+        return 1
+    sys.stdout.write("done: import results.jsonl with autocompress profile import\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

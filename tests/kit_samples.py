@@ -1,0 +1,42 @@
+"""A few networks of a small space, and a kit of them that is measured in a second or two."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from priced_networks import small_pricer
+
+from autocompress.device.kit.folder import Kit, KitSettings, write_kit
+from autocompress.device.profiler import Sample
+from autocompress.device.quiet import QuietSettings
+from autocompress.profiling import profile_samples
+
+COUNT = 8
+ANYTHING = 1e9
+QUICKLY = KitSettings(
+    QuietSettings(blocks=3, most_blocks=4, block_s=0.001, tolerance=ANYTHING),
+    patience=(1,),
+    profiled_runs=3,
+    most_disagreement=ANYTHING,
+    most_slowdown=ANYTHING,
+    last_resort=ANYTHING,
+)
+SOURCE = {"teacher": "small", "space": "small", "input_shape": [1, 1, 16, 16]}
+
+
+@lru_cache(maxsize=1)
+def kit_samples() -> tuple[Sample, ...]:
+    return tuple(profile_samples(small_pricer()[0].bound, COUNT, 0, 1))
+
+
+def small_kit(folder: Path, settings: KitSettings = QUICKLY) -> Kit:
+    return write_kit(
+        folder,
+        kit_samples(),
+        runtime="onnxruntime",
+        threads=1,
+        batch=1,
+        source=SOURCE,
+        settings=settings,
+    )
