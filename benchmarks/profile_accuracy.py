@@ -25,6 +25,7 @@ from sklearn.ensemble import RandomForestRegressor
 import autocompress as ac
 from autocompress.cost import CostModel
 from autocompress.device.fitting import rows, summary, without_drift
+from autocompress.device.latency_table import LatencyTable
 from autocompress.device.measure import machine_lock
 from autocompress.device.measurements import FILE, Measurements, Timed
 from autocompress.device.profile import DeviceProfile, load_profile
@@ -234,6 +235,7 @@ def predictors(
     price = CostModel(profile).price
     latencies_us = without_drift(learned)
     by_macs = linear_in_macs(learned, latencies_us)
+    seen = LatencyTable(rows(learned))
     forest = random_forest(profile, learned)
 
     def cut(network: Network) -> tuple[Kernel, ...]:
@@ -241,7 +243,7 @@ def predictors(
 
     return {
         "autocompress": lambda network: price(network).latency_ms * 1e3,
-        "plain profiler sum": lambda network: sum(profile.table.lookup(k).median_us for k in cut(network)),
+        "plain profiler sum": lambda network: sum(seen.lookup(k).median_us for k in cut(network)),
         "layers alone, summed": lambda network: sum(
             isolated_us.get(k, NAN if k.op in WEIGHTED else 0.0) for k in cut(network)
         ),

@@ -52,7 +52,7 @@ def test_bursts_that_slow_everything_down_are_left_out(machine: Machine):
 def test_the_quiet_level_is_the_references_own_fast_blocks(machine: Machine):
     machine.slower = lambda second: 1.0 if second < 0.2 else 1.5
     gate = Gate(machine.model(0.5), SETTINGS)
-    for _ in range(30):
+    for _ in range(6):
         gate.reference_ms()
     assert gate.level_ms == pytest.approx(0.5)
     assert gate.is_quiet(0.51, 0.514)
@@ -67,3 +67,24 @@ def test_too_few_quiet_moments_are_no_latency(machine: Machine):
     lenient = gate.latency(machine.model(2.0), replace(SETTINGS, tolerance=0.5))
     assert lenient is not None
     assert lenient.latency_ms == pytest.approx(2.6)
+
+
+def test_what_a_model_varies_by_itself_is_no_disturbance(machine: Machine):
+    machine.slower = lambda second: 1.0 + 0.07 * (second * 7.3 % 1.0)
+    found = Gate(machine.model(0.5), SETTINGS).latency(machine.model(2.0))
+    assert found is not None
+    assert 2.0 <= found.latency_ms <= 2.0 * 1.07
+
+
+def test_a_block_begins_with_runs_that_do_not_count(machine: Machine):
+    runs = 0
+
+    def run_once() -> None:
+        nonlocal runs
+        runs += 1
+        machine.now_ns += 5_000_000 if runs % 5 in (1, 2) else 1_000_000
+
+    settings = replace(SETTINGS, block_s=0.0, warm_up_runs=2)
+    found = Gate(machine.model(0.5), settings).latency(SimpleNamespace(run_once=run_once))
+    assert found is not None
+    assert found.latency_ms == pytest.approx(1.0)

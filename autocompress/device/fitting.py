@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from autocompress.device.latency_table import LatencyTable, Row
 from autocompress.device.measurements import Timed
 from autocompress.device.profile import Fit
+from autocompress.device.refinement import LEAST_KERNEL_US, refined
 from autocompress.errors import ProfileError
 from autocompress.kernels import Kernel
 
 FOLDS = 5
-LEAST_KERNEL_US = 0.01
 NOISE = 0.015
 """Share by which a latency and the sum of its kernels differ, for reasons that no fit explains."""
 
@@ -32,8 +32,12 @@ FEW = 2
 
 
 def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[LatencyTable, Fit]:
-    """The table of all kernels, and the fit to the whole-network latencies in µs."""
+    """The table of all kernels, and the fit to the whole-network latencies in µs.
+
+    The latencies decide scales and overheads of the groups first, then single kernels, then both together.
+    """
     table = LatencyTable(rows(timed))
+    table = refined(table, _fit(table, timed, latencies_us), timed, latencies_us)
     return table, _fit(table, timed, latencies_us)
 
 

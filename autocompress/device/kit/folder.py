@@ -25,7 +25,7 @@ from autocompress.device.profiler import (
     PROFILED_S,
     Sample,
 )
-from autocompress.device.quiet import QUIET_SHARE, WINDOW, QuietSettings
+from autocompress.device.quiet import NATURAL, QUIET_SHARE, WINDOW, QuietSettings
 from autocompress.device.runtimes import NodeTime
 from autocompress.errors import ProfileError
 from autocompress.network import Network, from_json, to_json
@@ -62,7 +62,8 @@ class KitSettings:
 
     def to_json(self) -> dict[str, Any]:
         own = {name: value for name, value in asdict(self).items() if name != "quiet"}
-        return {**asdict(self.quiet), "window": WINDOW, "quiet_share": QUIET_SHARE, **own}
+        gate = {"window": WINDOW, "quiet_share": QUIET_SHARE, "natural": NATURAL}
+        return {**asdict(self.quiet), **gate, **own}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ measured, device.json, and the networks as the runtime rewrote them into optimiz
 stopped goes on where it stopped. Exit codes: 0 done, 2 something cannot be used, 5 too noisy.
 
 Each network is timed without the runtime's profiler before and after it is read with it, in short blocks
-of runs between blocks of a reference network. A block counts only when the reference took no longer than
+of runs between blocks of a reference network. A block counts only when the reference took about as long as
 in quiet moments right before and right after it. What was disturbed is measured again after the others,
 with more patience.
 """
@@ -305,7 +305,8 @@ class Gate:
     def is_quiet(self, tolerance: float, *reference_ms: float) -> bool:
         ordered = sorted(self._recent)
         level = ordered[len(ordered) * self.settings["quiet_share"] // 100]
-        return max(reference_ms) <= level * (1 + tolerance)
+        middle = min(ordered[len(ordered) // 2], level * (1 + self.settings["natural"]))
+        return max(reference_ms) <= max(level * (1 + tolerance), middle)
 
     def latency(self, run: Callable[[], Any], patience: int, tolerance: float) -> tuple[float, float] | None:
         """Medians over quiet blocks, of `run` and of the reference, in ms; None when there were too few."""
@@ -405,7 +406,9 @@ class Bench:
 
 
 def block_ms(run: Callable[[], Any], settings: Mapping[str, Any]) -> float:
-    """Median of single runs over one block, in ms."""
+    """Median of single runs over one block, in ms, after those that warm up."""
+    for _ in range(settings["warm_up_runs"]):
+        run()
     times: list[int] = []
     clock = time.perf_counter_ns
     end = clock() + int(settings["block_s"] * 1e9)
