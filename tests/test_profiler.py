@@ -83,7 +83,7 @@ class MadeUpGate:
     def latency(self, session: bytes, _settings: QuietSettings) -> QuietLatency | None:
         return self.device.measure(session, self.reference)
 
-    def reference_ms(self) -> float:
+    def settled_ms(self) -> float:
         return 1.0
 
     def is_quiet(self, *_times: float, tolerance: float) -> bool:

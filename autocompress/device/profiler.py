@@ -243,9 +243,9 @@ class Bench:
             return ()
         runs = max(8, min(PROFILED_RUNS, round(PROFILED_S / latency_ms * 1e3)))
         for _ in range(patience * PROFILED_ATTEMPTS):
-            before = gate.reference_ms()
+            before = gate.settled_ms()
             times = self.runtime.node_times(sample.model, self.threads, runs)
-            if gate.is_quiet(before, gate.reference_ms(), tolerance=tolerance):
+            if gate.is_quiet(before, gate.settled_ms(), tolerance=tolerance):
                 optimized = self.runtime.optimized(sample.model, self.threads)
                 return attribute(times, sample.model, optimized, kernels(sample.network, self.layouts))
         return None

@@ -19,6 +19,7 @@ WINDOW = 4000
 QUIET_SHARE = 10
 """The reference's quiet level is this percentile of its recent blocks."""
 
+SETTLING_BLOCKS = 3
 NATURAL = 0.08
 """Large models vary by themselves, with what lies in shared caches. So the quieter half of the reference's
 blocks always counts as quiet, unless they lie further above its quiet level than this."""
@@ -66,6 +67,10 @@ class Gate:
         now = _block_ms(self.reference, self.settings)
         self._recent.append(now)
         return now
+
+    def settled_ms(self) -> float:
+        """The least of a few blocks: after other work the first may only show that the caches were emptied."""
+        return min(self.reference_ms() for _ in range(SETTLING_BLOCKS))
 
     def is_quiet(self, *reference_ms: float, tolerance: float | None = None) -> bool:
         """Whether the reference took no more than its quiet level and a tolerance each time, or than it
