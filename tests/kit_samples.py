@@ -18,7 +18,7 @@ QUICKLY = KitSettings(
     QuietSettings(blocks=3, most_blocks=4, block_s=0.001, tolerance=ANYTHING),
     patience=(1,),
     profiled_runs=12,
-    most_disagreement=ANYTHING,
+    most_loads=2,
     most_slowdown=ANYTHING,
     last_resort=ANYTHING,
 )

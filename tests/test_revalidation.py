@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.yaml").write_text(SPACE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(profiler, "QuietSettings", lambda: ANYTHING_IS_QUIET)
-        patch.setattr(profiler, "MOST_DISAGREEMENT", 1e9)
+        patch.setattr(profiler, "MOST_ERROR", 1e9)
         patch.setattr(profiler, "LAST_RESORT", 1e9)
         ac.profile(colour_resnet(), folder / "small.yaml", folder / "device", networks=12, input_size=16)
     return folder
@@ -48,7 +48,7 @@ def colour_resnet() -> Any:
 @pytest.fixture
 def device(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(revalidation, "QuietSettings", lambda: ANYTHING_IS_QUIET)
-    monkeypatch.setattr(profiler, "MOST_DISAGREEMENT", 1e9)
+    monkeypatch.setattr(profiler, "MOST_ERROR", 1e9)
     monkeypatch.setattr(profiler, "LAST_RESORT", 1e9)
     target = tmp_path / "device"
     write_profile(target, load_profile(made / "device"))

@@ -1,7 +1,7 @@
 """Makes a device profile: measures sampled networks, whole and kernel by kernel, and fits the table.
 
-Each network is timed without the runtime's profiler before and after it is read with it. Networks
-drawn at random come first; then those are asked for whose kernels are known least.
+Each network is timed without the runtime's profiler before and after it is read with it, each time loaded
+anew. Networks drawn at random come first; then those are asked for whose kernels are known least.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ log = logging.getLogger("autocompress")
 
 PROFILED_RUNS, PROFILED_S = 40, 0.4
 PROFILED_ATTEMPTS = 4
-MOST_DISAGREEMENT = 0.03
+MOST_LOADS = 6
+MOST_ERROR = 0.015
+"""Standard error of a latency, as a share of it, over models that were loaded anew."""
+
 MOST_SLOWDOWN = 0.1
 PATIENCE = (1, 3, 8)
 """How often more than usual blocks are tried in each round."""
@@ -213,14 +216,13 @@ class Bench:
         settings = replace(self.settings, most_blocks=patience * self.settings.most_blocks)
         if last:
             settings = replace(settings, tolerance=LAST_RESORT)
-        before = gate.latency(self.runtime.load(sample.model, self.threads), settings)
-        found = None
-        if before is not None:
-            found = self._timings(sample, before.latency_ms, gate, patience, settings.tolerance)
-        after = None
-        if found is not None:
-            after = gate.latency(self.runtime.load(sample.model, self.threads), settings)
-        if before is None or found is None or after is None:
+        first = self._latency(sample, gate, settings)
+        found = loads = None
+        if first is not None:
+            found = self._timings(sample, first.latency_ms, gate, patience, settings.tolerance)
+        if first is not None and found is not None:
+            loads = self._loads(sample, gate, settings, first)
+        if found is None or loads is None:
             if last:
                 raise NoisyDeviceError(
                     "the device is too noisy to measure",
@@ -228,12 +230,30 @@ class Bench:
                     fix="end other programs on this machine and go on with --resume",
                 )
             return None, "there were too few quiet moments"
-        trouble = self._trouble(before, after)
+        latency_ms, reference_ms = np.median([(one.latency_ms, one.reference_ms) for one in loads], axis=0)
+        trouble = self._trouble(float(reference_ms))
         if trouble and not last:
             return None, trouble
-        latency_ms = (before.latency_ms + after.latency_ms) / 2
-        reference_ms = (before.reference_ms + after.reference_ms) / 2
-        return Timed(sample.name, sample.precision, latency_ms, reference_ms, found), ""
+        return Timed(sample.name, sample.precision, float(latency_ms), float(reference_ms), found), ""
+
+    def _latency(self, sample: Sample, gate: Gate, settings: QuietSettings) -> QuietLatency | None:
+        return gate.latency(self.runtime.load(sample.model, self.threads), settings)
+
+    def _loads(
+        self, sample: Sample, gate: Gate, settings: QuietSettings, first: QuietLatency
+    ) -> list[QuietLatency] | None:
+        """Latencies of the model loaded again and again, since where its data come to lie matters, until
+        their mean is known well enough; None when there were too few quiet moments."""
+        found = [first]
+        while len(found) < MOST_LOADS:
+            again = self._latency(sample, gate, settings)
+            if again is None:
+                return None
+            found.append(again)
+            times = [one.latency_ms for one in found]
+            if np.std(times, ddof=1) <= MOST_ERROR * np.mean(times) * np.sqrt(len(times)):
+                break
+        return found
 
     def _timings(
         self, sample: Sample, latency_ms: float, gate: Gate, patience: int, tolerance: float
@@ -250,12 +270,8 @@ class Bench:
                 return attribute(times, sample.model, optimized, kernels(sample.network, self.layouts))
         return None
 
-    def _trouble(self, before: QuietLatency, after: QuietLatency) -> str:
-        pair = sorted((before.latency_ms, after.latency_ms))
-        if pair[1] / pair[0] - 1 > MOST_DISAGREEMENT:
-            return f"two measurements differ by {pair[1] / pair[0] - 1:.1%}"
+    def _trouble(self, reference_ms: float) -> str:
         usual = [item.reference_ms for item in self.known.found]
-        reference_ms = (before.reference_ms + after.reference_ms) / 2
         slowdown = reference_ms / np.median(usual) - 1 if usual else 0.0
         return f"the machine is {slowdown:.1%} slower than before" if slowdown > MOST_SLOWDOWN else ""
 

@@ -69,7 +69,7 @@ class Gate:
         return now
 
     def settled_ms(self) -> float:
-        """The least of a few blocks: after other work the first may only show that the caches were emptied."""
+        """The least of a few blocks: after other work the first may only show empty caches."""
         return min(self.reference_ms() for _ in range(SETTLING_BLOCKS))
 
     def is_quiet(self, *reference_ms: float, tolerance: float | None = None) -> bool:

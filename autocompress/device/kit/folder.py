@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 from autocompress.device.imports import read_text
 from autocompress.device.layouts import probes
 from autocompress.device.profiler import (
     LAST_RESORT,
-    MOST_DISAGREEMENT,
+    MOST_ERROR,
+    MOST_LOADS,
     MOST_SLOWDOWN,
     PATIENCE,
     PROFILED_ATTEMPTS,
@@ -57,7 +59,8 @@ class KitSettings:
     profiled_runs: int = PROFILED_RUNS
     profiled_s: float = PROFILED_S
     profiled_attempts: int = PROFILED_ATTEMPTS
-    most_disagreement: float = MOST_DISAGREEMENT
+    most_loads: int = MOST_LOADS
+    most_error: float = MOST_ERROR
     most_slowdown: float = MOST_SLOWDOWN
 
     def to_json(self) -> dict[str, Any]:
@@ -327,7 +330,7 @@ def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> Resul
         _refuse(path, f"{where}: it has no times")
     digest = data.get("optimized_sha256")
     optimized = _optimized(path, entry.name, str(digest)) if digest is not None else b""
-    return Result(entry.name, sum(own) / len(own), sum(beside) / len(beside), nodes, optimized)
+    return Result(entry.name, median(own), median(beside), nodes, optimized)
 
 
 def _optimized(path: Path, name: str, digest: str | None) -> bytes:

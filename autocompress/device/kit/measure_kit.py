@@ -304,7 +304,7 @@ class Gate:
         return now
 
     def settled_ms(self) -> float:
-        """The least of a few blocks: after other work the first may only show that the caches were emptied."""
+        """The least of a few blocks: after other work the first may only show empty caches."""
         return min(self.reference_ms() for _ in range(SETTLING_BLOCKS))
 
     def is_quiet(self, tolerance: float, *reference_ms: float) -> bool:
@@ -366,22 +366,39 @@ class Bench:
         path = self.kit.path(entry)
         last = patience == self.settings["patience"][-1]
         tolerance = self.settings["last_resort" if last else "tolerance"]
-        before = gate.latency(self.engine.load(path), patience, tolerance)
-        nodes = before and self._node_times(path, gate, before[0], patience, tolerance)
-        after = nodes and gate.latency(self.engine.load(path), patience, tolerance)
-        if not (before and nodes and after) or (self._disturbed(before, after) and not last):
+        first = gate.latency(self.engine.load(path), patience, tolerance)
+        nodes = first and self._node_times(path, gate, first[0], patience, tolerance)
+        loads = first and nodes and self._loads(path, gate, patience, tolerance, first)
+        if not loads or (self._slower([reference_ms for _, reference_ms in loads]) and not last):
             return False
         self.results.add(
             {
                 "name": entry["name"],
                 "sha256": entry["sha256"],
-                "latency_ms": [before[0], after[0]],
-                "reference_ms": [before[1], after[1]],
+                "latency_ms": [latency_ms for latency_ms, _ in loads],
+                "reference_ms": [reference_ms for _, reference_ms in loads],
                 "nodes": nodes,
                 "optimized_sha256": self._rewritten(entry),
             }
         )
         return True
+
+    def _loads(
+        self, path: Path, gate: Gate, patience: int, tolerance: float, first: tuple[float, float]
+    ) -> list[tuple[float, float]] | None:
+        """Latencies of the network loaded again and again, since where its data come to lie matters, until
+        their mean is known well enough; None when there were too few quiet moments."""
+        found = [first]
+        while len(found) < self.settings["most_loads"]:
+            again = gate.latency(self.engine.load(path), patience, tolerance)
+            if again is None:
+                return None
+            found.append(again)
+            times = [latency_ms for latency_ms, _ in found]
+            error = statistics.stdev(times) / len(times) ** 0.5
+            if error <= self.settings["most_error"] * statistics.fmean(times):
+                break
+        return found
 
     def _node_times(
         self, path: Path, gate: Gate, latency_ms: float, patience: int, tolerance: float
@@ -402,12 +419,10 @@ class Bench:
         self.engine.save_optimized(self.kit.path(entry), target)
         return hashlib.sha256(target.read_bytes()).hexdigest() if target.exists() else None
 
-    def _disturbed(self, before: tuple[float, float], after: tuple[float, float]) -> bool:
-        low, high = sorted((before[0], after[0]))
+    def _slower(self, reference_ms: list[float]) -> bool:
         usual = [value for line in self.results.found for value in line["reference_ms"]]
-        beside = (before[1] + after[1]) / 2
-        slower = usual and beside / statistics.median(usual) - 1 > self.settings["most_slowdown"]
-        return bool(high / low - 1 > self.settings["most_disagreement"] or slower)
+        slowdown = statistics.median(reference_ms) / statistics.median(usual) - 1 if usual else 0.0
+        return bool(slowdown > self.settings["most_slowdown"])
 
 
 def block_ms(run: Callable[[], Any], settings: Mapping[str, Any]) -> float:
