@@ -31,7 +31,7 @@ class Pricer:
         canonical = self.bound.canonical(candidate)
         cost = self._known.get(canonical.key)
         if cost is None:
-            network, _ = apply(self.bound, None, canonical)
+            network, _ = apply(self.bound.folded, None, canonical)
             cost = self.cost_model.price(deployed(network)[0])
             self._known[canonical.key] = cost
         return cost

@@ -86,12 +86,12 @@ class _Blocks:
         return self.found
 
     def _takes_blocks(self, operation: Operation) -> bool:
+        if operation.kind in _POOLS:
+            return self._pool(operation)
         if len(operation.shape) != 4 or isinstance(operation.shape[0], tuple):
             return False
         if operation.kind in CONVOLUTIONS:
             return self._convolution(operation)
-        if operation.kind in _POOLS:
-            return self._pool(operation)
         if not all(name in self.blocked for name in operation.reads):
             return False
         if operation.kind == "add.Tensor":
@@ -128,8 +128,9 @@ class _Blocks:
         return self._wrote_blocked(operation)
 
     def _pool(self, operation: Operation) -> bool:
-        channels = self.shapes[operation.reads[0]][1]
-        if channels % self.block or not _is_spatial(operation):
+        """Averages over height and width become a pooling and, where they drop both, a reshape behind it."""
+        shape = self.shapes[operation.reads[0]]
+        if len(shape) != 4 or shape[1] % self.block or not _is_spatial(operation):
             return False
         self._read_blocked(operation)
         return self._wrote_blocked(operation)

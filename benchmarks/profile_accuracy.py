@@ -3,15 +3,17 @@
     python benchmarks/profile_accuracy.py --cifar-teacher cifar_resnet.py:load      # all, 1 to 2 hours
     python benchmarks/profile_accuracy.py --only mobilenetv2_100
 
-For each network of the list a profile is made as `autocompress profile` makes it, then random candidates
-with another seed are measured: 100 in float32, 100 in 8 bits or mixed. Every way of predicting knows the
-same profiled networks. Measurements are kept in runs/profile-accuracy, so that a run that was ended goes on.
+For each network of the list a profile is made as `autocompress profile` makes it, and random candidates with
+another seed are timed: 100 in float32, 100 in 8 bits or mixed. Both take turns, ten networks at a time, so that
+the machine is the same for both. Every way of predicting knows the same profiled networks, and none the others.
+Measurements are kept in runs/profile-accuracy, so that a run that was ended goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +24,15 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 
-import autocompress as ac
 from autocompress.cost import CostModel
 from autocompress.device.fitting import rows, summary, without_drift
 from autocompress.device.latency_table import LatencyTable
+from autocompress.device.layouts import detect_layouts
 from autocompress.device.measure import machine_lock
 from autocompress.device.measurements import FILE, Measurements, Timed
-from autocompress.device.profile import DeviceProfile, load_profile
-from autocompress.device.profiler import Bench, Sample
+from autocompress.device.profile import DeviceProfile
+from autocompress.device.profile_files import write_profile
+from autocompress.device.profiler import Bench, Sample, profile_from
 from autocompress.device.quiet import Gate, QuietSettings
 from autocompress.device.runtimes import get_runtime
 from autocompress.errors import ProfileError
@@ -37,7 +40,7 @@ from autocompress.export.onnx import to_onnx
 from autocompress.kernels import Kernel, kernels
 from autocompress.network import INPUT, Network, Ref
 from autocompress.preparation import bound_space, open_teacher
-from autocompress.profiling import profile_samples, shipped
+from autocompress.profiling import CHOSEN_SHARE, Chooser, profile_samples, shipped
 from autocompress.runtime_graph import LAYERS
 from autocompress.space import load_space
 from autocompress.transforms.sampling import random_candidate, random_weights
@@ -47,10 +50,11 @@ FOLDER = Path("runs/profile-accuracy")
 SEED, TEST_SEED = 0, 1000
 TESTED = 100
 KINDS = {"fp32": ("fp32",), "int8 and mixed": ("int8", "mixed")}
-ALONE = 25
+ALONE = 12
 """Networks of each kind whose layers are timed alone, which takes longest."""
 
 THREADS = 1
+TURN = 10
 NAN = float("nan")
 WEIGHTED = ("conv", "linear")
 PATIENT = QuietSettings(blocks=3, most_blocks=600, block_s=0.004)
@@ -89,37 +93,29 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="one of the networks, may be repeated")
     parser.add_argument("--tested", type=int, default=TESTED, help="networks for each row of the table")
     arguments = parser.parse_args()
-    results = []
     for case in cases(arguments.cifar_teacher):
         if arguments.only is None or case.name in arguments.only:
-            results += examine(case, arguments.tested)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "results.json").write_text(json.dumps(results, indent=1))
+            results = examine(case, arguments.tested)
+            (FOLDER / case.name / "results.json").write_text(json.dumps(results, indent=1))
     return 0
 
 
 def examine(case: Case, tested: int) -> list[dict[str, Any]]:
     folder = FOLDER / case.name
-    started = time.monotonic()
-    if not (folder / "device" / "profile.yaml").exists():
-        ac.profile(
-            case.teacher, case.space, folder / "device", input_size=case.input_size,
-            networks=case.networks, seed=SEED, threads=THREADS, resume=True,
-        )  # fmt: skip
-    minutes = (time.monotonic() - started) / 60
-    profile = load_profile(folder / "device")
     bound = bound_space(open_teacher(case.teacher, None, case.input_size), load_space(case.space))
-    learned = Measurements(folder / "device" / FILE, _setting(folder / "device" / FILE), resume=True).found
-    known = {item.name for item in learned}
-    test = list(unseen(bound, known, tested))
-    timed, isolated_us = measured(test, folder)
-    latencies_us = np.array([item.latency_ms for item in timed]) * 1e3 * level(learned, timed)
+    run = Together(bound, folder, case.networks)
+    test = list(unseen(bound, {sample.name for sample in run.drawn}, tested))
+    with machine_lock():
+        profile, minutes = run.measure(test)
+        learned, timed = run.profiling.known.found, run.testing.measured(test[1:])
+        isolated_us = alone(test, profile, run.gate, folder / "isolated.json")
+    latencies_us = np.array(without_drift(timed)) * level(learned, timed)
     ways = predictors(profile, learned, isolated_us)
     print(f"\n{case.name} at {case.input_size}², profiled with {len(learned)} networks in {minutes:.1f} min")
     found = []
-    by_name = {sample.name: sample for sample in test}
+    by_name, known = {sample.name: sample for sample in test}, {item.name for item in learned}
     for precision, kinds in KINDS.items():
-        chosen = [index for index, item in enumerate(timed) if item.precision in kinds]
+        chosen = [i for i, item in enumerate(timed) if item.precision in kinds and item.name not in known]
         truth = latencies_us[chosen]
         print(f"  {precision}: {len(chosen)} networks, {truth.min() / 1e3:.3f} to {truth.max() / 1e3:.3f} ms")
         for way, predict in ways.items():
@@ -139,10 +135,14 @@ def examine(case: Case, tested: int) -> list[dict[str, Any]]:
 
 
 def unseen(bound: BoundSpace, known: set[str], tested: int) -> Iterator[Sample]:
-    """The teacher first, as the reference; then random candidates that are not `known`."""
-    import random
-
+    """The teacher first, then random candidates that are not `known`, precisions mixed."""
+    found = list(_unseen(bound, known, tested))
+    random.Random(TEST_SEED).shuffle(found)
     yield next(iter(profile_samples(bound, 1, SEED, 1)))
+    yield from found
+
+
+def _unseen(bound: BoundSpace, known: set[str], tested: int) -> Iterator[Sample]:
     rng = random.Random(TEST_SEED)
     for precision, count in (("fp32", tested), ("int8", tested // 2), ("mixed", tested - tested // 2)):
         seen: set[str] = set()
@@ -155,33 +155,55 @@ def unseen(bound: BoundSpace, known: set[str], tested: int) -> Iterator[Sample]:
                 yield Sample(candidate.key, network, model, precision)
 
 
-def measured(test: Sequence[Sample], folder: Path) -> tuple[list[Timed], dict[Kernel, float]]:
-    """Latencies of the tested networks, and of each of their layers by itself."""
-    runtime = get_runtime("onnxruntime")
-    profile = load_profile(folder / "device")
-    setting = {"runtime": "onnxruntime", "threads": THREADS, "batch": 1, "reference": test[0].name}
-    known = Measurements(folder / "test" / FILE, setting, resume=True)
-    progress = Counter("measuring", len(test))
-    bench = Bench(
-        runtime, THREADS, profile.layouts, known, QuietSettings(blocks=5), progress, by_kernel=False
-    )
-    with machine_lock():
-        bench.run_all(test, None)
-        gate = Gate(runtime.load(test[0].model, THREADS))
-        few = [
-            sample
-            for kind in KINDS.values()
-            for sample in [s for s in test[1:] if s.precision in kind][:ALONE]
-        ]
-        isolated = alone(few, profile, gate, folder / "test" / "isolated.json")
-    return bench.measured(test[1:]), isolated
+class Together:
+    """Profiling and timing of unseen networks that take turns."""
+
+    def __init__(self, bound: BoundSpace, folder: Path, networks: int) -> None:
+        runtime = get_runtime("onnxruntime")
+        layouts = detect_layouts(runtime, THREADS)
+        wanted = round(CHOSEN_SHARE * networks)
+        self.networks, self.device = networks, folder / "device"
+        self.chooser = Chooser(bound, layouts, runtime.precisions, 1, SEED, wanted)
+        self.drawn = list(profile_samples(bound, networks - wanted, SEED, 1))
+        self.gate = Gate(runtime.load(self.drawn[0].model, THREADS))
+        setting = {"runtime": "onnxruntime", "threads": THREADS, "batch": 1, "reference": self.drawn[0].name}
+        progress = Counter("networks measured", networks)
+        self.profiling, self.testing = (
+            Bench(runtime, THREADS, layouts, Measurements(path / FILE, setting, resume=True),
+                  QuietSettings(), progress, by_kernel=by_kernel)
+            for path, by_kernel in ((self.device, True), (folder / "test", False))
+        )  # fmt: skip
+
+    def measure(self, test: Sequence[Sample]) -> tuple[DeviceProfile, float]:
+        """The profile, and the minutes that its own networks took."""
+        waiting, seconds, every = list(test), 0.0, list(self.drawn)
+        asked: Sequence[Sample] = self.drawn
+        while asked:
+            for index in range(0, len(asked), TURN):
+                started = time.monotonic()
+                self.profiling.run(asked[index : index + TURN], self.gate)
+                seconds += time.monotonic() - started
+                share = -(-TURN * len(test) // self.networks)
+                self.testing.run(waiting[:share], self.gate)
+                del waiting[:share]
+            asked = self.chooser(LatencyTable(rows(self.profiling.measured(every))))
+            every += asked
+        self.testing.run(waiting, self.gate)
+        profile = profile_from(
+            self.profiling.measured(every), every, {sample.name for sample in self.drawn}, name="device",
+            runtime="onnxruntime", threads=THREADS, batch=1, device={}, source={},
+            layouts=self.profiling.layouts,
+        )  # fmt: skip
+        write_profile(self.device, profile)
+        return profile, seconds / 60
 
 
 def alone(test: Sequence[Sample], profile: DeviceProfile, gate: Gate, path: Path) -> dict[Kernel, float]:
-    """µs of each layer of the tested networks as a network of its own."""
+    """µs of each layer of a few tested networks of each kind, as a network of its own."""
     runtime = get_runtime("onnxruntime")
+    few = [one for kind in KINDS.values() for one in [s for s in test[1:] if s.precision in kind][:ALONE]]
     wanted: dict[Kernel, Network] = {}
-    for sample in test:
+    for sample in few:
         for kernel in kernels(sample.network, profile.layouts):
             if kernel.op in WEIGHTED and kernel not in wanted:
                 layer = single(sample.network, kernel)
@@ -220,7 +242,7 @@ def single(network: Network, kernel: Kernel) -> Network | None:
 
 
 def level(learned: Sequence[Timed], timed: Sequence[Timed]) -> float:
-    """The machine's speed when the networks were profiled, as a multiple of that when they were tested."""
+    """Latencies are told for the reference's median speed: when the networks were profiled, by when tested."""
     before, now = ([item.reference_ms for item in items] for items in (learned, timed))
     return float(np.median(before) / np.median(now))
 
@@ -315,12 +337,6 @@ class Counter:
         if time.monotonic() - self.last > 20:
             self.last = time.monotonic()
             print(f"{self.what}: {done}/{self.total}", file=sys.stderr, flush=True)
-
-
-def _setting(path: Path) -> dict[str, Any]:
-    with path.open(encoding="utf-8") as file:
-        setting: dict[str, Any] = json.loads(next(file))
-    return setting
 
 
 if __name__ == "__main__":

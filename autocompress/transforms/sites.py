@@ -21,6 +21,7 @@ from autocompress.network import Network, Node, Param, Ref
 from autocompress.space import LayerRule, Space
 from autocompress.transforms import low_rank
 from autocompress.transforms.compact import separable_layers
+from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.prune import kept_count
 from autocompress.transforms.replace_layer import conv_args
 
@@ -97,6 +98,20 @@ class BoundSpace:
                 for site in self.sites
             ),
         )
+
+    @cached_property
+    def folded(self) -> BoundSpace:
+        """The same decisions about the network without its batch norms, whose candidates ship as the same
+        networks: enough for pricing, with fewer nodes. The space itself where folding moves a decision."""
+        network, _ = fold_batch_norms(self.network, None)
+        coupling = couple(network)
+        blocks = {block.name: block for block in residual_blocks(network)}
+        same = [(group.name, group.size) for group in coupling.groups] == [
+            (group.name, group.size) for group in self.coupling.groups
+        ] and [(name, block.layers) for name, block in blocks.items()] == [
+            (name, block.layers) for name, block in self.blocks.items()
+        ]
+        return replace(self, network=network, coupling=coupling, blocks=blocks) if same else self
 
     def _gone(self, candidate: Candidate) -> tuple[set[str], dict[str, set[str]]]:
         """What dropped blocks compute, and by block the layers that become depthwise-separable."""
