@@ -26,8 +26,9 @@ class Kernel:
     layer or product `height` counts the rows that share the weight. `layout` says of a float
     convolution or pooling whether it works on blocks of channels (`blocked`), turns plain images into
     such (`to_blocked`) or does neither. `adds` is 1 when a convolution adds another value to its
-    result. `in_elements` and `out_elements` count numbers read and written, weights aside. `nodes`
-    are the network's nodes that it carries out; they do not count for equality.
+    result, or a normalisation to its input. `in_elements` and `out_elements` count numbers read and
+    written, weights aside. `nodes` are the network's nodes that it carries out; they do not count for
+    equality.
     """
 
     op: str
@@ -121,6 +122,7 @@ def _kernel(network: Network, operation: Operation) -> Kernel:
         height=height,
         width=width,
         activation=operation.activation,
+        adds=int(operation.adds),
         in_elements=sum(elements(network.shape_of(value)) for value in node.inputs),
         out_elements=elements(node.shape),
         nodes=operation.nodes,

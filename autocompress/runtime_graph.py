@@ -44,7 +44,7 @@ class Operation:
     `kind` is the network's operation or `quantize`, `dequantize`, `to_blocked`, `from_blocked`,
     `to_channels_last`, `to_channels_first`. `reads` and `writes` name tensors: a value `v` is `v` in
     floats, `v:q` in integers and `v:dq` in floats again. `nodes` are the network's nodes it carries
-    out; for a conversion, the node whose value it converts.
+    out; for a conversion, the node whose value it converts. `adds` says that it adds another value too.
     """
 
     kind: str
@@ -88,6 +88,7 @@ class _Splitter:
             elif self._vanishes(node) or self._scales_convolution(node):
                 self._let_vanish(node)
             elif not _is_number(node):
+                self._round_before(node)
                 activation = self._activation(node)
                 if activation is not None:
                     absorbed.add(activation.name)
@@ -144,21 +145,34 @@ class _Splitter:
         name = "" if activation is None else activation.op
         if not integer and node.op in LAYERS and self._is_guarded(node):
             name = "leaky_relu"
-        self.found.append(
-            Operation(
-                node.op,
-                "int8" if integer else "fp32",
-                reads,
-                writes,
-                node.shape,
-                names,
-                node,
-                activation=name,
-            )
-        )
+        precision = "int8" if integer else "fp32"
+        operation = Operation(node.op, precision, reads, writes, node.shape, names, node, activation=name)
+        if node.op == "layer_norm" and not integer:
+            self._take_sum_along(operation)
+        self.found.append(operation)
         self.tensor[result.name] = writes
         if result.quantizer is not None and not writes.endswith(":q"):
             self._quantize(result.name, result.shape)
+
+    def _take_sum_along(self, norm: Operation) -> None:
+        """A normalisation of sequences adds what it alone reads the sum of."""
+        added = next((one for one in reversed(self.found) if one.writes == norm.reads[0]), None)
+        if added is None or added.kind != "add.Tensor" or added.node is None or len(norm.shape) != 3:
+            return
+        shapes = {self.network.shape_of(name) for name in added.node.inputs}
+        value = added.node.name
+        alone = self.network.users[value] == norm.nodes[:1] and value != self.network.output
+        if alone and added.writes == value and added.precision == "fp32" and shapes == {norm.shape}:
+            self.found.remove(added)
+            norm.reads, norm.nodes, norm.adds = added.reads, added.nodes + norm.nodes, True
+
+    def _round_before(self, node: Node) -> None:
+        """Rounding moves in front of a pooling by maxima, which then works on integers."""
+        source = node.inputs[0]
+        alone = self.network.users[source] == (node.name,) and source != self.network.output
+        rounded = node.op == "max_pool2d" and node.quantizer is not None
+        if rounded and alone and not self.tensor[source].endswith(":q"):
+            self._quantize(source, self.network.shape_of(source))
 
     def _is_integer(self, node: Node, result: Node) -> bool:
         stored = [self.tensor[name].endswith(":q") for name in node.inputs if name in self.tensor]

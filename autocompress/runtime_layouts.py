@@ -13,6 +13,7 @@ from autocompress.network import INPUT, Network, Param
 from autocompress.runtime_graph import CONVOLUTIONS, Operation, split
 
 _POOLS = frozenset({"mean.dim", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"})
+_AVERAGES = frozenset({"mean.dim", "adaptive_avg_pool2d"})
 _BLOCKED_ACTIVATIONS = frozenset({"relu", "sigmoid", "tanh", "hardsigmoid", "gelu"})
 _TAKE_ACTIVATIONS = CONVOLUTIONS | {"batch_norm"}
 _ALIGNMENT = 4
@@ -128,19 +129,25 @@ class _Blocks:
         return self._wrote_blocked(operation)
 
     def _pool(self, operation: Operation) -> bool:
-        """Averages over height and width become a pooling and, where they drop both, a reshape behind it."""
-        shape = self.shapes[operation.reads[0]]
+        """Averages over whole maps are a pooling and, where they drop both axes, a reshape behind it. They
+        stay in blocks, and are not worth going there for."""
+        source = operation.reads[0]
+        shape = self.shapes[source]
         if len(shape) != 4 or shape[1] % self.block or not _is_spatial(operation):
+            return False
+        if operation.kind in _AVERAGES and source not in self.blocked:
             return False
         self._read_blocked(operation)
         return self._wrote_blocked(operation)
 
     def _read_blocked(self, operation: Operation) -> None:
         operation.layout = "blocked"
+        """Integers become floats anew for each of their readers, and so blocks too."""
         name = operation.reads[0]
-        if name in self.blocked or (name, "in") in self.reordered:
+        reordering = (name, operation.writes if name.endswith(":dq") else "in")
+        if name in self.blocked or reordering in self.reordered:
             return
-        self.reordered.add((name, "in"))
+        self.reordered.add(reordering)
         turned = self._turned_alone(name)
         if turned is None:
             self._convert("to_blocked", name)

@@ -4,8 +4,8 @@
     python benchmarks/profile_accuracy.py --only mobilenetv2_100
 
 For each network of the list a profile is made as `autocompress profile` makes it, and random candidates with
-another seed are timed: 100 in float32, 100 in 8 bits or mixed. Both take turns, ten networks at a time, so that
-the machine is the same for both. Every way of predicting knows the same profiled networks, and none the others.
+another seed are timed: 100 in float32, 100 in 8 bits or mixed. Both take turns, ten networks at a time, so
+that the machine is the same for both. Every way of predicting knows the profiled networks and none other.
 Measurements are kept in runs/profile-accuracy, so that a run that was ended goes on.
 """
 
@@ -50,7 +50,7 @@ FOLDER = Path("runs/profile-accuracy")
 SEED, TEST_SEED = 0, 1000
 TESTED = 100
 KINDS = {"fp32": ("fp32",), "int8 and mixed": ("int8", "mixed")}
-ALONE = 12
+ALONE = 6
 """Networks of each kind whose layers are timed alone, which takes longest."""
 
 THREADS = 1
@@ -242,7 +242,7 @@ def single(network: Network, kernel: Kernel) -> Network | None:
 
 
 def level(learned: Sequence[Timed], timed: Sequence[Timed]) -> float:
-    """Latencies are told for the reference's median speed: when the networks were profiled, by when tested."""
+    """Of the reference: its median latency when networks were profiled, by that when they were tested."""
     before, now = ([item.reference_ms for item in items] for items in (learned, timed))
     return float(np.median(before) / np.median(now))
 

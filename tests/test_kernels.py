@@ -113,6 +113,13 @@ def test_the_input_channels_decide_the_layout(channels: int, layout: str):
     assert kernel.layout == layout
 
 
+def test_an_average_over_whole_maps_works_on_blocks():
+    found = network(conv("a", INPUT), Node("m", "mean.dim", (Ref("a"), (2, 3)), (1, 16)))
+    cut = kernels(found, Layouts(16, False))
+    assert [kernel.op for kernel in cut] == ["to_blocked", "conv", "mean", "from_blocked"]
+    assert cut[-1].out_elements == 16
+
+
 def test_integers_meet_floats_by_conversions():
     found = network(conv("c", INPUT, bits=8), relu("r", "c"), conv("d", "r"))
     assert described(quantized(found, {INPUT: SIGNED, "r": POSITIVE})) == [
