@@ -22,12 +22,13 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
-from autocompress.pareto import hypervolume
+from autocompress.pareto import NAMES, hypervolume
 from autocompress.pricing import Pricer, Repairer, seeds
 from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Trial, ranked
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunStore
+from autocompress.solver import Solver
 from autocompress.study import Study, Told
 
 SEEDS = 6
@@ -138,15 +139,39 @@ class Search:
         return Told(event["trial"], candidate, values, None)
 
     def _enqueue_seeds(self) -> None:
+        solver = Solver(self.pricer, self.repair.damage)
+        found = solver.sweep(self.limits, SEEDS)
+        if solver.table is not None:
+            self.store.append("choices_priced", table=solver.table.to_json())
+        if found:
+            self._decide(
+                f"starting from {len(found)} candidates that keep the budgets at the least estimated damage, "
+                "by integer programming"
+            )
+        else:
+            found = self._repaired_seeds()
+        for candidate in found:
+            self._study.enqueue(candidate)
+
+    def _repaired_seeds(self) -> list[Candidate]:
+        """Where the solver finds nothing: step by step towards the budgets, saying how near that comes."""
+
         def repairer(limits: Limits) -> Repairer:
             return Repairer(self.pricer, limits, self.repair.damage)
 
         found = seeds(self.pricer, repairer, self.limits, SEEDS)
-        for candidate in found:
-            self._study.enqueue(candidate)
+        nearest = min(found, key=lambda candidate: max(self._excess(candidate).values()))
+        excess = self._excess(nearest)
+        binding = max(excess, key=lambda name: excess[name])
+        miss = f"the nearest, {nearest.key}, is {excess[binding]:.1%} above the {NAMES[binding]} budget"
         self._decide(
-            f"starting from {len(found)} candidates that keep the budgets at the least estimated damage"
+            f"the solver finds nothing inside the budgets; starting from {len(found)} repaired candidates"
+            + (f"; {miss}" if excess[binding] > 0 else "")
         )
+        return found
+
+    def _excess(self, candidate: Candidate) -> dict[str, float]:
+        return self.limits.excess(self.pricer.price(candidate), upper=True)
 
     def _evaluate(self) -> None:
         first, total = (LABELS[TRIAL], self.plan.trials) if self._stage == TRIAL else (LABELS[FINAL], None)
