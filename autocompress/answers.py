@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.budgets import LIMITED, MIB, Limits, show
+from autocompress.budgets import MIB, Limits, show
 from autocompress.candidate import Candidate, Cost, Option
 from autocompress.cost import CostModel, kernels
 from autocompress.device.profile import load_profile
@@ -92,13 +92,12 @@ class Answers:
         The upper end of the predicted latency's interval keeps the limit. Raises NothingFeasibleError,
         which names the nearest miss and the limit that it breaks.
         """
-        given = {
-            "latency_ms": latency_ms,
-            "peak_memory_bytes": None if memory_mib is None else int(memory_mib * MIB),
-            "file_bytes": None if size_mib is None else int(size_mib * MIB),
-        }
-        own = self.own_limits.to_json()
-        limits = Limits(**{name: own[name] if given[name] is None else given[name] for name in LIMITED})
+        own = self.own_limits
+        limits = Limits(
+            own.latency_ms if latency_ms is None else latency_ms,
+            own.peak_memory_bytes if memory_mib is None else int(memory_mib * MIB),
+            own.file_bytes if size_mib is None else int(size_mib * MIB),
+        )
         candidate = self.solver.solve(limits, rebase=False)
         if candidate is None:
             candidate = self._repaired(limits)

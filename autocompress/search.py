@@ -20,6 +20,7 @@ from typing import Any
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate
+from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
 from autocompress.pareto import NAMES, hypervolume
@@ -28,8 +29,9 @@ from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Trial, ranked
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunStore
+from autocompress.samplers import proposer
 from autocompress.solver import Solver
-from autocompress.study import Study, Told
+from autocompress.study import Told
 
 SEEDS = 6
 PROMOTED_PER_STUDENT = 2
@@ -83,14 +85,11 @@ class Search:
             NoisyDeviceError: the machine was too noisy to measure any student.
         """
         self._started = time.monotonic()
-        self._study = Study(
-            self.pricer.bound.free,
-            objectives=("accuracy", "latency_ms"),
-            limits=self.limits,
-            sampler=self.plan.sampler,
-            seed=self.plan.seed,
-            canonical=self.repair,
+        table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
+        self._solver = Solver(
+            self.pricer, self.repair.damage, None if table is None else EffectTable.from_json(table)
         )
+        self._study = proposer(self.pricer, self.repair, self._solver, self.limits, self.plan)
         self._replay(history)
         if not self._trials:
             self._enqueue_seeds()
@@ -139,10 +138,10 @@ class Search:
         return Told(event["trial"], candidate, values, None)
 
     def _enqueue_seeds(self) -> None:
-        solver = Solver(self.pricer, self.repair.damage)
-        found = solver.sweep(self.limits, SEEDS)
-        if solver.table is not None:
-            self.store.append("choices_priced", table=solver.table.to_json())
+        is_known = self._solver.table is not None
+        found = self._solver.sweep(self.limits, SEEDS)
+        if self._solver.table is not None and not is_known:
+            self.store.append("choices_priced", table=self._solver.table.to_json())
         if found:
             self._decide(
                 f"starting from {len(found)} candidates that keep the budgets at the least estimated damage, "

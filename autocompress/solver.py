@@ -23,7 +23,7 @@ from autocompress.pricing import LEAST_DAMAGE, UNKNOWN_DAMAGE, Damage, Pricer, w
 
 MOST_DAMAGE = 1e3
 CORRECTIONS = 16
-REBASED = 2
+REBASED = 1
 POLISHING_PRICES = 60
 CLOSE_ENOUGH = 0.005
 _RELATIVE_GAP = 1e-4
@@ -158,9 +158,7 @@ class Solver:
         With `rebase` the costs of single choices are taken again around the answer, which costs a
         price for each of them and pays where choices depend on each other.
         """
-        if self.table is None:
-            self.table = effects_of(self.pricer, self.pricer.low_bits)
-        best, nearest = self._corrected(self.table, limits)
+        best, nearest = self._corrected(self._priced_once(), limits)
         for _ in range(REBASED if rebase else 0):
             if nearest is None:
                 break
@@ -171,10 +169,24 @@ class Solver:
         return None if best is None else self._polished(best, limits)
 
     def sweep(self, limits: Limits, count: int, least_share: float = 0.6) -> list[Candidate]:
-        """Different answers at up to `count` levels inside the limits, the loosest first."""
-        shares = np.linspace(1.0, least_share, count)
-        found = (self.solve(limits.scaled(float(share))) for share in shares)
+        """Different answers at up to `count` levels inside the limits, the loosest first.
+
+        Only the loosest is worth pricing all choices again.
+        """
+        shares = np.linspace(1.0, least_share, count).tolist()
+        found = (self.solve(limits.scaled(share), rebase=share == 1.0) for share in shares)
         return list({candidate.key: candidate for candidate in found if candidate is not None}.values())
+
+    def guess(self, limits: Limits, damage: Damage) -> Candidate | None:
+        """The knapsack's answer for other damages, not priced: it may break the limits by a little."""
+        margin = self.pricer.cost_model.device.relative_error
+        answer = knapsack(self.pricer.bound.free, self._priced_once(), damage, limits, margin)
+        return None if answer is None else self.pricer.bound.canonical(answer)
+
+    def _priced_once(self) -> EffectTable:
+        if self.table is None:
+            self.table = effects_of(self.pricer, self.pricer.low_bits)
+        return self.table
 
     def harm(self, candidate: Candidate) -> float:
         """Summed damage of a candidate's choices that are not moot."""
@@ -246,6 +258,5 @@ def _moved(seen: float, limit: float, excess: float) -> float:
 
 
 def _limits(values: Mapping[str, float]) -> Limits:
-    return Limits(
-        **{name: value if name == "latency_ms" else math.floor(value) for name, value in values.items()}
-    )
+    whole = {name: math.floor(value) for name, value in values.items() if name != "latency_ms"}
+    return Limits(values.get("latency_ms"), whole.get("peak_memory_bytes"), whole.get("file_bytes"))

@@ -27,8 +27,9 @@ import numpy as np
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Site
+from autocompress.engine import Engine
 from autocompress.pareto import hypervolume_history
-from autocompress.study import Study
+from autocompress.study import SAMPLERS, Study
 
 EDGES = ("edge_0_1", "edge_0_2", "edge_1_2", "edge_0_3", "edge_1_3", "edge_2_3")
 PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))
@@ -38,6 +39,7 @@ EVALUATIONS = (50, 100, 200, 400)
 TARGETS = (0.95, 0.98, 0.99, 0.995)
 CAPPED_EVALUATIONS = 50
 LARGEST_ERROR = 20.0
+BEYOND_CAP = 1.5
 SITES = tuple(Site(f"block:{edge}", "block", edge, OPERATIONS, OPERATIONS[0]) for edge in EDGES)
 
 
@@ -79,7 +81,11 @@ def evaluated(sampler: str, found: Cells, seed: int, limits: Limits | None, coun
 
     What breaks the cap by its known latency is told to the sampler and not evaluated, as in a search.
     """
-    study = Study(SITES, limits=limits, sampler=sampler, seed=seed)
+    study = (
+        Study(SITES, limits=limits, sampler=sampler, seed=seed)
+        if sampler in SAMPLERS
+        else engine(sampler, found, seed, limits)
+    )
     done = 0
     while done < count and (asked := study.ask()) is not None:
         number, candidate = asked
@@ -91,6 +97,35 @@ def evaluated(sampler: str, found: Cells, seed: int, limits: Limits | None, coun
         study.tell(number, {"accuracy": 1 - found.error[row] / 100, **costs})
         done += 1
         yield row
+
+
+def engine(name: str, found: Cells, seed: int, limits: Limits | None) -> Engine:
+    """The search's own engine: `engine` knows how operations form paths, `engine-plain` only the edges."""
+    largest = float(found.latency_ms.max()) if limits is None else BEYOND_CAP * limits.latency_ms
+    return Engine(
+        SITES,
+        found.costs,
+        allowed=lambda candidate: limits is None or not limits.violated(found.costs(candidate)),
+        features=path_features if name == "engine" else lambda _: (),
+        largest_error=LARGEST_ERROR / 100,
+        largest_cost=largest,
+        seed=seed,
+    )
+
+
+def path_features(candidate: Candidate) -> list[float]:
+    """Of the paths from input to output that no `none` cuts: how many there are, which operations they
+    hold, how many convolutions the deepest and the shallowest have, and whether one is free of operations."""
+    chosen = [candidate.get(site) for site in SITES]
+    paths = [[chosen[edge] for edge in path] for path in PATHS]
+    whole = [path for path in paths if "none" not in path]
+    edges = {edge for path, on in zip(PATHS, paths, strict=True) if "none" not in on for edge in path}
+    counts = [sum(chosen[edge] == operation for edge in edges) for operation in OPERATIONS[:-1]]
+    wide = [path.count("nor_conv_3x3") for path in whole] or [0]
+    deep = [path.count("nor_conv_3x3") + path.count("nor_conv_1x1") for path in whole] or [0]
+    pooled = [path.count("avg_pool_3x3") for path in whole] or [0]
+    free = any(set(path) == {"skip_connect"} for path in whole)
+    return [*counts, len(whole), max(wide), max(deep), min(deep), max(pooled), sum(wide), sum(deep), free]
 
 
 def history(sampler: str, found: Cells, seed: int, limits: Limits | None, keep: Path) -> list[int]:
