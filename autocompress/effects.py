@@ -136,7 +136,7 @@ def effects_of(pricer: Pricer, base: Candidate) -> EffectTable:
 
 
 def _priced(pricer: Pricer, candidate: Candidate) -> _Priced:
-    network = deployed(apply(pricer.bound, None, candidate)[0])[0]
+    network = deployed(apply(pricer.bound.folded, None, candidate)[0])[0]
     cost = pricer.cost_model.price(network)
     return _Priced(cost.latency_ms, cost.file_bytes, weight_bytes(network), live_bytes(network))
 
