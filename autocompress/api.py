@@ -297,7 +297,7 @@ def compress(
     run: str | Path = "runs/latest",
     workers: int = 0,
     ray_address: str | None = None,
-    sampler: str = "tpe",
+    sampler: str = "engine",
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,

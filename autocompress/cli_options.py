@@ -65,7 +65,7 @@ def search_options(command: Command) -> Command:
         click.option(
             "--sampler",
             type=click.Choice(["engine", "tpe", "nsga2", "nsga3", "gp", "random"]),
-            default="tpe",
+            default="engine",
             show_default=True,
             help="What proposes candidates: the surrogate of autocompress, or a sampler of Optuna.",
         ),
