@@ -9,7 +9,8 @@ Nothing heavy is imported until a function needs it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from autocompress.progress import Console
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.answers import Answer, Answers
     from autocompress.budgets import Budgets
     from autocompress.device.profile import DeviceProfile
     from autocompress.pareto import Front
@@ -295,7 +297,7 @@ def compress(
     run: str | Path = "runs/latest",
     workers: int = 0,
     ray_address: str | None = None,
-    sampler: str = "tpe",
+    sampler: str = "engine",
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -361,7 +363,8 @@ def compress(
     request.check(resume=resume, overwrite=overwrite)
     from autocompress.campaign import carry_out
 
-    return carry_out(request, resume=resume, overwrite=overwrite, console=console or Console())
+    found = carry_out(request, resume=resume, overwrite=overwrite, console=console or Console())
+    return _answering(found)
 
 
 def resume(run: str | Path, add_trials: int = 0, console: Console | None = None) -> Front:
@@ -372,7 +375,7 @@ def resume(run: str | Path, add_trials: int = 0, console: Console | None = None)
     request.check(resume=True, overwrite=False)
     from autocompress.campaign import carry_out
 
-    return carry_out(request, resume=True, overwrite=False, console=console or Console())
+    return _answering(carry_out(request, resume=True, overwrite=False, console=console or Console()))
 
 
 def front(run: str | Path) -> Front:
@@ -380,7 +383,46 @@ def front(run: str | Path) -> Front:
     from autocompress.pareto import front_of
     from autocompress.run_store import read_run
 
-    return front_of(read_run(Path(run)))
+    return _answering(front_of(read_run(Path(run))))
+
+
+def _answering(found: Front) -> Front:
+    """The front with its run's answers to new budgets behind `Front.solve`, read when first asked."""
+
+    @cache
+    def answers() -> Answers:
+        from autocompress.answers import Answers
+
+        return Answers.of(found.run)
+
+    return replace(found, answer=lambda **limits: answers().solve(**limits))
+
+
+def solve(
+    run: str | Path, latency: str | None = None, memory: str | None = None, size: str | None = None
+) -> Answer:
+    """The candidate that is expected to lose least within limits as typed (`1.5ms`, `40%` of the teacher).
+
+    Nothing is evaluated; see `Front.solve`. Raises NothingFeasibleError when there is none.
+    """
+    found = front(run)
+    answer: Answer = found.solve(**_parsed(found, latency, memory, size))
+    return answer
+
+
+def _parsed(
+    found: Front, latency: str | None, memory: str | None, size: str | None
+) -> dict[str, float | None]:
+    from autocompress.budgets import MIB, Budgets
+
+    if latency is memory is size is None:
+        return {}
+    limits = Budgets.parse(latency=latency, memory=memory, size=size).resolve(found.teacher)
+    return {
+        "latency_ms": limits.latency_ms,
+        "memory_mib": None if limits.peak_memory_bytes is None else limits.peak_memory_bytes / MIB,
+        "size_mib": None if limits.file_bytes is None else limits.file_bytes / MIB,
+    }
 
 
 def pick(
@@ -395,18 +437,8 @@ def pick(
 
     Percentages are of the teacher's measured cost. Raises NothingFeasibleError when there is none.
     """
-    from autocompress.budgets import MIB, Budgets
-
     found = front(run)
-    if not found.measured or latency is memory is size is None:
-        student = found.best()
-    else:
-        limits = Budgets.parse(latency=latency, memory=memory, size=size).resolve(found.teacher)
-        student = found.best(
-            latency_ms=limits.latency_ms,
-            memory_mib=None if limits.peak_memory_bytes is None else limits.peak_memory_bytes / MIB,
-            size_mib=None if limits.file_bytes is None else limits.file_bytes / MIB,
-        )
+    student = found.best(**_parsed(found, latency, memory, size)) if found.measured else found.best()
     return student.save(output, overwrite=overwrite)
 
 

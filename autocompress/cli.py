@@ -231,22 +231,54 @@ def front(
 @click.option("--latency", metavar="TIME", help="At most this: 1.5ms, or 40% of the teacher.")
 @click.option("--memory", metavar="BYTES", help="At most this: 8MiB, or 40%.")
 @click.option("--size", metavar="BYTES", help="At most this: 300KB, or 40%.")
-@click.option("-o", "--output", type=FOLDER, required=True, help="Folder to copy the student to.")
+@click.option(
+    "-o", "--output", type=FOLDER, help="Folder to copy the student to.  [required without --solve]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace a student that is there.")
+@click.option(
+    "--solve",
+    is_flag=True,
+    help="Answer other budgets from the run's scores instead: a candidate, not a student. -o is a file then.",
+)
+@FORMAT
+@click.pass_context
 def pick(
-    run: Path, latency: str | None, memory: str | None, size: str | None, output: Path, overwrite: bool
+    ctx: click.Context,
+    run: Path,
+    latency: str | None,
+    memory: str | None,
+    size: str | None,
+    output: Path | None,
+    overwrite: bool,
+    solve: bool,
+    output_format: str,
 ) -> None:
     """Copies the most accurate certified student of RUN within these limits to a folder.
 
     Prints the folder. Ends with exit code 3 and names the nearest miss where there is none.
 
+    With --solve the candidate is printed that is expected to lose least within these limits, by the
+    run's scores and predicted costs. Nothing is trained or measured for it.
+
     \b
     Example:
       autocompress pick runs/first --latency 1.5ms --size 300KB -o student
+      autocompress pick runs/first --solve --latency 0.8ms
     """
     from autocompress import api
 
-    click.echo(api.pick(run, output, latency=latency, memory=memory, size=size, overwrite=overwrite))
+    limits = {"latency": latency, "memory": memory, "size": size}
+    if not solve:
+        if output is None:
+            raise click.UsageError("Missing option '-o' / '--output'.", ctx)
+        click.echo(api.pick(run, output, overwrite=overwrite, **limits))
+        return
+    from autocompress.reporting.table import answer_table
+
+    found = api.solve(run, **limits)
+    to_stdout(found.to_json(), lambda: answer_table(found), output_format)
+    if output is not None:
+        click.echo(f"the candidate is in {found.save(output)}", err=True)
 
 
 @main.command(short_help="Measure a student again, here.")

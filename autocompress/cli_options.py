@@ -64,10 +64,10 @@ def search_options(command: Command) -> Command:
         click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster to use."),
         click.option(
             "--sampler",
-            type=click.Choice(["tpe", "nsga2", "nsga3", "gp", "random"]),
-            default="tpe",
+            type=click.Choice(["engine", "tpe", "nsga2", "nsga3", "gp", "random"]),
+            default="engine",
             show_default=True,
-            help="What proposes candidates.",
+            help="What proposes candidates: the surrogate of autocompress, or a sampler of Optuna.",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
         click.option(

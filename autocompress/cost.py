@@ -23,6 +23,7 @@ __all__ = [
     "file_features",
     "file_features_count",
     "kernels",
+    "live_bytes",
     "low_bit_weights",
     "macs",
     "peak_memory_bytes",
@@ -33,7 +34,12 @@ _VIEWS = RESHAPES | {"getitem", "expand"}
 
 
 def peak_memory_bytes(network: Network) -> int:
-    """Weights plus the largest sum of activations alive at once, in execution order.
+    """Weights plus the largest sum of activations alive at once, in execution order; see `live_bytes`."""
+    return max(live_bytes(network).values()) + weight_bytes(network)
+
+
+def live_bytes(network: Network) -> dict[str, int]:
+    """Bytes of activations alive while each value is computed, the input first, in execution order.
 
     A value with a quantizer takes one byte a number, others four. Reshapes and elements of an
     operation with several outputs share their input's memory, which lives until the last of them was
@@ -43,16 +49,17 @@ def peak_memory_bytes(network: Network) -> int:
     last_use = {owners[name]: index for index, node in enumerate(network.nodes) for name in _touched(node)}
     last_use[owners[network.output]] = len(network.nodes)
     alive = {INPUT: _value_bytes(network, INPUT)}
-    total = peak = alive[INPUT]
+    total = alive[INPUT]
+    cuts = {INPUT: total}
     for index, node in enumerate(network.nodes):
         if owners[node.name] == node.name:
             alive[node.name] = _value_bytes(network, node.name)
             total += alive[node.name]
-            peak = max(peak, total)
+            cuts[node.name] = total
         for owner in {owners[name] for name in _touched(node)}:
             if last_use[owner] == index:
                 total -= alive.pop(owner)
-    return peak + weight_bytes(network)
+    return cuts
 
 
 def _memory_owners(network: Network) -> dict[str, str]:

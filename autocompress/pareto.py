@@ -96,6 +96,22 @@ class Front:
     students: tuple[Student, ...]
     measured: tuple[Student, ...] = ()
     violated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    answer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+    """Answers a new budget for the run; set by `api`."""
+
+    def solve(
+        self, latency_ms: float | None = None, memory_mib: float | None = None, size_mib: float | None = None
+    ) -> Any:
+        """The candidate, trained or not, that is expected to lose least within these limits.
+
+        An `answers.Answer`, computed from the run's scores without evaluating anything; limits that are
+        not given are the run's own. Raises NothingFeasibleError, which names the nearest miss.
+        """
+        if self.answer is None:
+            raise InputError(
+                "this front belongs to no run folder", fix="read it with autocompress.front(run)"
+            )
+        return self.answer(latency_ms=latency_ms, memory_mib=memory_mib, size_mib=size_mib)
 
     def best(
         self, latency_ms: float | None = None, memory_mib: float | None = None, size_mib: float | None = None

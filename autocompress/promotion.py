@@ -20,7 +20,7 @@ class Plan:
     final_epochs: float
     quantized_epochs: float
     students: int
-    sampler: str = "tpe"
+    sampler: str = "engine"
     seed: int = 0
     time_limit_s: float | None = None
 

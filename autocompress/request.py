@@ -33,7 +33,7 @@ class Request:
     run: Path
     workers: int = 0
     ray_address: str | None = None
-    sampler: str = "tpe"
+    sampler: str = "engine"
     seed: int = 0
     trial_epochs: float | None = None
     promotion_epochs: float | None = None

@@ -20,15 +20,18 @@ from typing import Any
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate
+from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
-from autocompress.pareto import hypervolume
+from autocompress.pareto import NAMES, hypervolume
 from autocompress.pricing import Pricer, Repairer, seeds
 from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Trial, ranked
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunStore
-from autocompress.study import Study, Told
+from autocompress.samplers import proposer
+from autocompress.solver import Solver
+from autocompress.study import Told
 
 SEEDS = 6
 PROMOTED_PER_STUDENT = 2
@@ -82,14 +85,11 @@ class Search:
             NoisyDeviceError: the machine was too noisy to measure any student.
         """
         self._started = time.monotonic()
-        self._study = Study(
-            self.pricer.bound.free,
-            objectives=("accuracy", "latency_ms"),
-            limits=self.limits,
-            sampler=self.plan.sampler,
-            seed=self.plan.seed,
-            canonical=self.repair,
+        table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
+        self._solver = Solver(
+            self.pricer, self.repair.damage, None if table is None else EffectTable.from_json(table)
         )
+        self._study = proposer(self.pricer, self.repair, self._solver, self.limits, self.plan)
         self._replay(history)
         if not self._trials:
             self._enqueue_seeds()
@@ -138,15 +138,39 @@ class Search:
         return Told(event["trial"], candidate, values, None)
 
     def _enqueue_seeds(self) -> None:
+        is_known = self._solver.table is not None
+        found = self._solver.sweep(self.limits, SEEDS)
+        if self._solver.table is not None and not is_known:
+            self.store.append("choices_priced", table=self._solver.table.to_json())
+        if found:
+            self._decide(
+                f"starting from {len(found)} candidates that keep the budgets at the least estimated damage, "
+                "by integer programming"
+            )
+        else:
+            found = self._repaired_seeds()
+        for candidate in found:
+            self._study.enqueue(candidate)
+
+    def _repaired_seeds(self) -> list[Candidate]:
+        """Where the solver finds nothing: step by step towards the budgets, saying how near that comes."""
+
         def repairer(limits: Limits) -> Repairer:
             return Repairer(self.pricer, limits, self.repair.damage)
 
         found = seeds(self.pricer, repairer, self.limits, SEEDS)
-        for candidate in found:
-            self._study.enqueue(candidate)
+        nearest = min(found, key=lambda candidate: max(self._excess(candidate).values()))
+        excess = self._excess(nearest)
+        binding = max(excess, key=lambda name: excess[name])
+        miss = f"the nearest, {nearest.key}, is {excess[binding]:.1%} above the {NAMES[binding]} budget"
         self._decide(
-            f"starting from {len(found)} candidates that keep the budgets at the least estimated damage"
+            f"the solver finds nothing inside the budgets; starting from {len(found)} repaired candidates"
+            + (f"; {miss}" if excess[binding] > 0 else "")
         )
+        return found
+
+    def _excess(self, candidate: Candidate) -> dict[str, float]:
+        return self.limits.excess(self.pricer.price(candidate), upper=True)
 
     def _evaluate(self) -> None:
         first, total = (LABELS[TRIAL], self.plan.trials) if self._stage == TRIAL else (LABELS[FINAL], None)

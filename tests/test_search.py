@@ -13,7 +13,7 @@ from priced_networks import small_pricer
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
-from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
+from autocompress.errors import InputError, InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import InProcess, Task
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
@@ -21,6 +21,7 @@ from autocompress.promotion import Plan, Trial, ranked, scaled
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunStore, read_run
 from autocompress.search import Search
+from autocompress.solver import Solver
 
 PLAN = Plan(trials=12, trial_epochs=1, promotion_epochs=3, final_epochs=9, quantized_epochs=1, students=2)
 Evaluate = Callable[[Task], Mapping[str, Any]]
@@ -95,6 +96,30 @@ def test_every_trial_keeps_the_budgets_and_none_is_repeated(bench: Bench):
     for trial in finished:
         assert trial["predicted"]["latency_ms"] <= bench.limits.latency_ms
         assert Candidate.of(trial["choices"]).key == trial["candidate"]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_every_sampler_keeps_the_budgets_and_starts_from_the_solver(bench: Bench, sampler: str):
+    bench.run(Plan(**{**vars(PLAN), "sampler": sampler}))
+    finished = [trial for trial in bench.trials if trial["event"] == "trial_finished"]
+    assert len({trial["candidate"] for trial in finished}) == PLAN.trials
+    assert all(trial["predicted"]["latency_ms_ci95"][1] <= bench.limits.latency_ms for trial in finished)
+    seeds = Solver(bench.pricer, {}).sweep(bench.limits, 6)
+    assert [trial["candidate"] for trial in finished][: len(seeds)] == [seed.key for seed in seeds]
+    assert any("integer programming" in event["text"] for event in read_run(bench.root).decisions)
+
+
+def test_an_unknown_sampler_is_refused(bench: Bench):
+    with pytest.raises(InputError, match="sampler 'tpee'") as caught:
+        bench.run(Plan(**{**vars(PLAN), "sampler": "tpee"}))
+    assert "engine" in caught.value.fix and "nsga2" in caught.value.fix
+
+
+def test_limits_that_nothing_keeps_are_searched_from_repaired_candidates(bench: Bench, pricer: Pricer):
+    bench.limits = Limits(latency_ms=0.5 * pricer.smallest.latency_ms)
+    assert bench.run() == []
+    (decision,) = [e["text"] for e in read_run(bench.root).decisions if "solver" in e["text"]]
+    assert "nothing inside the budgets" in decision and "above the latency budget" in decision
 
 
 def test_the_stages_follow_each_other(bench: Bench):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.table import Table
 
+    from autocompress.answers import Answer
     from autocompress.api import Inspection
     from autocompress.pareto import Front
 
@@ -95,6 +96,26 @@ def bench_table(bench: Mapping[str, Any]) -> Table:
     violated = [COSTS.get(name, name) for name in bench.get("violated") or ()]
     verdict = f"[red]broken: {', '.join(violated)}[/]" if violated else "[green]kept[/]"
     table.add_row("verdict", verdict)
+    return table
+
+
+def answer_table(answer: Answer) -> Table:
+    """The candidate that answers a budget: predicted costs, then its choices, alike ones in a row."""
+    table = properties(f"candidate {answer.candidate.key}: predicted, not trained or measured")
+    predicted = answer.predicted
+    latency = f"{milliseconds(predicted.latency_ms)} {interval_ms(predicted.latency_ms_ci95)}"
+    row(table, "latency", latency)
+    row(table, "memory", size(predicted.peak_memory_bytes))
+    row(table, "file size", size(predicted.file_bytes))
+    row(table, "expected damage", f"{significant(answer.expected_damage)} nats, summed over its choices")
+    row(table, "limits", limits(answer.limits.to_json()))
+    table.add_section()
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, option in answer.candidate.choices:
+        kind, _, target = name.partition(":")
+        groups.setdefault((kind, plain(option)), []).append(target)
+    for (kind, option), targets in groups.items():
+        row(table, f"{kind} {option}", ", ".join(patterns(targets)))
     return table
 
 

@@ -1,0 +1,169 @@
+"""What single choices cost, against a base candidate: the additive model that the solver optimises over.
+
+Every effect is a difference of two exact prices, so fusions, conversions and coupled channels count.
+Memory is kept cut by cut: what is alive while each value is computed, and the weights apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from autocompress.candidate import Candidate, Option
+from autocompress.cost import live_bytes, weight_bytes
+from autocompress.pricing import Pricer
+from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.sites import BoundSpace
+
+Choice = tuple[str, Option]
+"""(site name, option)"""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an option adds to the base's costs. `live_bytes` names only the cuts that change."""
+
+    latency_ms: float = 0.0
+    file_bytes: float = 0.0
+    weight_bytes: float = 0.0
+    live_bytes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EffectTable:
+    """Costs of a base candidate, and the effect of every option of every site on them.
+
+    The options of the base have no effect. `excluded` names, for a choice that spans sites, those that
+    it takes away, so that their options neither cost nor harm anything.
+    """
+
+    latency_ms: float
+    file_bytes: float
+    weight_bytes: float
+    live_bytes: Mapping[str, float]
+    effects: Mapping[Choice, Effect]
+    excluded: Mapping[Choice, frozenset[str]] = field(default_factory=dict)
+
+    @cached_property
+    def cuts(self) -> tuple[str, ...]:
+        """Names of the values during whose computation memory is counted."""
+        found = dict.fromkeys(self.live_bytes)
+        for effect in self.effects.values():
+            found.update(dict.fromkeys(effect.live_bytes))
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "base": _effect_to_json(self),
+            "effects": [[*choice, _effect_to_json(effect)] for choice, effect in self.effects.items()],
+            "excluded": [[*choice, sorted(names)] for choice, names in self.excluded.items()],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EffectTable:
+        return cls(
+            **data["base"],
+            effects={(name, option): Effect(**effect) for name, option, effect in data["effects"]},
+            excluded={(name, option): frozenset(names) for name, option, names in data["excluded"]},
+        )
+
+
+def _effect_to_json(effect: Effect | EffectTable) -> dict[str, Any]:
+    return {
+        "latency_ms": effect.latency_ms,
+        "file_bytes": effect.file_bytes,
+        "weight_bytes": effect.weight_bytes,
+        "live_bytes": dict(effect.live_bytes),
+    }
+
+
+@dataclass(frozen=True)
+class _Priced:
+    latency_ms: float
+    file_bytes: float
+    weight_bytes: float
+    live_bytes: Mapping[str, int]
+
+    def since(self, before: _Priced) -> Effect:
+        """What this adds to `before`. A cut that this no longer has is empty, one that is new was."""
+        cuts = {*self.live_bytes, *before.live_bytes}
+        changes = {cut: self.live_bytes.get(cut, 0) - before.live_bytes.get(cut, 0) for cut in cuts}
+        return Effect(
+            self.latency_ms - before.latency_ms,
+            self.file_bytes - before.file_bytes,
+            self.weight_bytes - before.weight_bytes,
+            {cut: change for cut, change in sorted(changes.items()) if change},
+        )
+
+
+def effects_of(pricer: Pricer, base: Candidate) -> EffectTable:
+    """Prices every option of every site once, against `base`.
+
+    Where a choice of the base takes a site away, the site's options are compared without that choice.
+    Raises ProfileError for a kernel that the device has no row for.
+    """
+    bound = pricer.bound
+    excluded = exclusions(bound)
+    # A site that the base takes away would come back in its default; few bits are the better guess.
+    chosen = {site.name: base.get(site) for site in bound.free}
+    gone = {
+        name for choice, names in excluded.items() if chosen.get(choice[0]) == choice[1] for name in names
+    }
+    chosen.update({name: option for name, option in pricer.low_bits.choices if name in gone})
+    known: dict[str, _Priced] = {}
+
+    def price(choices: Mapping[str, Option]) -> _Priced:
+        candidate = bound.canonical(Candidate.of(choices))
+        if candidate.key not in known:
+            known[candidate.key] = _priced(pricer, candidate)
+        return known[candidate.key]
+
+    effects: dict[Choice, Effect] = {}
+    for site in bound.free:
+        around = dict(chosen)
+        for (name, option), names in excluded.items():
+            if site.name in names and around[name] == option:
+                around[name] = bound.by_name[name].default
+        before = price(around)
+        for option in site.options:
+            effects[site.name, option] = price({**around, site.name: option}).since(before)
+    start = price(chosen)
+    return EffectTable(
+        start.latency_ms, start.file_bytes, start.weight_bytes, dict(start.live_bytes), effects, excluded
+    )
+
+
+def _priced(pricer: Pricer, candidate: Candidate) -> _Priced:
+    network = deployed(apply(pricer.bound.folded, None, candidate)[0])[0]
+    cost = pricer.cost_model.price(network)
+    return _Priced(cost.latency_ms, cost.file_bytes, weight_bytes(network), live_bytes(network))
+
+
+def exclusions(bound: BoundSpace) -> dict[Choice, frozenset[str]]:
+    """The sites that each choice at a block makes moot, by the space's own rule for canonical candidates."""
+    found = {}
+    inside = [site for site in bound.free if site.kind != "block"]
+    blocks = bound.of_kind("block")
+    for block in blocks:
+        for option in block.options:
+            if option == block.default:
+                continue
+            choice = (block.name, option)
+            moot = _moot(bound, choice, {site.name: _other(site.options, site.default) for site in inside})
+            for other in blocks:
+                if other is not block:
+                    moot |= _moot(bound, choice, {other.name: _other(other.options, other.default)})
+            if moot:
+                found[choice] = frozenset(moot)
+    return found
+
+
+def _other(options: Iterable[Option], default: Option) -> Option:
+    return next(option for option in options if option != default)
+
+
+def _moot(bound: BoundSpace, choice: Choice, others: Mapping[str, Option]) -> set[str]:
+    kept = bound.canonical(Candidate.of({**others, choice[0]: choice[1]})).as_dict
+    return {name for name in others if name not in kept} if choice[0] in kept else set()
