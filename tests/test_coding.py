@@ -142,7 +142,7 @@ def test_predictor_learns_which_model_is_right() -> None:
     ],
 )
 def test_impossible_levels_are_refused(data: bytes, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="bytes|range"):
+    with pytest.raises(ValueError, match=r"bytes|range"):
         decode_levels(data, shape)
 
 
@@ -158,7 +158,7 @@ def test_impossible_levels_are_refused(data: bytes, shape: tuple[int, ...]) -> N
     ],
 )
 def test_impossible_huffman_codes_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="table|bytes|prefix|codes"):
+    with pytest.raises(ValueError, match=r"table|bytes|prefix|codes"):
         decode_huffman(data, (4,))
 
 

@@ -7,7 +7,9 @@ bit, so sparse tensors are better off with `levels`; decoding is a table look-up
 from __future__ import annotations
 
 import heapq
+from array import array
 from itertools import count
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +48,7 @@ def encode_huffman(levels: NDArray[np.integer]) -> bytes:
     lowest = int(flat.min(initial=0))
     symbols = flat - lowest
     counts = np.bincount(symbols, minlength=1)
-    if not (-(2**15) <= lowest and len(counts) < 2**16):
+    if not (lowest >= -(2**15) and len(counts) < 2**16):
         raise ValueError(f"levels {lowest} to {lowest + len(counts) - 1} do not fit into 16 bits")
     lengths = code_lengths(counts)
     head = lowest.to_bytes(2, "little", signed=True) + len(lengths).to_bytes(2, "little")
@@ -58,7 +60,7 @@ def decode_huffman(data: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
 
     Raises ValueError when the table is no prefix code or the codes end early.
     """
-    size = int(np.prod(shape, dtype=np.int64))
+    size = prod(shape)
     lowest = int.from_bytes(data[:2], "little", signed=True)
     symbols = int.from_bytes(data[2:_HEAD_BYTES], "little")
     table_end = _HEAD_BYTES + (symbols + 1) // 2
@@ -70,27 +72,26 @@ def decode_huffman(data: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
     lengths = np.stack([packed >> 4, packed & 15], 1).ravel()[:symbols].astype(np.int64)
     bits = np.unpackbits(np.frombuffer(data[table_end:], dtype=np.uint8))
     found = _decoded(lengths, bits, size)
-    return (found + lowest).astype(np.int32).reshape(shape)
+    return (found + np.int32(lowest)).reshape(shape)
 
 
-def _decoded(lengths: Integers, bits: NDArray[np.uint8], size: int) -> Integers:
+def _decoded(lengths: Integers, bits: NDArray[np.uint8], size: int) -> NDArray[np.int32]:
     if (2.0 ** -lengths[lengths > 0]).sum() > 1:
         raise ValueError("the code lengths are those of no prefix code")
     symbol_at, length_at = _lookup(lengths)
-    padded = np.concatenate([bits, np.zeros(LONGEST_CODE, dtype=np.uint8)]).astype(np.int64)
-    windows = np.zeros(len(bits) + 1, dtype=np.int64)
+    padded = np.concatenate([bits, np.zeros(LONGEST_CODE, dtype=np.uint8)])
+    windows = np.zeros(len(bits) + 1, dtype=np.uint16)
     for place in range(LONGEST_CODE):
-        windows = windows * 2 + padded[place : place + len(windows)]
-    steps = length_at[windows].tolist()
-    position, positions = 0, []
+        windows = windows << 1 | padded[place : place + len(windows)]
+    steps = length_at[windows].tobytes()
+    position, positions = 0, array("q")
     for _ in range(size):
         step = steps[position]
         if not step or position + step > len(bits):
             raise ValueError("the codes end early or are not in the table")
         positions.append(position)
         position += step
-    found: Integers = symbol_at[windows[positions]] if positions else np.zeros(0, dtype=np.int64)
-    return found
+    return symbol_at[windows[np.frombuffer(positions, dtype=np.int64)]]
 
 
 def _canonical(lengths: Integers) -> Integers:
@@ -105,10 +106,10 @@ def _canonical(lengths: Integers) -> Integers:
     return codes
 
 
-def _lookup(lengths: Integers) -> tuple[Integers, Integers]:
+def _lookup(lengths: Integers) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """For every 15 bits: the symbol they begin with, and the length of its code, 0 for none."""
-    symbol_at = np.zeros(1 << LONGEST_CODE, dtype=np.int64)
-    length_at = np.zeros(1 << LONGEST_CODE, dtype=np.int64)
+    symbol_at = np.zeros(1 << LONGEST_CODE, dtype=np.int32)
+    length_at = np.zeros(1 << LONGEST_CODE, dtype=np.uint8)
     codes = _canonical(lengths)
     for symbol in np.flatnonzero(lengths).tolist():
         spare = LONGEST_CODE - int(lengths[symbol])

@@ -8,6 +8,7 @@ predictions are mixed by weights learned on the way (`mixing`), and nothing but 
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ _HEAD_BYTES = 4
 
 class BitCoder(Protocol):
     def code(self, probabilities: Integers, bits: Integers | None) -> Integers:
-        """The bits: those given when writing, those read when `bits` is None."""
+        """The bits: those given when writing, those read otherwise."""
 
 
 def encode_levels(levels: NDArray[Any]) -> bytes:
@@ -59,7 +60,7 @@ def decode_levels(data: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
     rows, columns = _matrix_shape(shape)
     if largest > LARGEST_LEVEL or not 1 <= period <= max(1, columns):
         raise ValueError(f"largest level {largest} or period {period} is out of range")
-    if not largest:
+    if not largest or not rows * columns:
         return np.zeros(shape, dtype=np.int32)
     if rows * columns * LEAST_BITS > 8 * len(data) + SLACK_BITS:
         raise ValueError(f"{len(data)} bytes cannot hold {rows * columns} levels")
@@ -69,8 +70,8 @@ def decode_levels(data: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) < 2:
-        return 1, int(np.prod(shape, dtype=np.int64))
-    return shape[0], int(np.prod(shape[1:], dtype=np.int64))
+        return 1, prod(shape)
+    return shape[0], prod(shape[1:])
 
 
 def _as_matrix(levels: Integers) -> Integers:
@@ -79,7 +80,7 @@ def _as_matrix(levels: Integers) -> Integers:
 
 def _period(shape: tuple[int, ...], matrix: Integers) -> int:
     """The positions of a kernel; without one, the distance of columns whose zeros are most alike."""
-    positions = int(np.prod(shape[2:], dtype=np.int64))
+    positions = prod(shape[2:])
     columns = matrix.shape[1]
     if positions > 1 and positions <= LARGEST_LEVEL:
         return positions

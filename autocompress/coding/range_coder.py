@@ -52,6 +52,7 @@ class BitReader:
 
     def code(self, probabilities: Integers, bits: Integers | None = None) -> Integers:
         """One bit for each probability, (lanes,). Past the end of the data zeros are read."""
+        assert bits is None
         low, high, value, position = self._low, self._high, self._value, self._position
         data, size = self._data, len(self._data)
         found = []
