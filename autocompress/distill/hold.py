@@ -21,14 +21,15 @@ from autocompress.transforms.sparsify import global_masks, gradual_density
 
 
 class Held:
-    """Parameters that are held; `release` lets them go."""
+    """Parameters that are held; `release` lets them go, after a last `settle`."""
 
-    def __init__(self, handles: list[RemovableHandle]) -> None:
-        self._handles = handles
+    def __init__(self, handles: list[RemovableHandle], settle: Callable[[], None] = lambda: None) -> None:
+        self._handles, self._settle = handles, settle
 
     def release(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._settle()
 
     def __enter__(self) -> Held:
         return self
@@ -52,8 +53,10 @@ def hold_zeros(student: GraphModule, masks: Mapping[str, NDArray[np.bool_]]) -> 
 def hold_shared(student: GraphModule, indices: Mapping[str, NDArray[np.integer[Any]]]) -> Held:
     """Keeps the weights of one index equal, and those that are zero at zero.
 
-    Weights of one index must be equal already. Each takes the sum of their gradients over the square root of
-    their number, so that one learning rate suits values that few and that many weights share.
+    Weights of one index must be equal already. Each takes the sum of their gradients over the square
+    root of their number, so that one learning rate suits values that few and that many weights share.
+    Equal steps may round unequally in a last bit, so that on release each weight takes the value of
+    the first of its index.
     """
     handles = []
     for name, groups in indices.items():
@@ -62,7 +65,16 @@ def hold_shared(student: GraphModule, indices: Mapping[str, NDArray[np.integer[A
         roots = torch.bincount(flat).clamp_min(1).to(parameter.dtype).sqrt()
         fixed = parameter.detach() == 0
         handles.append(parameter.register_hook(_pooled(flat, roots, fixed)))
-    return Held(handles)
+    return Held(handles, lambda: _equalise(student, indices))
+
+
+def _equalise(student: GraphModule, indices: Mapping[str, NDArray[np.integer[Any]]]) -> None:
+    for name, groups in indices.items():
+        parameter = student.tensor_named(name)
+        _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+        with torch.no_grad():
+            values = parameter.reshape(-1)[torch.from_numpy(first)]
+            parameter.copy_(values[torch.from_numpy(inverse.ravel())].reshape(parameter.shape))
 
 
 def _masked(kept: Tensor) -> Callable[[Tensor], Tensor]:
