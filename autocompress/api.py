@@ -449,6 +449,16 @@ def bench(student: str | Path, console: Console | None = None) -> dict[str, Any]
     return measure_again(Path(student), console or Console())
 
 
+def pack(student: str | Path, output: str | Path | None = None, coder: str = "context") -> tuple[Path, int]:
+    """Writes the student of a folder as one coded file, by default `student.acz` in it: (file, its bytes).
+
+    `load` reads the file. Raises StudentError where the folder cannot be read or the file not be written.
+    """
+    from autocompress.export.package import pack_student
+
+    return pack_student(Path(student), None if output is None else Path(output), coder)
+
+
 def report(run: str | Path, output: str | Path | None = None) -> Path:
     """Writes one offline HTML file about a run, by default `report.html` in its folder."""
     from autocompress.reporting.html import write_report

@@ -302,6 +302,34 @@ def bench(student: Path, output_format: str) -> None:
         raise click.exceptions.Exit(NothingFeasibleError.exit_code)
 
 
+@main.command(short_help="A student as one small coded file.")
+@click.argument("student", type=FOLDER)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: STUDENT/student.acz]"
+)
+@click.option(
+    "--coder",
+    type=click.Choice(["context", "huffman"]),
+    default="context",
+    show_default=True,
+    help="The smallest file, or the simplest code.",
+)
+def pack(student: Path, output: Path | None, coder: str) -> None:
+    """Writes the network and the weights of the folder STUDENT as one file, coded without loss.
+
+    Small where weights are sparse, share few values or have 8 bits; docs/acz-format.md says how. Prints the
+    file and its bytes.
+
+    \b
+    Example:
+      autocompress pack student -o student.acz
+    """
+    from autocompress import api
+
+    path, size_bytes = api.pack(student, output, coder)
+    click.echo(f"{path}: {size_bytes:,} bytes")
+
+
 @main.command(short_help="One offline HTML file about a run.")
 @RUN
 @click.option(

@@ -15,7 +15,7 @@ def main() -> int:
     for script, *options in COMMANDS:
         print(f"\n== {script} ==", flush=True)
         codes.append(subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode)
-    print("\ncifar_resnet20.py needs a teacher and images; see its --help")
+    print("\ncifar_resnet20.py, coder.py and deep_compression.py need a teacher or images; see their --help")
     return max(codes)
 
 

@@ -2,6 +2,8 @@
 
     spec.json           format, network (operations, shapes, quantizers), checksums, the caller's metadata
     model.safetensors   weights; those of 8-bit layers as int8 with `<name>.scale`, one a channel
+    student.acz         the same network and weights, coded (`export.acz`); only where the weights are sparse
+                        or shared, so that it is much smaller
     model.onnx          what was measured and what is deployed
     bench.json          the measurements
     README.md           for people
@@ -28,10 +30,11 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from autocompress.errors import StudentError
+from autocompress.export.acz import ACZ, acz_bytes, is_worth_coding, load_acz
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.operations import KNOWN
-from autocompress.network import Network, Param, Weights, from_json, to_json
-from autocompress.transforms.quantize import dequantize_weight, quantize_weight, runs_in_int8
+from autocompress.network import Network, Weights, from_json, to_json
+from autocompress.transforms.quantize import dequantize_weight, quantize_weight, weights_in_int8
 
 FORMAT = 1
 SPEC, WEIGHTS, MODEL, BENCH, README = (
@@ -69,7 +72,9 @@ def save_student(
         BENCH: _json(bench),
         README: readme.encode(),
     }
-    checksums = {name: _sha256(files[name]) for name in (WEIGHTS, MODEL)}
+    if is_worth_coding(network, weights):
+        files[ACZ] = acz_bytes(network, weights, spec_extra)
+    checksums = {name: _sha256(files[name]) for name in (WEIGHTS, MODEL, ACZ) if name in files}
     spec = {"format": FORMAT, **spec_extra, "sha256": checksums, "network": to_json(network)}
     _write_folder(Path(folder), {SPEC: _json(spec), **files})
 
@@ -97,10 +102,12 @@ def read_spec(folder: Path) -> dict[str, Any]:
 def load_student(folder: Path) -> GraphModule:
     """The student as a module in eval mode that computes what `model.onnx` computes.
 
-    Needs neither the teacher nor its code. Raises StudentError, naming the file, for a folder that is
-    not a student's, is incomplete, or is damaged.
+    `folder` is a student's folder, or a `student.acz` alone. Needs neither the teacher nor its code.
+    Raises StudentError, naming the file, for a folder that is not a student's, is incomplete, or is damaged.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return load_acz(folder)
     spec = read_spec(folder)
     network = _network(folder / SPEC, spec["network"])
     path = folder / WEIGHTS
@@ -114,10 +121,33 @@ def load_student(folder: Path) -> GraphModule:
         raise _damaged(path, str(error)) from error
 
 
+def pack_student(folder: Path, output: Path | None = None, coder: str = "context") -> tuple[Path, int]:
+    """Writes `student.acz` of a student's folder, there or as `output`: (the file, its bytes).
+
+    A folder whose own `student.acz` is written anew keeps its checksum in `spec.json`. Raises StudentError.
+    """
+    spec, module = read_spec(folder), load_student(folder)
+    meta = {key: value for key, value in spec.items() if key not in _OWN_KEYS}
+    content = acz_bytes(module.source_network, module.export_weights(), meta, coder)
+    path = folder / ACZ if output is None else output
+    try:
+        if path.resolve() == (folder / ACZ).resolve():
+            spec["sha256"][ACZ] = _sha256(content)
+            (folder / SPEC).write_bytes(_json(spec))
+        path.write_bytes(content)
+    except OSError as error:
+        raise StudentError(
+            f"{path.name} cannot be written", where=str(path), why=error.strerror or str(error),
+            fix="give an --output in a folder that exists",
+        ) from error  # fmt: skip
+    return path, len(content)
+
+
 def is_intact(folder: Path) -> bool:
-    """Whether the weights and the ONNX file are those that `spec.json` was written with."""
+    """Whether the weights, coded or not, and the ONNX file are those that `spec.json` was written with."""
     checksums = read_spec(folder)["sha256"]
-    return all(_sha256(_read(Path(folder) / name)) == checksums[name] for name in (WEIGHTS, MODEL))
+    names = [name for name in (WEIGHTS, MODEL, ACZ) if name in checksums]
+    return all(_sha256(_read(Path(folder) / name)) == checksums[name] for name in names)
 
 
 def _network(path: Path, data: Any) -> Network:
@@ -134,7 +164,7 @@ def _network(path: Path, data: Any) -> Network:
 def _packed(network: Network, weights: Weights) -> Weights:
     """The arrays as they are stored."""
     packed: Weights = {}
-    in_8_bits = _weights_in_8_bits(network)
+    in_8_bits = weights_in_int8(network)
     for name in network.params:
         if name in in_8_bits:
             packed[name], packed[name + _SCALE] = quantize_weight(weights[name])
@@ -158,20 +188,6 @@ def _unpacked(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Weights:
             raise ValueError(f"{name} has type {value.dtype}, the network says {spec.dtype}")
         weights[name] = value
     return weights
-
-
-def _weights_in_8_bits(network: Network) -> set[str]:
-    """Weights that nothing but 8-bit layers reads."""
-    names = set()
-    for node in network.nodes:
-        if not runs_in_int8(network, node):
-            continue
-        weight = node.args[1]
-        assert isinstance(weight, Param)
-        users = (network.by_name[user] for user in network.param_users[weight.name])
-        if all(runs_in_int8(network, user) and user.args[1] == weight for user in users):
-            names.add(weight.name)
-    return names
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

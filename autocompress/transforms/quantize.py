@@ -69,6 +69,20 @@ def runs_in_int8(network: Network, node: Node) -> bool:
     return _wants_int8(node) and network.quantizer_of(node.inputs[0]) is not None
 
 
+def weights_in_int8(network: Network) -> frozenset[str]:
+    """Names of the weights that nothing but 8-bit layers reads."""
+    names = set()
+    for node in network.nodes:
+        if not runs_in_int8(network, node):
+            continue
+        weight = node.args[1]
+        assert isinstance(weight, Param)
+        users = (network.by_name[user] for user in network.param_users[weight.name])
+        if all(runs_in_int8(network, user) and user.args[1] == weight for user in users):
+            names.add(weight.name)
+    return frozenset(names)
+
+
 def plan(network: Network) -> frozenset[str]:
     """The values (`INPUT` among them) that must carry a quantizer, given the nodes' `bits`.
 

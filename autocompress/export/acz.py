@@ -1,0 +1,154 @@
+"""A student in one small file, `student.acz`, and back: its network and its weights, coded without loss.
+
+What a student's weights have in common makes the file small: few distinct values (shared weights), many
+zeros (sparse weights), 8-bit integers. Each tensor takes the form of `coding.tensors` with the fewest
+bytes. The file is smaller on disk and nothing else: weights are decoded to the same floats.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.coding import container
+from autocompress.coding.container import LIMIT_BYTES, Header
+from autocompress.coding.records import body_of, smallest
+from autocompress.coding.tensors import Scaled, Stored, shared_values
+from autocompress.errors import StudentError
+from autocompress.graph.module import GraphModule, build
+from autocompress.graph.operations import KNOWN
+from autocompress.network import Network, Weights, from_json, to_json
+from autocompress.transforms.quantize import quantize_weight, weights_in_int8
+
+ACZ = "student.acz"
+_NETWORK, _TEACHER_PATHS = "network", "module"
+_WORTH_CODING = 256
+"""A weight with fewer elements says nothing about whether a student is a sparse or shared one."""
+
+
+def acz_bytes(
+    network: Network, weights: Weights, meta: Mapping[str, Any] | None = None, coder: str = "context"
+) -> bytes:
+    """The file's content; `meta` is JSON of the caller's, kept in the header beside the network.
+
+    Weights of 8-bit layers are stored as the integers that the layer computes with, all others bit for bit.
+    `coder` is `context` (smallest) or `huffman`.
+    Raises ValueError when `meta` uses the names `network` or `tensors`.
+    """
+    taken = {_NETWORK, "tensors"} & set(meta or {})
+    if taken:
+        raise ValueError(f"meta may not set {sorted(taken)}")
+    header = Header(network.params, {**(meta or {}), _NETWORK: _slim(network)})
+    stream = io.BytesIO()
+    container.write(stream, header, _stored(network, weights, coder), coder)
+    return stream.getvalue()
+
+
+def save_acz(
+    path: Path,
+    network: Network,
+    weights: Weights,
+    meta: Mapping[str, Any] | None = None,
+    coder: str = "context",
+) -> int:
+    """Writes `acz_bytes` to a file and returns how many they are."""
+    content = acz_bytes(network, weights, meta, coder)
+    Path(path).write_bytes(content)
+    return len(content)
+
+
+def load_acz(source: Path | bytes, limit_bytes: int = LIMIT_BYTES) -> GraphModule:
+    """The student as a module in eval mode. Raises StudentError, naming the file; see `coding.container`."""
+    with _opened(source) as (stream, where):
+        header, tensors = container.read(stream, where, limit_bytes)
+        network = _network(header, where)
+        weights: Weights = dict(tensors)
+    try:
+        return build(network, weights)
+    except (KeyError, ValueError) as error:
+        raise StudentError(
+            "the student's file is damaged", where=where, why=str(error), fix="export the student again"
+        ) from error
+
+
+def read_meta(source: Path | bytes) -> dict[str, Any]:
+    """What `meta` was when the file was written; reads the header alone. Raises StudentError."""
+    with _opened(source) as (stream, where):
+        meta = container.read_header(stream, where).meta
+    return {key: value for key, value in meta.items() if key != _NETWORK}
+
+
+def is_worth_coding(network: Network, weights: Weights) -> bool:
+    """Whether a weight of the network has few distinct values, so that `student.acz` is much smaller."""
+    return any(
+        weight.ndim > 1
+        and weight.size >= _WORTH_CODING
+        and weight.dtype == np.float32
+        and shared_values(weight) is not None
+        for weight in (weights[name] for name in network.params)
+    )
+
+
+def tensor_bytes(array: NDArray[Any], coder: str = "context") -> int:
+    """What a tensor alone takes in the file, the few bytes around its record not counted."""
+    return len(body_of(smallest(array, coder), coder)[1])
+
+
+def _stored(network: Network, weights: Weights, coder: str) -> Iterator[Stored]:
+    in_int8 = weights_in_int8(network)
+    for name in network.params:
+        array = np.ascontiguousarray(weights[name])
+        form = smallest(array, coder)
+        if name in in_int8 and shared_values(array) is None:
+            form = Scaled(*quantize_weight(array))
+        yield form
+
+
+def _slim(network: Network) -> dict[str, Any]:
+    """The network's JSON without what the header says already or nothing reads."""
+    data = to_json(network)
+    del data["params"]
+    for node in data["nodes"]:
+        node.pop(_TEACHER_PATHS, None)
+    return data
+
+
+def _network(header: Header, where: str) -> Network:
+    try:
+        params = {name: asdict(spec) for name, spec in header.tensors.items()}
+        network = from_json({**header.meta[_NETWORK], "params": params})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StudentError(
+            "the student's file is damaged", where=where,
+            why=f"its network cannot be read: {error}", fix="export the student again",
+        ) from error  # fmt: skip
+    unknown = sorted({node.op for node in network.nodes} - KNOWN)
+    if unknown:
+        raise StudentError(
+            "the student's file is damaged",
+            where=where,
+            why=f"it names operations outside the list: {unknown}",
+        )
+    return network
+
+
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[tuple[BinaryIO, str]]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source), "bytes"
+        return
+    try:
+        with Path(source).open("rb") as stream:
+            yield stream, str(source)
+    except OSError as error:
+        raise StudentError(
+            "the student's file cannot be read", where=str(source), why=error.strerror or str(error),
+            fix=f"give a {ACZ}",
+        ) from error  # fmt: skip
