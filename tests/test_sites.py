@@ -311,7 +311,7 @@ REASONS: dict[str, tuple[Callable[[], Net], str]] = {
     "block:add": (
         lambda: net(lambda m, x: m.a(x) + m.b(x), a=conv(3, 4), b=conv(3, 4)),
         "its shortcut changes the shape, so it cannot be dropped; "
-        "it has no dense k×k convolution to separate",
+        "it has no dense k×k convolution that can become depthwise_separable",
     ),
 }
 

@@ -26,7 +26,7 @@ from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
 from autocompress.transforms import low_rank
-from autocompress.transforms.compact import depthwise_separable
+from autocompress.transforms.compact import compact
 from autocompress.transforms.depth import drop
 from autocompress.transforms.prune import atom_scores, keep_mask, kept_count, prune
 
@@ -258,7 +258,7 @@ def test_a_separable_block_by_hand() -> None:
         out, into = layer.weight.shape[:2]
         layer.weight.data = torch.randn(out, into, 1, 1) * torch.randn(1, into, 3, 3)
     network, weights = trace(module, IMAGE)
-    separable, cut = depthwise_separable(network, weights, residual_blocks(network)[0])
+    separable, cut = compact(network, weights, residual_blocks(network)[0], "depthwise_separable")
     dense, pairs = 2 * 8 * 12 * 9, 8 * 9 + 8 * 12 + 12 * 9 + 12 * 8
     assert network.parameter_count - separable.parameter_count == dense - pairs
     assert separable.params["a.0.depthwise.weight"].shape == (8, 1, 3, 3)
@@ -278,5 +278,5 @@ def test_only_dense_filters_with_a_weight_of_their_own_are_separated() -> None:
     network, weights = trace(module, (4, 6, 6))
     (block,) = residual_blocks(network)
     assert block.layers == ("dense", "twice", "grouped", "point")
-    separable, _ = depthwise_separable(network, weights, block)
+    separable, _ = compact(network, weights, block, "depthwise_separable")
     assert separable.params.keys() - network.params.keys() == {"dense.depthwise.weight"}
