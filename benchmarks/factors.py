@@ -42,7 +42,6 @@ from autocompress.transforms.structured import parameters as structured_paramete
 
 CALIBRATION_SIZE = 512
 BATCH = 128
-WIDE = ("1", "3")
 Moments = dict[str, np.ndarray]
 
 
@@ -159,7 +158,7 @@ def structured(data_spec: str, seeds: int, epochs: float) -> None:
         network, weights = trace(module.eval(), data.input_shape)
         teacher = build(network, weights)
         found.setdefault("dense", []).append((accuracy(teacher, data), float("nan")))
-        counts["dense"] = sum(int(np.prod(network.params[f"{name}.weight"].shape)) for name in WIDE)
+        counts["dense"] = sum(int(np.prod(weight_shape(network, layer))) for layer in wide(network))
         for form, change in forms().items():
             student = build(*changed(network, weights, change))  # type: ignore[arg-type]
             before = accuracy(student, data)
@@ -181,7 +180,7 @@ def forms() -> dict[str, Change]:
     for kind in STRUCTURES:
         made[kind] = lambda network, weights, layer, kind=kind: structure(network, weights, layer, kind)
         made[f"low rank, as small as {kind}"] = lambda network, weights, layer, kind=kind: factorize(
-            network, weights, layer, _share_as_small_as(network.params[f"{layer}.weight"].shape, kind)
+            network, weights, layer, _share_as_small_as(weight_shape(network, layer), kind)
         )
     return made
 
@@ -194,9 +193,17 @@ def _share_as_small_as(shape: tuple[int, ...], kind: str) -> float:
 
 def changed(network: Network, weights: Weights, change: Change) -> tuple[Network, Weights | None]:
     found: tuple[Network, Weights | None] = network, weights
-    for layer in WIDE:
+    for layer in wide(network):
         found = change(*found, layer)
     return found
+
+
+def wide(network: Network) -> list[str]:
+    return [node.name for node in solvable_layers(network)][:2]
+
+
+def weight_shape(network: Network, layer: str) -> tuple[int, ...]:
+    return network.params[network.by_name[layer].params[0]].shape
 
 
 def calibrated(data: Data, seed: int) -> Data:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,9 @@ from autocompress.transforms.chain import Chain
 from autocompress.transforms.replace_layer import POINTWISE, ConvArgs, Link, conv_args, replace_by_chain
 
 KEEP_BATCH_NORM = frozenset({"ghost", "sign_sharing", "fire"})
-"""Forms that do not end in a convolution, so that a batch norm behind the layer is not folded into it."""
+"""They do not end in a convolution, so that a batch norm behind the layer is not folded into it."""
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 Replaced = tuple[Network, Weights | None]
 
 

@@ -114,7 +114,7 @@ Decompose = Callable[..., tuple[NDArray[np.floating], ...]]
 
 _DECOMPOSE: dict[str, Decompose] = {
     "svd": lambda weight, rank, second: factors.svd(weight.reshape(weight.shape[:2]), rank[0], second),
-    "tucker2": lambda weight, rank, second: factors.tucker2(weight, *rank, second),
+    "tucker2": lambda weight, rank, second: factors.tucker2(weight, rank[0], rank[1], second),
     "spatial_svd": lambda weight, rank, second: factors.spatial_svd(weight, rank[0], second),
     "cp": lambda weight, rank, _second: factors.cp(weight, rank[0]),
 }

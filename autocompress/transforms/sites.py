@@ -156,7 +156,7 @@ def bind(space: Space, network: Network) -> BoundSpace:
     coupling = couple(network)
     blocks = {block.name: block for block in residual_blocks(network)}
     binder = _Binder(space, network)
-    sites = [
+    sites: list[Site | None] = [
         *(binder.width(group) for group in coupling.groups),
         *(binder.block(block) for block in blocks.values()),
     ]
@@ -268,7 +268,7 @@ class _Binder:
             if why or not of:
                 reasons.append(why or f"no {kind} form of {shape[0]}×{shape[1]} is smaller")
             else:
-                fewest[kind] = structured.parameters(kind, *shape[:2], of)
+                fewest[kind] = structured.parameters(kind, shape[0], shape[1], of)
         locked = locked or ("" if fewest else "; ".join(dict.fromkeys(reasons)))
         if locked:
             return _locked(name, "structure", target, structured.DENSE, layers, locked)

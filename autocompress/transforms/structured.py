@@ -30,7 +30,7 @@ Array = NDArray[np.floating]
 
 DENSE = "dense"
 KEEP_BATCH_NORM = frozenset({"kronecker", "circulant"})
-"""Structures that do not end in a convolution, so that a batch norm behind the layer is not folded into it."""
+"""They do not end in a convolution, so that a batch norm behind the layer is not folded into it."""
 
 CIRCULANT_BLOCK = 4
 
