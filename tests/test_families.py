@@ -21,6 +21,7 @@ from autocompress.export.parity import check_model, check_parity
 from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
+from autocompress.kernels import kernels
 from autocompress.network import Network, Weights
 from autocompress.quality.calibrate import collect_ranges
 from autocompress.space import load_space
@@ -103,6 +104,8 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
         assert [(node.name, node.op, node.shape) for node in priced.nodes] == [
             (node.name, node.op, node.shape) for node in student[0].nodes
         ]
+        folded, _ = deployed(apply(space.folded, None, candidate)[0])
+        assert kernels(folded) == kernels(priced)
         assert quantized_values(priced) == quantized_values(student[0])
         assert bool(plan(priced)) == (precision != "fp32")
         model = to_onnx(*student)
