@@ -34,7 +34,7 @@ from autocompress.quality.evaluate import evaluate, recalibrate_batch_norms
 from autocompress.quality.evaluator import importance
 from autocompress.space_rules import Importance
 from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.prune import keep_mask, kept_outputs, prune
+from autocompress.transforms.prune import Keep, keep_mask, kept_outputs, prune
 
 CALIBRATION_SIZE = 512
 BATCH = 128
@@ -114,29 +114,33 @@ class Bench:
     def steps(self, method: str, seed: int) -> Iterator[tuple[str, float]]:
         """(what was done, accuracy on held-out images)."""
         data = self.with_calibration(seed)
-        student, _ = self.student(method, data)
+        mask = self.mask(method, data)
+        student = self.student(mask)
         yield STEPS[0], accuracy(student, data)
         recalibrate_batch_norms(student, data.calibration.batches(BATCH))
         yield STEPS[1], accuracy(student, data)
-        yield STEPS[2], accuracy(self.compensated(method, data), data)
+        yield STEPS[2], accuracy(self.compensated(mask, data), data)
 
-    def student(self, method: str, data: Data) -> tuple[GraphModule, Mapping[str, np.ndarray]]:
+    def mask(self, method: str, data: Data) -> Keep:
         scores = importance(self.coupling, self.teacher, data, method, self.counts)
-        mask = keep_mask(self.coupling, self.counts, dict.fromkeys(self.counts, scores))
+        return keep_mask(self.coupling, self.counts, dict.fromkeys(self.counts, scores))
+
+    def student(self, mask: Keep) -> GraphModule:
         network, weights = prune(self.coupling, self.teacher.export_weights(), mask)
         assert weights is not None
-        return build(network, weights), kept_outputs(self.coupling, mask)
+        return build(network, weights)
 
-    def compensated(self, method: str, data: Data) -> GraphModule:
-        student, kept = self.student(method, data)
-        compensate(student, self.teacher, data.calibration, kept)
+    def compensated(self, mask: Keep, data: Data) -> GraphModule:
+        student = self.student(mask)
+        compensate(student, self.teacher, data.calibration, kept_outputs(self.coupling, mask))
         recalibrate_batch_norms(student, data.calibration.batches(BATCH))
         return student
 
     def trained(self, method: str, epochs: float) -> float:
-        student = self.compensated(method, self.with_calibration(0))
-        distil(student, TeacherOutputs(self.teacher), self.data, epochs=epochs)
-        return accuracy(student, self.data)
+        data = self.with_calibration(0)
+        student = self.compensated(self.mask(method, data), data)
+        distil(student, TeacherOutputs(self.teacher), data, epochs=epochs)
+        return accuracy(student, data)
 
 
 def accuracy(student: GraphModule, data: Data) -> float:
