@@ -188,7 +188,7 @@ class _Binder:
             return _locked(name, "width", group.name, 1.0, group.layers, "no rule gives it a width")
         if group.locked:
             return _locked(name, "width", group.name, 1.0, group.layers, group.locked)
-        round_to = rule.width.round_to
+        round_to = _round_to(group, rule.width.round_to)
         options: dict[int, float] = {group.size: 1.0}
         for keep in sorted(rule.width.keep, reverse=True):
             options.setdefault(kept_count(group.size, keep, round_to), keep)
@@ -311,6 +311,11 @@ class _Binder:
         if len(self.network.param_users[weight]) > 1:
             return "its weight is shared with another layer"
         return ""
+
+
+def _round_to(group: Group, channels: int) -> int:
+    """The multiple of atoms kept: an attention's head brings at least as many channels by itself."""
+    return 1 if group.places[0].indices.shape[1] >= channels else channels
 
 
 def _reads_a_constant(node: Node) -> str:
