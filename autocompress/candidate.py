@@ -11,7 +11,7 @@ from typing import Any
 
 Option = float | int | str
 
-KINDS = ("block", "width", "rank", "bits")
+KINDS = ("block", "width", "rank", "structure", "bits")
 """The kinds of site, in the order in which `transforms.apply` carries them out is its own affair."""
 
 

@@ -83,9 +83,12 @@ def _value_bytes(network: Network, value: str) -> int:
 
 
 def weight_bytes(network: Network) -> int:
-    """Bytes of the parameters as exported: 8-bit weights one each, everything else four."""
+    """Bytes of the parameters as exported: 8-bit weights one each, everything else as its type says."""
     low = low_bit_weights(network)
-    return sum(elements(spec.shape) * (1 if name in low else 4) for name, spec in network.params.items())
+    return sum(
+        elements(spec.shape) * (1 if name in low else np.dtype(spec.dtype).itemsize)
+        for name, spec in network.params.items()
+    )
 
 
 def low_bit_weights(network: Network) -> frozenset[str]:

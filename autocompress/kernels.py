@@ -70,6 +70,16 @@ class Kernel:
         return (self.op, self.precision, self.layout, *form)
 
     @property
+    def form(self) -> tuple[str, ...]:
+        """Operation, precision and shape of a convolution's kernel: kernels of another form say nothing of
+        its time."""
+        if self.op != "conv":
+            return self.op, self.precision
+        depthwise = self.groups > 1 and self.groups == self.in_channels
+        kind = "depthwise" if depthwise else "grouped" if self.groups > 1 else "dense"
+        return self.op, self.precision, kind, f"{self.kernel_height}×{self.kernel_width}"
+
+    @property
     def group(self) -> str:
         """Kernels that share one correction factor in a device's fit."""
         kind = self.op if self.op in _OWN_GROUPS else "other"

@@ -16,9 +16,10 @@ from autocompress.device.profile import DeviceProfile
 from autocompress.errors import InputError, SpaceError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.trace import trace
+from autocompress.kernels import Kernel
 from autocompress.network import Network, Weights
 from autocompress.payoff import payoff
-from autocompress.pricing import Pricer
+from autocompress.pricing import Pricer, with_choice
 from autocompress.progress import Console
 from autocompress.space import Space
 from autocompress.teacher import Teacher, check_teacher, load_teacher
@@ -26,6 +27,9 @@ from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
 from autocompress.transforms.sites import BoundSpace, bind
+
+REPLACEMENTS = frozenset({"rank", "structure", "block"})
+"""Kinds of site whose options run operations that the teacher may not have."""
 
 NOTHING_PAYS = "no choice of the space makes anything faster or smaller on this device"
 
@@ -128,7 +132,7 @@ def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] 
 
     `budgeted` names the costs that have a budget. Raises SpaceError when no choice is left.
     """
-    bound = _in_measured_precisions(bound, profile)
+    bound = _in_measured_forms(_in_measured_precisions(bound, profile), profile)
     everything = Pricer(bound, CostModel(profile))
     dropped = payoff(everything).dropped(budgeted)
     if not dropped:
@@ -139,6 +143,34 @@ def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] 
             NOTHING_PAYS, fix="run: autocompress inspect --device, which lists each of them with the reason"
         )
     return Pricer(kept, everything.cost_model)
+
+
+def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
+    """The space without replacements that run operations of which the device measured nothing alike, which
+    could only be priced by operations of another form."""
+    known = {row.kernel.form for row in profile.table.rows}
+    low = Candidate.of({site.name: min(site.options) for site in bound.of_kind("bits")})  # type: ignore[type-var]
+    priced_as = {
+        base: {kernel.form for kernel in _kernels(bound, base, profile)} for base in (Candidate(), low)
+    }
+    unknown: dict[tuple[str, Option], str] = {}
+    for site in bound.free:
+        for option in site.options if site.kind in REPLACEMENTS else ():
+            for base, forms in priced_as.items():
+                found = _kernels(bound, with_choice(base, site.name, option), profile)
+                lacking = {kernel.form: kernel for kernel in found if kernel.form not in known | forms}
+                if lacking:
+                    what = "; ".join(sorted(" ".join(map(str, form)) for form in lacking))
+                    unknown[site.name, option] = (
+                        f"the device profile has measured nothing like {what}; profile with this space"
+                    )
+                    break
+    return bound.without(unknown) if unknown else bound
+
+
+def _kernels(bound: BoundSpace, candidate: Candidate, profile: DeviceProfile) -> tuple[Kernel, ...]:
+    network, _ = apply(bound.folded, None, bound.canonical(candidate))
+    return kernels(deployed(network)[0], profile.layouts)
 
 
 def _in_measured_precisions(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:

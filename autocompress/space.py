@@ -1,6 +1,6 @@
 """The search space: a YAML file of rules that says what may change in a network, and where.
 
-A rule names layers or blocks (`match`) and the choices there (`width`, `rank`, `bits`, `block`);
+A rule names layers or blocks (`match`) and the choices there (`width`, `rank`, `structure`, `bits`, `block`);
 a `lock` forbids every change. Rules apply in order: a later rule replaces only the keys that it
 writes itself, and a lock wins over everything. docs/search-spaces.md describes every key.
 """
@@ -35,6 +35,7 @@ class LayerRule:
 
     width: Width | None = None
     rank: Rank | None = None
+    structure: tuple[str, ...] = ()
     bits: tuple[int, ...] = ()
     locked: str = ""
     matched: frozenset[int] = frozenset()
@@ -81,6 +82,7 @@ class Space:
         return LayerRule(
             width=merge(Width, (rule.width for rule in chosen)),
             rank=merge(Rank, (rule.rank for rule in chosen)),
+            structure=next((rule.structure for rule in reversed(chosen) if rule.structure), ()),
             bits=next((rule.bits for rule in reversed(chosen) if rule.bits), ()),
             matched=frozenset(fitting),
         )

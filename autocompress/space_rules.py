@@ -10,15 +10,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 LayerKind = Literal["conv", "linear", "depthwise"]
 BlockKind = Literal["residual"]
-Importance = Literal["l1", "l2", "taylor", "fisher", "bn_scale"]
-RankMethod = Literal["auto", "svd", "tucker2"]
-BlockChoice = Literal["keep", "drop", "depthwise_separable"]
+Importance = Literal["l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd", "obs"]
+RankMethod = Literal["auto", "svd", "tucker2", "spatial_svd", "cp"]
+StructureChoice = Literal["dense", "monarch", "kronecker", "circulant"]
+BlockChoice = Literal[
+    "keep", "drop", "depthwise_separable", "grouped_shuffle", "ghost", "sign_sharing", "fire"
+]
 Bits = Literal[8, 32]
 
 FULL = "full"
 """The rank option of a layer that stays one layer."""
 
-_BLOCK_CHOICES: tuple[str, ...] = get_args(BlockChoice)
+_CHOICES: tuple[str, ...] = (*get_args(BlockChoice), *get_args(StructureChoice))
 
 
 def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -35,7 +38,7 @@ def _sorted_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _order(value: Any) -> float:
     if isinstance(value, str):
-        return _BLOCK_CHOICES.index(value) if value in _BLOCK_CHOICES else float("inf")
+        return _CHOICES.index(value) if value in _CHOICES else float("inf")
     return float(value)
 
 
@@ -62,6 +65,7 @@ Shares = Annotated[tuple[Share, ...], Once, _must_contain(1.0)]
 RankShares = Annotated[tuple[Annotated[Any, BeforeValidator(_rank_share)], ...], Once, _must_contain(FULL)]
 BitChoices = Annotated[tuple[Bits, ...], Once, _must_contain(32)]
 BlockChoices = Annotated[tuple[BlockChoice, ...], Once, _must_contain("keep")]
+StructureChoices = Annotated[tuple[StructureChoice, ...], Once, _must_contain("dense")]
 Size = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -125,12 +129,14 @@ class Rank(Part):
     """Shares of a layer's full rank, in multiples of `round_to`.
 
     `auto` is tucker2 for kernels above 1×1 and svd for the rest; a layer that the method written
-    does not apply to is left out, which `inspect` shows.
+    does not apply to is left out, which `inspect` shows. With `data_aware` the layer's output on
+    calibration data is kept close, not its weight.
     """
 
     method: RankMethod = "auto"
     keep: RankShares = (0.25, 0.5, 0.75, FULL)
     round_to: Size = 1
+    data_aware: bool = False
 
 
 class Rule(Part):
@@ -139,6 +145,7 @@ class Rule(Part):
     optional: bool = False
     width: Width | None = None
     rank: Rank | None = None
+    structure: StructureChoices | None = None
     bits: BitChoices | None = None
     block: BlockChoices | None = None
 
@@ -155,18 +162,20 @@ class Rule(Part):
 
     def _check_choices(self, match: Match, written: set[str]) -> None:
         if not written:
-            raise ValueError("offers no choices; write width, rank, bits or block")
+            raise ValueError("offers no choices; write width, rank, structure, bits or block")
         if match.block and written != {"block"}:
             raise ValueError(f"matches a block, which has no {min(written - {'block'})!r}")
         if not match.block and "block" in written:
             raise ValueError("offers 'block' but matches layers; write match: {block: residual}")
-        if match.layer == "depthwise" and written & {"width", "rank"}:
+        of_dense = written & {"width", "rank", "structure"}
+        if match.layer == "depthwise" and of_dense:
             raise ValueError(
-                f"gives {max(written & {'width', 'rank'})!r} to depthwise layers: they take the width of "
-                "the layer they read and have no rank"
+                f"gives {max(of_dense)!r} to depthwise layers: they take the width of the layer they read "
+                "and have no rank"
             )
-        if self.rank and self.rank.method == "tucker2" and (match.layer == "linear" or match.kernel == 1):
-            raise ValueError("asks for tucker2 where there is no kernel to decompose; use svd or auto")
+        method = self.rank.method if self.rank else "auto"
+        if method not in ("auto", "svd") and (match.layer == "linear" or match.kernel == 1):
+            raise ValueError(f"asks for {method} where there is no kernel to decompose; use svd or auto")
 
     @property
     def target(self) -> Match:

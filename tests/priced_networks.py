@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.cost import CostModel, file_features_count
+from autocompress.device.latency_table import LatencyTable, Row
 from autocompress.graph.trace import trace
 from autocompress.kernels import Kernel
 from autocompress.network import Weights
@@ -73,9 +74,19 @@ class Arithmetic:
     relative_error: float = 0.0
     constant_us: float = 0.0
     layouts: Layouts = field(default_factory=lambda: Layouts(0, False))
+    measured: tuple[tuple[int, int], ...] = ((3, 1), (1, 1), (3, 16))
 
     def kernel_us(self, kernel: Kernel) -> float:
         return 1 + kernel.macs / (20_000 if kernel.precision == "int8" else 10_000)
+
+    @property
+    def table(self) -> LatencyTable:
+        """A row for every form of convolution that candidates of `SPACE` have."""
+        return LatencyTable(
+            Row(Kernel("conv", precision, 16, 16, 8, 8, size, size, groups=groups), 1, 1, 1.0, 1.0, 1.0)
+            for precision in ("fp32", "int8")
+            for size, groups in self.measured
+        )
 
     @property
     def file_overhead(self) -> NDArray[np.float64]:

@@ -155,7 +155,7 @@ def multi_head(m: Any, x: Tensor) -> Tensor:
     return m.head(m.norm(x).mean(1))
 
 
-def test_heads_of_an_attention_are_locked_and_the_stream_around_it_is_not() -> None:
+def test_the_channels_of_a_head_leave_together_and_the_stream_around_it_by_itself() -> None:
     module = net(
         multi_head,
         embed=nn.Linear(6, 8, bias=False),
@@ -165,7 +165,10 @@ def test_heads_of_an_attention_are_locked_and_the_stream_around_it_is_not() -> N
         head=nn.Linear(8, 3),
     )
     found = groups(module, (5, 6))
-    assert found["qkv"].size == 24 and "split by a reshape at reshape" in found["qkv"].locked
+    heads = [[start + head * 4 + i for start in (0, 8, 16) for i in range(4)] for head in range(2)]
+    assert indices(found["qkv"], "qkv.weight") == indices(found["qkv"], "qkv.bias") == heads
+    assert indices(found["qkv"], "out.weight", 1) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert not found["qkv"].locked
     assert places(found["embed"]) == {
         ("embed.weight", 0),
         ("qkv.weight", 1),

@@ -8,16 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 from written_networks import assert_computes, inputs, with_zeros
 
 from autocompress.candidate import KINDS
+from autocompress.cost import weight_bytes
 from autocompress.device.runtimes import get_runtime
 from autocompress.export.onnx import to_onnx
+from autocompress.export.package import load_student, save_student
 from autocompress.export.parity import check_model, check_parity
 from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
+from autocompress.kernels import kernels
 from autocompress.network import Network, Weights
 from autocompress.quality.calibrate import collect_ranges
 from autocompress.space import load_space
@@ -75,27 +79,55 @@ def quantized_values(network: Network) -> set[str]:
     return {node.name for node in network.nodes if node.quantizer is not None}
 
 
+@pytest.mark.parametrize("name", ["joint", "all"])
 @pytest.mark.parametrize(("spec", "size"), FAMILIES)
-def test_random_candidates_run_as_they_were_priced_and_trained(spec: str, size: int) -> None:
+def test_random_candidates_run_as_they_were_priced_and_trained(
+    spec: str, size: int, name: str, tmp_path: Path
+) -> None:
     network, weights = traced(spec, size)
-    space = probed(bind(load_space("joint"), network), weights)
+    before = {param: value.copy() for param, value in weights.items()}
+    space = probed(bind(load_space(name), network), weights)
     assert all(bool(site.locked) == (site.options == (site.default,)) for site in space.sites)
-    assert {site.kind for site in space.free} == set(KINDS) and not space.dropped
+    assert {site.kind for site in space.free} >= set(KINDS) - {"structure"} and not space.dropped
     images = inputs((3, size, size), 24)
     rng = random.Random(0)
     for precision in ("fp32", "int8", "mixed"):
         candidate = random_candidate(space, rng, precision)
-        student = calibrated(*apply(space, weights, candidate), images)
+        assert space.canonical(candidate) == candidate
+        changed, cut = apply(space, weights, candidate)
+        assert cut is not None and changed == apply(space, None, candidate)[0]
+        assert {param: value.shape for param, value in cut.items()} == {
+            param: one.shape for param, one in changed.params.items()
+        }
+        student = calibrated(changed, cut, images)
         priced, _ = deployed(apply(space, None, candidate)[0])
         assert [(node.name, node.op, node.shape) for node in priced.nodes] == [
             (node.name, node.op, node.shape) for node in student[0].nodes
         ]
+        folded, _ = deployed(apply(space.folded, None, candidate)[0])
+        assert kernels(folded) == kernels(priced)
         assert quantized_values(priced) == quantized_values(student[0])
         assert bool(plan(priced)) == (precision != "fp32")
         model = to_onnx(*student)
         check_model(model)
         session = get_runtime("onnxruntime").load(model.SerializeToString(), 1)
         check_parity(build(*student), session.run, images, quantized=precision != "fp32")
+        save_student(
+            tmp_path / precision,
+            network=student[0],
+            weights=student[1],
+            onnx_model=model,
+            spec_extra={"choices": candidate.to_json()},
+            bench={},
+            readme="",
+        )
+        stored = load_file(tmp_path / precision / "model.safetensors")
+        assert sum(stored[param].nbytes for param in priced.params) == weight_bytes(priced)
+        loaded = load_student(tmp_path / precision)
+        assert loaded.source_network == student[0]
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(images), build(*student)(images), rtol=1e-4, atol=1e-4)
+    assert all(np.array_equal(before[param], value) for param, value in weights.items())
 
 
 @pytest.mark.parametrize(("spec", "size"), WITHOUT_LAYER_NORM)

@@ -50,6 +50,21 @@ def test_a_search_for_latency_alone_does_not_offer_slow_bits():
     assert priced(bound, Arithmetic(), ["latency_ms"]).bound.of_kind("bits") != ()
 
 
+def test_what_runs_operations_unlike_any_measured_is_not_priced_but_dropped():
+    bound = small_pricer()[0].bound
+    blocks = [site.name for site in bound.of_kind("block")]
+    offered = {name: bound.by_name[name].options for name in blocks}
+    assert all("depthwise_separable" in options for options in offered.values())
+    kept = priced(bound, Arithmetic(measured=((3, 1), (1, 1))), ["latency_ms"]).bound
+    reasons = {name: reason for name, option, reason in kept.dropped if option == "depthwise_separable"}
+    assert reasons.keys() == set(blocks)
+    for reason in reasons.values():
+        assert reason.startswith("the device profile has measured nothing like conv fp32 depthwise 3×3")
+    assert all("depthwise_separable" not in kept.by_name[name].options for name in blocks)
+    everything = priced(bound, Arithmetic(), ["latency_ms"]).bound
+    assert all("measured nothing" not in reason for *_, reason in everything.dropped)
+
+
 def test_bits_that_are_faster_are_kept():
     assert payoff(small_pricer()[0]).only_smaller == {}
 

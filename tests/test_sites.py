@@ -311,7 +311,7 @@ REASONS: dict[str, tuple[Callable[[], Net], str]] = {
     "block:add": (
         lambda: net(lambda m, x: m.a(x) + m.b(x), a=conv(3, 4), b=conv(3, 4)),
         "its shortcut changes the shape, so it cannot be dropped; "
-        "it has no dense k×k convolution to separate",
+        "it has no dense k×k convolution that can become depthwise_separable",
     ),
 }
 
@@ -382,3 +382,28 @@ def test_samples_do_not_repeat_and_keep_their_precision() -> None:
         bits = {node.bits for node in network.nodes if node.op in ("conv2d", "linear")}
         assert bits <= {"fp32": {32}, "int8": {8}}.get(precision, {8, 32})
         assert space.canonical(candidate) == candidate
+
+
+def test_heads_are_chosen_one_by_one_and_channels_in_the_multiples_asked_for() -> None:
+    def attention(m: Any, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(m.embed(x)).reshape(-1, 5, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return m.head(m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+    module = net(
+        attention,
+        embed=nn.Linear(6, 12),
+        qkv=nn.Linear(12, 36),
+        out=nn.Linear(12, 9),
+        head=nn.Linear(9, 2),
+    )
+    rule = "name: s\nrules:\n  - match: {layer: linear}\n    width: {keep: [0.3, 0.6, 1.0], round_to: 4}"
+    network, weights = trace(module, (5, 6))
+    space = bind(parse_space(rule), network)
+    kept = {
+        site.target: [apply(space, None, Candidate.of({site.name: option}))[0] for option in site.options]
+        for site in space.of_kind("width")
+    }
+    outputs = {name: [one.by_name[name].shape[-1] for one in found] for name, found in kept.items()}
+    assert outputs == {"embed": [4, 8, 12], "qkv": [12, 24, 36], "out": [4, 9]}
+    student = build(*apply(space, weights, Candidate.of({"width:qkv": 0.3}), {"l2": weights}))  # type: ignore[arg-type]
+    assert student(inputs((5, 6))).shape == (4, 5, 2)

@@ -26,7 +26,7 @@ from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
 from autocompress.transforms import low_rank
-from autocompress.transforms.compact import depthwise_separable
+from autocompress.transforms.compact import compact
 from autocompress.transforms.depth import drop
 from autocompress.transforms.prune import atom_scores, keep_mask, kept_count, prune
 
@@ -82,6 +82,20 @@ def attention(m: Any, x: Tensor) -> Tensor:
     return m.head(x + m.mix(x.transpose(1, 2)).transpose(1, 2))
 
 
+def heads(m: Any, x: Tensor) -> Tensor:
+    """Four heads of two channels, queries, keys and values side by side."""
+    q, k, v = m.qkv(x).reshape(-1, 5, 3, 4, 2).permute(2, 0, 3, 1, 4).unbind(0)
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 5, 8)
+    return m.head(x + m.out(y))
+
+
+def written_out(m: Any, x: Tensor) -> Tensor:
+    """Three heads of two channels, each of q, k, v by a layer of its own, the attention in single steps."""
+    q, k, v = (part(x).unflatten(-1, (3, 2)).transpose(1, 2) for part in (m.q, m.k, m.v))
+    y = (q * 0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+    return m.head(m.out(y.transpose(1, 2).flatten(2)))
+
+
 PRUNED: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
     "padding shortcut": (
         padded_net,
@@ -105,6 +119,23 @@ PRUNED: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
         ),
         (5, 8),
         {"v", "mix.0"},
+    ),
+    "heads": (
+        lambda: net(heads, qkv=nn.Linear(8, 24), out=nn.Linear(8, 8), head=nn.Linear(8, 3)),
+        (5, 8),
+        {"qkv"},
+    ),
+    "heads, written out": (
+        lambda: net(
+            written_out,
+            q=nn.Linear(8, 6),
+            k=nn.Linear(8, 6),
+            v=nn.Linear(8, 6),
+            out=nn.Linear(6, 6),
+            head=nn.Linear(6, 3),
+        ),
+        (5, 8),
+        {"q", "out"},
     ),
     "squeeze and excitation": (
         gated_net,
@@ -258,7 +289,7 @@ def test_a_separable_block_by_hand() -> None:
         out, into = layer.weight.shape[:2]
         layer.weight.data = torch.randn(out, into, 1, 1) * torch.randn(1, into, 3, 3)
     network, weights = trace(module, IMAGE)
-    separable, cut = depthwise_separable(network, weights, residual_blocks(network)[0])
+    separable, cut = compact(network, weights, residual_blocks(network)[0], "depthwise_separable")
     dense, pairs = 2 * 8 * 12 * 9, 8 * 9 + 8 * 12 + 12 * 9 + 12 * 8
     assert network.parameter_count - separable.parameter_count == dense - pairs
     assert separable.params["a.0.depthwise.weight"].shape == (8, 1, 3, 3)
@@ -278,5 +309,5 @@ def test_only_dense_filters_with_a_weight_of_their_own_are_separated() -> None:
     network, weights = trace(module, (4, 6, 6))
     (block,) = residual_blocks(network)
     assert block.layers == ("dense", "twice", "grouped", "point")
-    separable, _ = depthwise_separable(network, weights, block)
+    separable, _ = compact(network, weights, block, "depthwise_separable")
     assert separable.params.keys() - network.params.keys() == {"dense.depthwise.weight"}

@@ -22,6 +22,10 @@ Rule = Callable[[Node, Network, Mapping[str, Any], "Atoms"], Any]
 WEIGHTED = frozenset({"conv2d", "conv2d.padding", "linear"})
 _CONVOLUTIONS = frozenset({"conv2d", "conv2d.padding"})
 _SPLIT = "is split by a reshape"
+_ATTENTIONS = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
+_ON_THE_WAY_TO_HEADS = frozenset(
+    "permute transpose.int unbind.int getitem select.int mul.Scalar mul.Tensor div.Scalar layer_norm".split()
+)
 
 
 class Atoms:
@@ -468,10 +472,39 @@ def _reshape(node: Node, network: Network, values: Mapping[str, Any], atoms: Ato
             out[targets[0]] = _merged(
                 axes[source], [shape[index] for index in sources], sources.index(source)
             )
+        elif len(sources) == 1 and len(targets) > 1 and _attends(node, network):
+            sizes = [node.shape[index] for index in targets]
+            out[targets[-2]] = _heads(axes[sources[0]], sizes, node.name, atoms)
         else:
             for index in tracked:
                 atoms.lock(axes[index], f"{_SPLIT} at {node.name}")
     return tuple(out)
+
+
+def _attends(node: Node, network: Network) -> bool:
+    """Whether a reshape makes the heads of an attention: moves of data lead from it to a product."""
+    reached, frontier = {node.name}, [node.name]
+    while frontier:
+        for user in network.users[frontier.pop()]:
+            if user in reached:
+                continue
+            op = network.by_name[user].op
+            if op in _ATTENTIONS:
+                return True
+            if op in _ON_THE_WAY_TO_HEADS:
+                reached.add(user)
+                frontier.append(user)
+    return False
+
+
+def _heads(labels: Labels, sizes: list[int], where: str, atoms: Atoms) -> Labels:
+    """Atoms of the heads' axis, the last but one: the channels of a head leave together, and where queries,
+    keys and values lie side by side, all three."""
+    assert labels is not None
+    by_head = np.moveaxis(labels.reshape(sizes), -2, 0).reshape(sizes[-2], -1)
+    for column in range(1, by_head.shape[1]):
+        atoms.unite(by_head[:, 0], by_head[:, column], where)
+    return by_head[:, 0]
 
 
 def _merged(labels: Labels, sizes: list[int], position: int) -> Labels:

@@ -8,7 +8,7 @@ and compared with the exported file.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +60,14 @@ class GraphModule(nn.Module):
         """The values computed by the named nodes (`INPUT` is `x` itself)."""
         return self._run(x, keep=set(names))
 
+    def forward_visiting(self, x: Tensor, visit: Callable[[Node, dict[str, Any]], None]) -> Tensor:
+        """Like `forward`; before each node `visit` is called with it and with the values at hand.
+
+        What `visit` changes in place, parameters above all, counts from that node on.
+        """
+        output = self.source_network.output
+        return self._run(x, keep={output}, visit=visit)[output]
+
     def tensor_named(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
         tensor: Tensor = getattr(self.get_submodule(owner), leaf)
@@ -72,10 +80,17 @@ class GraphModule(nn.Module):
             for name in self.source_network.params
         }
 
-    def _run(self, x: Tensor, keep: Collection[str]) -> dict[str, Tensor]:
+    def _run(
+        self,
+        x: Tensor,
+        keep: Collection[str],
+        visit: Callable[[Node, dict[str, Any]], None] | None = None,
+    ) -> dict[str, Tensor]:
         tensors = {name: self.tensor_named(name) for name in self.source_network.params}
         values: dict[str, Any] = {INPUT: _fake_quantize(x, self.source_network.input_quantizer)}
         for index, node in enumerate(self.source_network.nodes):
+            if visit is not None:
+                visit(node, values)
             values[node.name] = self._compute(node, values, tensors)
             for name in self._last_use.get(index, ()):
                 if name not in keep:

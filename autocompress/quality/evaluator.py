@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -20,13 +20,16 @@ from autocompress.data import Data, load_data
 from autocompress.evaluation import Task
 from autocompress.export.onnx import to_onnx
 from autocompress.export.package import save_student
-from autocompress.graph.module import build
+from autocompress.graph.coupling import Coupling
+from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights, from_json, to_json
-from autocompress.quality.saliency import saliency
+from autocompress.quality.layer_rows import collect_moments, solvable_layers
+from autocompress.quality.saliency import Method, saliency
 from autocompress.quality.student import CALIBRATION_BATCH, Progress, Workshop, limit_threads
+from autocompress.quality.surgeon import obs_importance
 from autocompress.space import parse_space
 from autocompress.teacher import Preprocessing
-from autocompress.transforms.apply import Saliency
+from autocompress.transforms.apply import MOMENTS, Saliency
 from autocompress.transforms.sites import BoundSpace, bind
 
 TRIAL, PROMOTION, FINAL = "trial", "promotion", "final"
@@ -75,13 +78,33 @@ class Evaluator:
 
 
 def importances(bound: BoundSpace, weights: Weights, data: Data) -> Saliency:
-    """Elementwise importances of the teacher's parameters, by every method the space uses."""
-    methods = {site.settings["importance"] for site in bound.of_kind("width")}
+    """What the space's choices need to know of the teacher, on calibration data: importances of channels
+    by every method it uses, and the second moments of the layers whose rank minds the data."""
     teacher = build(bound.network, weights)
-    return {
-        method: saliency(teacher, data.calibration.batches(CALIBRATION_BATCH), method)
-        for method in sorted(methods)
+    sites: dict[str, set[str]] = {}
+    for site in bound.of_kind("width"):
+        sites.setdefault(site.settings["importance"], set()).add(site.target)
+    found = {
+        method: importance(bound.coupling, teacher, data, method, sites[method]) for method in sorted(sites)
     }
+    layers = {site.target for site in bound.of_kind("rank") if site.settings["data_aware"]}
+    if layers:
+        nodes = [node for node in solvable_layers(bound.network) if node.name in layers]
+        images = (images for images, _ in data.calibration.batches(CALIBRATION_BATCH))
+        moments = collect_moments(teacher, nodes, images)
+        found[MOMENTS] = {name: one.second[0].astype("float32") for name, one in moments.items()}
+    return found
+
+
+def importance(
+    coupling: Coupling, teacher: GraphModule, data: Data, method: str, groups: Collection[str]
+) -> Weights:
+    """By one method, for the named groups at least: parameter → importances, output channels first."""
+    batches = data.calibration.batches(CALIBRATION_BATCH)
+    if method == "obs":
+        wanted = (group for group in coupling.groups if group.name in groups)
+        return obs_importance(coupling, teacher, [images for images, _ in batches], wanted)
+    return saliency(teacher, batches, cast(Method, method))
 
 
 def save_teacher(folder: Path, network: Network, weights: Weights) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,8 +15,13 @@ from autocompress.graph.module import GraphModule
 from autocompress.network import Param, Weights
 from autocompress.teacher import eval_mode
 
-Method = Literal["l1", "l2", "taylor", "fisher", "bn_scale"]
+Method = Literal["l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd"]
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+DRAWS = 4
+"""Draws of labels from each batch's own predictions, from which curvature is estimated."""
+
+_NEED_GRADIENTS = frozenset({"taylor", "fisher", "obd"})
 
 
 def saliency(
@@ -31,6 +36,11 @@ def saliency(
     - `taylor`: (w · ∂loss/∂w)², averaged over batches (Molchanov et al. 2019, arXiv:1906.10771).
     - `fisher`: (∂loss/∂w)², averaged over batches (Theis et al. 2018, arXiv:1801.05787).
     - `bn_scale`: |γ| of batch norms and 0 elsewhere (Liu et al. 2017, arXiv:1708.06519).
+    - `geometric_median`: the sum of a filter's distances to the other filters of its weight, spread
+      evenly over its elements; 0 for vectors (He et al. 2019, arXiv:1811.00250).
+    - `obd`: ½ · h · w² (LeCun et al. 1989, "Optimal brain damage"), h the diagonal of the Gauss-Newton
+      matrix of the cross-entropy. A batch's summed gradient at labels drawn from the network's own
+      predictions, squared, has it as its mean (Martens 2020, arXiv:1412.1193). `loss` is not read.
 
     Gradients are taken in eval mode; the module's own `.grad` fields stay as they are.
     Raises ValueError for an unknown method, and where gradients are needed and there are no batches.
@@ -38,8 +48,10 @@ def saliency(
     if method not in get_args(Method):
         raise ValueError(f"importance {method!r} is not one of {', '.join(get_args(Method))}")
     parameters = dict(module.named_parameters())
-    if method in ("taylor", "fisher"):
-        return _from_gradients(module, parameters, batches, loss, with_weight=method == "taylor")
+    if method in _NEED_GRADIENTS:
+        return _from_gradients(module, parameters, batches, loss, method)
+    if method == "geometric_median":
+        return {name: _numpy(_distances(value.detach())) for name, value in parameters.items()}
     scales = _batch_norm_scales(module) if method == "bn_scale" else frozenset(parameters)
     return {
         name: _numpy(_magnitude(value, method) if name in scales else torch.zeros_like(value))
@@ -51,28 +63,53 @@ def _magnitude(value: Tensor, method: Method) -> Tensor:
     return value.detach().square() if method == "l2" else value.detach().abs()
 
 
+def _distances(value: Tensor) -> Tensor:
+    if value.ndim < 2:
+        return torch.zeros_like(value)
+    filters = value.flatten(1)
+    sums = torch.cdist(filters, filters).sum(1) / filters.shape[1]
+    return sums.view(-1, *(1,) * (value.ndim - 1)).expand(value.shape)
+
+
 def _from_gradients(
     module: nn.Module,
     parameters: dict[str, nn.Parameter],
     batches: Iterable[Batch],
     loss: Loss,
-    with_weight: bool,
+    method: Method,
 ) -> Weights:
     used = [name for name, value in parameters.items() if value.requires_grad]
     totals = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    values = [parameters[name] for name in used]
     count = 0
     with eval_mode(module), torch.enable_grad():
-        for images, labels in batches:
-            values = [parameters[name] for name in used]
-            gradients = torch.autograd.grad(loss(module(images), labels), values, allow_unused=True)
+        for objective in _objectives(module, batches, loss, method):
+            gradients = torch.autograd.grad(objective, values, allow_unused=True, retain_graph=True)
             for name, gradient in zip(used, gradients, strict=True):
                 if gradient is not None:
-                    factor = parameters[name].detach() if with_weight else 1.0
-                    totals[name] += (gradient * factor).square()
+                    totals[name] += gradient.square()
             count += 1
     if not count:
         raise ValueError("this importance needs gradients, and no batches were given")
-    return {name: _numpy(total / count) for name, total in totals.items()}
+    weight = {"taylor": 1.0, "obd": 0.5}.get(method)
+    return {
+        name: _numpy(total / count if weight is None else weight * total / count * parameters[name] ** 2)
+        for name, total in totals.items()
+    }
+
+
+def _objectives(module: nn.Module, batches: Iterable[Batch], loss: Loss, method: Method) -> Iterator[Tensor]:
+    """What to take gradients of whose squares are averaged."""
+    generator = torch.Generator().manual_seed(0)
+    for images, labels in batches:
+        outputs = module(images)
+        if method != "obd":
+            yield loss(outputs, labels)
+            continue
+        scores = outputs.movedim(1, -1).flatten(0, -2)
+        for _ in range(DRAWS):
+            drawn = torch.multinomial(scores.detach().softmax(1), 1, generator=generator)[:, 0]
+            yield functional.cross_entropy(scores, drawn, reduction="sum") / len(images) ** 0.5
 
 
 def _batch_norm_scales(module: nn.Module) -> frozenset[str]:

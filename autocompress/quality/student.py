@@ -14,8 +14,9 @@ from autocompress.distill.train import Distilled, distil
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights
 from autocompress.quality.calibrate import collect_ranges
+from autocompress.quality.compensate import compensate
 from autocompress.quality.evaluate import Evaluation, evaluate, recalibrate_batch_norms
-from autocompress.transforms.apply import Saliency, apply
+from autocompress.transforms.apply import Saliency, apply, kept_channels
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import plan, with_ranges
 from autocompress.transforms.sites import BoundSpace
@@ -43,10 +44,13 @@ class Workshop:
         self.outputs = TeacherOutputs(self.teacher)
 
     def start(self, candidate: Candidate) -> GraphModule:
-        """The student before training: cut from the teacher, batch norms recalibrated."""
+        """The student before training: cut from the teacher, its layers fitted to what is left in
+        closed form, batch norms recalibrated."""
         network, weights = apply(self.bound, self.weights, candidate, self.saliency)
         assert weights is not None
         module = build(network, weights)
+        kept = kept_channels(self.bound, candidate, self.saliency)
+        compensate(module, self.teacher, self.data.calibration, kept)
         recalibrate_batch_norms(module, self.data.calibration.batches(CALIBRATION_BATCH))
         return module
 

@@ -12,17 +12,25 @@ from typing import Any
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate
+from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import INPUT, Network, Weights
-from autocompress.transforms import compact, depth, low_rank, prune
+from autocompress.transforms import compact, depth, low_rank, prune, structured
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import plan, with_ranges
 from autocompress.transforms.sites import BoundSpace
 
 Saliency = Mapping[str, Mapping[str, NDArray[Any]]]
-"""Importance method → parameter name → elementwise importance, of the parameter's shape."""
+"""What calibration data says of the teacher. Importance method → parameter name → importance of each
+element, or of each output channel; under `MOMENTS`, layer → second moments of its input rows,
+`(fan_in, fan_in)`."""
+
+MOMENTS = "moments"
 
 _NOT_NEGATIVE = frozenset({"relu", "relu6", "hardtanh", "sigmoid", "hardsigmoid"})
-CHAIN_SUFFIXES = ("reduce", "core", "depthwise")
+CHAIN_SUFFIXES = (
+    *("reduce", "core", "depthwise", "left", "right"),
+    *("primary", "cheap", "squeeze", "point", "spread"),
+)
 
 
 def apply(
@@ -31,8 +39,8 @@ def apply(
     """The network of a candidate and its weights, cut and factorised from the teacher's.
 
     Widths come first, on the teacher's coupled groups; then blocks are dropped or replaced, then
-    layers factorised, then bit-widths marked. The arguments are not modified. Without `saliency`
-    the first channels of a group stay, which is right for pricing only.
+    layers factorised or structured, then bit-widths marked. The arguments are not modified. Without
+    `saliency` the first channels of a group stay, which is right for pricing only.
 
     Raises:
         KeyError: the candidate names a site that the space does not have.
@@ -40,7 +48,8 @@ def apply(
     bound.check(candidate)
     network, weights = _widths(bound, weights, candidate, saliency)
     network, weights, separated = _blocks(bound, network, weights, candidate)
-    network, weights = _ranks(bound, network, weights, candidate, separated)
+    network, weights = _ranks(bound, network, weights, candidate, separated, saliency)
+    network, weights = _structures(bound, network, weights, candidate)
     return _bits(bound, network, candidate), weights
 
 
@@ -74,14 +83,22 @@ def _placeholders(network: Network, planned: frozenset[str]) -> dict[str, tuple[
 def _widths(
     bound: BoundSpace, weights: Weights | None, candidate: Candidate, saliency: Saliency | None
 ) -> tuple[Network, Weights | None]:
+    return prune.prune(bound.coupling, weights, _keep_mask(bound, candidate, saliency))
+
+
+def _keep_mask(bound: BoundSpace, candidate: Candidate, saliency: Saliency | None) -> prune.Keep:
     counts, importances = {}, {}
     for site in bound.of_kind("width"):
         size, round_to = site.settings["size"], site.settings["round_to"]
         counts[site.target] = prune.kept_count(size, float(candidate.get(site)), round_to)
         if saliency is not None:
             importances[site.target] = saliency[site.settings["importance"]]
-    mask = prune.keep_mask(bound.coupling, counts, importances if saliency is not None else None)
-    return prune.prune(bound.coupling, weights, mask)
+    return prune.keep_mask(bound.coupling, counts, importances if saliency is not None else None)
+
+
+def kept_channels(bound: BoundSpace, candidate: Candidate, saliency: Saliency) -> dict[str, prune.Keep]:
+    """Layer of the teacher → which of its output channels the candidate keeps, for those it cuts."""
+    return prune.kept_outputs(bound.coupling, _keep_mask(bound, candidate, saliency))
 
 
 def _blocks(
@@ -94,22 +111,44 @@ def _blocks(
             continue
         if choice == "drop":
             network, weights = depth.drop(network, weights, block)
-        elif choice == "depthwise_separable":
-            separated.update(compact.separable_layers(network, block))
-            network, weights = compact.depthwise_separable(network, weights, block)
+        elif choice in compact.COMPACT:
+            separated.update(compact.compact_layers(bound.network, block, str(choice)))
+            network, weights = compact.compact(network, weights, block, str(choice))
     return network, weights, separated
 
 
 def _ranks(
-    bound: BoundSpace, network: Network, weights: Weights | None, candidate: Candidate, separated: set[str]
+    bound: BoundSpace,
+    network: Network,
+    weights: Weights | None,
+    candidate: Candidate,
+    separated: set[str],
+    saliency: Saliency | None,
 ) -> tuple[Network, Weights | None]:
+    moments = {} if saliency is None else saliency.get(MOMENTS, {})
+    mask = _keep_mask(bound, candidate, saliency) if moments else None
+    turned = {site.target for site in bound.of_kind("structure") if candidate.get(site) != structured.DENSE}
     for site in bound.of_kind("rank"):
-        keep = candidate.get(site)
-        if keep == "full" or site.target not in network.by_name or site.target in separated:
+        keep, layer = candidate.get(site), site.target
+        if keep == "full" or layer not in network.by_name or layer in separated or layer in turned:
             continue
+        second = None
+        if mask is not None and site.settings["data_aware"] and layer in moments:
+            second = prune.kept_moments(bound.coupling, layer, moments[layer], mask)
+        settings = site.settings
         network, weights = low_rank.factorize(
-            network, weights, site.target, float(keep), site.settings["round_to"]
+            network, weights, layer, float(keep), settings["round_to"], settings["method"], second
         )
+    return network, weights
+
+
+def _structures(
+    bound: BoundSpace, network: Network, weights: Weights | None, candidate: Candidate
+) -> tuple[Network, Weights | None]:
+    for site in bound.of_kind("structure"):
+        kind = candidate.get(site)
+        if kind != structured.DENSE and site.target in network.by_name:
+            network, weights = structured.structure(network, weights, site.target, str(kind))
     return network, weights
 
 
@@ -123,5 +162,6 @@ def _bits(bound: BoundSpace, network: Network, candidate: Candidate) -> Network:
     if not bits:
         return network
     return network.with_nodes(
-        node.but(bits=bits[node.name]) if node.name in bits else node for node in network.nodes
+        node.but(bits=bits[node.name]) if node.name in bits and node.op in WEIGHTED else node
+        for node in network.nodes
     )

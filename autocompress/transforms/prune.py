@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.coupling import Coupling, Group
+from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import Network, Node, Weights
 
 Keep = NDArray[np.bool_]
@@ -58,6 +59,26 @@ def keep_mask(
             order = np.argsort(-atom_scores(group, saliency[group.name]), kind="stable")
         mask[group.atoms[order[count:]]] = False
     return mask
+
+
+def kept_outputs(coupling: Coupling, keep: Keep) -> dict[str, Keep]:
+    """Layer → which of its output channels stay, `(channels,)`, for the layers that lose some."""
+    kept: dict[str, Keep] = {}
+    for node in coupling.network.nodes:
+        if node.op in WEIGHTED:
+            labels = coupling.values[node.name][-1 if node.op == "linear" else 1]
+            if labels is not None and not keep[labels].all():
+                kept[node.name] = keep[labels]
+    return kept
+
+
+def kept_moments(coupling: Coupling, layer: str, second: NDArray[Any], keep: Keep) -> NDArray[Any]:
+    """The part of a layer's second moments, `(fan_in, fan_in)`, that belongs to the inputs that stay."""
+    labels = coupling.params[coupling.network.by_name[layer].params[0]][1]
+    if labels is None or keep[labels].all():
+        return second
+    stays = np.repeat(keep[labels], len(second) // len(labels))
+    return second[np.ix_(stays, stays)]
 
 
 def prune(coupling: Coupling, weights: Weights | None, keep: Keep) -> tuple[Network, Weights | None]:

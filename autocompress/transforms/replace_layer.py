@@ -94,7 +94,11 @@ def _node(old: Node, name: str, source: Any, weight: str, bias: Any, link: Link,
 def _output_shape(shape: Shape, link: Link) -> Shape:
     if link.conv is None:
         return (*shape[:-1], link.weight_shape[0])
-    conv = link.conv
+    return output_shape(shape, link.weight_shape, link.conv)
+
+
+def output_shape(shape: Shape, weight_shape: Shape, conv: ConvArgs) -> Shape:
+    """Of a convolution with this weight that reads `shape`."""
     if conv.padding == "same":
         sizes = shape[2:]
     else:
@@ -102,10 +106,10 @@ def _output_shape(shape: Shape, link: Link) -> Shape:
         sizes = tuple(
             (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for size, pad, dilation, kernel, stride in zip(
-                shape[2:], pads, conv.dilation, link.weight_shape[2:], conv.stride, strict=True
+                shape[2:], pads, conv.dilation, weight_shape[2:], conv.stride, strict=True
             )
         )
-    return (shape[0], link.weight_shape[0], *sizes)
+    return (shape[0], weight_shape[0], *sizes)
 
 
 POINTWISE = ConvArgs((1, 1), (0, 0), (1, 1), 1)

@@ -19,11 +19,13 @@ from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import Network, Node, Param, Ref
 from autocompress.space import LayerRule, Space
-from autocompress.transforms import low_rank
-from autocompress.transforms.compact import separable_layers
+from autocompress.transforms import compact, low_rank, structured
+from autocompress.transforms.compact import COMPACT, compact_layers
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.prune import kept_count
 from autocompress.transforms.replace_layer import conv_args
+
+_KEEP_BATCH_NORM = structured.KEEP_BATCH_NORM | compact.KEEP_BATCH_NORM
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,14 @@ class BoundSpace:
 
         Two candidates that mean the same network have the same canonical form.
         """
-        gone, separated = self._gone(candidate)
+        gone, compacted = self._replaced(candidate)
+        turned = {site.target for site in self.of_kind("structure") if candidate.get(site) != site.default}
         choices = {
             name: option
             for name, option in candidate.choices
-            if option != self.by_name[name].default and not self._is_moot(self.by_name[name], gone, separated)
+            if option != self.by_name[name].default
+            and not self._is_moot(self.by_name[name], gone, compacted)
+            and not (self.by_name[name].kind == "rank" and self.by_name[name].target in turned)
         }
         return Candidate.of(choices)
 
@@ -102,7 +107,10 @@ class BoundSpace:
     @cached_property
     def folded(self) -> BoundSpace:
         """The same decisions about the network without its batch norms, whose candidates ship as the same
-        networks: enough for pricing, with fewer nodes. The space itself where folding moves a decision."""
+        networks: enough for pricing, with fewer nodes. The space itself where folding moves a decision, and
+        where an option leaves a batch norm behind it that cannot be folded."""
+        if any(option in _KEEP_BATCH_NORM for site in self.free for option in site.options):
+            return self
         network, _ = fold_batch_norms(self.network, None)
         coupling = couple(network)
         blocks = {block.name: block for block in residual_blocks(network)}
@@ -113,25 +121,28 @@ class BoundSpace:
         ]
         return replace(self, network=network, coupling=coupling, blocks=blocks) if same else self
 
-    def _gone(self, candidate: Candidate) -> tuple[set[str], dict[str, set[str]]]:
-        """What dropped blocks compute, and by block the layers that become depthwise-separable."""
+    def _replaced(self, candidate: Candidate) -> tuple[set[str], dict[str, tuple[Option, set[str]]]]:
+        """What dropped blocks compute; by block the compact form it takes and the layers that do."""
         gone: set[str] = set()
-        separated: dict[str, set[str]] = {}
+        compacted: dict[str, tuple[Option, set[str]]] = {}
         for name, option in candidate.choices:
             site = self.by_name[name]
             if site.kind == "block" and option == "drop":
                 gone.update(self.blocks[site.target].nodes)
-            elif site.kind == "block" and option == "depthwise_separable":
-                separated[site.target] = set(separable_layers(self.network, self.blocks[site.target]))
-        return gone, {name: layers - gone for name, layers in separated.items()}
+            elif site.kind == "block" and option in COMPACT:
+                block = self.blocks[site.target]
+                compacted[site.target] = option, set(compact_layers(self.network, block, str(option)))
+        return gone, {name: (kind, layers - gone) for name, (kind, layers) in compacted.items()}
 
-    def _is_moot(self, site: Site, gone: set[str], separated: Mapping[str, set[str]]) -> bool:
+    def _is_moot(self, site: Site, gone: set[str], compacted: Mapping[str, tuple[Option, set[str]]]) -> bool:
         if site.kind == "block":
             add = self.blocks[site.target].add
-            around = any(add in self.blocks[other].nodes for other in separated)
-            replaced = site.target in separated and (around or not separated[site.target])
-            return add in gone or replaced
-        if site.kind == "rank" and any(site.target in layers for layers in separated.values()):
+            kind, layers = compacted.get(site.target, ("", gone))
+            around = any(
+                kind == other and add in self.blocks[name].nodes for name, (other, _) in compacted.items()
+            )
+            return add in gone or around or (kind != "" and not layers)
+        if site.kind == "rank" and any(site.target in layers for _, layers in compacted.values()):
             return True
         return bool(site.layers) and set(site.layers) <= gone
 
@@ -145,13 +156,13 @@ def bind(space: Space, network: Network) -> BoundSpace:
     coupling = couple(network)
     blocks = {block.name: block for block in residual_blocks(network)}
     binder = _Binder(space, network)
-    sites = [
+    sites: list[Site | None] = [
         *(binder.width(group) for group in coupling.groups),
         *(binder.block(block) for block in blocks.values()),
     ]
     for node in network.nodes:
         if node.op in WEIGHTED:
-            sites += [binder.rank(node), binder.bits(node)]
+            sites += [binder.rank(node), binder.structure(node), binder.bits(node)]
     names = {node.module for node in network.nodes if node.op in WEIGHTED and node.module}
     space.check_matched(binder.matched, sorted(names | blocks.keys()))
     return BoundSpace(network, coupling, blocks, tuple(site for site in sites if site is not None))
@@ -177,7 +188,7 @@ class _Binder:
             return _locked(name, "width", group.name, 1.0, group.layers, "no rule gives it a width")
         if group.locked:
             return _locked(name, "width", group.name, 1.0, group.layers, group.locked)
-        round_to = rule.width.round_to
+        round_to = _round_to(group, rule.width.round_to)
         options: dict[int, float] = {group.size: 1.0}
         for keep in sorted(rule.width.keep, reverse=True):
             options.setdefault(kept_count(group.size, keep, round_to), keep)
@@ -199,11 +210,13 @@ class _Binder:
                 options.append("drop")
             else:
                 reasons.append("its shortcut changes the shape, so it cannot be dropped")
-        if "depthwise_separable" in rule.block:
-            if separable_layers(self.network, block):
-                options.append("depthwise_separable")
+        for kind in COMPACT:
+            if kind not in rule.block:
+                continue
+            if compact_layers(self.network, block, kind):
+                options.append(kind)
             else:
-                reasons.append("it has no dense k×k convolution to separate")
+                reasons.append(f"it has no dense k×k convolution that can become {kind}")
         if len(options) == 1:
             return _locked(name, "block", block.name, "keep", block.layers, "; ".join(reasons))
         return _site(name, "block", block.name, options, "keep", block.layers, {})
@@ -222,20 +235,45 @@ class _Binder:
         if locked or rule is None or rule.rank is None:
             return _locked(name, "rank", node.name, "full", (node.name,), locked)
         shape = self.network.params[node.args[1].name].shape  # type: ignore[union-attr]
-        method = low_rank.method_for(node, shape)
-        if not method or rule.rank.method not in ("auto", method):
-            why = f"{rule.rank.method} does not apply to it" if method else "it is a grouped convolution"
+        wanted, round_to = rule.rank.method, rule.rank.round_to
+        method = low_rank.method_for(node, shape, wanted)
+        if not method:
+            grouped = not low_rank.method_for(node, shape)
+            why = "it is a grouped convolution" if grouped else f"{wanted} does not apply to it"
             return _locked(name, "rank", node.name, "full", (node.name,), why)
         dense = int(np.prod(shape))
-        options: list[Option] = [
-            keep
-            for keep in sorted(keep for keep in rule.rank.keep if keep != "full")
-            if low_rank.parameters(shape, low_rank.ranks(shape, float(keep), rule.rank.round_to)) < dense
-        ]
+        options: list[Option] = []
+        for keep in sorted(keep for keep in rule.rank.keep if keep != "full"):
+            rank = low_rank.ranks(shape, float(keep), round_to, method)
+            if low_rank.parameters(shape, rank, method) < dense:
+                options.append(keep)
         if not options:
             return _locked(name, "rank", node.name, "full", (node.name,), "no rank offered has fewer weights")
-        settings = {"method": method, "round_to": rule.rank.round_to}
+        settings = {"method": method, "round_to": round_to, "data_aware": rule.rank.data_aware}
         return _site(name, "rank", node.name, [*options, "full"], "full", (node.name,), settings)
+
+    def structure(self, node: Node) -> Site | None:
+        """None where no rule asks for one: most layers are not matrices, and most spaces do not ask."""
+        rule = self._layer_rule(node)
+        if rule is None or set(rule.structure) <= {structured.DENSE}:
+            return None
+        name, target, layers = f"structure:{node.name}", node.name, (node.name,)
+        locked = self._lock_reason(node) or _reads_a_constant(node)
+        shape = self.network.params[node.args[1].name].shape  # type: ignore[union-attr]
+        fewest: dict[str, int] = {}
+        reasons = []
+        for kind in (kind for kind in rule.structure if kind != structured.DENSE):
+            of = structured.sizes(kind, *shape[:2])
+            why = structured.applies(node, shape, kind)
+            if why or not of:
+                reasons.append(why or f"no {kind} form of {shape[0]}×{shape[1]} is smaller")
+            else:
+                fewest[kind] = structured.parameters(kind, shape[0], shape[1], of)
+        locked = locked or ("" if fewest else "; ".join(dict.fromkeys(reasons)))
+        if locked:
+            return _locked(name, "structure", target, structured.DENSE, layers, locked)
+        options: list[Option] = [*sorted(fewest, key=fewest.__getitem__), structured.DENSE]
+        return _site(name, "structure", target, options, structured.DENSE, layers, {})
 
     def bits(self, node: Node) -> Site:
         name = f"bits:{node.name}"
@@ -273,6 +311,11 @@ class _Binder:
         if len(self.network.param_users[weight]) > 1:
             return "its weight is shared with another layer"
         return ""
+
+
+def _round_to(group: Group, channels: int) -> int:
+    """The multiple of atoms kept: an attention's head brings at least as many channels by itself."""
+    return 1 if group.places[0].indices.shape[1] >= channels else channels
 
 
 def _reads_a_constant(node: Node) -> str:

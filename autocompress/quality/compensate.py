@@ -1,0 +1,187 @@
+"""Closed-form compensation: what layers do after others were changed, fitted to what the teacher's did.
+
+Student and teacher run over the same images. Layer by layer, in execution order, each layer of the
+student whose input is no longer the teacher's gets the weight that best reproduces the teacher's
+output from the input it now has: ridge regression towards the weight it had, from the Gram matrix
+of its input rows (He et al. 2017, arXiv:1707.06168, and Luo et al. 2017, arXiv:1707.06342, for
+the layer after the pruned one). Batch norms on the way take the statistics they meet, so every
+layer is fitted to the network as it will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autocompress.data_splits import Split
+from autocompress.graph.module import GraphModule
+from autocompress.network import Network, Node, Param
+from autocompress.quality.layer_rows import groups_of, input_rows, places, solvable_layers, visited
+
+ROWS = 8192
+RIDGE = 0.1
+LARGEST_VALUE_BYTES = 2**28
+
+KeptChannels = Mapping[str, NDArray[np.bool_]]
+"""Layer → which of the teacher's output channels the student has; without an entry all of them."""
+
+
+def compensate(
+    student: GraphModule,
+    teacher: GraphModule,
+    examples: Split,
+    kept: KeptChannels,
+    ridge: float = RIDGE,
+    rows: int = ROWS,
+) -> tuple[str, ...]:
+    """Changes weights and biases of `student` in place; returns the names of the layers it fitted.
+
+    The examples run as one batch, fewer of them where an activation would exceed 256 MiB. The
+    penalty is `ridge` times the mean squared input times the squared change of the weight. Running
+    statistics of batch norms become those of the examples. The teacher is not modified.
+    """
+    network, reference = student.source_network, teacher.source_network
+    layers = changed_layers(network, reference, kept)
+    if not layers:
+        return ()
+    images, _ = next(iter(examples.batches(_batch_that_fits(network, reference))))
+    targets = _targets(teacher, layers, images, kept, rows)
+
+    def fit(node: Node, values: dict[str, Any]) -> None:
+        if node.name in targets:
+            _fit(student, node, values[node.args[0].node], targets.pop(node.name), ridge, rows)
+
+    momentum = student.batch_norm_momentum
+    student.train()
+    student.batch_norm_momentum = 1.0
+    try:
+        with torch.no_grad():
+            student.forward_visiting(images, fit)
+    finally:
+        student.batch_norm_momentum = momentum
+        student.eval()
+    return tuple(node.name for node in layers)
+
+
+def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> tuple[Node, ...]:
+    """Layers of both networks that compute the same outputs from inputs that are not the same."""
+    changed: set[str] = set()
+    for node in network.nodes:
+        old = reference.by_name.get(node.name)
+        same = old is not None and (node.op, node.args, node.kwargs) == (old.op, old.args, old.kwargs)
+        same = same and all(network.params[name] == reference.params[name] for name in node.params)
+        if not same or changed.intersection(node.inputs):
+            changed.add(node.name)
+    known = {node.name: node for node in solvable_layers(reference)}
+    return tuple(
+        node
+        for node in solvable_layers(network)
+        if node.name in known
+        and changed.intersection(node.inputs)
+        and _outputs_match(node, known[node.name], kept)
+    )
+
+
+def _outputs_match(node: Node, old: Node, kept: KeptChannels) -> bool:
+    axis = _channel_axis(node)
+    if (node.op == "linear") != (old.op == "linear") or len(node.shape) != len(old.shape):
+        return False
+    count = int(kept[node.name].sum()) if node.name in kept else old.shape[axis]
+    rest = [size for index, size in enumerate(node.shape) if index != axis % len(node.shape)]
+    old_rest = [size for index, size in enumerate(old.shape) if index != axis % len(old.shape)]
+    return count == node.shape[axis] and rest == old_rest
+
+
+def _channel_axis(node: Node) -> int:
+    return -1 if node.op == "linear" else 1
+
+
+def _batch_that_fits(*networks: Network) -> int:
+    sizes = (
+        4 * int(np.prod(node.shape))
+        for network in networks
+        for node in network.nodes
+        if node.shape and not isinstance(node.shape[0], tuple)
+    )
+    return max(1, LARGEST_VALUE_BYTES // max(sizes, default=1))
+
+
+def _targets(
+    teacher: GraphModule, layers: Iterable[Node], images: Tensor, kept: KeptChannels, limit: int
+) -> dict[str, Tensor]:
+    """What the teacher's layers compute at the sampled places: `(rows, channels kept)`."""
+    wanted = {node.name for node in layers}
+    found: dict[str, Tensor] = {}
+
+    def record(node: Node, values: dict[str, Any]) -> None:
+        if node.name in wanted:
+            weight, bias = _parameters(teacher, node)
+            rows = _rows(teacher.source_network, node, values[node.args[0].node], limit)
+            outputs = _product(rows, _matrices(weight, groups_of(node))) + (0 if bias is None else bias)
+            keep = kept.get(node.name)
+            found[node.name] = outputs if keep is None else outputs[:, torch.from_numpy(keep)]
+
+    visited(teacher, [images], record)
+    return found
+
+
+def _rows(network: Network, node: Node, value: Tensor, limit: int) -> Tensor:
+    shape = network.params[node.args[1].name].shape  # type: ignore[union-attr]
+    return input_rows(node, value, shape, places(node, len(value), limit))
+
+
+def _product(rows: Tensor, matrices: Tensor) -> Tensor:
+    """`(rows, groups, fan_in)` times `(groups, out, fan_in)` is `(rows, groups · out)`."""
+    return torch.einsum("rgi,goi->rgo", rows, matrices).reshape(len(rows), -1)
+
+
+def _matrices(weight: Tensor, groups: int) -> Tensor:
+    return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def _parameters(module: GraphModule, node: Node) -> tuple[Tensor, Tensor | None]:
+    bias = node.args[2] if len(node.args) > 2 else None
+    return (
+        module.tensor_named(node.args[1].name),
+        module.tensor_named(bias.name) if isinstance(bias, Param) else None,
+    )
+
+
+def _fit(student: GraphModule, node: Node, value: Tensor, target: Tensor, ridge: float, limit: int) -> None:
+    network, groups = student.source_network, groups_of(node)
+    weight, bias = _parameters(student, node)
+    rows = _rows(network, node, value, limit)
+    error = target - _product(rows, _matrices(weight, groups)) - (0 if bias is None else bias)
+    free_mean = bias is not None or _is_normalised(network, node)
+    row_mean, error_mean = rows.mean(0), error.mean(0)
+    if free_mean:
+        rows, error = rows - row_mean, error - error_mean
+    change = least_squares(rows, error.reshape(len(error), groups, -1), ridge)
+    weight += change.reshape(weight.shape)
+    if bias is not None:
+        bias += error_mean - _product(row_mean[None], change)[0]
+
+
+def _is_normalised(network: Network, node: Node) -> bool:
+    """Whether a batch norm alone reads the layer, so that the mean of its output does not matter."""
+    users = network.users[node.name]
+    return bool(users) and all(network.by_name[name].op == "batch_norm" for name in users)
+
+
+def least_squares(rows: Tensor, error: Tensor, ridge: float) -> Tensor:
+    """The `(groups, out, fan_in)` matrices C with least |error - rows · Cᵀ|² + penalty · |C|² per group.
+
+    `rows` is `(n, groups, fan_in)`, `error` `(n, groups, out)`. The penalty is `ridge` times n times
+    the mean square of the rows of the group. Solved in double precision.
+    """
+    x, y = rows.permute(1, 0, 2), error.permute(1, 0, 2)
+    gram, moment = (x.mT @ x).double(), (x.mT @ y).double()
+    size = gram.shape[-1]
+    mean_square = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+    gram = gram + (ridge * mean_square)[:, None, None] * torch.eye(size, dtype=gram.dtype)
+    return torch.linalg.solve(gram, moment).mT.to(rows.dtype)

@@ -1,0 +1,156 @@
+"""Optimal brain surgeon on channels: who leaves is decided together with what the others then do.
+
+A channel's removal costs what the layers that read it cannot make up for. With the second moments G
+of such a layer's input rows, its weight W and H = G⁻¹, taking the columns c away and changing the
+others optimally raises the squared output error by tr(W_c (H_cc)⁻¹ W_cᵀ) (Hassibi and Stork 1992,
+"Second order derivatives for network pruning: optimal brain surgeon"; Dong et al. 2017, arXiv:1705.07565,
+for the error of one layer). Channels leave one by one, the cheapest first, and after each one W and H
+become those of the compensated layer, so that of two channels that say the same only one is cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autocompress.graph.coupling import Coupling, Group
+from autocompress.graph.module import GraphModule
+from autocompress.network import Network, Node, Weights
+from autocompress.quality.layer_rows import Moments, collect_moments, groups_of, solvable_layers
+from autocompress.transforms.prune import atom_scores
+
+DAMPING = 0.01
+"""Added to the diagonal of second moments, as a share of its mean."""
+
+MEMORY_BYTES = 2**29
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Reader:
+    """A layer that reads the channels: `weight` `(out, fan_in)`, `second` `(fan_in, fan_in)`, and the
+    columns of each channel, `(channels, columns each)`."""
+
+    weight: Array
+    second: Array
+    columns: NDArray[np.int64]
+
+
+def removal_losses(readers: Iterable[Reader], channels: int, damping: float = DAMPING) -> Array:
+    """For each channel the summed loss once it leaves, `(channels,)`: the order of leaving is ascending.
+
+    A reader's loss is the mean squared error of its output, with the rest compensated, as a share of
+    the mean square of that output. The channels of an earlier removal count as gone.
+    """
+    states = [_State(reader, damping) for reader in readers]
+    losses = np.zeros(channels)
+    alive = np.ones(channels, dtype=np.bool_)
+    total = 0.0
+    for _ in range(channels):
+        costs = np.sum([state.costs() for state in states], axis=0)
+        leaves = int(np.argmin(np.where(alive, costs, np.inf)))
+        total += max(0.0, float(costs[leaves]))
+        losses[leaves], alive[leaves] = total, False
+        for state in states:
+            state.remove(leaves)
+    return losses
+
+
+class _State:
+    """A reader while channels leave it."""
+
+    def __init__(self, reader: Reader, damping: float) -> None:
+        self.columns = reader.columns
+        self.weight = reader.weight.astype(np.float64)
+        second = reader.second.astype(np.float64)
+        energy = float(np.einsum("oi,ij,oj->", self.weight, second, self.weight, optimize=True))
+        self.share = 1 / max(energy, 1e-30)
+        size = len(second)
+        level = damping * max(float(np.trace(second)) / size, 1e-30)
+        self.inverse = np.linalg.inv(second + level * np.eye(size))
+
+    def costs(self) -> Array:
+        """The share of the output that is lost if one channel leaves, `(channels,)`."""
+        blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
+        weights = self.weight[:, self.columns].transpose(1, 2, 0)
+        lost = np.einsum("cko,cko->c", weights, np.linalg.solve(blocks, weights))
+        return self.share * lost
+
+    def remove(self, channel: int) -> None:
+        gone = self.columns[channel]
+        step = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
+        self.weight -= self.weight[:, gone] @ step
+        self.inverse -= self.inverse[:, gone] @ step
+        self.inverse[gone], self.inverse[:, gone], self.weight[:, gone] = 0.0, 0.0, 0.0
+        self.inverse[gone, gone] = 1.0
+
+
+def obs_importance(
+    coupling: Coupling, module: GraphModule, images: Sequence[Tensor], groups: Iterable[Group]
+) -> Weights:
+    """Losses of the channels of `groups` as importances: parameter → one number per output channel.
+
+    `module` computes `coupling.network`. Batches of images `(N, C, H, W)` are read once per group, or
+    less often where the second moments fit into memory together. A group that no layer reads by a
+    dense weight of its own is judged by its squared weights. Raises ValueError without images.
+    """
+    weights = module.export_weights()
+    found: Weights = {}
+    for part in _that_fit(coupling.network, [(group, _readers(coupling, group)) for group in groups]):
+        nodes = {node.name: node for _, readers in part for node, _ in readers}
+        moments = collect_moments(module, nodes.values(), images)
+        for group, readers in part:
+            losses = _losses(group, readers, weights, moments)
+            place = next(place for place in group.places if place.axis == 0)
+            shape = weights[place.param].shape[:1]
+            found.setdefault(place.param, np.zeros(shape))[place.indices[:, 0]] = losses
+    return found
+
+
+Readers = list[tuple[Node, NDArray[np.int64]]]
+
+
+def _readers(coupling: Coupling, group: Group) -> Readers:
+    """Layers that read the group by dense weights, and the positions of each channel on that axis."""
+    network = coupling.network
+    layers = {node.params[0]: node for node in solvable_layers(network) if groups_of(node) == 1}
+    return [
+        (layers[place.param], place.indices)
+        for place in group.places
+        if place.axis == 1 and place.param in layers
+    ]
+
+
+def _losses(group: Group, readers: Readers, weights: Weights, moments: Mapping[str, Moments]) -> Array:
+    if not readers:
+        return atom_scores(group, {name: np.square(value) for name, value in weights.items()})
+    described = []
+    for node, indices in readers:
+        weight = weights[node.params[0]]
+        taps = int(np.prod(weight.shape[2:]))
+        columns = (indices[:, :, None] * taps + np.arange(taps)).reshape(len(indices), -1)
+        described.append(Reader(weight.reshape(len(weight), -1), moments[node.name].second[0], columns))
+    return removal_losses(described, group.size)
+
+
+def _that_fit(
+    network: Network, groups: Iterable[tuple[Group, Readers]]
+) -> Iterator[list[tuple[Group, Readers]]]:
+    """The groups in lists whose second moments together keep `MEMORY_BYTES`, or of one group."""
+    part: list[tuple[Group, Readers]] = []
+    used = 0
+    for group, readers in groups:
+        fan_ins = [int(np.prod(network.params[node.params[0]].shape[1:])) for node, _ in readers]
+        size = sum(8 * fan_in**2 for fan_in in fan_ins)
+        if part and used + size > MEMORY_BYTES:
+            yield part
+            part, used = [], 0
+        part.append((group, readers))
+        used += size
+    if part:
+        yield part
