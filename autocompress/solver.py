@@ -9,8 +9,11 @@ and the limits that the knapsack sees are corrected until the exact price keeps 
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,17 +73,39 @@ def knapsack(
     latency = np.array([table.effects[choice].latency_ms for choice in columns])
     objective = np.array([harm(damage, by_name[name], option) for name, option in columns])
     objective += _TIE_BREAK * latency / max(table.latency_ms, 1e-12)
-    found = milp(
-        objective,
-        integrality=np.ones(len(columns)),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(matrix, lower, upper),
-        options={"mip_rel_gap": _RELATIVE_GAP, "node_limit": _NODES},
-    )
+    with silent_stdout():
+        found = milp(
+            objective,
+            integrality=np.ones(len(columns)),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(matrix, lower, upper),
+            options={"mip_rel_gap": _RELATIVE_GAP, "node_limit": _NODES},
+        )
     if found.x is None:
         return None
     taken = [columns[column] for column in np.flatnonzero(found.x > 0.5)]
     return Candidate.of({name: option for name, option in taken if option != by_name[name].default})
+
+
+@contextmanager
+def silent_stdout() -> Iterator[None]:
+    """Drops what C code writes to stdout: HiGHS 1.12 has a debugging line there that no option turns off,
+    and stdout is for tables and JSON."""
+    try:
+        kept = os.dup(1)
+    except OSError:
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        flush_c = ctypes.CDLL(None).fflush
+        flush_c(None)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            flush_c(None)
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 _Row = tuple[Any, float, float]

@@ -29,6 +29,7 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Site
 from autocompress.engine import Engine
 from autocompress.pareto import hypervolume_history
+from autocompress.samplers import WORTH_BEYOND_LIMIT
 from autocompress.study import SAMPLERS, Study
 
 EDGES = ("edge_0_1", "edge_0_2", "edge_1_2", "edge_0_3", "edge_1_3", "edge_2_3")
@@ -39,7 +40,6 @@ EVALUATIONS = (50, 100, 200, 400)
 TARGETS = (0.95, 0.98, 0.99, 0.995)
 CAPPED_EVALUATIONS = 50
 LARGEST_ERROR = 20.0
-BEYOND_CAP = 1.5
 SITES = tuple(Site(f"block:{edge}", "block", edge, OPERATIONS, OPERATIONS[0]) for edge in EDGES)
 
 
@@ -101,7 +101,7 @@ def evaluated(sampler: str, found: Cells, seed: int, limits: Limits | None, coun
 
 def engine(name: str, found: Cells, seed: int, limits: Limits | None) -> Engine:
     """The search's own engine: `engine` knows how operations form paths, `engine-plain` only the edges."""
-    largest = float(found.latency_ms.max()) if limits is None else BEYOND_CAP * limits.latency_ms
+    largest = float(found.latency_ms.max()) if limits is None else WORTH_BEYOND_LIMIT * limits.latency_ms
     return Engine(
         SITES,
         found.costs,

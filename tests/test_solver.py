@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import random
 
@@ -13,7 +14,7 @@ from autocompress.candidate import Candidate, Option, Site
 from autocompress.cost import live_bytes, peak_memory_bytes, weight_bytes
 from autocompress.effects import Effect, EffectTable, effects_of, exclusions
 from autocompress.pricing import Pricer, with_choice
-from autocompress.solver import Solver, harm, knapsack
+from autocompress.solver import Solver, harm, knapsack, silent_stdout
 from autocompress.transforms.apply import apply, deployed
 
 SITES = (
@@ -197,3 +198,12 @@ def test_scores_that_are_not_numbers_are_the_worst(pricer: Pricer):
     site = pricer.bound.of_kind("block")[0]
     worst = harm({(site.name, "drop"): float("inf")}, site, "drop")
     assert worst == harm({(site.name, "drop"): float("nan")}, site, "drop") > 100
+
+
+def test_what_c_code_prints_while_solving_does_not_reach_stdout(capfd: pytest.CaptureFixture[str]):
+    library = ctypes.CDLL(None)
+    with silent_stdout():
+        library.puts(b"a debugging line")
+    library.puts(b"a result")
+    library.fflush(None)
+    assert capfd.readouterr().out == "a result\n"
