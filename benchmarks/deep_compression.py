@@ -38,7 +38,7 @@ from autocompress.transforms.share import Codebook, entropy_constrained
 
 FOLDER = Path("runs/deep-compression")
 BATCH = 250
-TEMPERATURE = 3.0
+TEMPERATURE, ALPHA = 3.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Recipe:
 
 
 RECIPES = {
-    "lenet-300-100": Recipe(0.035, 9, 0.01, 16, 16, 6, 2, 80, 0.0160),
-    "lenet-5": Recipe(0.013, 9, 0.01, 40, 12, 5, 2, 200, 0.0080),
+    "lenet-300-100": Recipe(0.05, 17, 0.003, 16, 14, 5, 2, 80, 0.0160),
+    "lenet-5": Recipe(0.012, 17, 0.003, 40, 5, 2, 0.5, 200, 0.0080),
 }
 
 
@@ -153,7 +153,7 @@ def teacher_of(name: str, recipe: Recipe, data: Data, seed: int) -> tuple[Networ
 def prune(
     student: GraphModule, teacher: GraphModule, layers: list[str], recipe: Recipe, data: Data, seed: int
 ) -> None:
-    loss = ClassLoss(TEMPERATURE, 0.9)
+    loss = ClassLoss(TEMPERATURE, ALPHA)
     pruning = GradualPruning(student, layers, recipe.density)
 
     def step(done: int, total: int, value: float) -> None:
@@ -174,17 +174,16 @@ def prune(
 def share(
     student: GraphModule, teacher: GraphModule, layers: list[str], recipe: Recipe, data: Data, seed: int
 ) -> None:
-    """Shared values by rate and distortion, fine-tuned; then once more, from what was learned."""
-    for turn in range(2):
-        books = {key: shared(student.tensor_named(key), recipe) for key in layers}
-        put(student, books)
-        say(f"shared, turn {turn + 1}: {error(student, data.validation):.2%}")
-        with hold_shared(student, {key: book.indices for key, book in books.items()}):
-            distil(
-                student, teacher, data, epochs=recipe.share_epochs, batch_size=BATCH, learning_rate=0.005,
-                loss=ClassLoss(TEMPERATURE, 0.9), seed=seed + 3 + turn, progress=shown,
-            )  # fmt: skip
-        say(f"fine-tuned: {error(student, data.validation):.2%}")
+    """Shared values by rate and distortion, fine-tuned, and rounded to float16."""
+    books = {key: shared(student.tensor_named(key), recipe) for key in layers}
+    put(student, books)
+    say(f"shared: {error(student, data.validation):.2%}")
+    with hold_shared(student, {key: book.indices for key, book in books.items()}):
+        distil(
+            student, teacher, data, epochs=recipe.share_epochs, batch_size=BATCH, learning_rate=0.005,
+            loss=ClassLoss(TEMPERATURE, ALPHA), seed=seed + 3, progress=shown,
+        )  # fmt: skip
+    say(f"fine-tuned: {error(student, data.validation):.2%}")
     for key in layers:
         tensor = student.tensor_named(key)
         with torch.no_grad():

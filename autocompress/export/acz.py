@@ -38,7 +38,8 @@ def acz_bytes(
 ) -> bytes:
     """The file's content; `meta` is JSON of the caller's, kept in the header beside the network.
 
-    Weights of 8-bit layers are stored as the integers that the layer computes with, all others bit for bit.
+    Weights of 8-bit layers are stored as the integers that the layer computes with, all others bit for bit,
+    except that zeros lose their sign.
     `coder` is `context` (smallest) or `huffman`.
     Raises ValueError when `meta` uses the names `network` or `tensors`.
     """
@@ -104,11 +105,16 @@ def tensor_bytes(array: NDArray[Any], coder: str = "context") -> int:
 def _stored(network: Network, weights: Weights, coder: str) -> Iterator[Stored]:
     in_int8 = weights_in_int8(network)
     for name in network.params:
-        array = np.ascontiguousarray(weights[name])
+        array = _unsigned_zeros(weights[name])
         form = smallest(array, coder)
         if name in in_int8 and shared_values(array) is None:
             form = Scaled(*quantize_weight(array))
         yield form
+
+
+def _unsigned_zeros(array: NDArray[Any]) -> NDArray[Any]:
+    """Masks leave zeros of either sign, which compute the same and would count as two values."""
+    return np.asarray(array + array.dtype.type(0)) if np.issubdtype(array.dtype, np.floating) else array
 
 
 def _slim(network: Network) -> dict[str, Any]:
