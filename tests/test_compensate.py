@@ -26,7 +26,8 @@ from autocompress.quality.layer_rows import (
 )
 from autocompress.quality.student import Workshop
 from autocompress.space import parse_space
-from autocompress.transforms.apply import apply
+from autocompress.transforms.apply import MOMENTS, apply, kept_channels
+from autocompress.transforms.low_rank import factorize
 from autocompress.transforms.prune import keep_mask, kept_outputs, prune
 from autocompress.transforms.sites import bind
 
@@ -248,3 +249,32 @@ def test_students_start_nearer_to_the_teacher_than_by_recalibration_alone(choice
         wanted = module(images)
         errors = [float((student(images) - wanted).square().mean()) for student in (started, plain)]
     assert errors[0] < 0.6 * errors[1]
+
+
+def test_ranks_that_mind_the_data_do_so_on_the_inputs_that_are_left() -> None:
+    data = stripes()
+    network, weights = trace(Residual().eval(), (1, 8, 8))
+    bound = bind(parse_space(SPACE.replace("rank: {", "rank: {data_aware: true, ")), network)
+    saliency = importances(bound, weights, data)
+    assert saliency[MOMENTS].keys() == {site.target for site in bound.of_kind("rank")}
+    candidate = Candidate.of({"width:a.0": 0.5, "rank:b.0": 0.5})
+    found, cut = apply(bound, weights, candidate, saliency)
+    assert found == apply(bound, None, candidate)[0] and cut is not None
+    kept = kept_channels(bound, candidate, saliency)["a.0"]
+    images, _ = next(iter(data.calibration.batches(64)))
+    hidden = build(network, weights).forward_values(images, ["relu_1"])["relu_1"][:, torch.from_numpy(kept)]
+    rows = F.unfold(hidden, 3, padding=1).permute(0, 2, 1).flatten(0, 1).double().detach()
+    second = (rows.T @ rows / len(rows)).numpy()
+    pruned, sliced = apply(bound, weights, Candidate.of({"width:a.0": 0.5}), saliency)
+    _, expected = factorize(pruned, sliced, "b.0", 0.5, 1, "tucker2", second)
+    assert expected is not None
+    names = ("b.0.reduce.weight", "b.0.core.weight", "b.0.weight")
+    one, other = (_product_of(*(values[name] for name in names)) for values in (cut, expected))
+    np.testing.assert_allclose(one, other, atol=1e-3)
+    plain = apply(bound, weights, candidate, {"obs": saliency["obs"]})[1]
+    assert plain is not None
+    assert np.abs(_product_of(*(plain[name] for name in names)) - one).max() > 0.01
+
+
+def _product_of(reduce: np.ndarray, core: np.ndarray, expand: np.ndarray) -> np.ndarray:
+    return np.einsum("si,rsyx,or->oiyx", reduce[:, :, 0, 0], core, expand[:, :, 0, 0])

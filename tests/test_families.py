@@ -125,8 +125,7 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
         assert sum(stored[param].nbytes for param in priced.params) == weight_bytes(priced)
         loaded = load_student(tmp_path / precision)
         assert loaded.source_network == student[0]
-        with torch.no_grad():
-            torch.testing.assert_close(loaded(images), build(*student)(images), rtol=1e-4, atol=1e-4)
+        check_parity(loaded, session.run, images, quantized=precision != "fp32")
     assert all(np.array_equal(before[param], value) for param, value in weights.items())
 
 
