@@ -1,6 +1,6 @@
 """How many candidates a second are priced, on one core.
 
-    python benchmarks/pricing_speed.py --device hardware_profiles/mine --teacher timm:resnet18 --input-size 224
+    python benchmarks/pricing_speed.py --device hardware_profiles/mine --teacher timm:resnet18
 
 Random candidates of the space, float, in 8 bits and mixed, each priced once; then changes of one choice, as
 a search makes them. Medians over repetitions with other candidates.

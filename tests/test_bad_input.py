@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 from make_images import write_folder, write_tar
 from priced_networks import SPACE
 
-from autocompress.api import profile
+from autocompress.api import inspect, profile
 from autocompress.cli import main
 from autocompress.run_store import RunStore
 
@@ -64,7 +65,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{folder}/teachers.py:good",
         folder / "space.yaml",
         folder / "device",
-        networks=8,
+        networks=16,
         data=f"imagefolder:{folder}/images",
     )
     return folder
@@ -211,11 +212,6 @@ def changed_profile(here: Path, tmp_path: Path, name: str, change: object) -> Re
         ("profile.yaml", lambda text: text.replace("runtime: onnxruntime", "runtime: other"), ["other"]),
         ("profile.yaml", lambda text: text.replace("threads: 1", "threads: 4096", 1), ["threads"]),
         ("profile.yaml", lambda text: text.replace("cpu: ", "cpu: another ", 1), ["another"]),
-        (
-            "profile.yaml",
-            lambda text: text.replace("space_fingerprint: ", "space_fingerprint: x"),
-            ["made for the space"],
-        ),
     ],
 )
 def test_profiles(here: Path, tmp_path: Path, name: str, change: object, words: list[str]):
@@ -226,9 +222,24 @@ def test_a_profile_that_is_not_there(here: Path):
     refused(search(here, device="nowhere"), "nowhere", "autocompress profile")
 
 
-def test_a_profile_of_another_input_size(here: Path, tmp_path: Path):
+def test_a_profile_of_another_space_or_input_size_is_trusted_less(here: Path, tmp_path: Path):
+    def predictions(data: Path, device: Path) -> dict[str, Any]:
+        teacher, space = f"{here}/teachers.py:good", here / "space.yaml"
+        found: dict[str, Any] = inspect(teacher, space, device, f"imagefolder:{data}").to_json()[
+            "predictions"
+        ]
+        return found
+
+    assert predictions(here / "images", here / "device")["basis"] == "measured on this network"
     write_folder(tmp_path / "large", 24, size=(32, 32))
-    refused(search(here, data=f"imagefolder:{tmp_path}/large"), "shape")
+    larger = predictions(tmp_path / "large", here / "device")
+    assert "not measured on this network, its space or its input size" in larger["basis"]
+    shutil.copytree(here / "device", tmp_path / "device")
+    profile = tmp_path / "device" / "profile.yaml"
+    profile.write_text(profile.read_text().replace("space_fingerprint: ", "space_fingerprint: x"))
+    elsewhere = predictions(here / "images", tmp_path / "device")
+    assert "in the space" in elsewhere["basis"]
+    assert min(larger["relative_error"], elsewhere["relative_error"]) >= 0.1
 
 
 def test_run_folders(here: Path, tmp_path: Path):

@@ -28,7 +28,7 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
                 refuse(path, "it is not a plain file", "put a plain file of that name there")
             if found.st_size > most_bytes:
                 refuse(path, f"it is larger than {most_bytes // 1024**2} MiB")
-            content = file.read(most_bytes + 1)
+            content = file.read(min(most_bytes, found.st_size) + 1)
     except FileNotFoundError:
         refuse(path, "the file is missing")
     except IsADirectoryError:
