@@ -91,10 +91,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cifar-teacher", help="file.py:callable that takes depth=20 and depth=56")
     parser.add_argument("--only", action="append", help="one of the networks, may be repeated")
+    parser.add_argument("--networks", type=int, help="networks to profile with, instead of those of the list")
     parser.add_argument("--tested", type=int, default=TESTED, help="networks for each row of the table")
     arguments = parser.parse_args()
     for case in cases(arguments.cifar_teacher):
         if arguments.only is None or case.name in arguments.only:
+            case = replace(case, networks=arguments.networks or case.networks)
             results = examine(case, arguments.tested)
             (FOLDER / case.name / "results.json").write_text(json.dumps(results, indent=1))
     return 0
