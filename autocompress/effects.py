@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from autocompress.candidate import Candidate, Option
+from autocompress.candidate import KINDS, Candidate, Option, Site
 from autocompress.cost import live_bytes, weight_bytes
 from autocompress.pricing import Pricer
 from autocompress.transforms.apply import apply, deployed
@@ -142,21 +142,21 @@ def _priced(pricer: Pricer, candidate: Candidate) -> _Priced:
 
 
 def exclusions(bound: BoundSpace) -> dict[Choice, frozenset[str]]:
-    """The sites that each choice at a block makes moot, by the space's own rule for canonical candidates."""
+    """The sites that a choice at a block or at a layer's structure makes moot, by the space's own rule for
+    canonical candidates."""
     found = {}
-    inside = [site for site in bound.free if site.kind != "block"]
-    blocks = bound.of_kind("block")
-    for block in blocks:
-        for option in block.options:
-            if option == block.default:
+    for site in (*bound.of_kind("block"), *bound.of_kind("structure")):
+        others = [other for other in bound.free if other is not site]
+        # Choices of different kinds, and those of blocks, could make each other moot.
+        asked = [[other] for other in others if other.kind == "block"]
+        asked += [[other for other in others if other.kind == kind] for kind in KINDS if kind != "block"]
+        for option in site.options:
+            if option == site.default:
                 continue
-            choice = (block.name, option)
-            moot = _moot(bound, choice, {site.name: _other(site.options, site.default) for site in inside})
-            for other in blocks:
-                if other is not block:
-                    moot |= _moot(bound, choice, {other.name: _other(other.options, other.default)})
+            choice = (site.name, option)
+            moot = frozenset().union(*(_moot(bound, choice, each) for each in asked))
             if moot:
-                found[choice] = frozenset(moot)
+                found[choice] = moot
     return found
 
 
@@ -164,6 +164,8 @@ def _other(options: Iterable[Option], default: Option) -> Option:
     return next(option for option in options if option != default)
 
 
-def _moot(bound: BoundSpace, choice: Choice, others: Mapping[str, Option]) -> set[str]:
-    kept = bound.canonical(Candidate.of({**others, choice[0]: choice[1]})).as_dict
-    return {name for name in others if name not in kept} if choice[0] in kept else set()
+def _moot(bound: BoundSpace, choice: Choice, others: Iterable[Site]) -> set[str]:
+    """Those of the other sites whose choices do not count beside `choice`."""
+    chosen = {site.name: _other(site.options, site.default) for site in others}
+    kept = bound.canonical(Candidate.of({**chosen, choice[0]: choice[1]})).as_dict
+    return {name for name in chosen if name not in kept} if choice[0] in kept else set()

@@ -7,15 +7,18 @@ import itertools
 import random
 
 import pytest
-from priced_networks import Arithmetic, small_pricer
+from priced_networks import Arithmetic, small_pricer, small_resnet
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option, Site
 from autocompress.cost import live_bytes, peak_memory_bytes, weight_bytes
 from autocompress.effects import Effect, EffectTable, effects_of, exclusions
+from autocompress.graph.trace import trace
 from autocompress.pricing import Pricer, with_choice
 from autocompress.solver import Solver, harm, knapsack, silent_stdout
+from autocompress.space import parse_space
 from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.sites import bind
 
 SITES = (
     Site("block:b", "block", "b", ("keep", "drop"), "keep"),
@@ -141,6 +144,25 @@ def test_a_dropped_block_takes_the_choices_inside_it_away(pricer: Pricer):
     inside = {site.name for site in pricer.bound.free if "blocks.0" in site.name} - {"block:blocks.0"}
     assert {"bits:blocks.0.conv1", "bits:blocks.0.conv2"} <= inside
     assert dropped == inside
+
+
+def test_a_structure_takes_the_rank_of_its_layer_away_and_nothing_else():
+    rules = """
+name: forms
+rules:
+  - match: {layer: linear}
+    rank: {keep: [0.25, full]}
+    structure: [dense, kronecker]
+    bits: [32, 8]
+  - match: {block: residual}
+    block: [keep, drop]
+"""
+    network, _ = trace(small_resnet(classes=10), (1, 16, 16))
+    bound = bind(parse_space(rules), network)
+    (structure,) = bound.of_kind("structure")
+    (rank,) = bound.of_kind("rank")
+    assert structure.target == rank.target
+    assert exclusions(bound) == {(structure.name, "kronecker"): frozenset({rank.name})}
 
 
 @pytest.mark.parametrize("seed", range(4))
