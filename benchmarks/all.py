@@ -15,7 +15,7 @@ def main() -> int:
     for script, *options in COMMANDS:
         print(f"\n== {script} ==", flush=True)
         codes.append(subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode)
-    print("\ncifar_resnet20.py, coder.py and deep_compression.py need a teacher or images; see their --help")
+    print("\nthe other scripts need a teacher, images or a table; see their --help")
     return max(codes)
 
 

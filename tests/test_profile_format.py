@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from test_profile import FIT, cell, edit, example, source
 
+from autocompress import locations
 from autocompress.device.latency_table import LatencyTable, Row
 from autocompress.device.profile import DeviceProfile, Fit, load_profile
 from autocompress.device.profile_files import KERNELS, PROFILE, VALIDATION, read_profile, write_profile
@@ -47,6 +48,15 @@ def test_format_2_is_read():
     assert second == pytest.approx(1.02 * first)
     assert found.validation_of(1)["error95"] == pytest.approx(0.05)
     assert found.fingerprint == "602834b9aa02c592"
+
+
+@pytest.mark.parametrize("name", locations.names("hardware_profiles"))
+def test_every_shipped_profile_is_the_same_when_it_is_written_again(name: str, tmp_path: Path):
+    found = load_profile(name)
+    write_profile(tmp_path / name, found)
+    again = load_profile(tmp_path / name)
+    assert again.table.rows == found.table.rows
+    assert again.fingerprint == found.fingerprint
 
 
 @pytest.mark.parametrize("name", ["profile-1", "profile-2"])

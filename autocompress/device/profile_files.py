@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from autocompress.cost import file_features_count
 from autocompress.device.kernel_rows import WIDEST, read_rows, rows_text
-from autocompress.device.latency_table import LatencyTable
+from autocompress.device.latency_table import LatencyTable, Row
 from autocompress.device.profile import DeviceProfile, Fit
 from autocompress.device.profile_checks import check_units
 from autocompress.device.profile_sources import Source
@@ -97,8 +97,10 @@ def read_profile(folder: Path) -> DeviceProfile:
     path = folder / PROFILE
     data = _read_yaml(path)
     fit = _fit(path, "fit", data["fit"])
-    widest = _WIDEST_OF_FORMAT_1 if data["format"] == 1 else WIDEST
-    rows = tuple(read_rows(folder / KERNELS, widest))
+    old = data["format"] == 1
+    rows = tuple(read_rows(folder / KERNELS, _WIDEST_OF_FORMAT_1 if old else WIDEST))
+    if old:
+        rows = tuple(map(_narrowed, rows))
     if not rows:
         refuse(folder / KERNELS, "it has no rows", "profile the device again")
     sources = _sources(path, data, fit)
@@ -117,6 +119,12 @@ def read_profile(folder: Path) -> DeviceProfile:
     )
     check_units(folder / KERNELS, profile)
     return profile
+
+
+def _narrowed(row: Row) -> Row:
+    """Format 1 did not limit intervals; such a row is written again with the widest that format 2 has."""
+    low, high = 0.0, 2 * row.median_us
+    return replace(row, ci95_low_us=max(row.ci95_low_us, low), ci95_high_us=min(row.ci95_high_us, high))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
