@@ -85,6 +85,16 @@ def test_what_agrees_is_left_as_it_is():
         )
 
 
+def test_noise_of_networks_moves_no_kernel_far():
+    rng = random.Random(5)
+    timed = networks(30, true_us)
+    noisy = np.array([item.latency_ms * 1e3 * rng.choice((0.3, 1.0, 3.0)) for item in timed])
+    table = LatencyTable(rows(timed))
+    for row, other in zip(table.rows, refined(table, PLAIN, timed, noisy).rows, strict=True):
+        assert 0.49 <= other.median_us / row.median_us <= 1.51
+        assert other.ci95_low_us <= other.median_us <= other.ci95_high_us
+
+
 def test_few_networks_change_nothing():
     timed = networks(FEWEST_NETWORKS - 1, lambda kernel: 2 * true_us(kernel))
     table = LatencyTable(rows(timed))

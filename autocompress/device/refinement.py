@@ -29,6 +29,9 @@ REACH = 1.0
 """How far apart in `work` kernels still share errors: in logarithms, so a factor of about 2.7."""
 
 NOISE = 0.01
+MOST_CHANGE = 0.5
+"""Share by which a kernel is moved at the most: more would be the noise of networks, not its own error."""
+
 LEAST_KERNEL_US = 0.01
 FEWEST_NETWORKS = 8
 
@@ -49,7 +52,8 @@ def refined(
     spread = _covariance(rows)
     seen = spread @ shares.T
     inner = shares @ seen + NOISE**2 * np.eye(len(timed))
-    changes_us = seen @ np.linalg.solve(inner, residuals) * times_us
+    changes = np.clip(seen @ np.linalg.solve(inner, residuals), -MOST_CHANGE, MOST_CHANGE)
+    changes_us = changes * times_us
     return LatencyTable(
         _moved(row, change_us / fit.scales.get(row.kernel.group, fit.typical_scale))
         for row, change_us in zip(rows, changes_us.tolist(), strict=True)
