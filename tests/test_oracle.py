@@ -17,6 +17,7 @@ import timm
 from test_kernels import SmallResNet
 from torch import nn
 
+from autocompress.device.attribution import attribute
 from autocompress.device.layouts import detect_layouts
 from autocompress.device.runtimes import get_runtime
 from autocompress.export.onnx import to_onnx
@@ -128,6 +129,18 @@ def test_random_candidates_run_the_kernels_that_pricing_names(name: str, tmp_pat
     for network in candidates(name, EACH):
         model = to_onnx(network, random_weights(network)).SerializeToString()
         assert named_by_us(network, layouts) == run_by_the_runtime(model, tmp_path)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_gets_the_time_of_an_operation_of_its_own(name: str):
+    runtime = get_runtime("onnxruntime")
+    layouts = detect_layouts(runtime, 1)
+    for network in candidates(name, 12):
+        model = to_onnx(network, random_weights(network)).SerializeToString()
+        times = runtime.node_times(model, 1, 1)
+        timings = attribute(times, model, runtime.optimized(model, 1), kernels(network, layouts))
+        layers = [timing for timing in timings if timing.kernel.op in ("conv", "linear")]
+        assert [timing.kernel.nodes for timing in layers if not timing.operations] == []
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -20,7 +20,7 @@ from autocompress.device.runtimes import NodeTime
 from autocompress.kernels import CONVERSIONS, Kernel
 from autocompress.network import INPUT
 
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|/duplicated.*|_\d+_cast|_new_reshape|_d?q)$")
+_SUFFIXES = re.compile(r"(_token_\d+|_nchwc|/duplicated.*|_\d+_cast|_new_reshape|_pre_q|_q_to_dq|_d?q)+$")
 _KINDS = {
     "QuantizeLinear": ("quantize",),
     "DequantizeLinear": ("dequantize",),
@@ -211,7 +211,7 @@ class _Graph:
 
 
 def _stem(name: str) -> str:
-    return _SUFFIX.sub("", name)
+    return _SUFFIXES.sub("", name)
 
 
 def _owner(name: str) -> str:
