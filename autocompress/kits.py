@@ -35,7 +35,7 @@ from autocompress.export.onnx import to_onnx
 from autocompress.export.package import SPEC, read_spec
 from autocompress.network import from_json
 from autocompress.preparation import bound_space, open_teacher
-from autocompress.profiling import FEWEST_NETWORKS, profile_samples
+from autocompress.profiling import check_asked, profile_samples, source_of
 from autocompress.progress import Console
 from autocompress.space import Space
 
@@ -61,28 +61,13 @@ def make_kit(
     settings: KitSettings | None = None,
 ) -> Kit:
     """See `api.profile_kit`. With `resume` a kit that is there is kept, if it is the one asked for."""
-    if networks < FEWEST_NETWORKS:
-        raise ProfileError(
-            f"{networks} networks are too few to profile and validate with",
-            fix=f"give --networks {FEWEST_NETWORKS} or more",
-        )
     if runtime not in RUNTIMES:
         raise ProfileError(
             f"a kit cannot run {runtime!r}", fix=f"use one of: {', '.join(RUNTIMES)}, or import a dump"
         )
-    if output.exists() and not (overwrite or resume):
-        raise ProfileError(
-            f"the folder {output} exists", fix="give --resume, --overwrite, or another --output"
-        )
+    check_asked(networks, output, "folder", free=overwrite or resume)
     opened = open_teacher(teacher, data, input_size)
-    source = {
-        "space": space.name,
-        "space_fingerprint": space.fingerprint,
-        "teacher": opened.teacher.name,
-        "teacher_fingerprint": opened.teacher.fingerprint,
-        "input_shape": list(opened.network.input_shape),
-        "seed": seed,
-    }
+    source = source_of(opened, space, seed)
     if resume and (output / MANIFEST).exists():
         return _same_kit(read_kit(output), source, runtime, threads, batch)
     if overwrite and output.exists():

@@ -20,7 +20,7 @@ from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.kernels import Kernel, kernels
 from autocompress.network import Network
-from autocompress.preparation import bound_space, open_teacher
+from autocompress.preparation import OpenedTeacher, bound_space, open_teacher
 from autocompress.progress import Console
 from autocompress.runtime_layouts import Layouts
 from autocompress.space import Space
@@ -56,27 +56,12 @@ def measure_profile(
     console: Console,
 ) -> DeviceProfile:
     """See `api.profile`. Raises ProfileError for a folder that exists and for too few networks."""
-    if networks < FEWEST_NETWORKS:
-        raise ProfileError(
-            f"{networks} networks are too few to profile and validate with",
-            fix=f"give --networks {FEWEST_NETWORKS} or more",
-        )
-    if output.exists() and not (overwrite or resume):
-        raise ProfileError(
-            f"the profile folder {output} exists", fix="give --resume, --overwrite, or another --output"
-        )
+    check_asked(networks, output, "profile folder", free=overwrite or resume)
     engine = get_runtime(runtime)
     check_transparent(engine)
     opened = open_teacher(teacher, data, input_size)
     bound = bound_space(opened, space)
-    source = {
-        "space": space.name,
-        "space_fingerprint": space.fingerprint,
-        "network": network_name(opened.teacher),
-        "teacher_fingerprint": opened.teacher.fingerprint,
-        "input_shape": list(opened.network.input_shape),
-        "seed": seed,
-    }
+    source = {**source_of(opened, space, seed), "network": network_name(opened.teacher)}
     chooser = Chooser(
         bound,
         detect_layouts(engine, threads),
@@ -99,6 +84,31 @@ def measure_profile(
             progress=lambda done: stage.update(done, networks),
             resume=resume and not overwrite,
         )
+
+
+def check_asked(networks: int, output: Path, kind: str, *, free: bool) -> None:
+    """Raises ProfileError for too few networks, and for an output that is there unless it is `free`."""
+    if networks < FEWEST_NETWORKS:
+        raise ProfileError(
+            f"{networks} networks are too few to profile and validate with",
+            fix=f"give --networks {FEWEST_NETWORKS} or more",
+        )
+    if output.exists() and not free:
+        raise ProfileError(
+            f"the {kind} {output} exists", fix="give --resume, --overwrite, or another --output"
+        )
+
+
+def source_of(opened: OpenedTeacher, space: Space, seed: int) -> dict[str, Any]:
+    """What a profile says of the network and the space that its candidates come from."""
+    return {
+        "space": space.name,
+        "space_fingerprint": space.fingerprint,
+        "network": opened.teacher.name,
+        "teacher_fingerprint": opened.teacher.fingerprint,
+        "input_shape": list(opened.network.input_shape),
+        "seed": seed,
+    }
 
 
 @dataclass

@@ -89,7 +89,7 @@ class TorchRuntime:
         described = {
             "runtime": self.name,
             "version": torch.__version__,
-            "build": torch.__config__.show().replace("\n", " ").strip(),
+            "build": torch.version.git_version,
             "provider": torch.cuda.get_device_name() if self.device == "cuda" else "CPU",
             "intra_op_threads": threads,
             "memory_format": "contiguous",
