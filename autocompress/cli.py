@@ -128,10 +128,10 @@ def profile(ctx: click.Context, /, **options: Any) -> None:
         if options[name] is None:
             raise click.UsageError(f"Missing option '--{name}'.", ctx)
     one_of(options, "resume", "overwrite")
-    from autocompress import api
+    from autocompress import api_profile
     from autocompress.reporting.profile_tables import profile_table
 
-    measured = api.profile(**options)
+    measured = api_profile.profile(**options)
     to_stdout(None, lambda: profile_table(measured), "table")
     click.echo(f"the profile is in {options['output']}", err=True)
 

@@ -62,10 +62,10 @@ def diff_profiles(first: str, second: str, output_format: str) -> None:
     Example:
       autocompress profile diff hardware_profiles/before hardware_profiles/now
     """
-    from autocompress import api
+    from autocompress import api_profile
     from autocompress.reporting.profile_tables import difference_table
 
-    found = api.diff_profiles(first, second)
+    found = api_profile.diff_profiles(first, second)
     to_stdout(found, lambda: difference_table(found), output_format)
 
 
@@ -95,10 +95,10 @@ def validate_profile(name: str, output_format: str, **options: Any) -> None:
     Example:
       autocompress profile validate hardware_profiles/mine --teacher timm:resnet18 --space resnet
     """
-    from autocompress import api
+    from autocompress import api_profile
     from autocompress.reporting.profile_tables import revalidation_table
 
-    found = api.validate_profile(name, **options)
+    found = api_profile.validate_profile(name, **options)
     to_stdout(found, lambda: revalidation_table(found), output_format)
     if options["update"]:
         click.echo(f"the validation of {name} was replaced", err=True)
@@ -117,10 +117,10 @@ def merge_profiles(profiles: tuple[str, ...], output: Path, overwrite: bool) -> 
     Example:
       autocompress profile merge hardware_profiles/resnet hardware_profiles/vit -o hardware_profiles/mine
     """
-    from autocompress import api
+    from autocompress import api_profile
     from autocompress.reporting.profile_tables import profile_table
 
-    merged = api.merge_profiles(profiles, output, overwrite)
+    merged = api_profile.merge_profiles(profiles, output, overwrite)
     to_stdout(None, lambda: profile_table(merged), "table")
     click.echo(f"the profile is in {output}", err=True)
 
@@ -139,10 +139,10 @@ def make_kit(**options: Any) -> None:
       autocompress profile kit --teacher timm:resnet18 --space resnet -o kit --ssh pi@raspberrypi
     """
     one_of(options, "resume", "overwrite")
-    from autocompress import api
+    from autocompress import api_profile
     from autocompress.reporting.profile_tables import profile_table
 
-    measured = api.profile_kit(**options)
+    measured = api_profile.profile_kit(**options)
     if measured is None:
         click.echo(f"copy {options['output']} to the device and run there: python measure_kit.py", err=True)
         return
@@ -162,10 +162,10 @@ def import_profile(**options: Any) -> None:
       autocompress profile import kit -o hardware_profiles/phone
       autocompress profile import layers.json --model kit/models/4f53cda18c2b.onnx -o hardware_profiles/jetson
     """
-    from autocompress import api
+    from autocompress import api_profile
     from autocompress.reporting.profile_tables import profile_table
 
-    measured = api.profile_import(**options)
+    measured = api_profile.profile_import(**options)
     to_stdout(None, lambda: profile_table(measured), "table")
     found = measured.validation.get("import", {})
     for entry in found.get("unknown_operators", ()):

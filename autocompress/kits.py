@@ -60,7 +60,7 @@ def make_kit(
     console: Console,
     settings: KitSettings | None = None,
 ) -> Kit:
-    """See `api.profile_kit`. With `resume` a kit that is there is kept, if it is the one asked for."""
+    """See `api_profile.profile_kit`. With `resume` a kit that is there is kept, if it is the same."""
     if runtime not in RUNTIMES:
         raise ProfileError(
             f"a kit cannot run {runtime!r}", fix=f"use one of: {', '.join(RUNTIMES)}, or import a dump"

@@ -55,7 +55,7 @@ def measure_profile(
     resume: bool,
     console: Console,
 ) -> DeviceProfile:
-    """See `api.profile`. Raises ProfileError for a folder that exists and for too few networks."""
+    """See `api_profile.profile`. Raises ProfileError for a folder that exists and for too few networks."""
     check_asked(networks, output, "profile folder", free=overwrite or resume)
     engine = get_runtime(runtime)
     check_transparent(engine)

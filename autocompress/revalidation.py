@@ -42,7 +42,7 @@ def validate_profile(
     input_size: int | None,
     console: Console,
 ) -> dict[str, Any]:
-    """See `api.validate_profile`. `networks` are measured beside the teacher.
+    """See `api_profile.validate_profile`. `networks` are measured beside the teacher.
 
     Raises ProfileError on another machine than was profiled, where the teacher or the space is not
     known, and for kernels that the profile cannot price; NoisyDeviceError on a noisy machine.

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from make_images import write_folder, write_tar
 from priced_networks import SPACE
 
-from autocompress.api import inspect, profile
+from autocompress.api import inspect
+from autocompress.api_profile import profile
 from autocompress.cli import main
 from autocompress.run_store import RunStore
 

@@ -98,7 +98,7 @@ def test_every_function_of_the_api_has_a_command():
     functions = {"inspect", "profile", "resume", "front", "pick", "bench", "report", "doctor", "status"}
     functions |= {"pack"}
     assert functions | {"search"} == set(main.commands)
-    assert all(callable(getattr(api, name)) for name in [*functions, "compress"])
+    assert all(callable(getattr(autocompress, name)) for name in [*functions, "compress"])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_profile import FIT, example, source
 
-from autocompress import api
+from autocompress import api_profile
 from autocompress.device.latency_table import LatencyTable, Row
 from autocompress.device.merging import merge_profiles, weighted_median
 from autocompress.device.profile import DeviceProfile, Fit
@@ -124,9 +124,9 @@ def test_a_difference_by_hand():
 def test_merging_does_not_write_over_a_profile(tmp_path: Path):
     for name, one in (("a", example()), ("b", other())):
         write_profile(tmp_path / name, one)
-    merged = api.merge_profiles([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    merged = api_profile.merge_profiles([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
     assert len(merged.sources) == 2
     with pytest.raises(ProfileError, match="exists"):
-        api.merge_profiles([tmp_path / "a"], tmp_path / "c")
-    assert len(api.merge_profiles([tmp_path / "a"], tmp_path / "c", overwrite=True).sources) == 1
-    assert api.diff_profiles(tmp_path / "a", tmp_path / "c")["all"]["median_ratio"] == 1.0
+        api_profile.merge_profiles([tmp_path / "a"], tmp_path / "c")
+    assert len(api_profile.merge_profiles([tmp_path / "a"], tmp_path / "c", overwrite=True).sources) == 1
+    assert api_profile.diff_profiles(tmp_path / "a", tmp_path / "c")["all"]["median_ratio"] == 1.0
