@@ -2,15 +2,18 @@
 
     python benchmarks/profile_memory.py --cifar-teacher cifar_resnet.py:load
 
-For each network: the teacher in float32 and 8 bits, and random candidates. Each runs in a fresh process. What
-it used is its resident memory, after three inferences and after freed memory was given back, less that of the
-same process with a network of one layer. Predicted is `peak_memory_bytes`, weights and live activations, and
-the same with an overhead of the runtime that is fitted on others (constant, for each node, for each byte).
+For each network: the teacher in float32 and 8 bits, and random candidates. Each runs in a fresh process, once
+as the runtime does by default and once without its arena, which grows in powers of two. What it used is its
+resident memory less that of the same process with a network of one layer: with the arena, which keeps what it
+has, after three inferences; without it, the most during the third one, as Linux counts it. Predicted is
+`peak_memory_bytes`, weights and live activations, and the same with an overhead of the runtime that is fitted
+on others: constant, for each kernel and 8-bit layer, for each byte of weights of a kind and of activations.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import subprocess
 import sys
@@ -20,9 +23,11 @@ from pathlib import Path
 
 import numpy as np
 from profile_accuracy import cases
+from scipy.optimize import nnls
 
-from autocompress.cost import peak_memory_bytes, weight_bytes
+from autocompress.cost import live_bytes, low_bit_weights, peak_memory_bytes
 from autocompress.export.onnx import to_onnx
+from autocompress.kernels import kernels
 from autocompress.network import Network, Node, Param, ParamSpec, Ref
 from autocompress.preparation import bound_space, open_teacher
 from autocompress.profiling import profile_samples, shipped
@@ -36,35 +41,38 @@ MIB = 1024**2
 PROCESS = """
 import ctypes, sys
 import numpy, onnxruntime
+def kept(field):
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status[field].split()[0]) * 1024
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
+options.enable_cpu_mem_arena = sys.argv[1] == "arena"
 sessions = []
-for path in sys.argv[1:]:
+for path in sys.argv[2:]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     feed = {given.name: numpy.ones(given.shape, numpy.float32)}
-    for _ in range(3):
+    for _ in range(2):
         session.run(None, feed)
+    before = kept("RssAnon")
+    rest = kept("VmRSS") - before
+    open("/proc/self/clear_refs", "w").write("5")
+    session.run(None, feed)
     sessions.append(session)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    print(int(status["RssAnon"].split()[0]) * 1024)
+    print(kept("RssAnon") if options.enable_cpu_mem_arena else kept("VmHWM") - rest)
 """
+ARENA = {"arena": "as by default", "none": "without an arena"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A network: what its process used, and what the overhead may depend on. Bytes."""
+    """A network: what its process used with and without the arena, and features of it. Bytes."""
 
     case: str
-    used: int
+    used: dict[str, int]
     predicted: int
-    weights: int
-    nodes: int
-
-    @property
-    def features(self) -> list[float]:
-        return [MIB, self.nodes * 1024, self.weights, self.predicted - self.weights]
+    features: list[float]
 
 
 def main() -> int:
@@ -81,23 +89,32 @@ def main() -> int:
             network = shipped(bound, candidate)
             networks.append((network, to_onnx(network, random_weights(network)).SerializeToString()))
         for network, model in networks:
-            points.append(
-                Point(case.name, used_bytes(model), peak_memory_bytes(network), weight_bytes(network),
-                      len(network.nodes))
-            )  # fmt: skip
+            used = {arena: used_bytes(model, arena) for arena in ARENA}
+            points.append(Point(case.name, used, peak_memory_bytes(network), features(network)))
         show(case.name, points)
     for name in dict.fromkeys(point.case for point in points):
         show_fitted(name, points)
     return 0
 
 
-def used_bytes(model: bytes) -> int:
+def features(network: Network) -> list[float]:
+    """What the overhead is linear in: 1, kernels, 8-bit layers, weights by kind, live activations."""
+    weights = dict.fromkeys(itertools.product(("conv", "linear"), ("fp32", "int8")), 0)
+    found = kernels(network)
+    for kernel in found:
+        if kernel.weights:
+            weights[kernel.op, kernel.precision] += kernel.weights * (4 if kernel.precision == "fp32" else 1)
+    low = len(low_bit_weights(network))
+    return [MIB, len(found) * 1024, low * 1024, *weights.values(), max(live_bytes(network).values())]
+
+
+def used_bytes(model: bytes, arena: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         tiny, own = Path(folder) / "tiny.onnx", Path(folder) / "model.onnx"
         network = one_layer()
         tiny.write_bytes(to_onnx(network, random_weights(network)).SerializeToString())
         own.write_bytes(model)
-        command = [sys.executable, "-c", PROCESS, str(tiny), str(own)]
+        command = [sys.executable, "-c", PROCESS, arena, str(tiny), str(own)]
         before, after = map(int, subprocess.run(command, capture_output=True, check=True).stdout.split())
     return after - before
 
@@ -109,33 +126,38 @@ def one_layer() -> Network:
 
 def show(name: str, points: list[Point]) -> None:
     own = [point for point in points if point.case == name]
-    report(name, "weights and live activations", own, [point.predicted for point in own])
+    for arena in ARENA:
+        report(name, arena, "weights and live activations", own, [point.predicted for point in own])
 
 
 def show_fitted(name: str, points: list[Point]) -> None:
     """With an overhead fitted on the other candidates of the same network, and on the other networks."""
     own = [point for point in points if point.case == name]
-    left_out = [fitted([other for other in own if other is not point], point) for point in own]
-    report(name, "with overhead, fitted on its other candidates", own, left_out)
     others = [point for point in points if point.case != name]
-    if others:
-        report(name, "with overhead, fitted on the other networks", own, [fitted(others, p) for p in own])
+    for arena in ARENA:
+        left_out = [fitted([other for other in own if other is not point], point, arena) for point in own]
+        report(name, arena, "with overhead, fitted on its other candidates", own, left_out)
+        if others:
+            unseen = [fitted(others, point, arena) for point in own]
+            report(name, arena, "with overhead, fitted on the other networks", own, unseen)
 
 
-def fitted(known: list[Point], point: Point) -> float:
-    used = np.array([other.used for other in known], dtype=float)
+def fitted(known: list[Point], point: Point, arena: str) -> float:
+    """By non-negative least squares of relative errors, held a little towards 0."""
+    used = np.array([other.used[arena] for other in known], dtype=float)
     matrix = np.array([other.features for other in known]) / used[:, None]
-    ridge = 1e-3 * np.eye(matrix.shape[1])
-    prior = np.array([0.0, 0.0, 1.0, 1.0])
-    solution = prior + np.linalg.solve(matrix.T @ matrix + ridge, matrix.T @ (1 - matrix @ prior))
-    return float(np.array(point.features) @ solution)
+    size = np.abs(matrix).mean(axis=0) + 1e-9
+    held = np.vstack([matrix / size, 1e-2 * np.eye(matrix.shape[1])])
+    solution, _ = nnls(held, np.concatenate([np.ones(len(known)), np.zeros(matrix.shape[1])]))
+    return float(np.array(point.features) @ (solution / size))
 
 
-def report(name: str, way: str, points: list[Point], predicted: list[float] | list[int]) -> None:
-    errors = np.abs(np.array(predicted) / np.array([point.used for point in points]) - 1)
-    used = [point.used / MIB for point in points]
+def report(name: str, arena: str, way: str, points: list[Point], predicted: list[float] | list[int]) -> None:
+    errors = np.abs(np.array(predicted) / np.array([point.used[arena] for point in points]) - 1)
+    used = [point.used[arena] / MIB for point in points]
     print(
-        f"{name:16} {way:46} {len(points):3} networks, {min(used):6.1f} to {max(used):6.1f} MiB used, error:"
+        f"{name:16} {ARENA[arena]:17} {way:46} {len(points):3} networks,"
+        f" {min(used):6.1f} to {max(used):6.1f} MiB used, error:"
         f" median {np.median(errors):6.1%}, largest {errors.max():6.1%},"
         f" within 10 % {np.mean(errors <= 0.1):5.0%}",
         flush=True,
