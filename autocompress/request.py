@@ -19,6 +19,9 @@ from autocompress.promotion import Plan
 from autocompress.run_store import check_available, read_run
 from autocompress.space import Space, parse_space
 
+DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
+"""Without a number of trials: where there is no time limit either, and where there is one."""
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -60,6 +63,7 @@ class Request:
             sampler=self.sampler,
             seed=self.seed,
             time_limit_s=self.time_limit_s,
+            workers=max(1, self.workers),
         )
 
     def check(self, *, resume: bool, overwrite: bool) -> None:

@@ -18,23 +18,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from autocompress.agent import Agent
 from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, Cost
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
 from autocompress.pareto import NAMES, hypervolume
 from autocompress.pricing import Pricer, Repairer, seeds
 from autocompress.progress import Console, Stage
-from autocompress.promotion import Plan, Trial, ranked
+from autocompress.promotion import Plan, Rung, Trial, ranked, rungs
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
+from autocompress.quality.scores import rank_correlation
 from autocompress.run_store import RunStore
 from autocompress.samplers import proposer
 from autocompress.solver import Solver
 from autocompress.study import Told
 
 SEEDS = 6
-PROMOTED_PER_STUDENT = 2
+FEWEST_TO_RANK = 8
 FAILURES_ALLOWED = 5
 FAILURE_SHARE = 0.3
 LATENCY_HEADROOM = 0.98
@@ -69,7 +71,11 @@ class Search:
     _failed: int = 0
     _infeasible: int = 0
     _stage: str = TRIAL
+    _enough: str | None = None
+    _rungs: tuple[Rung, ...] = ()
+    _rung: int = 0
     _finalists: list[Candidate] = field(default_factory=list)
+    _final_epochs: float = 0.0
     _stop_asked: bool = False
     _bar: Stage | None = None
     _scale: float = 1.0
@@ -85,6 +91,7 @@ class Search:
             NoisyDeviceError: the machine was too noisy to measure any student.
         """
         self._started = time.monotonic()
+        self._agent = Agent(self.plan)
         table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
         self._solver = Solver(
             self.pricer, self.repair.damage, None if table is None else EffectTable.from_json(table)
@@ -115,9 +122,11 @@ class Search:
                 started.pop(event["trial"], None)
                 told.append(self._remember(event))
             elif kind == "promoted":
-                self._by_key(event["candidate"]).promoted_accuracy = event["accuracy"]
+                self._by_key(event["candidate"]).trained[event["epochs"]] = event["accuracy"]
             elif kind == "certified":
                 self._finished[event["candidate"]] = event["student"]
+            elif kind == "decision" and event.get("trials") == self.plan.trials:
+                self._enough = event["reason"]
         self._study.replay(told)
         for candidate in started.values():
             self._study.enqueue(candidate)
@@ -193,7 +202,7 @@ class Search:
 
     def _propose(self) -> Task | None:
         """The next trial that keeps the budgets by its predicted cost; None when there is none left."""
-        if len(self._trials) >= self.plan.trials or self._trial_time_is_over():
+        if self._has_enough():
             return None
         for _ in range(REJECTIONS_IN_A_ROW):
             asked = self._study.ask()
@@ -210,9 +219,19 @@ class Search:
                 continue
             self._trials[number] = Trial(number, candidate, cost)
             self.store.append("trial_started", **common)
-            return Task(number, candidate.to_json(), TRIAL, {"epochs": self.plan.trial_epochs})
+            return Task(number, candidate.to_json(), TRIAL, self._trial_payload(cost))
         self._decide(f"no candidate inside the budgets among the last {REJECTIONS_IN_A_ROW} proposals")
         return None
+
+    def _trial_payload(self, cost: Cost) -> dict[str, Any]:
+        """Without training a trial may end early: when it cannot reach the best that is as fast."""
+        payload: dict[str, Any] = {"epochs": self.plan.trial_epochs}
+        if self.plan.trial_epochs > 0:
+            return payload
+        faster = [trial for trial in self._trials.values() if trial.cost.latency_ms <= cost.latency_ms]
+        best = max((trial for trial in faster if trial.accuracy is not None), key=_accuracy, default=None)
+        rival = None if best is None else {"key": best.candidate.key, "accuracy": best.accuracy}
+        return {**payload, "rival": rival}
 
     def _tell(self, result: Result) -> None:
         self._outstanding -= 1
@@ -224,15 +243,11 @@ class Search:
         elif result.values.get("interrupted"):
             pass
         elif result.stage == PROMOTION:
-            trial.promoted_accuracy = result.values["accuracy"]
-            self.store.append(
-                "promoted", candidate=trial.candidate.key, rung=1, accuracy=trial.promoted_accuracy,
-                epochs=self.plan.promotion_epochs, seconds=result.seconds,
-            )  # fmt: skip
+            self._tell_rung(trial, result)
         else:
             self.store.append(
                 "distilled", candidate=trial.candidate.key, accuracy=result.values["accuracy"],
-                epochs=self.plan.final_epochs, seconds=result.seconds,
+                epochs=self._final_epochs, seconds=result.seconds,
             )  # fmt: skip
         self._show()
 
@@ -258,6 +273,22 @@ class Search:
         trial.accuracy = accuracy
         self.store.append("trial_finished", **common, **result.values, seconds=result.seconds)
         self._study.tell(trial.number, {"accuracy": accuracy, **trial.cost.to_json()})
+        volume = self._hypervolume(self._known_trials())
+        self._agent.saw_trial(result.seconds, volume, result.values.get("images", 0))
+
+    def _tell_rung(self, trial: Trial, result: Result) -> None:
+        rung, accuracy = self._rungs[self._rung - 1], result.values["accuracy"]
+        if not math.isfinite(accuracy):
+            self._decide(
+                f"{trial.candidate.key} is not promoted further: its accuracy is not a finite number"
+            )
+            return
+        trial.trained[rung.epochs] = accuracy
+        self._agent.saw_training(result.seconds, result.values.get("trained_epochs", 0.0))
+        self.store.append(
+            "promoted", candidate=trial.candidate.key, rung=self._rung, accuracy=accuracy,
+            epochs=rung.epochs, seconds=result.seconds,
+        )  # fmt: skip
 
     def _check_failures(self, reason: str) -> None:
         if self._failed > max(FAILURES_ALLOWED, FAILURE_SHARE * len(self._trials)):
@@ -271,39 +302,73 @@ class Search:
         """Moves on; false when there is nothing more to evaluate."""
         if self._stage == TRIAL:
             self._stage = PROMOTION
-            self._promote()
-        elif self._stage == PROMOTION:
+            self._plan_rungs()
+        elif self._stage == FINAL:
+            return False
+        if self._rung < len(self._rungs):
+            self._queue_rung()
+        else:
             self._stage = FINAL
             self._finalists = self._choose_finalists(self.plan.students)
             self._queue_finals()
-        else:
-            return False
         self._in_stage = len(self._queue)
         if self._bar is not None and self._queue:
             self._bar.restart(LABELS[self._stage], self._in_stage)
         return bool(self._queue) or self._next_stage()
 
-    def _promote(self) -> None:
-        wanted = PROMOTED_PER_STUDENT * self.plan.students
-        known = [trial for trial in self._trials.values() if trial.accuracy is not None]
-        chosen = ranked(known)[:wanted]
-        if self.plan.promotion_epochs <= self.plan.trial_epochs or len(chosen) <= self.plan.students:
+    def _has_enough(self) -> bool:
+        """Whether no further trial is worth starting; keeps the reason."""
+        if self._enough is None and len(self._trials) >= self.plan.trials:
+            self._enough = f"{len(self._known_trials())} candidates evaluated, as many as were asked for"
+        if self._enough is None:
+            self._enough = self._agent.reason_to_move_on(self._elapsed_s())
+        return self._enough is not None
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def _known_trials(self) -> list[Trial]:
+        return [trial for trial in self._trials.values() if trial.accuracy is not None]
+
+    def _plan_rungs(self) -> None:
+        known = self._known_trials()
+        self._judge_scores(known)
+        asked = rungs(self.plan, len(known))
+        self._rungs, why = self._agent.affordable(asked, self._elapsed_s())
+        reason = self._enough or f"{len(known)} candidates evaluated"
+        steps = ", ".join(f"{rung.count} to {rung.epochs:.2g} epochs" for rung in self._rungs)
+        plan = f"promoting {steps}" if self._rungs else f"distilling the best {self.plan.students} at once"
+        text = f"{reason} → {plan}" + (f" ({why})" if why else "")
+        self._decide(text, reason=reason, trials=self.plan.trials)
+
+    def _judge_scores(self, known: list[Trial]) -> None:
+        """Says how well the scores of single choices foretold what the trials found."""
+        if not self.repair.damage or len(known) < FEWEST_TO_RANK:
             return
-        self._decide(
-            f"{len(known)} candidates evaluated; training the best {len(chosen)} of them "
-            f"{self.plan.promotion_epochs / max(self.plan.trial_epochs, 1e-9):.0f} times longer"
-        )
-        self._queue.extend(
-            Task(trial.number, trial.candidate.to_json(), PROMOTION, {"epochs": self.plan.promotion_epochs})
-            for trial in chosen
-            if trial.promoted_accuracy is None
-        )
+        harms = [-self._solver.harm(trial.candidate) for trial in known]
+        correlation = rank_correlation(harms, [trial.best_known for trial in known])
+        self._decide(f"summed scores rank the {len(known)} trials at {correlation:.2f}")
+
+    def _queue_rung(self) -> None:
+        """The best of the rung below, those left out that were on this one before an interruption."""
+        rung, below = self._rungs[self._rung], self._rungs[self._rung - 1].epochs if self._rung else 0.0
+        self._rung += 1
+        pool = [trial for trial in self._known_trials() if math.isfinite(trial.at(below))]
+        todo = [trial for trial in ranked(pool, below, rung.count) if rung.epochs not in trial.trained]
+        for trial in todo:
+            before = max((epochs for epochs in trial.trained if epochs < rung.epochs), default=0.0)
+            payload = {"epochs": rung.epochs, "before": before, "rung": self._rung}
+            self._queue.append(Task(trial.number, trial.candidate.to_json(), PROMOTION, payload))
 
     def _choose_finalists(self, count: int) -> list[Candidate]:
-        promoted = [trial for trial in self._trials.values() if trial.promoted_accuracy is not None]
-        pool = promoted or [trial for trial in self._trials.values() if trial.accuracy is not None]
-        allowed = [trial for trial in pool if self._is_expected_to_fit(trial)]
-        return [trial.candidate for trial in ranked(allowed)[:count]]
+        """The best of the highest rung that are expected to fit, then those of the rungs below."""
+        fitting = [trial for trial in self._known_trials() if self._is_expected_to_fit(trial)]
+        order: list[Trial] = []
+        for epochs in (*(rung.epochs for rung in reversed(self._rungs)), 0.0):
+            taken = {trial.number for trial in order}
+            pool = [t for t in fitting if math.isfinite(t.at(epochs)) and t.number not in taken]
+            order += ranked(pool, epochs)
+        return [trial.candidate for trial in order[:count]]
 
     def _is_expected_to_fit(self, trial: Trial) -> bool:
         """By its predicted cost, corrected by what was measured on the students so far."""
@@ -318,9 +383,12 @@ class Search:
         ]
         if not todo:
             return
-        epochs = self.plan.final_epochs
-        self._decide(f"distilling {len(todo)} students for {epochs:g} epochs each")
-        payload = {"epochs": epochs, "quantized_epochs": self.plan.quantized_epochs}
+        self._final_epochs, quantized, why = self._agent.final_epochs(len(todo), self._elapsed_s())
+        self._decide(
+            f"distilling {len(todo)} students for {self._final_epochs:.3g} epochs each"
+            + (f": {why}" if why else "")
+        )
+        payload = {"epochs": self._final_epochs, "quantized_epochs": quantized}
         self._queue.extend(
             Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload)
             for candidate in todo
@@ -383,12 +451,8 @@ class Search:
     def _by_key(self, key: str) -> Trial:
         return next(trial for trial in self._trials.values() if trial.candidate.key == key)
 
-    def _trial_time_is_over(self) -> bool:
-        limit = self.plan.time_limit_s
-        return limit is not None and time.monotonic() - self._started > 0.4 * limit
-
-    def _decide(self, text: str) -> None:
-        self.store.append("decision", text=text)
+    def _decide(self, text: str, **fields: Any) -> None:
+        self.store.append("decision", text=text, **fields)
         self.console.say(text)
 
     def show_step(self, what: str, done: int, total: int) -> None:
@@ -399,7 +463,7 @@ class Search:
     def _show(self, step: str = "") -> None:
         if self._bar is None:
             return
-        done = [trial for trial in self._trials.values() if trial.accuracy is not None]
+        done = self._known_trials()
         best = max((trial.best_known for trial in done), default=math.nan)
         note = f"best feasible {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
         note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {self._failed} failed"
@@ -445,3 +509,7 @@ class Search:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _accuracy(trial: Trial) -> float:
+    return -math.inf if trial.accuracy is None else trial.accuracy
