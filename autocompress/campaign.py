@@ -228,13 +228,14 @@ class _Campaign:
             measure=rankings[0].measure,
             rankings=[asdict(ranking) for ranking in rankings],
         )
-        text = f"scored {count} choices in {seconds:.0f} s on {one_shot.fit_images} images each; {described(rankings)}"
+        text = f"scored {count} choices in {seconds:.0f} s on {one_shot.fit_images} images each"
+        text += f"; {described(rankings)}"
         self.store.append("decision", text=text)
         self.console.say(text)
         return damage
 
     def _rankings(self, one_shot: OneShot, scores: Mapping[str, Damage], limits: Limits) -> list[Ranking]:
-        """How well each measure ranks a few random candidates inside the budgets by their loss in one shot."""
+        """How well each measure ranks random candidates inside the budgets by their loss in one shot."""
         pricer, rng = self.prepared.pricer, random.Random(self.request.seed)
         repair = Repairer(pricer, limits, {})
         drawn = (repair(random_candidate(self.bound, rng)) for _ in range(PROBES))

@@ -86,7 +86,7 @@ def search_options(command: Command) -> Command:
         click.option(
             "--trial-epochs",
             type=click.FloatRange(min=0),
-            help="Passes over the data for a trial; 0 evaluates it in one shot, untrained.  [default: by its size]",
+            help="Passes over the data for a trial; 0 evaluates it untrained.  [default: by its size]",
         ),
         click.option(
             "--distill-epochs",
@@ -107,8 +107,8 @@ def search_options(command: Command) -> Command:
             "time_limit_s",
             callback=duration_s,
             metavar="TIME",
-            help="What the search should take: 90s, 30m, 1.5h. How much is scored, tried, promoted and distilled "
-            "follows from it.",
+            help="What the search should take: 90s, 30m, 1.5h. Decides how much is scored, tried, "
+            "promoted and distilled.",
         ),
         click.option(
             "--trial-timeout",

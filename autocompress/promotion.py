@@ -1,7 +1,7 @@
 """Who goes on to longer training, and on which rungs. Decides; trains nothing.
 
-Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): on each rung a third of the candidates goes on,
-to three times the epochs. With several objectives there is no best third. The rule here fills a rung with
+Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): a third of the candidates on each rung goes
+on to three times the epochs. With several objectives there is no best third. The rule here fills a rung with
 what adds most hypervolume to those taken already, and then with what the front beats by least.
 """
 
@@ -72,7 +72,7 @@ class Trial:
         return self.at(self.epochs)
 
     def at(self, epochs: float) -> float:
-        """Accuracy on the rung of so many epochs, 0 for that of the trial; minus infinity if there is none."""
+        """Accuracy on the rung of so many epochs, 0 for that of the trial; -inf if there is none."""
         known = self.trained.get(epochs) if epochs else self.accuracy
         return -math.inf if known is None else known
 

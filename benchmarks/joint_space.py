@@ -1,11 +1,11 @@
 """The joint space of a network in one shot: which sampler finds the best front with 50, 100, 200 evaluations.
 
-    python benchmarks/joint_space.py --teacher cifar_resnet.py:load,depth=20 --data imagefolder:cifar10 --seeds 3
+    python benchmarks/joint_space.py --teacher cifar_resnet.py:load,depth=20 --data imagefolder:cifar10
 
-Width, rank, bits and blocks at once. An evaluation is the accuracy of a candidate without training (cut, fitted
-in closed form, quantized) on held-out training images; latency is the price by a shipped device profile and
-costs nothing. Hypervolume is that of (error, latency) below an error of 50 % and the latency limit, as a
-share of that rectangle. Printed are medians over seeds with the lowest and highest, for the engine and each
+Width, rank, bits and blocks at once. An evaluation is the accuracy of a candidate without training (cut,
+fitted in closed form, quantized) on held-out training images; latency is the price by a shipped device
+profile and costs nothing. Hypervolume is that of (error, latency) below an error of 50 % and the latency
+limit, as a share of that rectangle. Printed are medians over seeds with the lowest and highest, for the engine and each
 sampler of Optuna by itself; for both with parts of the engine taken away; for the solver's answers alone; for
 all widths scaled alike, and for blocks dropped evenly; and how well summed scores rank random candidates.
 
@@ -31,7 +31,7 @@ from autocompress.candidate import Candidate, Option, Site
 from autocompress.device.profile import load_profile
 from autocompress.pareto import hypervolume
 from autocompress.preparation import bound_space, open_teacher, priced, seen_by
-from autocompress.pricing import Pricer, Repairer
+from autocompress.pricing import Repairer
 from autocompress.promotion import Plan
 from autocompress.quality.evaluator import importances
 from autocompress.quality.one_shot import OneShot
@@ -205,8 +205,8 @@ def main() -> int:
     bench = Bench(arguments)
     teacher = bench.accuracy(Candidate())
     options = sum(len(site.options) for site in bench.bound.free)
-    print(f"{len(bench.bound.free)} sites, {options} options; teacher {teacher:.2%} on {arguments.images} images; "
-          f"limit {bench.limits.latency_ms:.3f} ms")  # fmt: skip
+    print(f"{len(bench.bound.free)} sites, {options} options; limit {bench.limits.latency_ms:.3f} ms; "
+          f"teacher {teacher:.2%} on {arguments.images} images")  # fmt: skip
     probes = bench.probes()
     accuracies = [bench.accuracy(probe) for probe in probes]
     ranks = {}
@@ -234,9 +234,9 @@ def main() -> int:
     for name, found in rows.items():
         print(f"  {name:24}", "   ".join(shown(column) for column in zip(*found, strict=True)))
     if bench.seconds:
+        cache = bench.one_shot.cache
         print(f"an evaluation took {np.median(bench.seconds):.2f} s (median of {len(bench.seconds)}); "
-              f"{bench.one_shot.cache.hits} of {bench.one_shot.cache.hits + bench.one_shot.cache.misses} passes "
-              "went on from a kept block")  # fmt: skip
+              f"{cache.hits} of {cache.hits + cache.misses} passes went on from a kept block")  # fmt: skip
     return 0
 
 

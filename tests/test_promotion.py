@@ -105,7 +105,7 @@ def test_an_epoch_is_taken_from_training_or_else_from_forward_passes():
 
 
 def test_rungs_shrink_to_what_is_left():
-    """8 candidates to 3 epochs, 4 of them 6 more: 48 epochs of 10 s. Of 800 s left rungs may take 240: half."""
+    """8 candidates to 3 epochs, 4 of them 6 more: 48 epochs of 10 s. Rungs may take 240 of 800 s: half."""
     steps = (Rung(3, 8), Rung(9, 4))
     rich = Agent(plan(students=1, time_limit_s=10_000.0))
     rich.saw_training(10.0, 1.0)

@@ -120,7 +120,7 @@ def _batch_that_fits(*networks: Network) -> int:
 def layer_outputs(
     teacher: GraphModule, layers: Iterable[Node], images: Tensor, limit: int = ROWS
 ) -> dict[str, Tensor]:
-    """What the teacher's layers of these names compute at up to `limit` sampled places: `(rows, channels)`."""
+    """What the teacher computes in these layers, at up to `limit` sampled places: `(rows, channels)`."""
     wanted = {node.name for node in layers}
     found: dict[str, Tensor] = {}
 

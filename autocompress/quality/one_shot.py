@@ -76,8 +76,8 @@ class OneShot:
     """Evaluates candidates of a workshop. One per process.
 
     `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to;
-    `maximum_bytes` what is kept of shared blocks, 0 for nothing. A race is looked at after `batch` images, and
-    then whenever their number has doubled.
+    `maximum_bytes` what is kept of shared blocks, 0 for nothing. A race is looked at after `batch` images,
+    and then whenever their number has doubled.
     """
 
     workshop: Workshop
@@ -165,7 +165,7 @@ class OneShot:
                 for index, _ in student.steps(values, start, keep={network.output}):
                     if index + 1 in places:
                         self.cache.put(known[index + 1], Kept(values[places[index + 1]]))
-                yield values[network.output].float()
+            yield values[network.output].float()
 
     def _fitted(self, module: GraphModule, kept: KeptChannels) -> dict[str, Range]:
         """Fits the module in place; returns the ranges of the values that can be 8-bit."""
@@ -176,30 +176,24 @@ class OneShot:
         if not changed and not sources:
             return {}
         self._require_targets(layers)
+
+        def describe(node: Node) -> str:
+            return _described(network, node, node.name in layers, changed, kept)
+
+        def serves(cut: int, earlier: Kept) -> bool:
+            return _all_known(network, cut, sources, earlier.ranges)
+
         layout = layout_for(module, self._examples)
-        start, values, ranges = (
-            0,
-            {INPUT: self._examples.contiguous(memory_format=layout)},
-            dict[str, Range](),
-        )
         places = cuts(network) if self.maximum_bytes else {}
-        known = dict[int, str]()
-        if places:
-
-            def describe(node: Node) -> str:
-                return _described(network, node, node.name in layers, changed, kept)
-
-            def serves(cut: int, earlier: Kept) -> bool:
-                return _all_known(network, cut, sources, earlier.ranges)
-
-            known = keys(module, f"fit {layout}", describe)
-            found = self.cache.longest(places, known, serves)
-            if found is not None:
-                start, values, earlier = found
-                ranges.update(earlier.ranges)
-                _take_over(module, earlier.weights)
-        if INPUT in sources and INPUT in values:
-            ranges[INPUT] = range_of(INPUT, values[INPUT])
+        known = keys(module, f"fit {layout}", describe) if places else {}
+        found = self.cache.longest(places, known, serves) if places else None
+        if found is None:
+            start, values = 0, {INPUT: self._examples.contiguous(memory_format=layout)}
+            ranges = {INPUT: range_of(INPUT, values[INPUT])} if INPUT in sources else {}
+        else:
+            start, values, earlier = found
+            ranges = dict(earlier.ranges)
+            _take_over(module, earlier.weights)
         used = {name for node in network.nodes[:start] for name in node.params}
 
         def prepare(node: Node, at_hand: dict[str, Any]) -> None:

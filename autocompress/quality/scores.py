@@ -1,7 +1,7 @@
 """How much each single choice hurts, before any training, and which measure of that to believe.
 
-A choice is carried out alone on the teacher, in one shot: what comes after it is fitted in closed form to what
-is left, batch norms are recalibrated. The change of the outputs on calibration images is taken by three
+A choice is carried out alone on the teacher, in one shot: what comes after it is fitted in closed form to
+what is left, batch norms are recalibrated. The change of the outputs on calibration images is taken by three
 measures at once. Their sums over choices are to rank joint candidates; which measure does so best
 differs from space to space, and is found on a small probe of joint candidates.
 """
