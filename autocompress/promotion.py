@@ -1,8 +1,8 @@
 """Who goes on to longer training, and on which rungs. Decides; trains nothing.
 
-Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): a third of the candidates on each rung goes
-on to three times the epochs. With several objectives there is no best third. The rule here fills a rung with
-what adds most hypervolume to those taken already, and then with what the front beats by least.
+Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): a third of the candidates on each rung
+goes on to three times the epochs. With several objectives there is no best third. The rule here fills a
+rung with what adds most hypervolume to those taken already, and then with what the front beats by least.
 """
 
 from __future__ import annotations

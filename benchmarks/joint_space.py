@@ -5,9 +5,10 @@
 Width, rank, bits and blocks at once. An evaluation is the accuracy of a candidate without training (cut,
 fitted in closed form, quantized) on held-out training images; latency is the price by a shipped device
 profile and costs nothing. Hypervolume is that of (error, latency) below an error of 50 % and the latency
-limit, as a share of that rectangle. Printed are medians over seeds with the lowest and highest, for the engine and each
-sampler of Optuna by itself; for both with parts of the engine taken away; for the solver's answers alone; for
-all widths scaled alike, and for blocks dropped evenly; and how well summed scores rank random candidates.
+limit, as a share of that rectangle. Printed are medians over seeds with the lowest and highest, for the
+engine and each sampler of Optuna by itself; for both with parts of the engine taken away; for the
+solver's answers alone; for all widths scaled alike, and for blocks dropped evenly; and how well summed
+scores rank random candidates.
 
 Accuracies and finished sequences are kept in --keep, so that the command can be repeated and goes on.
 """
