@@ -24,18 +24,18 @@ from autocompress.candidate import Candidate, Cost
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
-from autocompress.pareto import NAMES, hypervolume
-from autocompress.pricing import Pricer, Repairer, seeds
+from autocompress.pareto import hypervolume
+from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Rung, Trial, ranked, rungs
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.quality.scores import rank_correlation
 from autocompress.run_store import RunStore
 from autocompress.samplers import proposer
+from autocompress.seeding import starting_points
 from autocompress.solver import Solver
 from autocompress.study import Told
 
-SEEDS = 6
 FEWEST_TO_RANK = 8
 FAILURES_ALLOWED = 5
 FAILURE_SHARE = 0.3
@@ -148,38 +148,12 @@ class Search:
 
     def _enqueue_seeds(self) -> None:
         is_known = self._solver.table is not None
-        found = self._solver.sweep(self.limits, SEEDS)
+        found, what = starting_points(self._solver, self.limits)
         if self._solver.table is not None and not is_known:
             self.store.append("choices_priced", table=self._solver.table.to_json())
-        if found:
-            self._decide(
-                f"starting from {len(found)} candidates that keep the budgets at the least estimated damage, "
-                "by integer programming"
-            )
-        else:
-            found = self._repaired_seeds()
+        self._decide(what)
         for candidate in found:
             self._study.enqueue(candidate)
-
-    def _repaired_seeds(self) -> list[Candidate]:
-        """Where the solver finds nothing: step by step towards the budgets, saying how near that comes."""
-
-        def repairer(limits: Limits) -> Repairer:
-            return Repairer(self.pricer, limits, self.repair.damage)
-
-        found = seeds(self.pricer, repairer, self.limits, SEEDS)
-        nearest = min(found, key=lambda candidate: max(self._excess(candidate).values()))
-        excess = self._excess(nearest)
-        binding = max(excess, key=lambda name: excess[name])
-        miss = f"the nearest, {nearest.key}, is {excess[binding]:.1%} above the {NAMES[binding]} budget"
-        self._decide(
-            f"the solver finds nothing inside the budgets; starting from {len(found)} repaired candidates"
-            + (f"; {miss}" if excess[binding] > 0 else "")
-        )
-        return found
-
-    def _excess(self, candidate: Candidate) -> dict[str, float]:
-        return self.limits.excess(self.pricer.price(candidate), upper=True)
 
     def _evaluate(self) -> None:
         first, total = (LABELS[TRIAL], self.plan.trials) if self._stage == TRIAL else (LABELS[FINAL], None)
@@ -279,9 +253,7 @@ class Search:
     def _tell_rung(self, trial: Trial, result: Result) -> None:
         rung, accuracy = self._rungs[self._rung - 1], result.values["accuracy"]
         if not math.isfinite(accuracy):
-            self._decide(
-                f"{trial.candidate.key} is not promoted further: its accuracy is not a finite number"
-            )
+            self._decide(f"{trial.candidate.key} goes no further: its accuracy is not a finite number")
             return
         trial.trained[rung.epochs] = accuracy
         self._agent.saw_training(result.seconds, result.values.get("trained_epochs", 0.0))

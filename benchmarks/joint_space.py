@@ -66,7 +66,8 @@ class Bench:
     """Everything that is evaluated, once."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.keep, self.images = Path(arguments.keep), arguments.images
+        self.images = arguments.images
+        self.keep = Path(arguments.keep) / f"{self.images}-images"
         self.keep.mkdir(parents=True, exist_ok=True)
         opened = open_teacher(arguments.teacher, arguments.data)
         space, profile = load_space("joint"), load_profile(PROFILE)
@@ -197,7 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--images", type=int, default=1000, help="held-out training images of an evaluation")
+    parser.add_argument("--images", type=int, default=500, help="held-out training images of an evaluation")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--keep", default="runs/joint-space")
