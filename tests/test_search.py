@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,4 +371,7 @@ def test_epochs_left_open_follow_from_the_size_of_the_data():
     small = scaled(open_plan, 2)
     assert (small.trial_epochs, small.final_epochs) == (4, 30)
     given = scaled(PLAN, 2)
-    assert given == PLAN
+    assert given == replace(PLAN, least_epochs=4)
+    one_shot = scaled(Plan(10, 0, -1, -1, -1, 2), 320)
+    assert one_shot.trial_epochs == 0
+    assert (one_shot.least_epochs, one_shot.promotion_epochs) == pytest.approx((0.1, 1.0))

@@ -171,6 +171,12 @@ def _register(root: nn.Module, name: str, value: Tensor) -> None:
 def _fake_quantize(value: Any, quantizer: Quantizer | None) -> Any:
     if quantizer is None:
         return value
+    if not torch.is_grad_enabled():
+        # The same numbers, many times faster, but without gradients.
+        rounded = torch.quantize_per_tensor(
+            value.float(), quantizer.scale, quantizer.zero_point, torch.quint8
+        )
+        return rounded.dequantize()
     return torch.fake_quantize_per_tensor_affine(
         value.float(), quantizer.scale, quantizer.zero_point, 0, ACTIVATION_LEVELS
     )
