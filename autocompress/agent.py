@@ -14,8 +14,8 @@ from autocompress.promotion import Plan, Rung
 
 TRIAL_SHARE, RUNG_SHARE = 0.4, 0.3
 """Of the time limit, and of what then is left: what trials and rungs may take. Distillation gets the rest."""
-LEAST_PATIENCE, PATIENCE_SHARE = 15, 1 / 3
-"""Trials without growth of the front: at least so many, and so large a share of all that were made."""
+PATIENCE_SHARE = 1 / 3
+"""Of all trials, those without growth of the front after which no more are made."""
 GROWTH = 1e-3
 PASSES_A_STEP = 3.0
 """A training step costs about three forward passes."""
@@ -31,12 +31,17 @@ class Agent:
     _trial_s: list[float] = field(default_factory=list)
     _epoch_s: list[float] = field(default_factory=list)
     _image_s: list[float] = field(default_factory=list)
-    _volumes: list[float] = field(default_factory=list)
+    _volume: float = 0.0
+    unchanged: int = 0
+    """How many of the last trials together let the front's hypervolume grow by less than 0.1 %."""
 
     def saw_trial(self, seconds: float, hypervolume: float, images: int = 0) -> None:
         """A trial took `seconds` and left the front at `hypervolume`; without training it saw `images`."""
         self._trial_s.append(seconds)
-        self._volumes.append(hypervolume)
+        if hypervolume > (1 + GROWTH) * self._volume:
+            self._volume, self.unchanged = hypervolume, 0
+        else:
+            self.unchanged += 1
         if self.plan.trial_epochs > 0:
             self.saw_training(seconds, self.plan.trial_epochs)
         elif images:
@@ -56,14 +61,6 @@ class Agent:
             return PASSES_A_STEP * self.plan.epoch_images * statistics.median(self._image_s)
         return None
 
-    @property
-    def unchanged(self) -> int:
-        """How many of the last trials together let the front's hypervolume grow by less than 0.1 %."""
-        if not self._volumes:
-            return 0
-        as_good = (1 - GROWTH) * self._volumes[-1]
-        return len(self._volumes) - 1 - sum(1 for volume in self._volumes if volume < as_good)
-
     def reason_to_move_on(self, elapsed_s: float) -> str | None:
         """Why no further trial is worth starting; None while one is."""
         known = len(self._trial_s)
@@ -74,7 +71,8 @@ class Agent:
                 f"{known} candidates evaluated{each}; {elapsed_s:.0f} of {limit:.0f} s are gone, "
                 f"{TRIAL_SHARE:.0%} of which were for this"
             )
-        if self.unchanged >= max(LEAST_PATIENCE, PATIENCE_SHARE * known):
+        patience = self.plan.patience
+        if patience is not None and self.unchanged >= max(patience, PATIENCE_SHARE * known):
             return f"{known} candidates evaluated; front unchanged for {self.unchanged}"
         return None
 

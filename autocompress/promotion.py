@@ -19,6 +19,7 @@ PROMOTED_PER_STUDENT = 2
 LEAST_GROWTH = 2.0
 """A rung trains at least this many times as long as the one below."""
 TRIAL_STEPS, FINAL_STEPS = 32, 3200
+PATIENCE = 15
 LEAST_GAIN = 1e-12
 
 Point = tuple[float, float]
@@ -27,7 +28,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of each stage. Epochs may be fractions; `least_epochs` are those of the shortest rung."""
+    """How much of each stage. Epochs may be fractions; `least_epochs` are those of the shortest rung.
+
+    After `patience` trials that brought nothing, and a third of all trials, no more are made; None makes all.
+    """
 
     trials: int
     trial_epochs: float
@@ -41,6 +45,7 @@ class Plan:
     least_epochs: float = 0.01
     epoch_images: int = 0
     workers: int = 1
+    patience: int | None = None
 
 
 @dataclass(frozen=True)

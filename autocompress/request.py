@@ -15,7 +15,7 @@ from autocompress.device.doctor import machine
 from autocompress.device.profile import DeviceProfile, load_profile
 from autocompress.device.runtimes import get_runtime
 from autocompress.errors import InputError, RunError
-from autocompress.promotion import Plan
+from autocompress.promotion import PATIENCE, Plan
 from autocompress.run_store import check_available, read_run
 from autocompress.space import Space, parse_space
 
@@ -64,6 +64,7 @@ class Request:
             seed=self.seed,
             time_limit_s=self.time_limit_s,
             workers=max(1, self.workers),
+            patience=PATIENCE,
         )
 
     def check(self, *, resume: bool, overwrite: bool) -> None:

@@ -24,7 +24,7 @@ from autocompress.candidate import Candidate, Cost
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
-from autocompress.pareto import hypervolume
+from autocompress.pareto import hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Rung, Trial, ranked, rungs
@@ -72,6 +72,7 @@ class Search:
     _infeasible: int = 0
     _stage: str = TRIAL
     _enough: str | None = None
+    _front: list[Trial] = field(default_factory=list)
     _rungs: tuple[Rung, ...] = ()
     _rung: int = 0
     _finalists: list[Candidate] = field(default_factory=list)
@@ -137,7 +138,9 @@ class Search:
         cost = self.pricer.price(candidate)
         values = None
         if event["event"] == "trial_finished":
-            self._trials[event["trial"]] = Trial(event["trial"], candidate, cost, event["accuracy"])
+            trial = Trial(event["trial"], candidate, cost, event["accuracy"])
+            self._trials[trial.number] = trial
+            self._update_front(trial)
             values = {"accuracy": event["accuracy"], **cost.to_json()}
         elif event["event"] == "trial_failed":
             self._failed += 1
@@ -202,8 +205,8 @@ class Search:
         payload: dict[str, Any] = {"epochs": self.plan.trial_epochs}
         if self.plan.trial_epochs > 0:
             return payload
-        faster = [trial for trial in self._trials.values() if trial.cost.latency_ms <= cost.latency_ms]
-        best = max((trial for trial in faster if trial.accuracy is not None), key=_accuracy, default=None)
+        faster = [trial for trial in self._front if trial.cost.latency_ms <= cost.latency_ms]
+        best = max(faster, key=_accuracy, default=None)
         rival = None if best is None else {"key": best.candidate.key, "accuracy": best.accuracy}
         return {**payload, "rival": rival}
 
@@ -247,8 +250,15 @@ class Search:
         trial.accuracy = accuracy
         self.store.append("trial_finished", **common, **result.values, seconds=result.seconds)
         self._study.tell(trial.number, {"accuracy": accuracy, **trial.cost.to_json()})
-        volume = self._hypervolume(self._known_trials())
+        self._update_front(trial)
+        volume = self._hypervolume(self._front)
         self._agent.saw_trial(result.seconds, volume, result.values.get("images", 0))
+
+    def _update_front(self, trial: Trial) -> None:
+        """Of the trials alone; longer training does not count."""
+        grown = [*self._front, trial]
+        points = [(-_accuracy(one), one.cost.latency_ms) for one in grown]
+        self._front = [grown[index] for index in non_dominated(points)]
 
     def _tell_rung(self, trial: Trial, result: Result) -> None:
         rung, accuracy = self._rungs[self._rung - 1], result.values["accuracy"]

@@ -10,7 +10,15 @@ from autocompress.agent import Agent
 from autocompress.candidate import Candidate, Cost
 from autocompress.promotion import Plan, Rung, Trial, ranked, rungs
 
-PLAN = Plan(trials=100, trial_epochs=0, promotion_epochs=9, final_epochs=20, quantized_epochs=2, students=4)
+PLAN = Plan(
+    trials=100,
+    trial_epochs=0,
+    promotion_epochs=9,
+    final_epochs=20,
+    quantized_epochs=2,
+    students=4,
+    patience=15,
+)
 
 
 def plan(**changes: object) -> Plan:

@@ -241,11 +241,11 @@ def test_a_front_that_stands_still_ends_the_trials(bench: Bench):
     def first_is_best(task: Task) -> Mapping[str, Any]:
         return {**bench.evaluate(task), "accuracy": 0.9 if task.trial == 0 else 1e-4}
 
-    bench.run(Plan(**{**vars(PLAN), "trials": 60}), evaluate=first_is_best)
+    bench.run(Plan(**{**vars(PLAN), "trials": 60, "patience": 15}), evaluate=first_is_best)
     assert len(bench.trials) < 40
     assert any("front unchanged for" in event["text"] for event in read_run(bench.root).decisions)
     count = len(bench.trials)
-    bench.run(Plan(**{**vars(PLAN), "trials": 60}), evaluate=first_is_best, resume=True)
+    bench.run(Plan(**{**vars(PLAN), "trials": 60, "patience": 15}), evaluate=first_is_best, resume=True)
     assert len(bench.trials) == count
 
 
