@@ -218,6 +218,14 @@ def main() -> int:
         print(f"rank correlation of summed scores by {measure} and one-shot accuracy over {PROBES} random "
               f"candidates inside the limit: {ranks[measure]:.3f}", flush=True)  # fmt: skip
     measure = max(ranks, key=lambda name: ranks[name])
+    rows: dict[str, list[list[float]]] = {name: [] for name in arguments.methods.split(",")}
+    for seed in range(arguments.seeds):
+        for name, found in rows.items():
+            found.append(bench.volumes(name, seed, measure))
+            print(f"  seed {seed}, {name}:", *(f"{value:.3f}" for value in found[-1]), flush=True)
+    print(f"hypervolume after {COUNTS} evaluations, {arguments.seeds} seeds:")
+    for name, found in rows.items():
+        print(f"  {name:24}", "   ".join(shown(column) for column in zip(*found, strict=True)))
     for name, candidates in (
         ("solver alone", bench.solver(measure).sweep(bench.limits, COUNTS[0], least_share=0.3)),
         ("uniform width", bench.uniform_widths()),
@@ -227,14 +235,6 @@ def main() -> int:
             f"{name}: hypervolume {bench.volume(candidates):.3f} with its {len(candidates)} candidates",
             flush=True,
         )
-    rows: dict[str, list[list[float]]] = {name: [] for name in arguments.methods.split(",")}
-    for seed in range(arguments.seeds):
-        for name, found in rows.items():
-            found.append(bench.volumes(name, seed, measure))
-            print(f"  seed {seed}, {name}:", *(f"{value:.3f}" for value in found[-1]), flush=True)
-    print(f"hypervolume after {COUNTS} evaluations, {arguments.seeds} seeds:")
-    for name, found in rows.items():
-        print(f"  {name:24}", "   ".join(shown(column) for column in zip(*found, strict=True)))
     if bench.seconds:
         cache = bench.one_shot.cache
         print(f"an evaluation took {np.median(bench.seconds):.2f} s (median of {len(bench.seconds)}); "
