@@ -176,8 +176,7 @@ def test_racing_stops_no_candidate_that_would_be_on_the_front():
 
 
 def test_a_hopeless_candidate_is_stopped_and_stays_below_its_rival(data: Data, workshop: Workshop):
-    one_shot = OneShot(workshop)
-    one_shot.batch = 32
+    one_shot = OneShot(workshop, batch=32)
     best = one_shot(Candidate()).evaluation
     blocks = [site.name for site in workshop.bound.of_kind("block")]
     widths = {site.name: 0.25 for site in workshop.bound.of_kind("width")}
@@ -189,8 +188,7 @@ def test_a_hopeless_candidate_is_stopped_and_stays_below_its_rival(data: Data, w
     assert shot.evaluation.accuracy < best.accuracy
     assert abs(shot.evaluation.accuracy - whole.accuracy) < 4 * shot.evaluation.accuracy_std_err
     assert not one_shot(Candidate(), rival).stopped
-    unknown = OneShot(workshop)
-    unknown.batch = 32
+    unknown = OneShot(workshop, batch=32)
     assert unknown(worst, rival).stopped
 
 

@@ -49,7 +49,7 @@ def compensate(
     layers = changed_layers(network, reference, kept)
     if not layers:
         return ()
-    images, _ = next(iter(examples.batches(_batch_that_fits(network, reference))))
+    images, _ = next(iter(examples.batches(batch_that_fits(network, reference))))
     targets = layer_outputs(teacher, layers, images, rows)
 
     def fit(node: Node, values: dict[str, Any]) -> None:
@@ -107,7 +107,8 @@ def _channel_axis(node: Node) -> int:
     return -1 if node.op == "linear" else 1
 
 
-def _batch_that_fits(*networks: Network) -> int:
+def batch_that_fits(*networks: Network) -> int:
+    """How many examples the largest value of the networks leaves room for: 256 MiB of float32."""
     sizes = (
         4 * int(np.prod(node.shape))
         for network in networks

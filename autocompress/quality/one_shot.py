@@ -29,6 +29,7 @@ from autocompress.network import INPUT, Network, Node
 from autocompress.quality.calibrate import Range, range_of
 from autocompress.quality.compensate import (
     KeptChannels,
+    batch_that_fits,
     changed_layers,
     changed_values,
     fit_layer,
@@ -36,6 +37,7 @@ from autocompress.quality.compensate import (
     layer_outputs,
 )
 from autocompress.quality.evaluate import Evaluation
+from autocompress.quality.layer_rows import solvable_layers
 from autocompress.quality.prefixes import PREFIX_BYTES, Kept, PrefixCache, cuts, keys
 from autocompress.quality.racing import Correct, paired, unpaired
 from autocompress.transforms.apply import apply, kept_channels
@@ -46,8 +48,12 @@ if TYPE_CHECKING:
     from autocompress.quality.student import Workshop
 
 FIT_IMAGES = 256
-FIT_ROWS = 4096
+FIT_ROWS, FEWEST_ROWS = 4096, 1024
+TARGET_BYTES = 256 * 2**20
+CANDIDATES_KEPT = 2
+"""Of later batches nothing is kept, so that there is room for so many candidates."""
 BATCH = 250
+IMAGE_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ class Shot:
 class OneShot:
     """Evaluates candidates of a workshop. One per process.
 
-    `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to;
+    `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to (fewer
+    where values are large, see `batch_that_fits`, and so with `batch`);
     `maximum_bytes` what is kept of shared blocks, 0 for nothing. A race is looked at after `batch` images,
     and then whenever their number has doubled.
     """
@@ -90,6 +97,8 @@ class OneShot:
 
     def __post_init__(self) -> None:
         self.cache = PrefixCache(self.maximum_bytes)
+        most = batch_that_fits(self.workshop.teacher.source_network)
+        self.fit_images, self.batch = min(self.fit_images, most), min(self.batch, most)
 
     def __call__(self, candidate: Candidate, rival: Rival | None = None) -> Shot:
         """The accuracy of a candidate in its own precision; with a rival only as far as it is needed."""
@@ -97,9 +106,10 @@ class OneShot:
         known = None if rival is None else self._correct.get(rival.key)
         total, seen = self._held_out.size, _Seen()
         look = self.batch
-        outputs = self.outputs(student, (images for images, _ in self._batches), "held-out")
-        for logits, (_, labels) in zip(outputs, self._batches, strict=True):
-            seen.add(logits, labels)
+        labels = iter(self._held_out.labels.split(self.batch))
+        images = (images for images, _ in self._batches())
+        for logits in self.outputs(student, images, "held-out"):
+            seen.add(logits, next(labels))
             if rival is None or seen.count < look or seen.count == total:
                 continue
             look = 2 * seen.count
@@ -135,13 +145,28 @@ class OneShot:
         split = self.workshop.data.validation
         return split.subset(split.size if self.images is None else min(self.images, split.size))
 
+    def _batches(self) -> Iterable[Batch]:
+        """Held-out images in order, read again for every candidate where they are too many to keep."""
+        image_bytes = 4 * math.prod(self.workshop.data.input_shape)
+        return self._kept_batches if self._held_out.size * image_bytes <= IMAGE_BYTES else self._read()
+
     @cached_property
-    def _batches(self) -> list[Batch]:
-        return list(self._held_out.batches(self.batch))
+    def _kept_batches(self) -> list[Batch]:
+        return list(self._read())
+
+    def _read(self) -> Iterator[Batch]:
+        return self._held_out.batches(self.batch)
 
     @cached_property
     def _examples(self) -> Tensor:
         return next(iter(self.workshop.data.calibration.batches(self.fit_images)))[0]
+
+    @cached_property
+    def _rows(self) -> int:
+        """Places that a layer is fitted at; what the teacher computes there is kept for all layers."""
+        network = self.workshop.teacher.source_network
+        channels = sum(network.params[node.params[0]].shape[0] for node in solvable_layers(network))
+        return max(FEWEST_ROWS, min(FIT_ROWS, TARGET_BYTES // (4 * max(1, channels))))
 
     def outputs(self, student: GraphModule, batches: Iterable[Tensor], of: str) -> Iterator[Tensor]:
         """What a student computes for one batch of images after the other, `(N, classes)` float32.
@@ -152,10 +177,15 @@ class OneShot:
         layout = torch.contiguous_format
         places = cuts(network) if self.maximum_bytes else {}
         digests = dict[int, str]()
+        example_bytes = 4 * sum(math.prod(network.shape_of(value)[1:]) for value in places.values())
+        seen = 0
         for number, images in enumerate(batches):
             if number == 0:
                 layout = layout_for(student, images)
                 digests = keys(student, f"{of} {layout}") if places else {}
+            seen += len(images)
+            if seen * example_bytes * CANDIDATES_KEPT > self.maximum_bytes:
+                places = {}  # The first batches are what a race reads most often.
             known = {cut: f"{digests[cut]} {number}" for cut in places}
             found = self.cache.longest(places, known) if places else None
             with torch.inference_mode():
@@ -199,7 +229,7 @@ class OneShot:
         def prepare(node: Node, at_hand: dict[str, Any]) -> None:
             module.training = node.name in changed  # Asked by batch norms, which are no submodules.
             if node.name in layers:
-                fit_layer(module, node, at_hand, self._targets[node.name], kept, limit=FIT_ROWS)
+                fit_layer(module, node, at_hand, self._targets[node.name], kept, limit=self._rows)
 
         module.batch_norm_momentum = 1.0
         with torch.no_grad():
@@ -220,7 +250,7 @@ class OneShot:
             node for node in teacher.source_network.nodes if node.name in layers - self._targets.keys()
         ]
         if missing:
-            self._targets.update(layer_outputs(teacher, missing, self._examples, FIT_ROWS))
+            self._targets.update(layer_outputs(teacher, missing, self._examples, self._rows))
 
 
 @dataclass
