@@ -136,7 +136,7 @@ def compress(
     device: str | Path,
     space: str | Path = "joint",
     budgets: Budgets | None = None,
-    trials: int = 100,
+    trials: int | None = None,
     run: str | Path = "runs/latest",
     workers: int = 0,
     ray_address: str | None = None,
@@ -163,20 +163,23 @@ def compress(
         device: name or path of a device profile.
         space: name or path of a search space.
         budgets: hard limits; see `Budgets`.
-        trials: candidates evaluated by a short distillation.
+        trials: candidates evaluated at most; 100 where neither this nor a time is given.
         run: folder that records everything; it must not exist, unless `resume` or `overwrite`.
         workers: processes through Ray Tune; 0 evaluates in this process.
         trial_epochs, promotion_epochs, distill_epochs, quantized_epochs: passes over the training
             data for a trial, a promoted candidate, a finalist, and its quantization-aware
             distillation; set from the size of the data where not given.
+            `trial_epochs=0` evaluates candidates in one shot, without training.
         students: how many finalists are distilled and certified.
+        time_limit_s: what all of it should take; how much is scored, tried, promoted and distilled is
+            decided by it, from measured speeds.
 
     Raises:
         NothingFeasibleError: no student keeps the budgets; names the nearest miss.
         InputError: something that was given cannot be used; nothing was trained.
     """
     from autocompress.device.profile import load_profile
-    from autocompress.request import Request
+    from autocompress.request import DEFAULT_TRIALS, MOST_TRIALS, Request
     from autocompress.space import load_space
 
     if budgets is None:
@@ -187,7 +190,7 @@ def compress(
         profile=load_profile(device),
         space=load_space(space),
         budgets=budgets,
-        trials=trials,
+        trials=trials if trials is not None else MOST_TRIALS if time_limit_s else DEFAULT_TRIALS,
         run=Path(run),
         workers=workers,
         ray_address=ray_address,

@@ -6,11 +6,15 @@ Everything that can be wrong with the request is found before anything is traine
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import torch
 
 from autocompress.budgets import Budgets, Limits, check_reachable
 from autocompress.candidate import Candidate
@@ -28,14 +32,24 @@ from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, p
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.promotion import scaled
-from autocompress.quality.evaluator import Evaluator, discard, importances, save_teacher
-from autocompress.quality.scores import score
-from autocompress.quality.student import CALIBRATION_BATCH, Workshop
+from autocompress.quality.evaluator import RUNGS, Evaluator, discard, importances, save_teacher
+from autocompress.quality.one_shot import OneShot
+from autocompress.quality.scores import Damage, Ranking, described, ranked, score
+from autocompress.quality.student import Workshop
 from autocompress.reporting.card import student_card
 from autocompress.request import RECORDED, Request
 from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
 from autocompress.search import Search
+from autocompress.solver import Solver
+from autocompress.transforms.sampling import random_candidate
 from autocompress.workers import executor
+
+SCORE_MACS = 2e13
+"""What scoring may take: ten minutes or so of one core, less for small networks."""
+SCORE_SHARE = 0.15
+"""Of the time limit, where there is one."""
+TIMED_IMAGES = 32
+PROBES, PROBE_IMAGES = 16, 256
 
 
 def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Console) -> Front:
@@ -132,12 +146,13 @@ class _Campaign:
         limits, teacher = self._teacher()
         weights = self.prepared.opened.weights
         saliency = importances(self.bound, weights, self.data)
-        damage = self._damage(saliency)
+        workshop = self._workshop(saliency)
+        damage = self._damage(workshop, limits)
         steps = len(self.data.train.order(self.request.batch_size, False, 0, True))
-        plan = scaled(self.request.plan, steps)
+        plan = replace(scaled(self.request.plan, steps), epoch_images=steps * self.request.batch_size)
         if plan.time_limit_s is not None:
             plan = replace(plan, time_limit_s=max(1.0, plan.time_limit_s - (time.monotonic() - started)))
-        evaluator = self._evaluator(saliency)
+        evaluator = self._evaluator(workshop)
         runner = self._executor(evaluator)
         try:
             search = Search(
@@ -154,6 +169,7 @@ class _Campaign:
             if evaluator is not None:
                 evaluator.progress, evaluator.stop = search.show_step, search.stopped
             search.run(self.history)
+            discard(self.paths.distilled / RUNGS)
         finally:
             runner.close()
 
@@ -194,28 +210,60 @@ class _Campaign:
         check_reachable(limits, self.prepared.pricer.smallest)
         return limits, record
 
-    def _damage(self, saliency: Mapping[str, Any]) -> dict[tuple[str, Any], float]:
-        """Scores of single choices, computed once a run."""
+    def _damage(self, workshop: Workshop, limits: Limits) -> dict[tuple[str, Any], float]:
+        """Scores of single choices by the measure that ranks joint candidates best; computed once a run."""
         known = next((event for event in self.history if event["event"] == "scored"), None)
         if known is not None:
             return {(name, option): value for name, option, value in known["damage"]}
-        batches = [next(iter(self.data.calibration.batches(CALIBRATION_BATCH)))]
+        started = time.monotonic()
+        one_shot = OneShot(workshop, images=PROBE_IMAGES, fit_images=self._score_images(workshop))
         with self.console.stage("scoring choices", None) as stage:
-            damage = score(
-                self.bound, self.prepared.opened.weights, saliency, batches,
-                progress=lambda done, total: stage.update(done, total),
-            )  # fmt: skip
+            scores = score(one_shot, progress=lambda done, total: stage.update(done, total))
+        count, seconds = len(next(iter(scores.values()))), time.monotonic() - started
+        rankings = self._rankings(one_shot, scores, limits)
+        damage = scores[rankings[0].measure]
         self.store.append(
-            "scored", damage=[[name, option, value] for (name, option), value in damage.items()]
+            "scored",
+            damage=[[name, option, value] for (name, option), value in damage.items()],
+            measure=rankings[0].measure,
+            rankings=[asdict(ranking) for ranking in rankings],
         )
+        text = f"scored {count} choices in {seconds:.0f} s on {one_shot.fit_images} images each"
+        text += f"; {described(rankings)}"
+        self.store.append("decision", text=text)
+        self.console.say(text)
         return damage
 
-    def _evaluator(self, saliency: Mapping[str, Any]) -> Evaluator | None:
-        """That of this process; None where there are workers."""
+    def _rankings(self, one_shot: OneShot, scores: Mapping[str, Damage], limits: Limits) -> list[Ranking]:
+        """How well each measure ranks random candidates inside the budgets by their loss in one shot."""
+        pricer, rng = self.prepared.pricer, random.Random(self.request.seed)
+        repair = Repairer(pricer, limits, {})
+        drawn = (repair(random_candidate(self.bound, rng)) for _ in range(PROBES))
+        probes = list({probe.key: probe for probe in drawn}.values())
+        losses = [one_shot(probe).evaluation.loss for probe in probes]
+        return ranked({name: Solver(pricer, one).harm for name, one in scores.items()}, probes, losses)
+
+    def _score_images(self, workshop: Workshop) -> int:
+        """Fewer for large networks: all choices together get a fixed number of multiply-adds, or a share of
+        the time limit, by the speed of the teacher."""
+        choices = sum(len(site.options) for site in self.bound.free)
+        affordable = SCORE_MACS / (2 * choices * max(1, self.prepared.pricer.teacher.macs))
+        limit = self.request.time_limit_s
+        if limit is not None:
+            affordable = min(affordable, SCORE_SHARE * limit / (2 * choices * self._image_s(workshop)))
+        return 2 ** min(max(int(math.log2(max(affordable, 1))), 5), 8)
+
+    def _image_s(self, workshop: Workshop) -> float:
+        """Seconds of the teacher for an image, in a batch."""
+        images, _ = next(iter(self.data.calibration.batches(TIMED_IMAGES)))
+        started = time.perf_counter()
+        with torch.inference_mode():
+            workshop.teacher(images)
+        return (time.perf_counter() - started) / len(images)
+
+    def _workshop(self, saliency: Mapping[str, Any]) -> Workshop:
         request = self.request
-        if request.workers or request.ray_address is not None:
-            return None
-        workshop = Workshop(
+        return Workshop(
             self.bound,
             self.prepared.opened.weights,
             self.data,
@@ -224,6 +272,11 @@ class _Campaign:
             request.batch_size,
             request.learning_rate,
         )
+
+    def _evaluator(self, workshop: Workshop) -> Evaluator | None:
+        """That of this process; None where there are workers."""
+        if self.request.workers or self.request.ray_address is not None:
+            return None
         return Evaluator(workshop, self.paths.distilled, self.prepared.device.batch)
 
     def _executor(self, evaluator: Evaluator | None) -> Executor:

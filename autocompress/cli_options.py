@@ -53,7 +53,11 @@ def search_options(command: Command) -> Command:
         ),
         click.option("--memory", metavar="BYTES", help="Limit of peak memory: 8MiB, 500KB, or 40%."),
         click.option("--size", metavar="BYTES", help="Limit of the exported file: 1MiB, 300KB, or 40%."),
-        click.option("--trials", type=positive, default=100, show_default=True, help="Candidates to try."),
+        click.option(
+            "--trials",
+            type=positive,
+            help="Candidates to try at most.  [default: 100, or with --time as many as are worth it]",
+        ),
         click.option(
             "--workers",
             type=click.IntRange(min=0),
@@ -80,7 +84,9 @@ def search_options(command: Command) -> Command:
         click.option("--resume", is_flag=True, help="Go on with the run of that folder."),
         click.option("--overwrite", is_flag=True, help="Replace the run of that folder."),
         click.option(
-            "--trial-epochs", type=epochs, help="Passes over the data for a trial.  [default: by its size]"
+            "--trial-epochs",
+            type=click.FloatRange(min=0),
+            help="Passes over the data for a trial; 0 evaluates it untrained.  [default: by its size]",
         ),
         click.option(
             "--distill-epochs",
@@ -101,7 +107,8 @@ def search_options(command: Command) -> Command:
             "time_limit_s",
             callback=duration_s,
             metavar="TIME",
-            help="Start no trial after this: 90s, 30m, 1.5h.",
+            help="What the search should take: 90s, 30m, 1.5h. Decides how much is scored, tried, "
+            "promoted and distilled.",
         ),
         click.option(
             "--trial-timeout",

@@ -1,18 +1,37 @@
-"""How a search divides its time, and who goes on to longer training. Decides; trains nothing."""
+"""Who goes on to longer training, and on which rungs. Decides; trains nothing.
+
+Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): a third of the candidates on each rung
+goes on to three times the epochs. With several objectives there is no best third. The rule here fills a
+rung with what adds most hypervolume to those taken already, and then with what the front beats by least.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from autocompress.candidate import Candidate, Cost
-from autocompress.pareto import non_dominated
+from autocompress.pareto import hypervolume
+
+KEPT_SHARE = 3
+PROMOTED_PER_STUDENT = 2
+LEAST_GROWTH = 2.0
+"""A rung trains at least this many times as long as the one below."""
+TRIAL_STEPS, FINAL_STEPS = 32, 3200
+PATIENCE = 15
+LEAST_GAIN = 1e-12
+
+Point = tuple[float, float]
+"""(error, logarithm of latency)"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of each stage. Epochs may be fractions."""
+    """How much of each stage. Epochs may be fractions; `least_epochs` are those of the shortest rung.
+
+    After `patience` trials that brought nothing, and a third of all trials, no more are made; None makes all.
+    """
 
     trials: int
     trial_epochs: float
@@ -23,54 +42,102 @@ class Plan:
     sampler: str = "engine"
     seed: int = 0
     time_limit_s: float | None = None
+    least_epochs: float = 0.01
+    epoch_images: int = 0
+    workers: int = 1
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Rung:
+    """`count` candidates are trained until they have had `epochs` in all, those of earlier rungs included."""
+
+    epochs: float
+    count: int
 
 
 @dataclass
 class Trial:
-    """One trial as the loop remembers it; `accuracy` is on validation data."""
+    """One trial as the loop remembers it; accuracies are on validation data. `trained` has one for each rung
+    that it was on, by the rung's epochs."""
 
     number: int
     candidate: Candidate
     cost: Cost
     accuracy: float | None = None
-    promoted_accuracy: float | None = None
+    trained: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def epochs(self) -> float:
+        """Of its highest rung."""
+        return max(self.trained, default=0.0)
 
     @property
     def best_known(self) -> float:
-        known = self.promoted_accuracy if self.promoted_accuracy is not None else self.accuracy
+        return self.at(self.epochs)
+
+    def at(self, epochs: float) -> float:
+        """Accuracy on the rung of so many epochs, 0 for that of the trial; -inf if there is none."""
+        known = self.trained.get(epochs) if epochs else self.accuracy
         return -math.inf if known is None else known
 
 
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Best first: front by front of (accuracy, predicted latency), within a front by accuracy.
+def rungs(plan: Plan, known: int) -> tuple[Rung, ...]:
+    """The rungs for `known` candidates, shortest first.
 
-    Of the first front every second place goes to accuracy and every second to an even spread over
-    latency, so that the users of a front find fast students too.
+    The last one has the plan's promotion epochs and twice as many candidates as there will be students; each
+    one below has three times the candidates for a third of the epochs, as long as that is clearly more
+    than a trial. Empty where all candidates would be students anyway.
     """
-    rest = sorted(trials, key=lambda trial: (-trial.best_known, trial.cost.latency_ms, trial.number))
-    order: list[Trial] = []
-    while rest:
-        points = [(1 - trial.best_known, trial.cost.latency_ms) for trial in rest]
-        front = [rest[index] for index in sorted(non_dominated(points))]
-        order.extend(_spread(front) if not order else front)
-        taken = {trial.number for trial in front}
-        rest = [trial for trial in rest if trial.number not in taken]
-    return order
+    found: list[Rung] = []
+    epochs, count = plan.promotion_epochs, PROMOTED_PER_STUDENT * plan.students
+    least = max(plan.least_epochs, LEAST_GROWTH * plan.trial_epochs)
+    while known > plan.students and epochs > plan.trial_epochs and (not found or epochs >= least):
+        found.append(Rung(epochs, min(count, known)))
+        if count >= known:
+            break
+        epochs, count = epochs / KEPT_SHARE, count * KEPT_SHARE
+    return tuple(reversed(found))
 
 
-def _spread(front: list[Trial]) -> list[Trial]:
-    """Accuracy first, then alternating: the next best in accuracy, the one farthest from those taken."""
-    order, rest = front[:1], front[1:]
-    while rest:
-        if len(order) % 3 != 2:
-            chosen = rest[0]
-        else:
-            chosen = max(
-                rest, key=lambda t: min(abs(math.log(t.cost.latency_ms / o.cost.latency_ms)) for o in order)
-            )
-        order.append(chosen)
-        rest = [trial for trial in rest if trial is not chosen]
-    return order
+def ranked(trials: Sequence[Trial], epochs: float = 0.0, count: int | None = None) -> list[Trial]:
+    """The `count` that should go on (all by default) from the rung of so many epochs, the most wanted first.
+    0 stands for the trials themselves.
+
+    The most accurate comes first. Then, one by one, the trial that adds most to the hypervolume of (error,
+    logarithm of latency) of those before it, so that fast students are among the first, too. What adds
+    nothing follows in the order of how far it is behind the best that is at least as fast: noise may
+    have put it there.
+    """
+    rest = sorted(trials, key=lambda trial: (-trial.at(epochs), trial.cost.latency_ms, trial.number))
+    if not rest:
+        return []
+    count = len(rest) if count is None else count
+    places = {trial.number: (1 - trial.at(epochs), math.log(trial.cost.latency_ms)) for trial in rest}
+    reference = _beyond(list(places.values()))
+    order, rest = rest[:1], rest[1:]
+    front = [places[order[0].number]]
+    while rest and len(order) < count:
+        volume = hypervolume(front, reference)
+        gains = [hypervolume([*front, places[trial.number]], reference) - volume for trial in rest]
+        best = max(range(len(rest)), key=gains.__getitem__)
+        if gains[best] <= LEAST_GAIN:
+            break
+        order.append(rest.pop(best))
+        front.append(places[order[-1].number])
+    rest.sort(key=lambda trial: _behind(places[trial.number], front))
+    return (order + rest)[:count]
+
+
+def _beyond(points: Sequence[Point]) -> Point:
+    """A reference a little worse than everything, so that everything can add something."""
+    errors, costs = zip(*points, strict=True)
+    return max(errors) + 0.1 * (max(errors) - min(errors)) + 1e-3, max(costs) + math.log(1.1)
+
+
+def _behind(point: Point, front: Sequence[Point]) -> float:
+    """How much more error it has than the best that is at least as fast."""
+    return point[0] - min((error for error, cost in front if cost <= point[1]), default=point[0])
 
 
 def scaled(plan: Plan, steps_per_epoch: int) -> Plan:
@@ -79,12 +146,15 @@ def scaled(plan: Plan, steps_per_epoch: int) -> Plan:
     def epochs(given: float, steps: int, at_most: float) -> float:
         return given if given >= 0 else min(at_most, max(steps / max(1, steps_per_epoch), 0.01))
 
-    trial = epochs(plan.trial_epochs, 32, 4)
-    final = epochs(plan.final_epochs, 3200, 30)
+    least = epochs(-1, TRIAL_STEPS, 4)
+    trial = epochs(plan.trial_epochs, TRIAL_STEPS, 4)
+    final = epochs(plan.final_epochs, FINAL_STEPS, 30)
+    between = math.sqrt((trial or least) * final)
     return replace(
         plan,
         trial_epochs=trial,
-        promotion_epochs=plan.promotion_epochs if plan.promotion_epochs >= 0 else math.sqrt(trial * final),
+        promotion_epochs=plan.promotion_epochs if plan.promotion_epochs >= 0 else between,
         final_epochs=final,
         quantized_epochs=plan.quantized_epochs if plan.quantized_epochs >= 0 else final / 10,
+        least_epochs=least,
     )

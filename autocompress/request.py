@@ -15,9 +15,12 @@ from autocompress.device.doctor import machine
 from autocompress.device.profile import DeviceProfile, load_profile
 from autocompress.device.runtimes import get_runtime
 from autocompress.errors import InputError, RunError
-from autocompress.promotion import Plan
+from autocompress.promotion import PATIENCE, Plan
 from autocompress.run_store import check_available, read_run
 from autocompress.space import Space, parse_space
+
+DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
+"""Without a number of trials: where there is no time limit either, and where there is one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,8 @@ class Request:
             sampler=self.sampler,
             seed=self.seed,
             time_limit_s=self.time_limit_s,
+            workers=max(1, self.workers),
+            patience=PATIENCE,
         )
 
     def check(self, *, resume: bool, overwrite: bool) -> None:

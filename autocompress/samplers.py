@@ -38,12 +38,22 @@ class Proposer(Protocol):
     def replay(self, trials: Iterable[Told]) -> None: ...
 
 
-def proposer(pricer: Pricer, repair: Repairer, solver: Solver, limits: Limits, plan: Plan) -> Proposer:
-    """The sampler that the plan names. Raises InputError for one that does not exist."""
+def proposer(
+    pricer: Pricer,
+    repair: Repairer,
+    solver: Solver,
+    limits: Limits,
+    plan: Plan,
+    beyond: float = WORTH_BEYOND_LIMIT,
+) -> Proposer:
+    """The sampler that the plan names. The engine measures hypervolume from `beyond` times the latency limit.
+
+    Raises InputError for a sampler that does not exist.
+    """
     if plan.sampler not in SAMPLERS:
         raise InputError(f"unknown sampler {plan.sampler!r}", fix=f"known: {', '.join(SAMPLERS)}")
     if plan.sampler == ENGINE:
-        return _engine(pricer, repair, solver, limits, plan.seed)
+        return _engine(pricer, repair, solver, limits, plan.seed, beyond)
     return Study(
         pricer.bound.free,
         objectives=("accuracy", "latency_ms"),
@@ -54,7 +64,9 @@ def proposer(pricer: Pricer, repair: Repairer, solver: Solver, limits: Limits, p
     )
 
 
-def _engine(pricer: Pricer, repair: Repairer, solver: Solver, limits: Limits, seed: int) -> Engine:
+def _engine(
+    pricer: Pricer, repair: Repairer, solver: Solver, limits: Limits, seed: int, beyond: float
+) -> Engine:
     def price(candidate: Candidate) -> dict[str, float]:
         cost = pricer.price(candidate).to_json()
         return {name: max(float(cost[name]), 1e-9) for name in cost if name != "latency_ms_ci95"}
@@ -71,7 +83,7 @@ def _engine(pricer: Pricer, repair: Repairer, solver: Solver, limits: Limits, se
         canonical=pricer.bound.canonical,
         trusted=expected_damage,
         ideas=Ideas(solver, repair, limits),
-        largest_cost=WORTH_BEYOND_LIMIT * largest,
+        largest_cost=beyond * largest,
         seed=seed,
         listed_up_to=_MOST_LISTED,
     )

@@ -18,23 +18,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from autocompress.agent import Agent
 from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, Cost
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
-from autocompress.pareto import NAMES, hypervolume
-from autocompress.pricing import Pricer, Repairer, seeds
+from autocompress.pareto import hypervolume, non_dominated
+from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
-from autocompress.promotion import Plan, Trial, ranked
+from autocompress.promotion import Plan, Rung, Trial, ranked, rungs
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
+from autocompress.quality.scores import rank_correlation
 from autocompress.run_store import RunStore
 from autocompress.samplers import proposer
+from autocompress.seeding import starting_points
 from autocompress.solver import Solver
 from autocompress.study import Told
 
-SEEDS = 6
-PROMOTED_PER_STUDENT = 2
+FEWEST_TO_RANK = 8
 FAILURES_ALLOWED = 5
 FAILURE_SHARE = 0.3
 LATENCY_HEADROOM = 0.98
@@ -69,7 +71,12 @@ class Search:
     _failed: int = 0
     _infeasible: int = 0
     _stage: str = TRIAL
+    _enough: str | None = None
+    _front: list[Trial] = field(default_factory=list)
+    _rungs: tuple[Rung, ...] = ()
+    _rung: int = 0
     _finalists: list[Candidate] = field(default_factory=list)
+    _final_epochs: float = 0.0
     _stop_asked: bool = False
     _bar: Stage | None = None
     _scale: float = 1.0
@@ -85,6 +92,7 @@ class Search:
             NoisyDeviceError: the machine was too noisy to measure any student.
         """
         self._started = time.monotonic()
+        self._agent = Agent(self.plan)
         table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
         self._solver = Solver(
             self.pricer, self.repair.damage, None if table is None else EffectTable.from_json(table)
@@ -115,9 +123,11 @@ class Search:
                 started.pop(event["trial"], None)
                 told.append(self._remember(event))
             elif kind == "promoted":
-                self._by_key(event["candidate"]).promoted_accuracy = event["accuracy"]
+                self._by_key(event["candidate"]).trained[event["epochs"]] = event["accuracy"]
             elif kind == "certified":
                 self._finished[event["candidate"]] = event["student"]
+            elif kind == "decision" and event.get("trials") == self.plan.trials:
+                self._enough = event["reason"]
         self._study.replay(told)
         for candidate in started.values():
             self._study.enqueue(candidate)
@@ -128,7 +138,9 @@ class Search:
         cost = self.pricer.price(candidate)
         values = None
         if event["event"] == "trial_finished":
-            self._trials[event["trial"]] = Trial(event["trial"], candidate, cost, event["accuracy"])
+            trial = Trial(event["trial"], candidate, cost, event["accuracy"])
+            self._trials[trial.number] = trial
+            self._update_front(trial)
             values = {"accuracy": event["accuracy"], **cost.to_json()}
         elif event["event"] == "trial_failed":
             self._failed += 1
@@ -139,38 +151,12 @@ class Search:
 
     def _enqueue_seeds(self) -> None:
         is_known = self._solver.table is not None
-        found = self._solver.sweep(self.limits, SEEDS)
+        found, what = starting_points(self._solver, self.limits)
         if self._solver.table is not None and not is_known:
             self.store.append("choices_priced", table=self._solver.table.to_json())
-        if found:
-            self._decide(
-                f"starting from {len(found)} candidates that keep the budgets at the least estimated damage, "
-                "by integer programming"
-            )
-        else:
-            found = self._repaired_seeds()
+        self._decide(what)
         for candidate in found:
             self._study.enqueue(candidate)
-
-    def _repaired_seeds(self) -> list[Candidate]:
-        """Where the solver finds nothing: step by step towards the budgets, saying how near that comes."""
-
-        def repairer(limits: Limits) -> Repairer:
-            return Repairer(self.pricer, limits, self.repair.damage)
-
-        found = seeds(self.pricer, repairer, self.limits, SEEDS)
-        nearest = min(found, key=lambda candidate: max(self._excess(candidate).values()))
-        excess = self._excess(nearest)
-        binding = max(excess, key=lambda name: excess[name])
-        miss = f"the nearest, {nearest.key}, is {excess[binding]:.1%} above the {NAMES[binding]} budget"
-        self._decide(
-            f"the solver finds nothing inside the budgets; starting from {len(found)} repaired candidates"
-            + (f"; {miss}" if excess[binding] > 0 else "")
-        )
-        return found
-
-    def _excess(self, candidate: Candidate) -> dict[str, float]:
-        return self.limits.excess(self.pricer.price(candidate), upper=True)
 
     def _evaluate(self) -> None:
         first, total = (LABELS[TRIAL], self.plan.trials) if self._stage == TRIAL else (LABELS[FINAL], None)
@@ -193,7 +179,7 @@ class Search:
 
     def _propose(self) -> Task | None:
         """The next trial that keeps the budgets by its predicted cost; None when there is none left."""
-        if len(self._trials) >= self.plan.trials or self._trial_time_is_over():
+        if self._has_enough():
             return None
         for _ in range(REJECTIONS_IN_A_ROW):
             asked = self._study.ask()
@@ -210,9 +196,19 @@ class Search:
                 continue
             self._trials[number] = Trial(number, candidate, cost)
             self.store.append("trial_started", **common)
-            return Task(number, candidate.to_json(), TRIAL, {"epochs": self.plan.trial_epochs})
+            return Task(number, candidate.to_json(), TRIAL, self._trial_payload(cost))
         self._decide(f"no candidate inside the budgets among the last {REJECTIONS_IN_A_ROW} proposals")
         return None
+
+    def _trial_payload(self, cost: Cost) -> dict[str, Any]:
+        """Without training a trial may end early: when it cannot reach the best that is as fast."""
+        payload: dict[str, Any] = {"epochs": self.plan.trial_epochs}
+        if self.plan.trial_epochs > 0:
+            return payload
+        faster = [trial for trial in self._front if trial.cost.latency_ms <= cost.latency_ms]
+        best = max(faster, key=_accuracy, default=None)
+        rival = None if best is None else {"key": best.candidate.key, "accuracy": best.accuracy}
+        return {**payload, "rival": rival}
 
     def _tell(self, result: Result) -> None:
         self._outstanding -= 1
@@ -224,15 +220,11 @@ class Search:
         elif result.values.get("interrupted"):
             pass
         elif result.stage == PROMOTION:
-            trial.promoted_accuracy = result.values["accuracy"]
-            self.store.append(
-                "promoted", candidate=trial.candidate.key, rung=1, accuracy=trial.promoted_accuracy,
-                epochs=self.plan.promotion_epochs, seconds=result.seconds,
-            )  # fmt: skip
+            self._tell_rung(trial, result)
         else:
             self.store.append(
                 "distilled", candidate=trial.candidate.key, accuracy=result.values["accuracy"],
-                epochs=self.plan.final_epochs, seconds=result.seconds,
+                epochs=self._final_epochs, seconds=result.seconds,
             )  # fmt: skip
         self._show()
 
@@ -258,6 +250,27 @@ class Search:
         trial.accuracy = accuracy
         self.store.append("trial_finished", **common, **result.values, seconds=result.seconds)
         self._study.tell(trial.number, {"accuracy": accuracy, **trial.cost.to_json()})
+        self._update_front(trial)
+        volume = self._hypervolume(self._front)
+        self._agent.saw_trial(result.seconds, volume, result.values.get("images", 0))
+
+    def _update_front(self, trial: Trial) -> None:
+        """Of the trials alone; longer training does not count."""
+        grown = [*self._front, trial]
+        points = [(-_accuracy(one), one.cost.latency_ms) for one in grown]
+        self._front = [grown[index] for index in non_dominated(points)]
+
+    def _tell_rung(self, trial: Trial, result: Result) -> None:
+        rung, accuracy = self._rungs[self._rung - 1], result.values["accuracy"]
+        if not math.isfinite(accuracy):
+            self._decide(f"{trial.candidate.key} goes no further: its accuracy is not a finite number")
+            return
+        trial.trained[rung.epochs] = accuracy
+        self._agent.saw_training(result.seconds, result.values.get("trained_epochs", 0.0))
+        self.store.append(
+            "promoted", candidate=trial.candidate.key, rung=self._rung, accuracy=accuracy,
+            epochs=rung.epochs, seconds=result.seconds,
+        )  # fmt: skip
 
     def _check_failures(self, reason: str) -> None:
         if self._failed > max(FAILURES_ALLOWED, FAILURE_SHARE * len(self._trials)):
@@ -271,39 +284,73 @@ class Search:
         """Moves on; false when there is nothing more to evaluate."""
         if self._stage == TRIAL:
             self._stage = PROMOTION
-            self._promote()
-        elif self._stage == PROMOTION:
+            self._plan_rungs()
+        elif self._stage == FINAL:
+            return False
+        if self._rung < len(self._rungs):
+            self._queue_rung()
+        else:
             self._stage = FINAL
             self._finalists = self._choose_finalists(self.plan.students)
             self._queue_finals()
-        else:
-            return False
         self._in_stage = len(self._queue)
         if self._bar is not None and self._queue:
             self._bar.restart(LABELS[self._stage], self._in_stage)
         return bool(self._queue) or self._next_stage()
 
-    def _promote(self) -> None:
-        wanted = PROMOTED_PER_STUDENT * self.plan.students
-        known = [trial for trial in self._trials.values() if trial.accuracy is not None]
-        chosen = ranked(known)[:wanted]
-        if self.plan.promotion_epochs <= self.plan.trial_epochs or len(chosen) <= self.plan.students:
+    def _has_enough(self) -> bool:
+        """Whether no further trial is worth starting; keeps the reason."""
+        if self._enough is None and len(self._trials) >= self.plan.trials:
+            self._enough = f"{len(self._known_trials())} candidates evaluated, as many as were asked for"
+        if self._enough is None:
+            self._enough = self._agent.reason_to_move_on(self._elapsed_s())
+        return self._enough is not None
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def _known_trials(self) -> list[Trial]:
+        return [trial for trial in self._trials.values() if trial.accuracy is not None]
+
+    def _plan_rungs(self) -> None:
+        known = self._known_trials()
+        self._judge_scores(known)
+        asked = rungs(self.plan, len(known))
+        self._rungs, why = self._agent.affordable(asked, self._elapsed_s())
+        reason = self._enough or f"{len(known)} candidates evaluated"
+        steps = ", ".join(f"{rung.count} to {rung.epochs:.2g} epochs" for rung in self._rungs)
+        plan = f"promoting {steps}" if self._rungs else f"distilling the best {self.plan.students} at once"
+        text = f"{reason} → {plan}" + (f" ({why})" if why else "")
+        self._decide(text, reason=reason, trials=self.plan.trials)
+
+    def _judge_scores(self, known: list[Trial]) -> None:
+        """Says how well the scores of single choices foretold what the trials found."""
+        if not self.repair.damage or len(known) < FEWEST_TO_RANK:
             return
-        self._decide(
-            f"{len(known)} candidates evaluated; training the best {len(chosen)} of them "
-            f"{self.plan.promotion_epochs / max(self.plan.trial_epochs, 1e-9):.0f} times longer"
-        )
-        self._queue.extend(
-            Task(trial.number, trial.candidate.to_json(), PROMOTION, {"epochs": self.plan.promotion_epochs})
-            for trial in chosen
-            if trial.promoted_accuracy is None
-        )
+        harms = [-self._solver.harm(trial.candidate) for trial in known]
+        correlation = rank_correlation(harms, [trial.best_known for trial in known])
+        self._decide(f"summed scores rank the {len(known)} trials at {correlation:.2f}")
+
+    def _queue_rung(self) -> None:
+        """The best of the rung below, those left out that were on this one before an interruption."""
+        rung, below = self._rungs[self._rung], self._rungs[self._rung - 1].epochs if self._rung else 0.0
+        self._rung += 1
+        pool = [trial for trial in self._known_trials() if math.isfinite(trial.at(below))]
+        todo = [trial for trial in ranked(pool, below, rung.count) if rung.epochs not in trial.trained]
+        for trial in todo:
+            before = max((epochs for epochs in trial.trained if epochs < rung.epochs), default=0.0)
+            payload = {"epochs": rung.epochs, "before": before, "rung": self._rung}
+            self._queue.append(Task(trial.number, trial.candidate.to_json(), PROMOTION, payload))
 
     def _choose_finalists(self, count: int) -> list[Candidate]:
-        promoted = [trial for trial in self._trials.values() if trial.promoted_accuracy is not None]
-        pool = promoted or [trial for trial in self._trials.values() if trial.accuracy is not None]
-        allowed = [trial for trial in pool if self._is_expected_to_fit(trial)]
-        return [trial.candidate for trial in ranked(allowed)[:count]]
+        """The best of the highest rung that are expected to fit, then those of the rungs below."""
+        fitting = [trial for trial in self._known_trials() if self._is_expected_to_fit(trial)]
+        order: list[Trial] = []
+        for epochs in (*(rung.epochs for rung in reversed(self._rungs)), 0.0):
+            taken = {trial.number for trial in order}
+            pool = [t for t in fitting if math.isfinite(t.at(epochs)) and t.number not in taken]
+            order += ranked(pool, epochs)
+        return [trial.candidate for trial in order[:count]]
 
     def _is_expected_to_fit(self, trial: Trial) -> bool:
         """By its predicted cost, corrected by what was measured on the students so far."""
@@ -318,9 +365,12 @@ class Search:
         ]
         if not todo:
             return
-        epochs = self.plan.final_epochs
-        self._decide(f"distilling {len(todo)} students for {epochs:g} epochs each")
-        payload = {"epochs": epochs, "quantized_epochs": self.plan.quantized_epochs}
+        self._final_epochs, quantized, why = self._agent.final_epochs(len(todo), self._elapsed_s())
+        self._decide(
+            f"distilling {len(todo)} students for {self._final_epochs:.3g} epochs each"
+            + (f": {why}" if why else "")
+        )
+        payload = {"epochs": self._final_epochs, "quantized_epochs": quantized}
         self._queue.extend(
             Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload)
             for candidate in todo
@@ -383,12 +433,8 @@ class Search:
     def _by_key(self, key: str) -> Trial:
         return next(trial for trial in self._trials.values() if trial.candidate.key == key)
 
-    def _trial_time_is_over(self) -> bool:
-        limit = self.plan.time_limit_s
-        return limit is not None and time.monotonic() - self._started > 0.4 * limit
-
-    def _decide(self, text: str) -> None:
-        self.store.append("decision", text=text)
+    def _decide(self, text: str, **fields: Any) -> None:
+        self.store.append("decision", text=text, **fields)
         self.console.say(text)
 
     def show_step(self, what: str, done: int, total: int) -> None:
@@ -399,7 +445,7 @@ class Search:
     def _show(self, step: str = "") -> None:
         if self._bar is None:
             return
-        done = [trial for trial in self._trials.values() if trial.accuracy is not None]
+        done = self._known_trials()
         best = max((trial.best_known for trial in done), default=math.nan)
         note = f"best feasible {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
         note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {self._failed} failed"
@@ -445,3 +491,7 @@ class Search:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _accuracy(trial: Trial) -> float:
+    return -math.inf if trial.accuracy is None else trial.accuracy

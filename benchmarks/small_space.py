@@ -34,10 +34,10 @@ from autocompress.graph.trace import trace
 from autocompress.pareto import hypervolume
 from autocompress.pricing import Pricer, Repairer
 from autocompress.promotion import Plan
-from autocompress.quality.evaluate import evaluate
 from autocompress.quality.evaluator import importances
+from autocompress.quality.one_shot import OneShot
 from autocompress.quality.scores import score
-from autocompress.quality.student import CALIBRATION_BATCH, Workshop
+from autocompress.quality.student import Workshop
 from autocompress.samplers import proposer
 from autocompress.solver import Solver
 from autocompress.space import parse_space
@@ -107,9 +107,9 @@ def accuracies(pricer: Pricer, workshop: Workshop, keep: Path) -> dict[str, floa
     if keep.is_file():
         return dict(json.loads(keep.read_text(encoding="utf-8")))
     found: dict[str, float] = {}
+    one_shot = OneShot(workshop)
     for candidate in every(pricer):
-        module = workshop.start(candidate)
-        found[candidate.key] = evaluate(module, workshop.data.validation).accuracy
+        found[candidate.key] = one_shot(candidate).evaluation.accuracy
     keep.parent.mkdir(parents=True, exist_ok=True)
     keep.write_text(json.dumps(found), encoding="utf-8")
     return found
@@ -169,8 +169,7 @@ def main() -> int:
     pricer, workshop = pricer_of_teacher(data)
     accuracy = accuracies(pricer, workshop, arguments.keep)
     candidates = every(pricer)
-    batches = [next(iter(data.calibration.batches(CALIBRATION_BATCH)))]
-    damage = score(pricer.bound, workshop.weights, workshop.saliency, batches)
+    damage = score(OneShot(workshop))["divergence"]
     solver = Solver(pricer, damage)
     ranks = [
         np.argsort(np.argsort(values))

@@ -18,7 +18,7 @@ import pytest
 from priced_networks import SPACE
 
 import autocompress as ac
-from autocompress import certify, rebench
+from autocompress import api, certify, rebench
 from autocompress.data import load_data
 from autocompress.device import measure
 from autocompress.progress import Console
@@ -110,6 +110,27 @@ def finished(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path
         patch.setattr(certify, "CERTIFY", CALM)
         compress(setting, run)
     return run
+
+
+def test_a_search_in_one_shot_decides_by_what_it_measures(setting: Setting, tmp_path: Path):
+    run = tmp_path / "run"
+    plan = {"trial_epochs": 0, "trials": 6, "students": 1, "distill_epochs": 1, "time_limit_s": 900.0}
+    compress(setting, run, **plan)
+    record = read_run(run)
+    trials = [trial for trial in record.trials if trial["event"] == "trial_finished"]
+    size = load_data("digits").validation.size
+    assert len(trials) == 6
+    assert all(trial["images"] == size or trial["stopped"] for trial in trials)
+    assert all(trial["accuracy_std_err"] > 0 for trial in trials)
+    (scored,) = [event for event in record.events if event["event"] == "scored"]
+    best = max(scored["rankings"], key=lambda ranking: ranking["correlation"])
+    assert len(scored["rankings"]) == 3 and scored["measure"] == best["measure"]
+    promoted = [event for event in record.events if event["event"] == "promoted"]
+    assert len(promoted) == 2 and {event["rung"] for event in promoted} == {1}
+    decisions = " | ".join(api.status(run)["decisions"])
+    for said in ("random joint candidates at", "as many as were asked for → promoting 2", "an epoch takes"):
+        assert said in decisions
+    assert not (run / "distilled" / "rungs").exists()
 
 
 def test_the_front_holds_certified_students_that_keep_the_budgets(finished: Path):

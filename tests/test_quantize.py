@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from autocompress.graph.module import build
 from autocompress.graph.module import fake_quantize_weight as fake_quantize_in_torch
 from autocompress.network import INPUT, Network, Node, Param, ParamSpec, Quantizer, Ref
 from autocompress.transforms.quantize import (
@@ -209,3 +210,15 @@ def test_bias_fits_into_int32() -> None:
     _, scale = quantize_weight(np.full((2, 4), 1e-9, np.float32), least_scale=least)
     assert (np.abs(bias / (1e-3 * scale)) <= 2**30 * 1.001).all()
     assert least_weight_scale(None, 1.0) == 0.0
+
+
+def test_values_are_rounded_alike_with_and_without_gradients():
+    """Half-way values, values out of range and signed zeros included."""
+    rounding = replace(network(op("relu", "relu", INPUT)), input_quantizer=Quantizer(0.1, 77))
+    module = build(rounding, {})
+    halves = (torch.arange(-120, 300) + 0.5) * 0.1
+    drawn = 20 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    value = torch.cat([halves, drawn, torch.tensor([0.0, -0.0])])
+    with torch.no_grad():
+        fast = module.rounded_input(value)
+    assert torch.equal(fast, module.rounded_input(value))

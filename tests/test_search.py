@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,70 @@ def test_later_stages_are_not_repeated_either(bench: Bench, stage: str):
     assert not done & again
 
 
+RUNGS = Plan(**{**vars(PLAN), "trials": 14, "trial_epochs": 0, "promotion_epochs": 9, "least_epochs": 2})
+
+
+def test_a_third_climbs_each_rung_from_where_it_was(bench: Bench):
+    """14 candidates for 3 epochs would be twice 2 students times 3, so 12; then 4 for 9."""
+    bench.run(RUNGS)
+    rungs = [task for task in bench.tasks if task.stage == PROMOTION]
+    steps = [(task.payload["rung"], task.payload["before"], task.payload["epochs"]) for task in rungs]
+    assert steps == [(1, 0, 3)] * 12 + [(2, 3, 9)] * 4
+    assert {task.trial for task in rungs[12:]} < {task.trial for task in rungs[:12]}
+    assert {task.trial for task in bench.tasks if task.stage == FINAL} < {task.trial for task in rungs[12:]}
+    promoted = [event for event in read_run(bench.root).events if event["event"] == "promoted"]
+    assert [(event["rung"], event["epochs"]) for event in promoted] == [(1, 3)] * 12 + [(2, 9)] * 4
+    (decision,) = [e["text"] for e in read_run(bench.root).decisions if "→" in e["text"]]
+    assert (
+        decision
+        == "14 candidates evaluated, as many as were asked for → promoting 12 to 3 epochs, 4 to 9 epochs"
+    )
+
+
+@pytest.mark.parametrize("done", [5, 12, 14])
+def test_rungs_go_on_after_a_kill(bench: Bench, tmp_path: Path, done: int):
+    """Within the first rung, between the two, and within the second; nobody climbs a rung twice."""
+    undisturbed = Bench(tmp_path / "undisturbed", bench.pricer, bench.limits)
+    undisturbed.run(RUNGS)
+
+    def killed(task: Task) -> Mapping[str, Any]:
+        if task.stage == PROMOTION and sum(other.stage == PROMOTION for other in bench.tasks) == done:
+            raise KeyboardInterrupt
+        return bench.evaluate(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(RUNGS, evaluate=killed)
+    bench.run(RUNGS, resume=True)
+
+    def climbed(some: Bench) -> list[tuple[int, int]]:
+        return sorted((task.payload["rung"], task.trial) for task in some.tasks if task.stage == PROMOTION)
+
+    assert climbed(bench) == climbed(undisturbed)
+
+
+def test_a_trial_in_one_shot_races_against_the_best_that_is_as_fast(bench: Bench):
+    bench.run(RUNGS)
+    trials = {trial["trial"]: trial for trial in bench.trials}
+    for task in bench.tasks[:14]:
+        latency = trials[task.trial]["predicted"]["latency_ms"]
+        before = [trials[other.trial] for other in bench.tasks[: bench.tasks.index(task)]]
+        faster = [trial for trial in before if trial["predicted"]["latency_ms"] <= latency]
+        best = max((trial["accuracy"] for trial in faster), default=None)
+        assert (task.payload["rival"] or {"accuracy": None})["accuracy"] == best
+
+
+def test_a_front_that_stands_still_ends_the_trials(bench: Bench):
+    def first_is_best(task: Task) -> Mapping[str, Any]:
+        return {**bench.evaluate(task), "accuracy": 0.9 if task.trial == 0 else 1e-4}
+
+    bench.run(Plan(**{**vars(PLAN), "trials": 60, "patience": 15}), evaluate=first_is_best)
+    assert len(bench.trials) < 40
+    assert any("front unchanged for" in event["text"] for event in read_run(bench.root).decisions)
+    count = len(bench.trials)
+    bench.run(Plan(**{**vars(PLAN), "trials": 60, "patience": 15}), evaluate=first_is_best, resume=True)
+    assert len(bench.trials) == count
+
+
 def test_a_finished_search_has_nothing_left_to_do(bench: Bench):
     first = bench.run()
     bench.tasks.clear()
@@ -306,4 +371,7 @@ def test_epochs_left_open_follow_from_the_size_of_the_data():
     small = scaled(open_plan, 2)
     assert (small.trial_epochs, small.final_epochs) == (4, 30)
     given = scaled(PLAN, 2)
-    assert given == PLAN
+    assert given == replace(PLAN, least_epochs=4)
+    one_shot = scaled(Plan(10, 0, -1, -1, -1, 2), 320)
+    assert one_shot.trial_epochs == 0
+    assert (one_shot.least_epochs, one_shot.promotion_epochs) == pytest.approx((0.1, 1.0))

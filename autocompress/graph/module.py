@@ -8,7 +8,7 @@ and compared with the exported file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -86,16 +86,38 @@ class GraphModule(nn.Module):
         keep: Collection[str],
         visit: Callable[[Node, dict[str, Any]], None] | None = None,
     ) -> dict[str, Tensor]:
+        values: dict[str, Any] = {INPUT: self.rounded_input(x)}
+        for _ in self.steps(values, keep=keep, visit=visit):
+            pass
+        return {name: values[name] for name in keep}
+
+    def steps(
+        self,
+        values: dict[str, Any],
+        start: int = 0,
+        keep: Collection[str] = (),
+        visit: Callable[[Node, dict[str, Any]], None] | None = None,
+    ) -> Iterator[tuple[int, Node]]:
+        """Runs the nodes from number `start` on over `values`, which holds what they read (`INPUT` as it is
+        after the network's input quantizer); after each its number and itself are given.
+
+        `values` is changed: each result is added and, unless it is to be kept, removed after its last use.
+        """
         tensors = {name: self.tensor_named(name) for name in self.source_network.params}
-        values: dict[str, Any] = {INPUT: _fake_quantize(x, self.source_network.input_quantizer)}
-        for index, node in enumerate(self.source_network.nodes):
+        for index in range(start, len(self.source_network.nodes)):
+            node = self.source_network.nodes[index]
             if visit is not None:
                 visit(node, values)
             values[node.name] = self._compute(node, values, tensors)
+            yield index, node
             for name in self._last_use.get(index, ()):
                 if name not in keep:
-                    del values[name]
-        return {name: values[name] for name in keep}
+                    values.pop(name, None)
+
+    def rounded_input(self, x: Tensor) -> Tensor:
+        """The input as the network reads it: after its input quantizer."""
+        rounded: Tensor = _fake_quantize(x, self.source_network.input_quantizer)
+        return rounded
 
     def _compute(self, node: Node, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
         if node.op == "batch_norm" and self.training:
@@ -149,6 +171,12 @@ def _register(root: nn.Module, name: str, value: Tensor) -> None:
 def _fake_quantize(value: Any, quantizer: Quantizer | None) -> Any:
     if quantizer is None:
         return value
+    if not torch.is_grad_enabled():
+        # The same numbers, many times faster, but without gradients.
+        rounded = torch.quantize_per_tensor(
+            value.float(), quantizer.scale, quantizer.zero_point, torch.quint8
+        )
+        return rounded.dequantize()
     return torch.fake_quantize_per_tensor_affine(
         value.float(), quantizer.scale, quantizer.zero_point, 0, ACTIVATION_LEVELS
     )

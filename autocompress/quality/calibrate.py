@@ -50,6 +50,13 @@ def collect_ranges(
     return {name: _valid(name, _RANGES[method](observed)) for name, observed in seen.items()}
 
 
+def range_of(name: str, value: Tensor, method: Method = "mse") -> Range:
+    """The range of one tensor, as of `collect_ranges`; `name` is for the error."""
+    seen = _Seen()
+    seen.add(value, keep_sample=method != "minmax")
+    return _valid(name, _RANGES[method](seen))
+
+
 @dataclass
 class _Seen:
     low: float = float("inf")

@@ -49,12 +49,12 @@ def compensate(
     layers = changed_layers(network, reference, kept)
     if not layers:
         return ()
-    images, _ = next(iter(examples.batches(_batch_that_fits(network, reference))))
-    targets = _targets(teacher, layers, images, kept, rows)
+    images, _ = next(iter(examples.batches(batch_that_fits(network, reference))))
+    targets = layer_outputs(teacher, layers, images, rows)
 
     def fit(node: Node, values: dict[str, Any]) -> None:
         if node.name in targets:
-            _fit(student, node, values[node.args[0].node], targets.pop(node.name), ridge, rows)
+            fit_layer(student, node, values, targets.pop(node.name), kept, ridge, rows)
 
     momentum = student.batch_norm_momentum
     student.train()
@@ -70,13 +70,7 @@ def compensate(
 
 def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> tuple[Node, ...]:
     """Layers of both networks that compute the same outputs from inputs that are not the same."""
-    changed: set[str] = set()
-    for node in network.nodes:
-        old = reference.by_name.get(node.name)
-        same = old is not None and (node.op, node.args, node.kwargs) == (old.op, old.args, old.kwargs)
-        same = same and all(network.params[name] == reference.params[name] for name in node.params)
-        if not same or changed.intersection(node.inputs):
-            changed.add(node.name)
+    changed = changed_values(network, reference)
     known = {node.name: node for node in solvable_layers(reference)}
     return tuple(
         node
@@ -85,6 +79,18 @@ def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> 
         and changed.intersection(node.inputs)
         and _outputs_match(node, known[node.name], kept)
     )
+
+
+def changed_values(network: Network, reference: Network) -> frozenset[str]:
+    """Names of the nodes that compute something else than in the reference, or from something else."""
+    changed: set[str] = set()
+    for node in network.nodes:
+        old = reference.by_name.get(node.name)
+        same = old is not None and (node.op, node.args, node.kwargs) == (old.op, old.args, old.kwargs)
+        same = same and all(network.params[name] == reference.params[name] for name in node.params)
+        if not same or changed.intersection(node.inputs):
+            changed.add(node.name)
+    return frozenset(changed)
 
 
 def _outputs_match(node: Node, old: Node, kept: KeptChannels) -> bool:
@@ -101,7 +107,8 @@ def _channel_axis(node: Node) -> int:
     return -1 if node.op == "linear" else 1
 
 
-def _batch_that_fits(*networks: Network) -> int:
+def batch_that_fits(*networks: Network) -> int:
+    """How many examples the largest value of the networks leaves room for: 256 MiB of float32."""
     sizes = (
         4 * int(np.prod(node.shape))
         for network in networks
@@ -111,10 +118,10 @@ def _batch_that_fits(*networks: Network) -> int:
     return max(1, LARGEST_VALUE_BYTES // max(sizes, default=1))
 
 
-def _targets(
-    teacher: GraphModule, layers: Iterable[Node], images: Tensor, kept: KeptChannels, limit: int
+def layer_outputs(
+    teacher: GraphModule, layers: Iterable[Node], images: Tensor, limit: int = ROWS
 ) -> dict[str, Tensor]:
-    """What the teacher's layers compute at the sampled places: `(rows, channels kept)`."""
+    """What the teacher computes in these layers, at up to `limit` sampled places: `(rows, channels)`."""
     wanted = {node.name for node in layers}
     found: dict[str, Tensor] = {}
 
@@ -122,9 +129,9 @@ def _targets(
         if node.name in wanted:
             weight, bias = _parameters(teacher, node)
             rows = _rows(teacher.source_network, node, values[node.args[0].node], limit)
-            outputs = _product(rows, _matrices(weight, groups_of(node))) + (0 if bias is None else bias)
-            keep = kept.get(node.name)
-            found[node.name] = outputs if keep is None else outputs[:, torch.from_numpy(keep)]
+            found[node.name] = _product(rows, _matrices(weight, groups_of(node))) + (
+                0 if bias is None else bias
+            )
 
     visited(teacher, [images], record)
     return found
@@ -152,12 +159,26 @@ def _parameters(module: GraphModule, node: Node) -> tuple[Tensor, Tensor | None]
     )
 
 
-def _fit(student: GraphModule, node: Node, value: Tensor, target: Tensor, ridge: float, limit: int) -> None:
+def fit_layer(
+    student: GraphModule,
+    node: Node,
+    values: Mapping[str, Any],
+    target: Tensor,
+    kept: KeptChannels,
+    ridge: float = RIDGE,
+    limit: int = ROWS,
+) -> None:
+    """Fits one layer to `target`, its output in the teacher as of `layer_outputs`; changes it in place.
+
+    `values` holds the input that the layer has in the student, for the images of the target.
+    """
     network, groups = student.source_network, groups_of(node)
     weight, bias = _parameters(student, node)
-    rows = _rows(network, node, value, limit)
+    rows = _rows(network, node, values[node.args[0].node], limit)
+    keep = kept.get(node.name)
+    target = target if keep is None else target[:, torch.from_numpy(keep)]
     error = target - _product(rows, _matrices(weight, groups)) - (0 if bias is None else bias)
-    free_mean = bias is not None or _is_normalised(network, node)
+    free_mean = bias is not None or is_normalised(network, node)
     row_mean, error_mean = rows.mean(0), error.mean(0)
     if free_mean:
         rows, error = rows - row_mean, error - error_mean
@@ -167,7 +188,7 @@ def _fit(student: GraphModule, node: Node, value: Tensor, target: Tensor, ridge:
         bias += error_mean - _product(row_mean[None], change)[0]
 
 
-def _is_normalised(network: Network, node: Node) -> bool:
+def is_normalised(network: Network, node: Node) -> bool:
     """Whether a batch norm alone reads the layer, so that the mean of its output does not matter."""
     users = network.users[node.name]
     return bool(users) and all(network.by_name[name].op == "batch_norm" for name in users)

@@ -7,11 +7,14 @@ the teacher as data, and the data's spec. The teacher's own code is not needed t
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
@@ -23,7 +26,9 @@ from autocompress.export.package import save_student
 from autocompress.graph.coupling import Coupling
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights, from_json, to_json
+from autocompress.quality.evaluate import Evaluation
 from autocompress.quality.layer_rows import collect_moments, solvable_layers
+from autocompress.quality.one_shot import OneShot, Rival
 from autocompress.quality.saliency import Method, saliency
 from autocompress.quality.student import CALIBRATION_BATCH, Progress, Workshop, limit_threads
 from autocompress.quality.surgeon import obs_importance
@@ -34,6 +39,9 @@ from autocompress.transforms.sites import BoundSpace, bind
 
 TRIAL, PROMOTION, FINAL = "trial", "promotion", "final"
 _NETWORK, _WEIGHTS = "network.json", "weights.safetensors"
+RUNGS = "rungs"
+"""Folder of the checkpoints, beside those of the distilled students."""
+_EPOCHS = "epochs of the checkpoint"
 
 
 class Evaluator:
@@ -41,6 +49,7 @@ class Evaluator:
 
     def __init__(self, workshop: Workshop, folder: Path, batch: int = 1) -> None:
         self.workshop, self.folder, self.batch = workshop, folder, batch
+        self.one_shot = OneShot(workshop)
         self.progress: Progress | None = None
         self.stop: Callable[[], bool] | None = None
 
@@ -48,15 +57,42 @@ class Evaluator:
         candidate = Candidate.of(task.candidate)
         if task.stage == FINAL:
             return self._final(candidate, task.payload)
+        if task.stage == PROMOTION:
+            return self._rung(candidate, task.payload)
         return self._trial(candidate, task.payload)
 
     def _trial(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        result = self.workshop.trial(candidate, float(payload["epochs"]))
-        return {"accuracy": result.accuracy, "accuracy_std_err": result.accuracy_std_err, "loss": result.loss}
+        epochs = float(payload["epochs"])
+        if epochs > 0:
+            return _values(self.workshop.trial(candidate, epochs))
+        shot = self.one_shot(candidate, Rival.from_json(payload.get("rival")))
+        return {**_values(shot.evaluation), "images": shot.evaluation.count, "stopped": shot.stopped}
+
+    def _rung(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Trains until the candidate has had `epochs` in all: from its checkpoint of the rung `before`, or of
+        this one where only the evaluation is missing, else from the start."""
+        epochs, path = float(payload["epochs"]), checkpoint(self.folder, candidate)
+        found = load_checkpoint(path)
+        known = found is not None and found[0] in (float(payload.get("before", 0)), epochs)
+        done, weights = found if found is not None and known else (0.0, None)
+        workshop = self.workshop
+        module = workshop.start(candidate) if weights is None else workshop.gone_on(candidate, weights)
+        result = workshop.rung(module, epochs - done, part=int(payload.get("rung", 1)))
+        if done < epochs:
+            save_checkpoint(path, module.export_weights(), epochs)
+        return {**_values(result), "trained_epochs": epochs - done}
 
     def _final(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Distils from the checkpoint of the candidate's last rung, where there is one."""
+        found = load_checkpoint(checkpoint(self.folder, candidate))
+        start = None if found is None else self.workshop.gone_on(candidate, found[1])
         finished = self.workshop.finish(
-            candidate, float(payload["epochs"]), float(payload["quantized_epochs"]), self.progress, self.stop
+            candidate,
+            float(payload["epochs"]),
+            float(payload["quantized_epochs"]),
+            self.progress,
+            self.stop,
+            start,
         )
         if finished is None:
             return {"interrupted": True}
@@ -69,12 +105,11 @@ class Evaluator:
             bench={},
             readme="",
         )
-        validation = finished.validation
-        return {
-            "accuracy": validation.accuracy,
-            "accuracy_std_err": validation.accuracy_std_err,
-            "loss": validation.loss,
-        }
+        return _values(finished.validation)
+
+
+def _values(found: Evaluation) -> dict[str, float]:
+    return {"accuracy": found.accuracy, "accuracy_std_err": found.accuracy_std_err, "loss": found.loss}
 
 
 def importances(bound: BoundSpace, weights: Weights, data: Data) -> Saliency:
@@ -140,6 +175,28 @@ def make(config: Mapping[str, Any]) -> Evaluator:
         learning_rate=config["learning_rate"],
     )
     return Evaluator(workshop, Path(config["folder"]), int(config["batch"]))
+
+
+def checkpoint(folder: Path, candidate: Candidate) -> Path:
+    """Where the weights of a candidate's last rung are kept."""
+    return folder / RUNGS / f"{candidate.key}.safetensors"
+
+
+def save_checkpoint(path: Path, weights: Weights, epochs: float) -> None:
+    """Writes the weights after so many epochs, all of them or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished.write_bytes(save_arrays({**weights, _EPOCHS: np.array([epochs])}))
+    unfinished.replace(path)
+
+
+def load_checkpoint(path: Path) -> tuple[float, Weights] | None:
+    """(epochs, weights) as of `save_checkpoint`; None where there is none that can be read."""
+    try:
+        arrays = load_arrays(path.read_bytes())
+        return float(arrays.pop(_EPOCHS)[0]), arrays
+    except (OSError, KeyError, SafetensorError):
+        return None
 
 
 def discard(folder: Path) -> None:

@@ -1,25 +1,29 @@
-"""How much each single choice hurts, before any training.
+"""How much each single choice hurts, before any training, and which measure of that to believe.
 
-A choice is carried out alone on the teacher, with batch norms that use the statistics of the batch at
-hand, as if they were recalibrated on it. The change of the output distribution on calibration data is
-taken: the mean Kullback-Leibler divergence from the teacher's. Sums of such scores rank joint candidates
-well enough to start a search from and to decide which change repairs a candidate at the least loss.
+A choice is carried out alone on the teacher, in one shot: what comes after it is fitted in closed form to
+what is left, batch norms are recalibrated. The change of the outputs on calibration images is taken by three
+measures at once. Their sums over choices are to rank joint candidates; which measure does so best
+differs from space to space, and is found on a small probe of joint candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from autocompress.candidate import Candidate, Option
-from autocompress.data_splits import Batch
-from autocompress.graph.module import GraphModule, build
-from autocompress.network import Weights
-from autocompress.transforms.apply import Saliency, apply
+from autocompress.data_splits import Split
+from autocompress.quality.one_shot import OneShot
 from autocompress.transforms.sites import BoundSpace
+
+BATCH = 256
+
+Damage = dict[tuple[str, Option], float]
 
 
 def choices_to_score(bound: BoundSpace) -> Iterator[tuple[str, Option]]:
@@ -29,42 +33,109 @@ def choices_to_score(bound: BoundSpace) -> Iterator[tuple[str, Option]]:
             yield from ((site.name, option) for option in site.options if option != site.default)
 
 
+def divergence(changed: Tensor, teacher: Tensor) -> float:
+    """Kullback-Leibler divergence of the teacher's distribution from the changed one, in nats."""
+    found, target = changed.log_softmax(-1), teacher.log_softmax(-1)
+    return float(functional.kl_div(found, target, log_target=True, reduction="sum")) / len(teacher)
+
+
+def gradient_weighted_error(changed: Tensor, teacher: Tensor) -> float:
+    """Half the squared change of the outputs along the loss's gradient, expected over labels drawn from the
+    teacher's own distribution p: ½ Δᵀ (diag p - p pᵀ) Δ, as in second-order pruning."""
+    change, p = changed - teacher, teacher.softmax(-1)
+    mean = (p * change).sum(-1)
+    return float(0.5 * ((p * change.square()).sum(-1) - mean.square()).mean())
+
+
+def feature_error(changed: Tensor, teacher: Tensor) -> float:
+    """Squared change of the outputs before the softmax, as a share of their own square."""
+    return float((changed - teacher).square().sum() / teacher.square().sum().clamp_min(1e-12))
+
+
+MEASURES: Mapping[str, Callable[[Tensor, Tensor], float]] = {
+    "divergence": divergence,
+    "gradient-weighted error": gradient_weighted_error,
+    "feature error": feature_error,
+}
+"""Each of outputs `(N, classes)` of the changed network and of the teacher. Feature error is taken at the
+last features that all candidates have in common, the outputs."""
+
+
 def score(
-    bound: BoundSpace,
-    weights: Weights,
-    saliency: Saliency,
-    batches: list[Batch],
+    one_shot: OneShot,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
-) -> dict[tuple[str, Option], float]:
-    """{(site, option): nats} for every choice of `choices_to_score`, on the given calibration batches."""
-    teacher = build(bound.network, weights)
-    targets = [_log_probabilities(teacher, images) for images, _ in batches]
-    todo = list(choices_to_score(bound))
-    damage: dict[tuple[str, Option], float] = {}
-    for index, (name, option) in enumerate(todo):
+) -> dict[str, Damage]:
+    """{measure: {(site, option): damage}} for every choice of `choices_to_score`.
+
+    On as many calibration images as layers are fitted to, and on others where there are enough.
+    """
+    workshop = one_shot.workshop
+    split = _unfitted(workshop.data.calibration, one_shot.fit_images)
+    images = [images for images, _ in split.batches(BATCH)]
+    outputs = partial(one_shot.outputs, batches=images, of="scores")
+    teacher = torch.cat(list(outputs(one_shot.student(Candidate()))))
+    todo = list(choices_to_score(workshop.bound))
+    damage: dict[str, Damage] = {measure: {} for measure in MEASURES}
+    for index, choice in enumerate(todo):
         if stop is not None and stop():
             break
-        network, cut = apply(bound, weights, Candidate.of({name: option}), saliency)
-        assert cut is not None
-        module = build(network, cut)
-        module.train()
-        damage[name, option] = _divergence(module, batches, targets)
+        changed = torch.cat(list(outputs(one_shot.student(Candidate.of([choice])))))
+        for measure, compute in MEASURES.items():
+            value = compute(changed, teacher)
+            damage[measure][choice] = value if value == value else float("inf")
         if progress is not None:
             progress(index + 1, len(todo))
     return damage
 
 
-def _log_probabilities(module: GraphModule, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return functional.log_softmax(module(images).float(), dim=-1)
+def _unfitted(calibration: Split, fitted: int) -> Split:
+    start = fitted if calibration.size >= 2 * fitted else 0
+    return calibration.select(torch.arange(start, min(start + fitted, calibration.size)))
 
 
-def _divergence(module: GraphModule, batches: list[Batch], targets: list[Tensor]) -> float:
-    total, count = 0.0, 0
-    for (images, _), target in zip(batches, targets, strict=True):
-        found = _log_probabilities(module, images)
-        total += float(functional.kl_div(found, target, log_target=True, reduction="sum"))
-        count += target.numel() // target.shape[-1]
-    divergence = total / max(1, count)
-    return divergence if divergence == divergence else float("inf")
+@dataclass(frozen=True)
+class Ranking:
+    """How well the summed scores of a measure rank joint candidates: Spearman's rank correlation of the
+    expected damage with the loss in one shot, over `count` candidates."""
+
+    measure: str
+    correlation: float
+    count: int
+
+
+def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
+    """Spearman's; 0 where either does not vary."""
+    a, b = _ranks(left), _ranks(right)
+    a, b = a - a.mean(), b - b.mean()
+    norm = float((a.square().sum() * b.square().sum()).sqrt())
+    return float((a * b).sum()) / norm if norm > 0 else 0.0
+
+
+def _ranks(values: Sequence[float]) -> Tensor:
+    """Places from 0; equal values share the mean of theirs."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    _, inverse, counts = tensor.unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    return (ends - (counts.double() + 1) / 2)[inverse]
+
+
+def ranked(
+    harms: Mapping[str, Callable[[Candidate], float]], probes: Sequence[Candidate], losses: Sequence[float]
+) -> list[Ranking]:
+    """The measures, the one that ranks the probes best first; `harms` sums each measure's scores."""
+    found = [
+        Ranking(measure, rank_correlation([harm(probe) for probe in probes], losses), len(probes))
+        for measure, harm in harms.items()
+    ]
+    return sorted(found, key=lambda ranking: -ranking.correlation)
+
+
+def described(rankings: Sequence[Ranking]) -> str:
+    """One clause for the record of decisions, the best measure first."""
+    best, *others = rankings
+    text = f"{best.measure} ranks {best.count} random joint candidates at {best.correlation:.2f}"
+    if others:
+        listed = ", ".join(f"{other.measure} {other.correlation:.2f}" for other in others)
+        text += f" and is used ({listed})"
+    return text

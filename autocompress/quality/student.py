@@ -61,8 +61,10 @@ class Workshop:
         progress: Progress | None = None,
         stop: Callable[[], bool] | None = None,
         learning_rate: float | None = None,
+        part: int = 0,
     ) -> Distilled | None:
-        """Distils `module` in place; None when there is nothing to do."""
+        """Distils `module` in place; None when there is nothing to do. Each `part` of a training that is
+        done in several sees the images in an order of its own."""
         if epochs <= 0:
             return None
         report = None if progress is None else (lambda done, total, _loss: progress("distil", done, total))
@@ -73,7 +75,7 @@ class Workshop:
             epochs=epochs,
             batch_size=self.batch_size,
             learning_rate=learning_rate or self.learning_rate,
-            seed=self.seed,
+            seed=self.seed + part,
             progress=report,
             stop=stop,
         )
@@ -103,6 +105,16 @@ class Workshop:
         self.train(module, epochs)
         return evaluate(self.quantized(module), self.data.validation)
 
+    def gone_on(self, candidate: Candidate, weights: Weights) -> GraphModule:
+        """The student as an earlier training left it. Raises KeyError for the weights of another one."""
+        network, _ = apply(self.bound, None, candidate)
+        return build(network, weights)
+
+    def rung(self, module: GraphModule, epochs: float, part: int) -> Evaluation:
+        """Distils `module` in place for `epochs` more, and evaluates it in its own precision."""
+        self.train(module, epochs, part=part)
+        return evaluate(self.quantized(module), self.data.validation)
+
     def finish(
         self,
         candidate: Candidate,
@@ -110,12 +122,14 @@ class Workshop:
         quantized_epochs: float,
         progress: Progress | None = None,
         stop: Callable[[], bool] | None = None,
+        start: GraphModule | None = None,
     ) -> Finished | None:
         """The final student: long distillation, calibration, quantization-aware distillation.
 
-        The latter is kept only where it helps on validation data. None when `stop` ended it early.
+        The latter is kept only where it helps on validation data. None when `stop` ended it early. Training
+        begins with `start`, which it changes, or with the candidate cut from the teacher.
         """
-        module = self.start(candidate)
+        module = self.start(candidate) if start is None else start
         run = self.train(module, epochs, progress, stop)
         if run is not None and not run.finished:
             return None
