@@ -6,10 +6,10 @@ Everything that can be wrong with the request is found before anything is traine
 from __future__ import annotations
 
 import json
-import os
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autocompress.budgets import Budgets, Limits, check_reachable
@@ -18,8 +18,8 @@ from autocompress.certify import Certificate, Device, count, examine, student_re
 from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
-from autocompress.errors import InputError, NothingFeasibleError
-from autocompress.evaluation import Executor, Factory, InProcess
+from autocompress.errors import NothingFeasibleError
+from autocompress.evaluation import Executor, InProcess
 from autocompress.export.onnx import to_onnx
 from autocompress.export.package import load_student, read_spec, save_student
 from autocompress.graph.module import build
@@ -29,12 +29,14 @@ from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.promotion import scaled
 from autocompress.quality.evaluator import Evaluator, discard, importances, save_teacher
+from autocompress.quality.remote import Receiving, remote_evaluator
 from autocompress.quality.scores import score
 from autocompress.quality.student import CALIBRATION_BATCH, Workshop
 from autocompress.reporting.card import student_card
 from autocompress.request import RECORDED, Request
 from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
 from autocompress.search import Search
+from autocompress.solver import MOST_DAMAGE
 from autocompress.workers import executor
 
 
@@ -137,8 +139,9 @@ class _Campaign:
         plan = scaled(self.request.plan, steps)
         if plan.time_limit_s is not None:
             plan = replace(plan, time_limit_s=max(1.0, plan.time_limit_s - (time.monotonic() - started)))
-        evaluator = self._evaluator(saliency)
-        runner = self._executor(evaluator)
+        workshop = self._workshop(saliency)
+        evaluator = self._evaluator(workshop)
+        runner = self._executor(evaluator, workshop)
         try:
             search = Search(
                 pricer=self.prepared.pricer,
@@ -205,54 +208,46 @@ class _Campaign:
                 self.bound, self.prepared.opened.weights, saliency, batches,
                 progress=lambda done, total: stage.update(done, total),
             )  # fmt: skip
+        # The record has no infinities; the solver takes nothing for worse than this.
+        damage = {choice: value if math.isfinite(value) else MOST_DAMAGE for choice, value in damage.items()}
         self.store.append(
             "scored", damage=[[name, option, value] for (name, option), value in damage.items()]
         )
         return damage
 
-    def _evaluator(self, saliency: Mapping[str, Any]) -> Evaluator | None:
-        """That of this process; None where there are workers."""
-        request = self.request
-        if request.workers or request.ray_address is not None:
-            return None
-        workshop = Workshop(
-            self.bound,
-            self.prepared.opened.weights,
-            self.data,
-            saliency,
-            request.seed,
-            request.batch_size,
-            request.learning_rate,
+    def _workshop(self, saliency: Mapping[str, Any]) -> Workshop:
+        request, weights = self.request, self.prepared.opened.weights
+        return Workshop(
+            self.bound, weights, self.data, saliency, request.seed, request.batch_size, request.learning_rate
         )
+
+    def _evaluator(self, workshop: Workshop) -> Evaluator | None:
+        """That of this process; None where there are workers."""
+        if self.request.workers or self.request.ray_address is not None:
+            return None
         return Evaluator(workshop, self.paths.distilled, self.prepared.device.batch)
 
-    def _executor(self, evaluator: Evaluator | None) -> Executor:
+    def _executor(self, evaluator: Evaluator | None, workshop: Workshop) -> Executor:
         request = self.request
         if evaluator is not None:
-            return InProcess(evaluator, request.trial_timeout_s)
-        if not isinstance(request.data, str):
-            raise InputError(
-                "workers cannot be given data objects of this process",
-                fix="give the data as a spec string, such as file.py:callable, or use workers=0",
-            )
-        factory = Factory("autocompress.quality.evaluator:make", self._worker_config())
-        return executor(factory, request.workers, request.ray_address, request.trial_timeout_s)
-
-    def _worker_config(self) -> dict[str, Any]:
-        request = self.request
-        return {
-            "teacher": str(self.paths.teacher.resolve()),
-            "folder": str(self.paths.distilled.resolve()),
-            "data": request.data,
-            "data_seed": 0,
-            "preprocessing": asdict(self.prepared.opened.teacher.preprocessing),
-            "space": json.dumps(self.request.space.to_json()),
-            "seed": request.seed,
-            "batch_size": request.batch_size,
-            "learning_rate": request.learning_rate,
-            "batch": self.prepared.device.batch,
-            "threads": max(1, (os.cpu_count() or 1) // max(1, request.workers)),
-        }
+            return InProcess(evaluator, request.trial_timeout_s, self.paths.crash)
+        factory = remote_evaluator(
+            workshop,
+            request.space,
+            self.paths.distilled,
+            batch=self.prepared.device.batch,
+            data_spec=request.data if isinstance(request.data, str) else None,
+            preprocessing=self.prepared.opened.teacher.preprocessing,
+        )
+        runner = executor(
+            factory,
+            request.workers,
+            request.ray_address,
+            request.trial_timeout_s,
+            request.cpus_per_trial,
+            request.gpus_per_trial,
+        )
+        return Receiving(runner, self.paths.distilled)
 
     def _certify(self, candidate: Candidate, limits: Limits, teacher: Mapping[str, Any]) -> Mapping[str, Any]:
         """Examines a distilled student, writes its folder, records the outcome."""

@@ -8,6 +8,7 @@ killed at any moment goes on where it stopped.
 from __future__ import annotations
 
 import math
+import re
 import signal
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
-from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
+from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, read_crash
 from autocompress.pareto import NAMES, hypervolume
 from autocompress.pricing import Pricer, Repairer, seeds
 from autocompress.progress import Console, Stage
@@ -36,11 +37,13 @@ from autocompress.study import Told
 SEEDS = 6
 PROMOTED_PER_STUDENT = 2
 FAILURES_ALLOWED = 5
+ALIKE_FAILURES = 3
 FAILURE_SHARE = 0.3
 LATENCY_HEADROOM = 0.98
 REPAIR_ROUNDS = 2
 NOISY_ROUNDS = 4
 REJECTIONS_IN_A_ROW = 200
+SHOWN_EVERY_S = 0.3
 LABELS = {TRIAL: "trials", PROMOTION: "longer training", FINAL: "final distillation"}
 
 
@@ -67,12 +70,14 @@ class Search:
     _outstanding: int = 0
     _in_stage: int = 0
     _failed: int = 0
+    _reasons: list[str] = field(default_factory=list)
     _infeasible: int = 0
     _stage: str = TRIAL
     _finalists: list[Candidate] = field(default_factory=list)
     _stop_asked: bool = False
     _bar: Stage | None = None
     _scale: float = 1.0
+    _shown: float = -math.inf
 
     def run(self, history: Sequence[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
         """Carries the plan out, after `history`, the events of an earlier part of the same run.
@@ -80,7 +85,8 @@ class Search:
         Returns the records of all measured students.
 
         Raises:
-            TooManyFailuresError: more than 5 trials and more than 30 % of them failed.
+            TooManyFailuresError: more than 5 trials and more than 30 % of them failed, or the first 3
+                failed alike.
             InterruptedSearchError: Ctrl-C; everything that finished is in the store.
             NoisyDeviceError: the machine was too noisy to measure any student.
         """
@@ -118,10 +124,22 @@ class Search:
                 self._by_key(event["candidate"]).promoted_accuracy = event["accuracy"]
             elif kind == "certified":
                 self._finished[event["candidate"]] = event["student"]
+        crash = read_crash(self.store.paths.crash)
+        if crash and started:
+            told.append(self._crashed(*started.popitem(), crash))
         self._study.replay(told)
         for candidate in started.values():
             self._study.enqueue(candidate)
         self._started_before = len(told)
+
+    def _crashed(self, number: int, candidate: Candidate, crash: str) -> Told:
+        """Records the trial that brought the last process down, so that it is not tried once more."""
+        event = self.store.append(
+            "trial_failed", trial=number, candidate=candidate.key, choices=candidate.to_json(),
+            predicted=self.pricer.price(candidate).to_json(),
+            reason=f"it brought the process down: {crash.splitlines()[0]}", detail=crash[-2000:],
+        )  # fmt: skip
+        return self._remember(event)
 
     def _remember(self, event: Mapping[str, Any]) -> Told:
         candidate = Candidate.of(event["choices"])
@@ -260,6 +278,20 @@ class Search:
         self._study.tell(trial.number, {"accuracy": accuracy, **trial.cost.to_json()})
 
     def _check_failures(self, reason: str) -> None:
+        """Raises TooManyFailuresError, early where trials fail alike from the start."""
+        self._reasons.append(reason)
+        none_finished = all(trial.accuracy is None for trial in self._trials.values())
+        if (
+            none_finished
+            and len(self._reasons) >= ALIKE_FAILURES
+            and len(set(map(_kind, self._reasons))) == 1
+        ):
+            raise TooManyFailuresError(
+                f"the first {len(self._reasons)} trials failed in the same way",
+                why=reason,
+                fix=f"mend that, then: autocompress resume {self.store.paths.root}; the trial_failed events "
+                "of the run have the traceback",
+            )
         if self._failed > max(FAILURES_ALLOWED, FAILURE_SHARE * len(self._trials)):
             raise TooManyFailuresError(
                 f"{self._failed} of {len(self._trials)} trials failed",
@@ -269,6 +301,8 @@ class Search:
 
     def _next_stage(self) -> bool:
         """Moves on; false when there is nothing more to evaluate."""
+        self._shown = -math.inf
+        self._show()
         if self._stage == TRIAL:
             self._stage = PROMOTION
             self._promote()
@@ -294,7 +328,13 @@ class Search:
             f"{self.plan.promotion_epochs / max(self.plan.trial_epochs, 1e-9):.0f} times longer"
         )
         self._queue.extend(
-            Task(trial.number, trial.candidate.to_json(), PROMOTION, {"epochs": self.plan.promotion_epochs})
+            Task(
+                trial.number,
+                trial.candidate.to_json(),
+                PROMOTION,
+                {"epochs": self.plan.promotion_epochs},
+                self._length(self.plan.promotion_epochs),
+            )
             for trial in chosen
             if trial.promoted_accuracy is None
         )
@@ -321,10 +361,15 @@ class Search:
         epochs = self.plan.final_epochs
         self._decide(f"distilling {len(todo)} students for {epochs:g} epochs each")
         payload = {"epochs": epochs, "quantized_epochs": self.plan.quantized_epochs}
+        length = self._length(epochs + self.plan.quantized_epochs)
         self._queue.extend(
-            Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload)
+            Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload, length)
             for candidate in todo
         )
+
+    def _length(self, epochs: float) -> float:
+        """How much longer than a trial a training may take."""
+        return max(1.0, epochs / max(self.plan.trial_epochs, 1e-9))
 
     def _certify_all(self) -> None:
         """Measures the distilled students; those that noise disturbed are measured again after the others.
@@ -397,8 +442,10 @@ class Search:
             self._show(f", {what} {done / total:.0%}")
 
     def _show(self, step: str = "") -> None:
-        if self._bar is None:
+        """At most a few times a second: with many trials it takes longer than telling a result."""
+        if self._bar is None or time.monotonic() - self._shown < SHOWN_EVERY_S:
             return
+        self._shown = time.monotonic()
         done = [trial for trial in self._trials.values() if trial.accuracy is not None]
         best = max((trial.best_known for trial in done), default=math.nan)
         note = f"best feasible {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
@@ -445,3 +492,8 @@ class Search:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers, so that reasons can be compared."""
+    return re.sub(r"\d+", "#", reason)
