@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.candidate import Candidate
 from autocompress.data import Data, load_data
 from autocompress.data_splits import Normalisation, Split, TensorSplit
 from autocompress.errors import InputError
 from autocompress.evaluation import Arrays, Ask, Evaluate, Executor, Factory, Result, Stop, Task, Tell
 from autocompress.network import from_json, to_json
-from autocompress.quality.evaluator import FINAL, Evaluator
+from autocompress.quality.evaluator import FINAL, Evaluator, discard
 from autocompress.quality.student import Workshop
 from autocompress.space import Space, parse_space
 from autocompress.teacher import Preprocessing
@@ -97,14 +98,13 @@ class _Sending:
 
     def __call__(self, task: Task) -> Mapping[str, Any]:
         values = dict(self.evaluator(task))
-        if task.stage == FINAL:
-            files = sorted(path for path in self.evaluator.folder.rglob("*") if path.is_file())
+        student = self.evaluator.folder / Candidate.of(task.candidate).key
+        if task.stage == FINAL and student.is_dir():
             values["files"] = {
-                str(path.relative_to(self.evaluator.folder)): base64.b64encode(path.read_bytes()).decode()
-                for path in files
+                f"{student.name}/{path.name}": base64.b64encode(path.read_bytes()).decode()
+                for path in sorted(student.iterdir())
             }
-            for path in files:
-                path.unlink()
+            discard(student)
         return values
 
 
@@ -133,7 +133,7 @@ class Receiving:
 
 
 def _read(config: Mapping[str, Any]) -> Data:
-    hints = {
+    hints: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in config["preprocessing"].items()
     }
