@@ -131,12 +131,13 @@ def simulate(
         return {"accuracy": 1 - error, "loss": error}
 
     plan = Plan(trials, 1, 1, 1, 0, students=1, sampler=sampler, seed=seed)
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    with RunStore.create(FOLDER, {"identity": {}}, {}) as store:
+    folder = FOLDER / f"{workers}-workers"
+    shutil.rmtree(folder, ignore_errors=True)
+    with RunStore.create(folder, {"identity": {}}, {}) as store:
         cluster = VirtualCluster(workers, quality, event_seconds(store), seed)
         search = Search(
             pricer, Repairer(pricer, limits, damage), limits, plan, store, cluster,
-            lambda _: {"certified": True}, FOLDER / "distilled", Console(quiet=True),
+            lambda _: {"certified": True}, folder / "distilled", Console(quiet=True),
         )  # fmt: skip
         search.run()
     share = sum(cluster.durations_s) / workers / cluster.trials_end_s
@@ -150,7 +151,7 @@ def main() -> int:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--input-size", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=list(TARGETS))
-    parser.add_argument("--trials-per-worker", type=int, default=16)
+    parser.add_argument("--trials-per-worker", type=int, default=12)
     parser.add_argument("--least-trials", type=int, default=200)
     parser.add_argument("--sampler", default="engine")
     parser.add_argument("--seeds", type=int, default=1)
