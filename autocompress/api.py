@@ -140,6 +140,8 @@ def compress(
     run: str | Path = "runs/latest",
     workers: int = 0,
     ray_address: str | None = None,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float = 0.0,
     sampler: str = "engine",
     seed: int = 0,
     resume: bool = False,
@@ -165,7 +167,10 @@ def compress(
         budgets: hard limits; see `Budgets`.
         trials: candidates evaluated at most; 100 where neither this nor a time is given.
         run: folder that records everything; it must not exist, unless `resume` or `overwrite`.
-        workers: processes through Ray Tune; 0 evaluates in this process.
+        workers: processes through Ray Tune; 0 evaluates in this process, or, with `ray_address`, takes as
+            many as the cluster holds.
+        ray_address: HOST:PORT of a running Ray cluster, whose nodes have this package.
+        cpus_per_trial, gpus_per_trial: what a worker takes of its node, in whole or in parts.
         trial_epochs, promotion_epochs, distill_epochs, quantized_epochs: passes over the training
             data for a trial, a promoted candidate, a finalist, and its quantization-aware
             distillation; set from the size of the data where not given.
@@ -194,6 +199,8 @@ def compress(
         run=Path(run),
         workers=workers,
         ray_address=ray_address,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
         sampler=sampler,
         seed=seed,
         trial_epochs=trial_epochs,

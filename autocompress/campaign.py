@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from autocompress.certify import Certificate, Device, count, examine, student_re
 from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
-from autocompress.errors import InputError, NothingFeasibleError
-from autocompress.evaluation import Executor, Factory, InProcess
+from autocompress.errors import NothingFeasibleError
+from autocompress.evaluation import Executor, InProcess
 from autocompress.export.onnx import to_onnx
 from autocompress.export.package import load_student, read_spec, save_student
 from autocompress.graph.module import build
@@ -34,13 +33,14 @@ from autocompress.progress import Console
 from autocompress.promotion import scaled
 from autocompress.quality.evaluator import RUNGS, Evaluator, discard, importances, save_teacher
 from autocompress.quality.one_shot import OneShot
+from autocompress.quality.remote import Receiving, remote_evaluator
 from autocompress.quality.scores import Damage, Ranking, described, ranked, score
 from autocompress.quality.student import Workshop
 from autocompress.reporting.card import student_card
 from autocompress.request import RECORDED, Request
 from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
 from autocompress.search import Search
-from autocompress.solver import Solver
+from autocompress.solver import MOST_DAMAGE, Solver
 from autocompress.transforms.sampling import random_candidate
 from autocompress.workers import executor
 
@@ -153,7 +153,7 @@ class _Campaign:
         if plan.time_limit_s is not None:
             plan = replace(plan, time_limit_s=max(1.0, plan.time_limit_s - (time.monotonic() - started)))
         evaluator = self._evaluator(workshop)
-        runner = self._executor(evaluator)
+        runner = self._executor(evaluator, workshop)
         try:
             search = Search(
                 pricer=self.prepared.pricer,
@@ -221,7 +221,11 @@ class _Campaign:
             scores = score(one_shot, progress=lambda done, total: stage.update(done, total))
         count, seconds = len(next(iter(scores.values()))), time.monotonic() - started
         rankings = self._rankings(one_shot, scores, limits)
-        damage = scores[rankings[0].measure]
+        # The record has no infinities; the solver takes nothing for worse than this.
+        damage = {
+            choice: value if math.isfinite(value) else MOST_DAMAGE
+            for choice, value in scores[rankings[0].measure].items()
+        }
         self.store.append(
             "scored",
             damage=[[name, option, value] for (name, option), value in damage.items()],
@@ -279,33 +283,27 @@ class _Campaign:
             return None
         return Evaluator(workshop, self.paths.distilled, self.prepared.device.batch)
 
-    def _executor(self, evaluator: Evaluator | None) -> Executor:
+    def _executor(self, evaluator: Evaluator | None, workshop: Workshop) -> Executor:
         request = self.request
         if evaluator is not None:
-            return InProcess(evaluator, request.trial_timeout_s)
-        if not isinstance(request.data, str):
-            raise InputError(
-                "workers cannot be given data objects of this process",
-                fix="give the data as a spec string, such as file.py:callable, or use workers=0",
-            )
-        factory = Factory("autocompress.quality.evaluator:make", self._worker_config())
-        return executor(factory, request.workers, request.ray_address, request.trial_timeout_s)
-
-    def _worker_config(self) -> dict[str, Any]:
-        request = self.request
-        return {
-            "teacher": str(self.paths.teacher.resolve()),
-            "folder": str(self.paths.distilled.resolve()),
-            "data": request.data,
-            "data_seed": 0,
-            "preprocessing": asdict(self.prepared.opened.teacher.preprocessing),
-            "space": json.dumps(self.request.space.to_json()),
-            "seed": request.seed,
-            "batch_size": request.batch_size,
-            "learning_rate": request.learning_rate,
-            "batch": self.prepared.device.batch,
-            "threads": max(1, (os.cpu_count() or 1) // max(1, request.workers)),
-        }
+            return InProcess(evaluator, request.trial_timeout_s, self.paths.crash)
+        factory = remote_evaluator(
+            workshop,
+            request.space,
+            self.paths.distilled,
+            batch=self.prepared.device.batch,
+            data_spec=request.data if isinstance(request.data, str) else None,
+            preprocessing=self.prepared.opened.teacher.preprocessing,
+        )
+        runner = executor(
+            factory,
+            request.workers,
+            request.ray_address,
+            request.trial_timeout_s,
+            request.cpus_per_trial,
+            request.gpus_per_trial,
+        )
+        return Receiving(runner, self.paths.distilled)
 
     def _certify(self, candidate: Candidate, limits: Limits, teacher: Mapping[str, Any]) -> Mapping[str, Any]:
         """Examines a distilled student, writes its folder, records the outcome."""

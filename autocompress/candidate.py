@@ -11,6 +11,8 @@ from typing import Any
 
 Option = float | int | str
 
+_CANONICAL = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
+
 KINDS = ("block", "width", "rank", "structure", "bits")
 """The kinds of site, in the order in which `transforms.apply` carries them out is its own affair."""
 
@@ -57,8 +59,7 @@ class Candidate:
     @cached_property
     def key(self) -> str:
         """12 hexadecimal digits of the SHA-256 of the canonical JSON: equal choices, equal key."""
-        text = json.dumps(self.choices, separators=(",", ":"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hashlib.sha256(_CANONICAL.encode(self.choices).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,20 @@ def search_options(command: Command) -> Command:
         ),
         click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster to use."),
         click.option(
+            "--cpus-per-trial",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="CPUS",
+            help="Processors that a worker takes, such as 0.5 or 4.  [default: 1; all for a single worker]",
+        ),
+        click.option(
+            "--gpus-per-trial",
+            type=click.FloatRange(min=0),
+            default=0.0,
+            show_default=True,
+            metavar="GPUS",
+            help="GPUs that a worker takes, such as 0.25.",
+        ),
+        click.option(
             "--sampler",
             type=click.Choice(["engine", "tpe", "nsga2", "nsga3", "gp", "random"]),
             default="engine",

@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autocompress.candidate import Candidate, Option, Site
+from autocompress.expectations import Expectations, Known, encoded, groups
 from autocompress.surrogate import (
-    Array,
-    GaussianProcess,
-    Posterior,
     Reference,
     error_to_beat,
     expected_gain,
@@ -34,25 +32,19 @@ if TYPE_CHECKING:
     from autocompress.study import Told
 
 INITIAL = 8
-OWN_SCALE_SITES = 12
 FRESH, MOST_KEPT = 32, 512
+PENDING_PER_PLANNED = 8
+"""With many workers, several proposals are planned at once: one for each so many that are under way."""
+MOST_LEARNED, MOST_PENDING = 512, 256
+"""Of more results than this the surrogate sees those nearest the front and an even share of the others; of
+more candidates under way only the latest. So a proposal takes the same time at any length of a search."""
 _ATTEMPTS = 3
+_FRESH_PER_PLANNED = 4
 _WIDTHS_OF_HOPE = 3.0
 _LEAST_ERROR = 1e-4
-_LEAST_SCALE = 0.02
 
 Price = Callable[[Candidate], Mapping[str, float]]
 Features = Callable[[Candidate], Sequence[float]]
-
-
-@dataclass(eq=False)
-class _Known:
-    """A candidate with what is known of it without evaluation."""
-
-    candidate: Candidate
-    cost: float
-    numbers: tuple[float, ...]
-    trusted: tuple[float, ...]
 
 
 @dataclass
@@ -84,14 +76,15 @@ class Engine:
         self.sites = tuple(site for site in self.sites if len(site.options) > 1 and not site.locked)
         self._random = random.Random(self.seed)
         self._queue: deque[Candidate] = deque()
-        self._pool: dict[str, _Known] = {}
+        self._planned: deque[Known] = deque()
+        self._pool: dict[str, Known] = {}
         self._seen: set[str] = set()
-        self._pending: dict[int, _Known] = {}
-        self._told: list[tuple[_Known, float]] = []
+        self._pending: dict[int, Known] = {}
+        self._told: list[tuple[Known, float]] = []
         self._next_trial = 0
         count = math.prod(len(site.options) for site in self.sites)
         self._is_listed = count <= self.listed_up_to
-        self._model = _Model(_groups(self.sites), self._is_listed)
+        self._model = Expectations(groups(self.sites), self._is_listed)
         if self._is_listed:
             every = itertools.product(*(site.options for site in self.sites))
             for options in every:
@@ -115,15 +108,22 @@ class Engine:
             candidate = self._queue.popleft()
             if candidate.key not in self._seen:
                 return self._start(self._pool.get(candidate.key) or self._known(candidate))
+        while self._planned:
+            known = self._planned.popleft()
+            if known.candidate.key not in self._seen:
+                return self._start(known)
+        count = max(1, len(self._pending) // PENDING_PER_PLANNED)
         if not self._is_listed:
-            self._grow()
+            self._grow(count)
             self._listed = [known for key, known in self._pool.items() if key not in self._seen]
             self._costs = np.array([known.cost for known in self._listed])
             self._open = np.ones(len(self._listed), dtype=bool)
         if not self._open.any():
             return None
         is_early = len(self._told) + len(self._pending) < INITIAL
-        return self._start(self._listed[self._spread() if is_early else self._best()])
+        first, *later = [self._spread()] if is_early else self._best(count)
+        self._planned.extend(self._listed[place] for place in later)
+        return self._start(self._listed[first])
 
     def tell(
         self,
@@ -151,7 +151,7 @@ class Engine:
         if count:
             self._random = random.Random(self.seed + 1_000_003 * count)
 
-    def _start(self, known: _Known) -> tuple[int, Candidate]:
+    def _start(self, known: Known) -> tuple[int, Candidate]:
         number = self._next_trial
         self._next_trial += 1
         self._see(known.candidate)
@@ -163,21 +163,21 @@ class Engine:
         if self._is_listed and candidate.key in self._place:
             self._open[self._place[candidate.key]] = False
 
-    def _take(self, trial_number: int) -> _Known:
+    def _take(self, trial_number: int) -> Known:
         if trial_number not in self._pending:
             raise ValueError(f"trial {trial_number} is not waiting for a result")
         return self._pending.pop(trial_number)
 
-    def _learn(self, known: _Known, values: Mapping[str, float]) -> None:
+    def _learn(self, known: Known, values: Mapping[str, float]) -> None:
         accuracy = float(values.get("accuracy", math.nan))
         if math.isfinite(accuracy):
             self._told.append((known, max(1.0 - accuracy, _LEAST_ERROR)))
 
-    def _known(self, candidate: Candidate) -> _Known:
+    def _known(self, candidate: Candidate) -> Known:
         costs = self.price(candidate)
         numbers = [math.log(value) for value in costs.values()]
-        row = (*_encoded(self.sites, candidate), *numbers, *self.features(candidate))
-        return _Known(candidate, float(costs[self.cost]), row, tuple(self.trusted(candidate)))
+        row = (*encoded(self.sites, candidate), *numbers, *self.features(candidate))
+        return Known(candidate, float(costs[self.cost]), row, tuple(self.trusted(candidate)))
 
     def _consider(self, choices: Mapping[str, Option]) -> bool:
         """Adds a candidate to the pool; False where it is there already, was tried or is not allowed."""
@@ -202,25 +202,54 @@ class Engine:
                 return int(self._random.choice(inside))
         return int(self._random.choice(places))
 
-    def _best(self) -> int:
-        """Where the largest expected gain stands; where none is expected, the best chance of any."""
+    def _best(self, count: int) -> list[int]:
+        """Where the largest expected gains stand, up to `count` of them, each as if those before had come out
+        as expected; where no gain is expected, the best chance of any."""
+        still_open = self._open.copy()
         if not self._told:
-            return int(self._random.choice(np.flatnonzero(self._open).tolist()))
-        told = [known for known, _ in self._told]
-        errors, costs = [error for _, error in self._told], [known.cost for known in told]
+            places = np.flatnonzero(still_open).tolist()
+            return self._random.sample(places, min(count, len(places)))
+        told = self._learned()
+        errors, costs = [error for _, error in told], [known.cost for known, _ in told]
         reference = self._reference(errors, costs)
         targets = squashed(errors, reference)
-        mean, deviation = self._model.predict(self._listed, told, targets, list(self._pending.values()))
+        pending = list(self._pending.values())[-MOST_PENDING:]
+        posterior = self._model.posterior(
+            self._listed, [known for known, _ in told], targets, pending, len(self._told), count
+        )
         best = front(errors, costs, reference)
-        hope = (np.log(error_to_beat(self._costs, best, reference)) - mean) / deviation
-        hopeful = np.flatnonzero(self._open & (hope > -_WIDTHS_OF_HOPE))
-        if len(hopeful):
-            gains = expected_gain(mean[hopeful], deviation[hopeful], self._costs[hopeful], best, reference)
-            if not self._is_listed:
-                self._trim([self._listed[place] for place in hopeful[np.argsort(-gains)][:MOST_KEPT]])
-            if gains.max() > 0:
-                return int(hopeful[np.argmax(gains)])
-        return int(np.argmax(np.where(self._open, hope, -np.inf)))
+        chosen: list[int] = []
+        while len(chosen) < count and still_open.any():
+            mean, deviation = self._model.predicted(posterior)
+            hope = (np.log(error_to_beat(self._costs, best, reference)) - mean) / deviation
+            place = int(np.argmax(np.where(still_open, hope, -np.inf)))
+            hopeful = np.flatnonzero(still_open & (hope > -_WIDTHS_OF_HOPE))
+            if len(hopeful):
+                gains = expected_gain(
+                    mean[hopeful], deviation[hopeful], self._costs[hopeful], best, reference
+                )
+                if not self._is_listed and not chosen:
+                    self._trim([self._listed[index] for index in hopeful[np.argsort(-gains)][:MOST_KEPT]])
+                if gains.max() > 0:
+                    place = int(hopeful[np.argmax(gains)])
+            chosen.append(place)
+            still_open[place] = False
+            if len(chosen) < count:
+                self._model.expect(posterior, self._listed[place])
+        return chosen
+
+    def _learned(self) -> list[tuple[Known, float]]:
+        """All results, or of very many those nearest the front and an even share of the others."""
+        if len(self._told) <= MOST_LEARNED:
+            return self._told
+        errors = np.array([error for _, error in self._told])
+        costs = np.array([known.cost for known, _ in self._told])
+        unlimited = Reference(math.inf, math.inf)
+        best = front(errors.tolist(), costs.tolist(), unlimited)
+        order = np.argsort(errors / error_to_beat(costs, best, unlimited), kind="stable")
+        near, far = order[: MOST_LEARNED // 2], np.sort(order[MOST_LEARNED // 2 :])
+        even = far[np.linspace(0, len(far) - 1, MOST_LEARNED - len(near)).astype(int)]
+        return [self._told[index] for index in np.sort(np.r_[near, even])]
 
     def _reference(self, errors: Sequence[float], costs: Sequence[float]) -> Reference:
         found = front(errors, costs, Reference(math.inf, math.inf))
@@ -229,18 +258,19 @@ class Engine:
             self.largest_cost or 1.2 * max(costs),
         )
 
-    def _trim(self, kept: Sequence[_Known]) -> None:
+    def _trim(self, kept: Sequence[Known]) -> None:
         self._pool = {known.candidate.key: known for known in kept}
 
-    def _grow(self) -> None:
-        """Adds to the pool: ideas, and children of the front and of what is waiting."""
+    def _grow(self, count: int) -> None:
+        """Adds to the pool, from which `count` will be proposed: ideas, and children of the front and of what
+        is waiting."""
         for candidate in self.ideas(self._random):
             self._consider(self._choices(candidate))
         parents = self._parents()
-        fresh = 0
-        for _ in range(_ATTEMPTS * FRESH):
+        wanted, fresh = FRESH + _FRESH_PER_PLANNED * (count - 1), 0
+        for _ in range(_ATTEMPTS * wanted):
             fresh += self._consider(self._child(parents) if parents else self._anything())
-            if fresh >= FRESH:
+            if fresh >= wanted:
                 return
 
     def _parents(self) -> list[Candidate]:
@@ -275,105 +305,3 @@ class Engine:
 
     def _choices(self, candidate: Candidate) -> dict[str, Option]:
         return {site.name: candidate.get(site) for site in self.sites}
-
-
-class _Model:
-    """The surrogate over standardised columns; fitted again, ever more rarely, as observations come in.
-
-    Columns are those of `_encoded`, then the logarithms of costs, features and trusted features, each of
-    which has a length scale of its own.
-    """
-
-    def __init__(self, groups: list[list[int]], pool_is_fixed: bool) -> None:
-        self._groups, self._pool_is_fixed = groups, pool_is_fixed
-        self._process: GaussianProcess | None = None
-        self._posterior: Posterior | None = None
-        self._pool: Array = np.empty((0, 0))
-        self._targets: Array = np.empty(0)
-        self._scale = (0.0, 1.0)
-        self._next_fit = 0
-
-    def predict(
-        self, pool: Sequence[_Known], told: Sequence[_Known], targets: Array, pending: Sequence[_Known]
-    ) -> tuple[Array, Array]:
-        """Means and standard deviations over the pool, in the targets' units.
-
-        What is `pending` is taken to come out as expected, so that it is not proposed again in disguise.
-        """
-        if not self._pool_is_fixed or not len(self._pool):
-            self._describe(pool, told)
-        posterior = self._updated([self._row(known) for known in told], targets)
-        if pending:
-            posterior = posterior.copy()
-            for known in pending[: posterior.room]:
-                posterior.add(self._row(known), None)
-        middle, scale = self._scale
-        return posterior.mean * scale + middle, np.sqrt(posterior.variance) * scale
-
-    def _updated(self, rows: list[Array], targets: Array) -> Posterior:
-        """The posterior with all that was told: extended where that suffices, else made anew."""
-        count = len(self._targets)
-        old = self._posterior
-        extends = old is not None and np.array_equal(self._targets, targets[:count]) and self._pool_is_fixed
-        if old is None or not extends or len(targets) >= self._next_fit or old.room < len(targets) - count:
-            old = self._remade(np.array(rows), targets)
-        else:
-            for row, target in zip(rows[count:], targets[count:], strict=True):
-                old.add(row, float((target - self._scale[0]) / self._scale[1]))
-        self._posterior, self._targets = old, targets
-        return old
-
-    def _remade(self, rows: Array, targets: Array) -> Posterior:
-        assert self._process is not None
-        count = len(targets)
-        if count >= self._next_fit:
-            self._scale = (float(targets.mean()), max(float(targets.std()), _LEAST_SCALE))
-            self._process.fit(rows, (targets - self._scale[0]) / self._scale[1])
-            self._next_fit = count + (4 if count < 40 else 20 if count < 120 else 40)
-        return Posterior(self._process, self._pool, rows, (targets - self._scale[0]) / self._scale[1])
-
-    def _describe(self, pool: Sequence[_Known], told: Sequence[_Known]) -> None:
-        """Standardises what is not a choice, over everything that is known."""
-        choices = sum(map(len, self._groups))
-        everything = np.array([[*known.numbers, *known.trusted] for known in (*pool, *told)])
-        self._middle = np.r_[np.zeros(choices), everything[:, choices:].mean(0)]
-        spread = everything[:, choices:].std(0)
-        self._spread = np.r_[np.ones(choices), np.where(spread > 1e-9, spread, 1.0)]
-        self._pool = (everything[: len(pool)] - self._middle) / self._spread
-        if self._process is None:
-            width, trusted = everything.shape[1], len(pool[0].trusted)
-            own = [[column] for column in range(choices, width)]
-            self._process = GaussianProcess([*self._groups, *own], tuple(range(width - trusted, width)))
-
-    def _row(self, known: _Known) -> Array:
-        row: Array = (np.array([*known.numbers, *known.trusted]) - self._middle) / self._spread
-        return row
-
-
-def _groups(sites: Sequence[Site]) -> list[list[int]]:
-    """Columns of `_encoded` by site, or by kind of site where there are many."""
-    groups: dict[str, list[int]] = {}
-    column = 0
-    for site in sites:
-        width = 1 if _is_ordered(site) else len(site.options)
-        name = site.name if len(sites) <= OWN_SCALE_SITES else site.kind
-        groups.setdefault(name, []).extend(range(column, column + width))
-        column += width
-    return list(groups.values())
-
-
-def _is_ordered(site: Site) -> bool:
-    return site.kind != "block"
-
-
-def _encoded(sites: Sequence[Site], candidate: Candidate) -> list[float]:
-    """A place in [0, 1] for an ordered option; for others a one in a row of zeros, scaled so that two
-    different options are at distance 1."""
-    row: list[float] = []
-    for site in sites:
-        option = candidate.get(site)
-        if _is_ordered(site):
-            row.append(site.options.index(option) / (len(site.options) - 1))
-        else:
-            row.extend(math.sqrt(0.5) * (option == other) for other in site.options)
-    return row

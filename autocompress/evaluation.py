@@ -21,17 +21,24 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Task:
-    """One evaluation: `candidate` as `Candidate.to_json()`, `stage` and `payload` for the evaluator."""
+    """One evaluation: `candidate` as `Candidate.to_json()`, `stage` and `payload` for the evaluator.
+
+    `length` is how much longer than a trial it may take: time limits are times that.
+    """
 
     trial: int
     candidate: Mapping[str, Any]
     stage: str = ""
     payload: Mapping[str, Any] = field(default_factory=dict)
+    length: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,22 +66,30 @@ Evaluate = Callable[[Task], Mapping[str, Any]]
 Ask = Callable[[], Task | Wait | None]
 Tell = Callable[[Result], None]
 Stop = Callable[[], bool]
+Arrays = Mapping[str, Mapping[str, "NDArray[Any]"]]
+"""Large, by group and name; nobody writes to them."""
 
 
 @dataclass(frozen=True)
 class Factory:
-    """Names a function that makes an evaluator: `target(config)` returns an `Evaluate`.
+    """Names a function that makes an evaluator: `target(config, arrays)` returns an `Evaluate`.
 
-    `target` is `package.module:function`, importable in every worker; `config` is JSON.
+    `target` is `package.module:function`, importable in every worker; `config` is JSON. `arrays` are what
+    is too large for that; workers of one machine share one copy of them.
     """
 
     target: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Arrays = field(default_factory=dict)
 
     def make(self) -> Evaluate:
         module, _, function = self.target.partition(":")
-        evaluate: Evaluate = getattr(importlib.import_module(module), function)(self.config)
+        evaluate: Evaluate = getattr(importlib.import_module(module), function)(self.config, self.arrays)
         return evaluate
+
+    @property
+    def array_bytes(self) -> int:
+        return sum(array.nbytes for group in self.arrays.values() for array in group.values())
 
 
 class Executor(Protocol):
@@ -92,13 +107,21 @@ class Executor(Protocol):
 class InProcess:
     """One task after another in this process.
 
-    A task longer than `trial_timeout_s` is interrupted at its next Python instruction.
+    A task longer than `trial_timeout_s` is interrupted at its next Python instruction. Where native code
+    brings the process down, what Python knows of that is found in `crash_file`; see `read_crash`.
     """
 
-    def __init__(self, evaluate: Evaluate, trial_timeout_s: float | None = None) -> None:
+    def __init__(
+        self, evaluate: Evaluate, trial_timeout_s: float | None = None, crash_file: Path | None = None
+    ) -> None:
         self._evaluate, self._trial_timeout_s = evaluate, trial_timeout_s
+        self._crash_file = crash_file
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
+        with _crashes_noted(self._crash_file):
+            self._run(ask, tell, stop)
+
+    def _run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
         while not stop():
             task = ask()
             if task is None:
@@ -111,9 +134,37 @@ class InProcess:
         pass
 
 
+@contextlib.contextmanager
+def _crashes_noted(file: Path | None) -> Iterator[None]:
+    """Writes a traceback to the file when the process gets a deadly signal; deletes it otherwise."""
+    if file is None:
+        yield
+        return
+    was_enabled = faulthandler.is_enabled()
+    with file.open("w") as opened:
+        faulthandler.enable(opened)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            if was_enabled:
+                faulthandler.enable()
+            file.unlink()
+
+
+def read_crash(file: Path) -> str:
+    """What an `InProcess` executor that was brought down left behind, and forgets it; empty if nothing."""
+    if not file.is_file():
+        return ""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    file.unlink()
+    return text
+
+
 def evaluate_task(evaluate: Evaluate, task: Task, timeout_s: float | None = None) -> Result:
     """The result of `evaluate(task)`; an exception or a timeout becomes a failed result."""
     start = time.perf_counter()
+    timeout_s = timeout_s and timeout_s * task.length
 
     def result(ok: bool, values: Mapping[str, Any], error: str = "", detail: str = "") -> Result:
         return Result(task.trial, ok, values, error, detail, time.perf_counter() - start, task.stage)
@@ -178,7 +229,7 @@ class WorkerSession:
 
     def run(self, task_json: str) -> str:
         task = Task(**json.loads(task_json))
-        with self._watchdog():
+        with self._watchdog(task.length):
             result = evaluate_task(self._evaluate, task, self.trial_timeout_s)
         return json.dumps(asdict(result), default=_plain)
 
@@ -193,12 +244,12 @@ class WorkerSession:
         return values
 
     @contextlib.contextmanager
-    def _watchdog(self) -> Iterator[None]:
+    def _watchdog(self, length: float) -> Iterator[None]:
         """Ends the process when native code does not come back long after the time limit."""
         if not self.trial_timeout_s:
             yield
             return
-        faulthandler.dump_traceback_later(1.5 * self.trial_timeout_s + 5, exit=True, file=2)
+        faulthandler.dump_traceback_later(1.5 * length * self.trial_timeout_s + 1, exit=True, file=2)
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
-from autocompress.budgets import LIMITED, MIB, Budgets, show
+from autocompress.budgets import LIMITED, MIB, Budgets, Limits, show
 from autocompress.errors import InputError, NothingFeasibleError, StudentError
 from autocompress.run_store import RunRecord
 
@@ -96,6 +96,8 @@ class Front:
     students: tuple[Student, ...]
     measured: tuple[Student, ...] = ()
     violated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    outside: Mapping[str, Any] | None = None
+    """Of the candidates that were left out because their predicted cost breaks a limit, the nearest."""
     answer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
     """Answers a new budget for the run; set by `api`."""
 
@@ -168,7 +170,7 @@ class Front:
 
     def _nearest_miss(self, limits: Mapping[str, float]) -> NothingFeasibleError:
         if not self.measured:
-            return NothingFeasibleError(
+            return _predicted_miss(self.outside, self.run, limits) or NothingFeasibleError(
                 "no student was measured", where=self.run, fix="loosen the budgets, or give more --trials"
             )
 
@@ -198,7 +200,36 @@ def front_of(record: RunRecord) -> Front:
     broken = {
         student["key"]: tuple(student["violated"]) for student in record.students if student["violated"]
     }
-    return Front(root, record.teacher, record.limits, tuple(front), measured, broken)
+    return Front(root, record.teacher, record.limits, tuple(front), measured, broken, _outside(record))
+
+
+def _outside(record: RunRecord) -> Mapping[str, Any] | None:
+    """Where no trial kept the limits by its predicted cost: the nearest miss."""
+    broken = [trial for trial in record.trials if trial["event"] == "trial_infeasible"]
+    if not broken or len(broken) < len(record.trials):
+        return None
+    limits = Limits.from_json(record.limits)
+    return min(broken, key=lambda trial: max(limits.excess(trial["predicted"], upper=True).values()))
+
+
+def _predicted_miss(
+    trial: Mapping[str, Any] | None, run: str, limits: Mapping[str, float]
+) -> NothingFeasibleError | None:
+    if trial is None:
+        return None
+    predicted = trial["predicted"]
+    excess = Limits.from_json(limits).excess(predicted, upper=True)
+    binding = max(excess, key=lambda name: excess[name])
+    if excess[binding] <= 0:
+        return None
+    value = predicted["latency_ms_ci95"][1] if binding == "latency_ms" else predicted[binding]
+    return NothingFeasibleError(
+        "no candidate is predicted to keep all budgets at once, so none was trained",
+        where=run,
+        why=f"the nearest, {trial['candidate']}, has {NAMES[binding]} {show(binding, value)}, which is "
+        f"{excess[binding]:.2%} above the limit of {show(binding, limits[binding])}",
+        fix=f"loosen the {NAMES[binding]} limit, or widen the search space",
+    )
 
 
 def _student(data: Mapping[str, Any], run: str) -> Student:

@@ -16,11 +16,12 @@ Damage = Mapping[tuple[str, Option], float]
 """(site name, option) → estimated loss of quality, 0 for the site's default."""
 
 _SWEEPS = 3
+_MOST_KEPT = 20_000
 UNKNOWN_DAMAGE, LEAST_DAMAGE = 0.01, 1e-4
 
 
 class Pricer:
-    """Prices candidates of one bound space on one device; answers are kept by candidate key."""
+    """Prices candidates of one bound space on one device; the last 20,000 answers are kept."""
 
     def __init__(self, bound: BoundSpace, cost_model: CostModel) -> None:
         self.bound, self.cost_model = bound, cost_model
@@ -33,6 +34,8 @@ class Pricer:
         if cost is None:
             network, _ = apply(self.bound.folded, None, canonical)
             cost = self.cost_model.price(deployed(network)[0])
+            if len(self._known) >= _MOST_KEPT:
+                del self._known[next(iter(self._known))]
             self._known[canonical.key] = cost
         return cost
 

@@ -36,6 +36,8 @@ class Request:
     run: Path
     workers: int = 0
     ray_address: str | None = None
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float = 0.0
     sampler: str = "engine"
     seed: int = 0
     trial_epochs: float | None = None

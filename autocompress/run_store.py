@@ -68,6 +68,11 @@ class RunPaths:
         return self.root / ".lock"
 
     @property
+    def crash(self) -> Path:
+        """What is left of a process that native code brought down."""
+        return self.root / ".crash"
+
+    @property
     def device(self) -> Path:
         return self.root / "device"
 
@@ -113,6 +118,7 @@ class RunPaths:
             self.distilled,
             self.device,
             self.teacher,
+            self.crash,
             self.environment,
             self.events,
             self.config,

@@ -8,6 +8,7 @@ killed at any moment goes on where it stopped.
 from __future__ import annotations
 
 import math
+import re
 import signal
 import time
 from collections import deque
@@ -23,7 +24,7 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
-from autocompress.evaluation import WAIT, Executor, Result, Task, Wait
+from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, read_crash
 from autocompress.pareto import hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
@@ -38,11 +39,13 @@ from autocompress.study import Told
 
 FEWEST_TO_RANK = 8
 FAILURES_ALLOWED = 5
+ALIKE_FAILURES = 3
 FAILURE_SHARE = 0.3
 LATENCY_HEADROOM = 0.98
 REPAIR_ROUNDS = 2
 NOISY_ROUNDS = 4
 REJECTIONS_IN_A_ROW = 200
+SHOWN_EVERY_S = 0.3
 LABELS = {TRIAL: "trials", PROMOTION: "longer training", FINAL: "final distillation"}
 
 
@@ -69,6 +72,7 @@ class Search:
     _outstanding: int = 0
     _in_stage: int = 0
     _failed: int = 0
+    _reasons: list[str] = field(default_factory=list)
     _infeasible: int = 0
     _stage: str = TRIAL
     _enough: str | None = None
@@ -80,6 +84,7 @@ class Search:
     _stop_asked: bool = False
     _bar: Stage | None = None
     _scale: float = 1.0
+    _shown: float = -math.inf
 
     def run(self, history: Sequence[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
         """Carries the plan out, after `history`, the events of an earlier part of the same run.
@@ -87,7 +92,8 @@ class Search:
         Returns the records of all measured students.
 
         Raises:
-            TooManyFailuresError: more than 5 trials and more than 30 % of them failed.
+            TooManyFailuresError: more than 5 trials and more than 30 % of them failed, or the first 3
+                failed alike.
             InterruptedSearchError: Ctrl-C; everything that finished is in the store.
             NoisyDeviceError: the machine was too noisy to measure any student.
         """
@@ -128,10 +134,22 @@ class Search:
                 self._finished[event["candidate"]] = event["student"]
             elif kind == "decision" and event.get("trials") == self.plan.trials:
                 self._enough = event["reason"]
+        crash = read_crash(self.store.paths.crash)
+        if crash and started:
+            told.append(self._crashed(*started.popitem(), crash))
         self._study.replay(told)
         for candidate in started.values():
             self._study.enqueue(candidate)
         self._started_before = len(told)
+
+    def _crashed(self, number: int, candidate: Candidate, crash: str) -> Told:
+        """Records the trial that brought the last process down, so that it is not tried once more."""
+        event = self.store.append(
+            "trial_failed", trial=number, candidate=candidate.key, choices=candidate.to_json(),
+            predicted=self.pricer.price(candidate).to_json(),
+            reason=f"it brought the process down: {crash.splitlines()[0]}", detail=crash[-2000:],
+        )  # fmt: skip
+        return self._remember(event)
 
     def _remember(self, event: Mapping[str, Any]) -> Told:
         candidate = Candidate.of(event["choices"])
@@ -273,6 +291,20 @@ class Search:
         )  # fmt: skip
 
     def _check_failures(self, reason: str) -> None:
+        """Raises TooManyFailuresError, early where trials fail alike from the start."""
+        self._reasons.append(reason)
+        none_finished = all(trial.accuracy is None for trial in self._trials.values())
+        if (
+            none_finished
+            and len(self._reasons) >= ALIKE_FAILURES
+            and len(set(map(_kind, self._reasons))) == 1
+        ):
+            raise TooManyFailuresError(
+                f"the first {len(self._reasons)} trials failed in the same way",
+                why=reason,
+                fix=f"mend that, then: autocompress resume {self.store.paths.root}; the trial_failed events "
+                "of the run have the traceback",
+            )
         if self._failed > max(FAILURES_ALLOWED, FAILURE_SHARE * len(self._trials)):
             raise TooManyFailuresError(
                 f"{self._failed} of {len(self._trials)} trials failed",
@@ -282,6 +314,8 @@ class Search:
 
     def _next_stage(self) -> bool:
         """Moves on; false when there is nothing more to evaluate."""
+        self._shown = -math.inf
+        self._show()
         if self._stage == TRIAL:
             self._stage = PROMOTION
             self._plan_rungs()
@@ -340,7 +374,8 @@ class Search:
         for trial in todo:
             before = max((epochs for epochs in trial.trained if epochs < rung.epochs), default=0.0)
             payload = {"epochs": rung.epochs, "before": before, "rung": self._rung}
-            self._queue.append(Task(trial.number, trial.candidate.to_json(), PROMOTION, payload))
+            length = self._length(rung.epochs - before)
+            self._queue.append(Task(trial.number, trial.candidate.to_json(), PROMOTION, payload, length))
 
     def _choose_finalists(self, count: int) -> list[Candidate]:
         """The best of the highest rung that are expected to fit, then those of the rungs below."""
@@ -371,10 +406,15 @@ class Search:
             + (f": {why}" if why else "")
         )
         payload = {"epochs": self._final_epochs, "quantized_epochs": quantized}
+        length = self._length(self._final_epochs + quantized)
         self._queue.extend(
-            Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload)
+            Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload, length)
             for candidate in todo
         )
+
+    def _length(self, epochs: float) -> float:
+        """How much longer than a trial a training may take; one in one shot counts as a hundredth of an epoch."""
+        return max(1.0, epochs / (self.plan.trial_epochs or 0.01))
 
     def _certify_all(self) -> None:
         """Measures the distilled students; those that noise disturbed are measured again after the others.
@@ -443,8 +483,10 @@ class Search:
             self._show(f", {what} {done / total:.0%}")
 
     def _show(self, step: str = "") -> None:
-        if self._bar is None:
+        """At most a few times a second: with many trials it takes longer than telling a result."""
+        if self._bar is None or time.monotonic() - self._shown < SHOWN_EVERY_S:
             return
+        self._shown = time.monotonic()
         done = self._known_trials()
         best = max((trial.best_known for trial in done), default=math.nan)
         note = f"best feasible {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
@@ -495,3 +537,8 @@ class Search:
 
 def _accuracy(trial: Trial) -> float:
     return -math.inf if trial.accuracy is None else trial.accuracy
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers, so that reasons can be compared."""
+    return re.sub(r"\d+", "#", reason)

@@ -74,6 +74,9 @@ class Study:
         self._canonical = canonical or (lambda candidate: candidate)
         self._random = random.Random(seed)
         self._distributions = {site.name: _distribution(site) for site in self.sites}
+        self._decoders = [
+            (site.name, _decoder(site), site.default) for site in sorted(self.sites, key=lambda s: s.name)
+        ]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._study = optuna.create_study(
             directions=[_direction(name) for name in self.objectives], sampler=_sampler(sampler, seed)
@@ -227,11 +230,12 @@ class Study:
         )
 
     def _candidate(self, params: Mapping[str, Any]) -> Candidate:
-        return self._of(
-            {
-                site.name: params[site.name] if site.kind == "block" else site.options[params[site.name]]
-                for site in self.sites
-            }
+        return Candidate(
+            tuple(
+                (name, option)
+                for name, options, default in self._decoders
+                if (option := options[params[name]]) != default
+            )
         )
 
     def _params(self, candidate: Candidate) -> dict[str, Any]:
@@ -247,6 +251,13 @@ def _distribution(site: Site) -> BaseDistribution:
     if site.kind == "block":
         return CategoricalDistribution(site.options)
     return IntDistribution(0, len(site.options) - 1)
+
+
+def _decoder(site: Site) -> Mapping[Any, Option]:
+    """What a value of the site's parameter stands for."""
+    if site.kind == "block":
+        return {option: option for option in site.options}
+    return dict(enumerate(site.options))
 
 
 def _direction(objective: str) -> str:

@@ -146,11 +146,14 @@ class Posterior:
     A further observation costs O(n · pool), as the Cholesky factor only grows by a row.
     """
 
-    def __init__(self, process: GaussianProcess, pool: Array, rows: Array, targets: Array) -> None:
+    def __init__(
+        self, process: GaussianProcess, pool: Array, rows: Array, targets: Array, room: int = 16
+    ) -> None:
+        """With room for `room` more observations."""
         from scipy.linalg import solve_triangular
 
         self._process, self._pool, self._count = process, pool, len(rows)
-        size = 2 * self._count + 16
+        size = self._count + room
         self._factors = np.empty((size, len(pool)))
         self._rows = np.empty((size, pool.shape[1]))
         self._lower = np.zeros((size, size))

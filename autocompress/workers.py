@@ -2,20 +2,21 @@
 
 Both executors pull tasks from the owner (`ask`) and hand results back (`tell`), so that the search
 loop is the same for one core and a cluster. Processes exchange candidates and JSON, never models:
-each worker makes its evaluator once, from a factory named as `package.module:function`, which
-loads the teacher and the data there.
+each worker makes its evaluator once, from a factory named as `package.module:function` and the teacher and
+the data as arrays, of which each node holds one copy in Ray's object store.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,25 +78,33 @@ def executor(
     workers: int = 0,
     address: str | None = None,
     trial_timeout_s: float | None = None,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float = 0.0,
 ) -> Executor:
     """In process for no workers and no address, otherwise Ray Tune.
 
-    Raises InputError when ray is missing or `address` cannot be reached.
+    Raises InputError when ray is missing, `address` cannot be reached, or no node of the cluster has what
+    a trial takes.
     """
     if workers < 0:
         raise InputError(f"workers is {workers}", fix="give 0 (in process) or the number of workers")
     if workers == 0 and address is None:
         return InProcess(factory.make(), trial_timeout_s)
-    return RayTune(factory, workers or os.cpu_count() or 1, address, trial_timeout_s)
+    return RayTune(factory, workers, address, trial_timeout_s, cpus_per_trial, gpus_per_trial)
 
 
 class RayTune:
-    """Each task is a Ray Tune trial on one of `workers` reused actors with one thread each.
+    """Each task is a Ray Tune trial on one of `workers` reused actors; 0 is as many as the cluster holds.
 
-    Without `address` a Ray instance of this machine is started and ended with the executor. A task
-    whose process dies is tried once more, then failed.
+    A trial takes `cpus_per_trial` and `gpus_per_trial`, which may be fractions, and has a thread for each
+    whole processor, but at least one. Without `cpus_per_trial` it takes one processor, or all of them when
+    it is the only worker of this machine. What a factory holds in arrays lies once on each node.
 
-    Raises InputError when ray is missing or `address` cannot be reached.
+    Without `address` a Ray instance of this machine is started and ended with the executor. A task whose
+    process or node dies is tried once more, then failed.
+
+    Raises InputError when ray is missing, `address` cannot be reached, or no node of the cluster has what
+    a trial takes.
     """
 
     def __init__(
@@ -104,14 +113,24 @@ class RayTune:
         workers: int,
         address: str | None = None,
         trial_timeout_s: float | None = None,
+        cpus_per_trial: float | None = None,
+        gpus_per_trial: float = 0.0,
     ) -> None:
-        self._factory, self._workers, self._trial_timeout_s = factory, workers, trial_timeout_s
+        alone = workers == 1 and address is None
+        self._cpus = cpus_per_trial or (os.cpu_count() or 1 if alone else 1)
+        self._gpus = gpus_per_trial
+        self._factory, self._trial_timeout_s = factory, trial_timeout_s
         self._folder = Path(tempfile.mkdtemp(prefix="ac-"))
         self._owns_ray = False
         try:
-            self._owns_ray = _start_ray(workers, address, self._folder)
+            self._owns_ray = _start_ray(
+                math.ceil(workers * self._cpus), address, self._folder, factory.array_bytes
+            )
+            room = _room(self._cpus, self._gpus)
+            self._workers = workers or room
+            self._arrays = _placed(factory)
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self.close()
             raise
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
@@ -121,12 +140,12 @@ class RayTune:
         bridge = _Bridge(ask, tell, stop)
         with contextlib.redirect_stdout(sys.stderr):
             tune.run(
-                _trainable(self._session),
+                _trainable(self._session, self._arrays),
                 name="tune",
                 num_samples=-1,
                 search_alg=ConcurrencyLimiter(_searcher(bridge), max_concurrent=self._workers),
                 callbacks=[_error_callback(bridge)],
-                resources_per_trial={"cpu": 1},
+                resources_per_trial={"cpu": self._cpus, "gpu": self._gpus},
                 reuse_actors=True,
                 max_failures=1,
                 raise_on_failed_trial=False,
@@ -137,6 +156,7 @@ class RayTune:
         bridge.finish()
 
     def close(self) -> None:
+        self._arrays = None
         if self._owns_ray:
             import ray
 
@@ -146,9 +166,9 @@ class RayTune:
 
     @property
     def _session(self) -> WorkerSession:
-        threads = 1 if self._workers > 1 else os.cpu_count() or 1
+        threads, factory = max(1, int(self._cpus)), replace(self._factory, arrays={})
         folder, paths = str(Path.cwd()), tuple(path for path in sys.path if path)
-        return WorkerSession(self._factory, threads, self._trial_timeout_s, folder, paths)
+        return WorkerSession(factory, threads, self._trial_timeout_s, folder, paths)
 
 
 class _Bridge:
@@ -188,8 +208,7 @@ class _Bridge:
             return
         task = self._live.pop(trial_id)
         died = error is None or "Actor" in type(error).__name__
-        why = "the worker process died twice: killed, out of memory or crashed"
-        text = why if died or error is None else one_line(error)
+        text = _cause_of_death(error) if died or error is None else one_line(error)
         self._report(Result(task.trial, False, error=text, detail=str(error or ""), stage=task.stage))
 
     def finish(self) -> None:
@@ -207,15 +226,23 @@ class _Bridge:
             self._error = error
 
 
+def _cause_of_death(error: BaseException | None) -> str:
+    if "running low on memory" in str(error):
+        return "the worker process died twice: its node ran out of memory"
+    return "the worker process died twice: killed, out of memory, crashed or hung in native code"
+
+
 # The classes below derive from Ray's, which is imported only where it is used.
 
 
-def _trainable(session: WorkerSession) -> Any:
+def _trainable(session: WorkerSession, arrays: Any) -> Any:
+    import ray
     from ray import tune
 
     class Evaluation(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             session.prepare()
+            session.factory = replace(session.factory, arrays=ray.get(arrays))
             self._session, self._task = session, config["task"]
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -261,7 +288,36 @@ def _error_callback(bridge: _Bridge) -> Any:
     return Errors()
 
 
-def _start_ray(workers: int, address: str | None, folder: Path) -> bool:
+def _placed(factory: Factory) -> Any:
+    """A reference to the arrays in the object store, from where each node takes one copy."""
+    import ray
+
+    return ray.put({group: dict(arrays) for group, arrays in factory.arrays.items()})
+
+
+def _room(cpus: float, gpus: float) -> int:
+    """How many trials the nodes hold at once. Raises InputError where not one node holds one."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = [_places(node.get("CPU", 0.0), cpus) for node in nodes]
+    if gpus:
+        places = [min(n, _places(node.get("GPU", 0.0), gpus)) for n, node in zip(places, nodes, strict=True)]
+    if sum(places) < 1:
+        most = ", ".join(f"{max(node.get(name, 0.0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
+        raise InputError(
+            f"no node of the Ray cluster holds a trial of {cpus:g} CPUs and {gpus:g} GPUs",
+            why=f"the most that a node has: {most}",
+            fix="give less with --cpus-per-trial and --gpus-per-trial, or start larger nodes",
+        )
+    return sum(places)
+
+
+def _places(available: float, needed: float) -> int:
+    return int(available / needed + 1e-6)
+
+
+def _start_ray(cpus: int, address: str | None, folder: Path, array_bytes: int) -> bool:
     """Connects to Ray, and says whether that has to be undone."""
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -278,7 +334,8 @@ def _start_ray(workers: int, address: str | None, folder: Path) -> bool:
         return False
     if address:
         _check_reachable(address)
-    local: dict[str, Any] = {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
+    store_bytes = OBJECT_STORE_BYTES + int(1.1 * array_bytes)
+    local: dict[str, Any] = {"num_cpus": max(1, cpus), "object_store_memory": store_bytes}
     if len(str(folder)) < 30:  # Ray puts Unix sockets below it, whose paths are short.
         local["_temp_dir"] = str(folder)
     try:

@@ -9,8 +9,8 @@ import random
 import pytest
 
 from autocompress.candidate import Candidate, Site
-from autocompress.engine import Engine
-from autocompress.pareto import hypervolume
+from autocompress.engine import MOST_LEARNED, Engine
+from autocompress.pareto import hypervolume, non_dominated
 from autocompress.study import Told
 
 SITES = (
@@ -142,3 +142,29 @@ def test_accuracies_that_are_not_numbers_teach_nothing():
         number, candidate = engine.ask() or pytest.fail("nothing was proposed")
         engine.tell(number, {"accuracy": math.nan} if index % 2 else {"accuracy": accuracy(candidate)})
     assert len(engine._told) == 10
+
+
+def test_with_many_workers_proposals_are_planned_together_and_none_is_repeated():
+    engine = Engine(MANY, price_of_many, seed=0)
+    run(engine, 12, accuracy_of_many)
+    asked = [engine.ask() or pytest.fail("nothing was proposed") for _ in range(64)]
+    assert len({candidate.key for _, candidate in asked}) == 64
+    for number, candidate in asked:
+        engine.tell(number, {"accuracy": accuracy_of_many(candidate)})
+    further = [engine.ask() or pytest.fail("nothing was proposed") for _ in range(8)]
+    assert not {c.key for _, c in further} & {c.key for _, c in asked}
+    assert [number for number, _ in further] == list(range(76, 84))
+
+
+def test_of_a_long_search_the_front_and_an_even_share_are_learned_from():
+    rng = random.Random(0)
+    drawn = [Candidate.of({s.name: rng.choice(s.options) for s in MANY}) for _ in range(2 * MOST_LEARNED)]
+    engine = Engine(MANY, price_of_many, seed=0)
+    engine.replay(Told(i, c, {"accuracy": accuracy_of_many(c)}) for i, c in enumerate(drawn))
+    learned = engine._learned()
+    assert len(learned) == len({known.candidate for known, _ in learned}) == MOST_LEARNED
+    points = [(error, known.cost) for known, error in engine._told]
+    taken = {(error, known.cost) for known, error in learned}
+    assert {points[index] for index in non_dominated(points)} <= taken
+    number, candidate = engine.ask() or pytest.fail("nothing was proposed")
+    assert number == len(drawn) and candidate not in drawn

@@ -14,13 +14,20 @@ from priced_networks import small_pricer
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
-from autocompress.errors import InputError, InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
+from autocompress.errors import (
+    InputError,
+    InterruptedSearchError,
+    NoisyDeviceError,
+    NothingFeasibleError,
+    TooManyFailuresError,
+)
 from autocompress.evaluation import InProcess, Task
+from autocompress.pareto import front_of
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.promotion import Plan, Trial, ranked, scaled
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
-from autocompress.run_store import RunStore, read_run
+from autocompress.run_store import RunPaths, RunStore, read_run
 from autocompress.search import Search
 from autocompress.solver import Solver
 
@@ -119,6 +126,12 @@ def test_an_unknown_sampler_is_refused(bench: Bench):
 def test_limits_that_nothing_keeps_are_searched_from_repaired_candidates(bench: Bench, pricer: Pricer):
     bench.limits = Limits(latency_ms=0.5 * pricer.smallest.latency_ms)
     assert bench.run() == []
+    record = read_run(bench.root)
+    record.events.insert(0, {"event": "run_started", "limits": bench.limits.to_json(), "teacher": {}})
+    with pytest.raises(NothingFeasibleError) as caught:
+        front_of(record).best()
+    nearest = min(bench.trials, key=lambda trial: trial["predicted"]["latency_ms_ci95"][1])
+    assert nearest["candidate"] in caught.value.why and "latency" in caught.value.why
     (decision,) = [e["text"] for e in read_run(bench.root).decisions if "solver" in e["text"]]
     assert "nothing inside the budgets" in decision and "above the latency budget" in decision
 
@@ -273,9 +286,10 @@ def test_failed_trials_are_recorded_with_their_reason(bench: Bench):
     assert failed == {2: "ValueError: no gradient", 5: "ValueError: no gradient"}
 
 
-def test_a_loss_that_is_not_finite_is_a_failure(bench: Bench):
+@pytest.mark.parametrize("name", ["loss", "accuracy"])
+def test_a_result_that_is_not_finite_is_a_failure(bench: Bench, name: str):
     def diverges(task: Task) -> Mapping[str, Any]:
-        return {**bench.evaluate(task), "loss": float("nan")} if task.trial == 1 else bench.evaluate(task)
+        return {**bench.evaluate(task), name: float("nan")} if task.trial == 1 else bench.evaluate(task)
 
     bench.run(evaluate=diverges)
     (failed,) = [trial for trial in bench.trials if trial["event"] == "trial_failed"]
@@ -290,6 +304,38 @@ def test_a_search_in_which_all_fails_is_given_up(bench: Bench):
         bench.run(evaluate=fails)
     assert "out of luck" in caught.value.why
     assert len(bench.trials) < PLAN.trials
+
+
+def test_a_search_whose_first_trials_fail_alike_is_given_up_at_once(bench: Bench):
+    def fails(task: Task) -> Mapping[str, Any]:
+        raise RuntimeError(f"no disk at trial {task.trial}")
+
+    with pytest.raises(TooManyFailuresError, match="first 3 trials failed in the same way") as caught:
+        bench.run(evaluate=fails)
+    assert "no disk at trial" in caught.value.why and "autocompress resume" in caught.value.fix
+    assert len(bench.trials) == 3
+    bench.run(resume=True)
+    kinds = [trial["event"] for trial in bench.trials]
+    assert kinds == ["trial_failed"] * 3 + ["trial_finished"] * (PLAN.trials - 3)
+
+
+def test_a_trial_that_brought_the_process_down_is_recorded_and_not_repeated(bench: Bench):
+    def killed(task: Task) -> Mapping[str, Any]:
+        if task.trial == 2:
+            raise KeyboardInterrupt
+        return bench.evaluate(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(evaluate=killed)
+    note = RunPaths(bench.root).crash
+    note.write_text("Fatal Python error: Segmentation fault\n\nThread 1\n")
+    bench.run(resume=True)
+    failed = [trial for trial in bench.trials if trial["event"] == "trial_failed"]
+    assert [trial["trial"] for trial in failed] == [2]
+    assert "Segmentation fault" in failed[0]["reason"] and "Thread 1" in failed[0]["detail"]
+    finished = [trial["candidate"] for trial in bench.trials if trial["event"] == "trial_finished"]
+    assert failed[0]["candidate"] not in finished and len(set(finished)) == PLAN.trials - 1
+    assert not note.exists()
 
 
 def test_when_no_student_keeps_the_budgets_faster_ones_are_tried(bench: Bench):

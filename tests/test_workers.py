@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autocompress.errors import InputError, TooManyFailuresError
+from autocompress.evaluation import read_crash
 from autocompress.workers import WAIT, Executor, Factory, InProcess, Result, Task, Wait, executor
 
 TARGET = "worker_evaluator:make"
@@ -50,7 +53,8 @@ def squares(count: int, **payloads: dict[str, str]) -> list[Task]:
 def ray_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Executor, Path]]:
     pytest.importorskip("ray.tune")
     made = tmp_path_factory.mktemp("workers") / "made"
-    on = executor(Factory(TARGET, {"made": str(made)}), workers=2, trial_timeout_s=2)
+    arrays = {"numbers": {"few": np.arange(1000)}}
+    on = executor(Factory(TARGET, {"made": str(made)}, arrays), workers=2, trial_timeout_s=2)
     yield on, made
     on.close()
 
@@ -84,18 +88,25 @@ def test_two_ray_workers_survive_errors_and_killed_processes(
     on, made = ray_two
     accidents = {
         "t3": {"do": "raise"},
-        "t5": {"do": "kill"},
+        "t5": {"do": "segfault"},
         "t9": {"do": "kill once", "mark": str(tmp_path / "mark")},
         "t11": {"do": "sleep"},
+        "t14": {"do": "hang"},
+        "t15": {"do": "exhaust memory"},
+        "t18": {"do": "sum"},
     }
     results = Owner(squares(20, **accidents), pause=2).run(on)
     assert set(results) == set(range(20))
-    check_squares(results, {3, 5, 11})
+    check_squares(results, {3, 5, 11, 14, 15, 18})
     check_raised(results[3])
-    assert not results[5].ok and "died twice" in results[5].error
+    for deadly in (5, 14):
+        assert not results[deadly].ok and "died twice" in results[deadly].error
     assert not results[11].ok and results[11].error == "took longer than 2 s"
+    assert not results[15].ok and results[15].error == "MemoryError"
+    assert results[18].values == {"sum": 499_500, "writable": False}
     assert results[0].values["threads"] == "1"
-    assert len(made.read_text().split()) <= 2 + 3, "an evaluator is made once a process"
+    deaths = 2 + 1 + 2
+    assert len(made.read_text().split()) <= 2 + deaths, "an evaluator is made once a process"
 
 
 def test_exception_of_the_owner_ends_the_run_after_draining(ray_two: tuple[Executor, Path]) -> None:
@@ -125,6 +136,48 @@ def test_in_process_time_limit_stop_and_wait_for_nothing() -> None:
     assert len(owner.results) == 2
     with pytest.raises(RuntimeError, match="no task is under way"):
         InProcess(lambda _task: {}).run(lambda: WAIT, owner.tell, lambda: False)
+
+
+def test_the_time_limit_is_longer_where_a_task_is() -> None:
+    task = Task(0, {"x": 0}, "", {"do": "sleep"}, length=3)
+    (result,) = Owner([task]).run(executor(Factory(TARGET), trial_timeout_s=0.1)).values()
+    assert result.error == "took longer than 0.3 s"
+
+
+def test_what_brings_this_process_down_is_found_afterwards(tmp_path: Path) -> None:
+    note = tmp_path / "crash"
+    code = (
+        "import ctypes, pathlib\n"
+        "from autocompress.evaluation import InProcess, Task\n"
+        "tasks = iter([Task(0, {}), None])\n"
+        f"on = InProcess(lambda _: ctypes.string_at(0), crash_file=pathlib.Path({str(note)!r}))\n"
+        "on.run(lambda: next(tasks), print, lambda: False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGSEGV
+    assert read_crash(note).startswith("Fatal Python error: Segmentation fault")
+    assert read_crash(note) == ""
+    on = InProcess(lambda _: {}, crash_file=note)
+    on.run(lambda: None, print, lambda: False)
+    assert not note.exists()
+
+
+def test_a_trial_that_no_node_holds_is_one_clear_error(ray_two: tuple[Executor, Path]) -> None:
+    del ray_two  # Ray has two processors and no GPU here
+    with pytest.raises(InputError, match="holds a trial of 64 CPUs") as caught:
+        executor(Factory(TARGET), workers=1, cpus_per_trial=64)
+    assert "2 CPUs" in caught.value.why and "--cpus-per-trial" in caught.value.fix
+    with pytest.raises(InputError, match=r"1 CPUs and 0\.5 GPUs"):
+        executor(Factory(TARGET), workers=2, gpus_per_trial=0.5)
+
+
+def test_fractions_of_a_processor_run_more_workers(ray_two: tuple[Executor, Path], tmp_path: Path) -> None:
+    del ray_two  # its two processors are what is shared here
+    on = executor(Factory(TARGET), workers=4, cpus_per_trial=0.5)
+    meeting = {"do": "meet", "folder": str(tmp_path), "count": 4}
+    results = Owner([Task(i, {"x": i}, "", meeting) for i in range(4)]).run(on)
+    assert all(result.ok for result in results.values())
+    assert {result.values["threads"] for result in results.values()} == {"1"}
 
 
 def test_factory_errors_reach_the_user() -> None:

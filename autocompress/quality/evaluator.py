@@ -1,7 +1,6 @@
 """Carries out the tasks of a search in whatever process it is made: trials, promotions and finals.
 
-In the owner's process it is made from the objects at hand; in a worker from a folder that holds
-the teacher as data, and the data's spec. The teacher's own code is not needed there.
+In the owner's process it is made from the objects at hand; in workers by `quality/remote.py`.
 """
 
 from __future__ import annotations
@@ -19,23 +18,21 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from autocompress.candidate import Candidate
-from autocompress.data import Data, load_data
+from autocompress.data import Data
 from autocompress.evaluation import Task
 from autocompress.export.onnx import to_onnx
 from autocompress.export.package import save_student
 from autocompress.graph.coupling import Coupling
 from autocompress.graph.module import GraphModule, build
-from autocompress.network import Network, Weights, from_json, to_json
+from autocompress.network import Network, Weights, to_json
 from autocompress.quality.evaluate import Evaluation
 from autocompress.quality.layer_rows import collect_moments, solvable_layers
 from autocompress.quality.one_shot import OneShot, Rival
 from autocompress.quality.saliency import Method, saliency
-from autocompress.quality.student import CALIBRATION_BATCH, Progress, Workshop, limit_threads
+from autocompress.quality.student import CALIBRATION_BATCH, Progress, Workshop
 from autocompress.quality.surgeon import obs_importance
-from autocompress.space import parse_space
-from autocompress.teacher import Preprocessing
 from autocompress.transforms.apply import MOMENTS, Saliency
-from autocompress.transforms.sites import BoundSpace, bind
+from autocompress.transforms.sites import BoundSpace
 
 TRIAL, PROMOTION, FINAL = "trial", "promotion", "final"
 _NETWORK, _WEIGHTS = "network.json", "weights.safetensors"
@@ -143,38 +140,10 @@ def importance(
 
 
 def save_teacher(folder: Path, network: Network, weights: Weights) -> None:
-    """Writes the traced teacher as data, for workers and for resuming."""
+    """Writes the traced teacher as data; its own code is not needed to read that."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _NETWORK).write_text(json.dumps(to_json(network)), encoding="utf-8")
     (folder / _WEIGHTS).write_bytes(save_arrays(weights))
-
-
-def load_saved_teacher(folder: Path) -> tuple[Network, Weights]:
-    """What `save_teacher` wrote."""
-    network = from_json(json.loads((folder / _NETWORK).read_text(encoding="utf-8")))
-    return network, load_arrays((folder / _WEIGHTS).read_bytes())
-
-
-def make(config: Mapping[str, Any]) -> Evaluator:
-    """The evaluator of a worker process, from JSON; see `search.worker_config`."""
-    limit_threads(int(config["threads"]))
-    network, weights = load_saved_teacher(Path(config["teacher"]))
-    hints: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in config["preprocessing"].items()
-    }
-    data = load_data(config["data"], int(config["data_seed"]), preprocessing=Preprocessing(**hints))
-    bound = bind(parse_space(config["space"]), network)
-    workshop = Workshop(
-        bound,
-        weights,
-        data,
-        importances(bound, weights, data),
-        seed=int(config["seed"]),
-        batch_size=int(config["batch_size"]),
-        learning_rate=config["learning_rate"],
-    )
-    return Evaluator(workshop, Path(config["folder"]), int(config["batch"]))
 
 
 def checkpoint(folder: Path, candidate: Candidate) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
 from autocompress.candidate import Candidate
 from autocompress.data import Data
 from autocompress.distill.teacher_outputs import TeacherOutputs
@@ -153,7 +151,3 @@ class Finished:
     network: Network
     weights: Weights
     validation: Evaluation
-
-
-def limit_threads(threads: int) -> None:
-    torch.set_num_threads(max(1, threads))
