@@ -11,8 +11,11 @@ from typing import Any
 
 Option = float | int | str
 
-KINDS = ("block", "width", "rank", "structure", "bits")
+KINDS = ("block", "merge", "width", "rank", "structure", "bits", "sparsity", "codebook")
 """The kinds of site, in the order in which `transforms.apply` carries them out is its own affair."""
+
+PACKED_KINDS = frozenset({"sparsity", "codebook"})
+"""The kinds that make nothing smaller but `student.acz`, and nothing faster."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Cost:
     file_bytes: int
     macs: int
     parameters: int
+    packed_bytes: int = 0
+    """Estimated bytes of `student.acz`; of a student without one, of its `model.safetensors`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -80,4 +85,5 @@ class Cost:
             "file_bytes": self.file_bytes,
             "macs": self.macs,
             "parameters": self.parameters,
+            "packed_bytes": self.packed_bytes,
         }

@@ -53,6 +53,11 @@ def search_options(command: Command) -> Command:
         ),
         click.option("--memory", metavar="BYTES", help="Limit of peak memory: 8MiB, 500KB, or 40%."),
         click.option("--size", metavar="BYTES", help="Limit of the exported file: 1MiB, 300KB, or 40%."),
+        click.option(
+            "--packed-size",
+            metavar="BYTES",
+            help="Limit of the coded student.acz: 30KB, or 5%. The search may choose sparsity and codebooks.",
+        ),
         click.option("--trials", type=positive, default=100, show_default=True, help="Candidates to try."),
         click.option(
             "--workers",

@@ -61,6 +61,8 @@ class Search:
     certify: Certify
     distilled_folder: Path
     console: Console = field(default_factory=Console)
+    starts: Sequence[Candidate] = ()
+    """Candidates to try first beside the solver's, once they are repaired into the budgets."""
     _trials: dict[int, Trial] = field(default_factory=dict)
     _finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _queue: deque[Task] = field(default_factory=deque)
@@ -149,7 +151,9 @@ class Search:
             )
         else:
             found = self._repaired_seeds()
-        for candidate in found:
+        repaired = map(self.repair, self.starts)
+        started = [candidate for candidate in repaired if max(self._excess(candidate).values()) <= 0]
+        for candidate in (*found, *started):
             self._study.enqueue(candidate)
 
     def _repaired_seeds(self) -> list[Candidate]:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 from written_networks import assert_computes, inputs, with_zeros
 
-from autocompress.candidate import KINDS
+from autocompress.candidate import KINDS, PACKED_KINDS
 from autocompress.cost import weight_bytes
 from autocompress.device.runtimes import get_runtime
 from autocompress.export.onnx import to_onnx
@@ -88,7 +88,9 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
     before = {param: value.copy() for param, value in weights.items()}
     space = probed(bind(load_space(name), network), weights)
     assert all(bool(site.locked) == (site.options == (site.default,)) for site in space.sites)
-    assert {site.kind for site in space.free} >= set(KINDS) - {"structure"} and not space.dropped
+    offered = {site.kind for site in space.free}
+    assert offered >= set(KINDS) - {"structure", *PACKED_KINDS} and not space.dropped
+    assert (offered >= PACKED_KINDS) == (name == "all")
     images = inputs((3, size, size), 24)
     rng = random.Random(0)
     for precision in ("fp32", "int8", "mixed"):
@@ -99,6 +101,10 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
         assert {param: value.shape for param, value in cut.items()} == {
             param: one.shape for param, one in changed.params.items()
         }
+        for node in changed.nodes:
+            if node.density < 1 and cut[node.params[0]].shape[1] > 1:
+                found = np.count_nonzero(cut[node.params[0]]) / cut[node.params[0]].size
+                assert abs(found - node.density) < 0.1 or node.density == 0.5
         student = calibrated(changed, cut, images)
         priced, _ = deployed(apply(space, None, candidate)[0])
         assert [(node.name, node.op, node.shape) for node in priced.nodes] == [

@@ -19,7 +19,9 @@ from autocompress.data_splits import Batch
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Weights
 from autocompress.transforms.apply import Saliency, apply
+from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.sites import BoundSpace
+from autocompress.transforms.thin import shared, sharing_layers
 
 
 def choices_to_score(bound: BoundSpace) -> Iterator[tuple[str, Option]]:
@@ -47,6 +49,10 @@ def score(
             break
         network, cut = apply(bound, weights, Candidate.of({name: option}), saliency)
         assert cut is not None
+        if any(sharing_layers(network)):
+            network, cut = fold_batch_norms(network, cut)
+            assert cut is not None
+            cut = shared(network, cut)
         module = build(network, cut)
         module.train()
         damage[name, option] = _divergence(module, batches, targets)
