@@ -295,7 +295,7 @@ class _Campaign:
             spec_extra=spec,
             bench=bench,
             readme=student_card(spec, bench),
-            coded=coded,
+            coded=coded or False,
         )
         self.store.append(
             "certified", candidate=candidate.key, student=record, violated=violated, predicted=cost.to_json()

@@ -126,6 +126,7 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
             spec_extra={"choices": candidate.to_json()},
             bench={},
             readme="",
+            coded=False,
         )
         stored = load_file(tmp_path / precision / "model.safetensors")
         assert sum(stored[param].nbytes for param in priced.params) == weight_bytes(priced)

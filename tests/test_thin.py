@@ -209,7 +209,7 @@ def test_coded_bytes_are_about_as_estimated() -> None:
             if node.codebook:
                 cut[node.params[0]] = share(cut[node.params[0]], node.codebook)
         actual = len(acz_bytes(network, cut))
-        assert packed_bytes(network, 0) == pytest.approx(actual, rel=0.15)
+        assert actual <= packed_bytes(network, 0) < 1.35 * actual
 
 
 def small_pricer(bound: BoundSpace) -> Pricer:

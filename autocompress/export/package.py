@@ -57,13 +57,13 @@ def save_student(
     spec_extra: Mapping[str, Any],
     bench: Mapping[str, Any],
     readme: str,
-    coded: bytes | None = None,
+    coded: bytes | bool = True,
 ) -> None:
     """Writes the student's folder, all of it or nothing; an older one of that name is replaced.
 
-    `coded` is the content of `student.acz` where it is at hand; without it the file is made where it is worth
-    it. `spec_extra` (choices, classes, normalisation, …) goes into `spec.json`. Raises ValueError when it
-    uses one of the names `format`, `network`, `sha256` or is not JSON.
+    `coded` is the content of `student.acz`, or whether it is made where it is worth it. `spec_extra`
+    (choices, classes, normalisation, …) goes into `spec.json`. Raises ValueError when it uses one of the
+    names `format`, `network`, `sha256` or is not JSON.
     """
     taken = [key for key in _OWN_KEYS if key in spec_extra]
     if taken:
@@ -74,8 +74,10 @@ def save_student(
         BENCH: _json(bench),
         README: readme.encode(),
     }
-    if coded is not None or is_worth_coding(network, weights):
-        files[ACZ] = coded if coded is not None else acz_bytes(network, weights, spec_extra)
+    if isinstance(coded, bytes):
+        files[ACZ] = coded
+    elif coded and is_worth_coding(network, weights):
+        files[ACZ] = acz_bytes(network, weights, spec_extra)
     checksums = {name: _sha256(files[name]) for name in (WEIGHTS, MODEL, ACZ) if name in files}
     spec = {"format": FORMAT, **spec_extra, "sha256": checksums, "network": to_json(network)}
     _write_folder(Path(folder), {SPEC: _json(spec), **files})

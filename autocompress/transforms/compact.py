@@ -33,6 +33,9 @@ from autocompress.transforms.replace_layer import POINTWISE, ConvArgs, Link, con
 KEEP_BATCH_NORM = frozenset({"ghost", "sign_sharing", "fire"})
 """They do not end in a convolution, so that a batch norm behind the layer is not folded into it."""
 
+CP_SWEEPS = 10
+"""Of the decomposition that an inverted bottleneck starts from; its block learns more afterwards."""
+
 Array = NDArray[Any]
 Replaced = tuple[Network, Weights | None]
 
@@ -225,7 +228,7 @@ def _inverted_bottleneck(network: Network, weights: Weights | None, layer: str) 
     out, into, *kernel = shape
     up = filters = down = None
     if weight is not None:
-        reduce, each, expand = cp(weight, into)
+        reduce, each, expand = cp(weight, into, CP_SWEEPS)
         up, filters = np.concatenate([reduce, -reduce]), np.concatenate([each, each])
         down = np.concatenate([expand, -expand], axis=1)
     form = conv_args(node)

@@ -110,7 +110,7 @@ def _greedy(
     rows: Double, damped: Double, depth: int, pattern: tuple[int, int] | None
 ) -> tuple[NDArray[np.int64], Double]:
     """For each row the columns that leave, in order, and what each costs: `(rows, depth)` both."""
-    inverse = np.linalg.inv(damped)
+    inverse = np.linalg.inv(damped).astype(np.float64, copy=False)
     together = max(1, _MEMORY_VALUES // max(1, depth * rows.shape[1]))
     parts = [
         _greedy_rows(rows[first : first + together], inverse, depth, pattern)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 Double = NDArray[np.float64]
 
-SWEEPS = 10
+SWEEPS = 6
 _RIDGE = 1e-9
 
 
@@ -82,7 +82,8 @@ def _turns(matrix: Double, sign: int) -> Double:
     size = len(matrix)
     row, column = np.indices((size, size))
     signs = np.where(column < row, sign, 1)
-    return np.bincount(((column - row) % size).ravel(), (matrix * signs).ravel(), size)
+    found = np.bincount(((column - row) % size).ravel(), (matrix * signs).ravel(), size)
+    return found.astype(np.float64)
 
 
 def _solved(grams: list[list[Double]], moments: list[Double], sign: int) -> Double:
