@@ -15,10 +15,10 @@ import numpy as np
 from autocompress.network import Network, Node, Param
 from autocompress.runtime_graph import LAYERS
 
-INT8_BITS = 6.7
+INT8_BITS = 7.0
 """Of a weight of an 8-bit layer with a scale for each output channel."""
 
-SHARED_SLOPE, SHARED_BITS_LESS = 0.75, 0.55
+SHARED_SLOPE, SHARED_BITS_LESS = 0.74, 0.3
 """The index of a shared value takes so many times the logarithm of how many there are, less so many bits."""
 
 HEADER_BYTES, NODE_BYTES, PARAM_BYTES = 100.0, 11.0, 15.0
