@@ -85,7 +85,11 @@ class Answers:
         return cls(str(run), solver, Limits.from_json(record.limits))
 
     def solve(
-        self, latency_ms: float | None = None, memory_mib: float | None = None, size_mib: float | None = None
+        self,
+        latency_ms: float | None = None,
+        memory_mib: float | None = None,
+        size_mib: float | None = None,
+        packed_size_mib: float | None = None,
     ) -> Answer:
         """The least damaged candidate within these limits; those that are not given are the run's own.
 
@@ -97,6 +101,7 @@ class Answers:
             own.latency_ms if latency_ms is None else latency_ms,
             own.peak_memory_bytes if memory_mib is None else int(memory_mib * MIB),
             own.file_bytes if size_mib is None else int(size_mib * MIB),
+            own.packed_bytes if packed_size_mib is None else int(packed_size_mib * MIB),
         )
         candidate = self.solver.solve(limits, rebase=False)
         if candidate is None:

@@ -32,8 +32,9 @@ Teacher = "str | nn.Module"
 class Inspection:
     """Every site of a space on a teacher, what was dropped and why, and costs where a device is given.
 
-    `only_smaller` are options that make nothing faster on the device, only smaller: a search without a
-    budget of size or memory leaves them out too. `basis` says what the predictions come from, and
+    `only_smaller` are options that make nothing faster on the device, only smaller: a search without a budget
+    of size or memory leaves them out too. `only_packed` are those that make only `student.acz` smaller, for
+    which a search needs a budget of the packed size. `basis` says what the predictions come from, and
     `relative_error` how wrong they may be.
     """
 
@@ -43,6 +44,7 @@ class Inspection:
     teacher_cost: Cost | None
     smallest: Cost | None
     only_smaller: tuple[tuple[str, Option, str], ...] = ()
+    only_packed: tuple[tuple[str, Option, str], ...] = ()
     basis: str = ""
     relative_error: float | None = None
 
@@ -73,6 +75,9 @@ class Inspection:
             ],
             "dropped_without_size_budget": [
                 {"site": name, "option": option, "reason": why} for name, option, why in self.only_smaller
+            ],
+            "dropped_without_packed_size_budget": [
+                {"site": name, "option": option, "reason": why} for name, option, why in self.only_packed
             ],
             "conclusion": self.conclusion,
             "predictions": {"basis": self.basis, "relative_error": self.relative_error},
@@ -105,14 +110,15 @@ def inspect(
     loaded_space = load_space(space)
     profile = None if device is None else load_profile(device)
     from autocompress.cost import CostModel
-    from autocompress.payoff import payoff
+    from autocompress.payoff import only_packed, payoff
     from autocompress.preparation import bound_space, open_teacher, seen_by
     from autocompress.pricing import Pricer
 
     opened = open_teacher(teacher, data, input_size)
     bound = bound_space(opened, loaded_space)
+    packed = tuple((name, option, why) for (name, option), why in only_packed(bound).items())
     if profile is None:
-        return Inspection(bound.sites, bound.dropped, bound.log10_size, None, None)
+        return Inspection(bound.sites, bound.dropped, bound.log10_size, None, None, only_packed=packed)
     view = seen_by(profile, opened, bound, loaded_space)
     everything = Pricer(bound, CostModel(view))
     found = payoff(everything)
@@ -125,6 +131,7 @@ def inspect(
         pricer.teacher,
         pricer.smallest,
         tuple((name, option, why) for (name, option), why in found.only_smaller.items()),
+        packed,
         view.basis,
         view.relative_error,
     )
@@ -252,29 +259,35 @@ def _answering(found: Front) -> Front:
 
 
 def solve(
-    run: str | Path, latency: str | None = None, memory: str | None = None, size: str | None = None
+    run: str | Path,
+    latency: str | None = None,
+    memory: str | None = None,
+    size: str | None = None,
+    packed_size: str | None = None,
 ) -> Answer:
     """The candidate that is expected to lose least within limits as typed (`1.5ms`, `40%` of the teacher).
 
     Nothing is evaluated; see `Front.solve`. Raises NothingFeasibleError when there is none.
     """
     found = front(run)
-    answer: Answer = found.solve(**_parsed(found, latency, memory, size))
+    answer: Answer = found.solve(**_parsed(found, latency, memory, size, packed_size))
     return answer
 
 
 def _parsed(
-    found: Front, latency: str | None, memory: str | None, size: str | None
+    found: Front, latency: str | None, memory: str | None, size: str | None, packed_size: str | None
 ) -> dict[str, float | None]:
     from autocompress.budgets import MIB, Budgets
 
-    if latency is memory is size is None:
+    given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
+    if not any(given.values()):
         return {}
-    limits = Budgets.parse(latency=latency, memory=memory, size=size).resolve(found.teacher)
+    limits = Budgets.parse(**given).resolve(found.teacher)
     return {
         "latency_ms": limits.latency_ms,
         "memory_mib": None if limits.peak_memory_bytes is None else limits.peak_memory_bytes / MIB,
         "size_mib": None if limits.file_bytes is None else limits.file_bytes / MIB,
+        "packed_size_mib": None if limits.packed_bytes is None else limits.packed_bytes / MIB,
     }
 
 
@@ -284,6 +297,7 @@ def pick(
     latency: str | None = None,
     memory: str | None = None,
     size: str | None = None,
+    packed_size: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Copies the most accurate certified student within these limits to `output`.
@@ -291,7 +305,8 @@ def pick(
     Percentages are of the teacher's measured cost. Raises NothingFeasibleError when there is none.
     """
     found = front(run)
-    student = found.best(**_parsed(found, latency, memory, size)) if found.measured else found.best()
+    limits = _parsed(found, latency, memory, size, packed_size) if found.measured else {}
+    student = found.best(**limits)
     return student.save(output, overwrite=overwrite)
 
 

@@ -30,7 +30,7 @@ BYTE_UNITS = {
     "GiB": 1024**3,
 }
 
-LIMITED = ("latency_ms", "peak_memory_bytes", "file_bytes")
+LIMITED = ("latency_ms", "peak_memory_bytes", "file_bytes", "packed_bytes")
 """The costs that can be limited, by their names in `candidate.Cost`."""
 
 _TEXT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?i:nan|inf(?:inity)?))\s*(\S*)\s*\Z")
@@ -43,6 +43,7 @@ class Limits:
     latency_ms: float | None = None
     peak_memory_bytes: int | None = None
     file_bytes: int | None = None
+    packed_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.as_dict:
@@ -77,7 +78,7 @@ class Limits:
             return None if value is None else math.floor(value * share)
 
         latency_ms = None if self.latency_ms is None else self.latency_ms * share
-        return Limits(latency_ms, times(self.peak_memory_bytes), times(self.file_bytes))
+        return Limits(latency_ms, *(times(getattr(self, name)) for name in LIMITED[1:]))
 
     def describe(self) -> str:
         return ", ".join(f"{_LABELS[name]} ≤ {show(name, limit)}" for name, limit in self.as_dict.items())
@@ -90,11 +91,17 @@ class Limits:
         return cls(**{name: data.get(name) for name in LIMITED})
 
 
-_LABELS = {"latency_ms": "latency", "peak_memory_bytes": "memory", "file_bytes": "size"}
+_LABELS = {
+    "latency_ms": "latency",
+    "peak_memory_bytes": "memory",
+    "file_bytes": "size",
+    "packed_bytes": "packed size",
+}
 _FIELDS = {
     "latency_ms": ("latency_ms", "latency_ratio"),
     "peak_memory_bytes": ("memory_mib", "memory_ratio"),
     "file_bytes": ("size_mib", "size_ratio"),
+    "packed_bytes": ("packed_size_mib", "packed_size_ratio"),
 }
 
 
@@ -102,7 +109,8 @@ _FIELDS = {
 class Budgets:
     """What a student may cost: absolute, or as a ratio of the teacher's cost on the same device.
 
-    `memory_mib` limits the peak memory of a run, `size_mib` the exported file; 1 MiB = 1024² bytes.
+    `memory_mib` limits the peak memory of a run, `size_mib` the exported file, `packed_size_mib` the coded
+    `student.acz`; 1 MiB = 1024² bytes.
 
     Raises BudgetError unless at least one budget is set, each is a positive number, and none is
     set both ways.
@@ -114,6 +122,8 @@ class Budgets:
     latency_ratio: float | None = None
     memory_ratio: float | None = None
     size_ratio: float | None = None
+    packed_size_mib: float | None = None
+    packed_size_ratio: float | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
@@ -126,13 +136,20 @@ class Budgets:
                 raise BudgetError(f"{absolute} and {ratio} are both set", fix="give one of them")
 
     @classmethod
-    def parse(cls, latency: str | None = None, memory: str | None = None, size: str | None = None) -> Budgets:
+    def parse(
+        cls,
+        latency: str | None = None,
+        memory: str | None = None,
+        size: str | None = None,
+        packed_size: str | None = None,
+    ) -> Budgets:
         """Budgets as typed: `2ms`, `500us`, `8MiB`, `300KB` or `40%` (of the teacher).
 
         KB, MB and GB are powers of 1000; KiB, MiB and GiB powers of 1024. Raises BudgetError.
         """
         parts: dict[str, float] = {}
-        for name, text in (("latency", latency), ("memory", memory), ("size", size)):
+        given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
+        for name, text in given.items():
             if text is not None:
                 parts |= _parse(name, text)
         return cls(**parts)
@@ -171,7 +188,8 @@ def check_reachable(limits: Limits, smallest: Cost | Any) -> None:
     if not broken:
         return
     asked = ", ".join(f"{_LABELS[name]} ≤ {show(name, limits.as_dict[name])}" for name in broken)
-    reachable = ", ".join(f"{_LABELS[name]} {show(name, _cost(smallest, name, False))}" for name in LIMITED)
+    told = [name for name in LIMITED if name != "packed_bytes" or name in limits.as_dict]
+    reachable = ", ".join(f"{_LABELS[name]} {show(name, _cost(smallest, name, False))}" for name in told)
     raise BudgetError(
         f"no model of this space keeps the budget {asked}",
         why=f"smallest reachable model: {reachable}",

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from autocompress.device.profile_files import write_profile
 from autocompress.errors import NothingFeasibleError
 from autocompress.evaluation import Executor, InProcess
 from autocompress.export.onnx import to_onnx
-from autocompress.export.package import load_student, read_spec, save_student
+from autocompress.export.package import coded_again, load_student, packed_size, read_spec, save_student
 from autocompress.graph.module import build
 from autocompress.pareto import Front, front_of
 from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
@@ -41,6 +41,7 @@ from autocompress.request import RECORDED, Request
 from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
 from autocompress.search import Search
 from autocompress.solver import MOST_DAMAGE, Solver
+from autocompress.transforms.rank_start import rank_starts
 from autocompress.transforms.sampling import random_candidate
 from autocompress.workers import executor
 
@@ -165,6 +166,7 @@ class _Campaign:
                 certify=lambda candidate: self._certify(candidate, limits, teacher),
                 distilled_folder=self.paths.distilled,
                 console=self.console,
+                starts=rank_starts(self.bound, weights),
             )
             if evaluator is not None:
                 evaluator.progress, evaluator.stop = search.show_step, search.stopped
@@ -188,8 +190,8 @@ class _Campaign:
         predicted = self.prepared.pricer.teacher
         nothing = Limits(latency_ms=1e12)
         record, _ = student_record(
-            "teacher", certificate, predicted.peak_memory_bytes,
-            count(build(network, weights), network.input_shape[1:]), str(model), nothing,
+            "teacher", certificate, predicted.peak_memory_bytes, count(build(network, weights),
+            network.input_shape[1:]), str(model), nothing, predicted.packed_bytes,
         )  # fmt: skip
         limits = self.request.budgets.resolve(record)
         self.store.append(
@@ -319,13 +321,6 @@ class _Campaign:
             network, nodes=tuple(replace(n, quantizer=None) for n in network.nodes), input_quantizer=None
         )
         cost = self.prepared.pricer.price(candidate)
-        record, violated = student_record(
-            candidate.key, certificate, cost.peak_memory_bytes,
-            count(build(floating, weights), network.input_shape[1:]),
-            f"students/{candidate.key}", limits,
-        )  # fmt: skip
-        bench = self._bench(certificate, record, limits, violated, teacher)
-        self.store.append("exported", candidate=candidate.key, path=record["path"])
         spec = {
             "choices": read_spec(source)["choices"],
             "num_classes": self.data.num_classes,
@@ -335,6 +330,14 @@ class _Campaign:
             "teacher": self.prepared.opened.teacher.name,
             "data": self.data.name,
         }
+        coded = coded_again(source, spec)
+        record, violated = student_record(
+            candidate.key, certificate, cost.peak_memory_bytes,
+            count(build(floating, weights), network.input_shape[1:]),
+            f"students/{candidate.key}", limits, packed_size(source) if coded is None else len(coded),
+        )  # fmt: skip
+        bench = self._bench(certificate, record, limits, violated, teacher)
+        self.store.append("exported", candidate=candidate.key, path=record["path"])
         save_student(
             self.paths.student(candidate.key),
             network=network,
@@ -343,6 +346,7 @@ class _Campaign:
             spec_extra=spec,
             bench=bench,
             readme=student_card(spec, bench),
+            coded=coded or False,
         )
         self.store.append(
             "certified", candidate=candidate.key, student=record, violated=violated, predicted=cost.to_json()

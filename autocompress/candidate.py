@@ -13,8 +13,11 @@ Option = float | int | str
 
 _CANONICAL = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
-KINDS = ("block", "width", "rank", "structure", "bits")
+KINDS = ("block", "merge", "width", "rank", "structure", "bits", "sparsity", "codebook")
 """The kinds of site, in the order in which `transforms.apply` carries them out is its own affair."""
+
+PACKED_KINDS = frozenset({"sparsity", "codebook"})
+"""The kinds that make nothing smaller but `student.acz`, and nothing faster."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Cost:
     file_bytes: int
     macs: int
     parameters: int
+    packed_bytes: int = 0
+    """Estimated bytes of `student.acz`; of a student without one, of its `model.safetensors`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -81,4 +86,5 @@ class Cost:
             "file_bytes": self.file_bytes,
             "macs": self.macs,
             "parameters": self.parameters,
+            "packed_bytes": self.packed_bytes,
         }

@@ -101,6 +101,7 @@ def student_record(
     counts: tuple[int, int],
     path: str,
     limits: Limits,
+    packed_bytes: int,
 ) -> tuple[dict[str, Any], list[str]]:
     """The record of a measured student as `front` prints it, and the budgets it breaks."""
     macs, parameters = counts
@@ -117,6 +118,7 @@ def student_record(
         "file_bytes": certificate.file_bytes,
         "macs": macs,
         "parameters": parameters,
+        "packed_bytes": packed_bytes,
     }
     violated = limits.violated(record, upper=True)
     return {**record, "certified": not violated, "path": path}, violated

@@ -146,6 +146,7 @@ def search(
     latency: str | None,
     memory: str | None,
     size: str | None,
+    packed_size: str | None,
     run: Path,
     resume: bool,
     overwrite: bool,
@@ -153,7 +154,7 @@ def search(
 ) -> None:
     """Searches under hard budgets, distils the best candidates, and certifies them on this machine.
 
-    At least one of --latency, --memory and --size is needed. What cannot be reached is refused
+    At least one of --latency, --memory, --size and --packed-size is needed. What cannot be reached is refused
     before anything is trained. Ctrl-C finishes what is under way and keeps it; `resume` goes on.
 
     \b
@@ -166,7 +167,7 @@ def search(
     from autocompress import api
     from autocompress.budgets import Budgets
 
-    budgets = Budgets.parse(latency=latency, memory=memory, size=size)
+    budgets = Budgets.parse(latency=latency, memory=memory, size=size, packed_size=packed_size)
     with resumable(run):
         found = api.compress(budgets=budgets, run=run, resume=resume, overwrite=overwrite, **options)
     _print_front(found, "table")
@@ -202,16 +203,23 @@ def resume(run: Path, add_trials: int) -> None:
 @click.option("--latency", metavar="CONDITION", help="Such as '<=1.5ms' or '<40%' (of the teacher).")
 @click.option("--memory", metavar="CONDITION", help="Such as '<=8MiB'.")
 @click.option("--size", metavar="CONDITION", help="Such as '<=300KB'.")
+@click.option("--packed-size", metavar="CONDITION", help="Such as '<=30KB', of student.acz.")
 @click.option(
     "--sort",
-    type=click.Choice(["accuracy", "latency", "memory", "size"]),
+    type=click.Choice(["accuracy", "latency", "memory", "size", "packed_size"]),
     default="accuracy",
     show_default=True,
     help="What comes first: the most accurate, the fastest, the smallest.",
 )
 @FORMAT
 def front(
-    run: Path, latency: str | None, memory: str | None, size: str | None, sort: str, output_format: str
+    run: Path,
+    latency: str | None,
+    memory: str | None,
+    size: str | None,
+    packed_size: str | None,
+    sort: str,
+    output_format: str,
 ) -> None:
     """Shows the certified students of RUN that no other one beats in everything at once.
 
@@ -222,7 +230,7 @@ def front(
     """
     from autocompress import api
 
-    found = api.front(run).filtered(latency=latency, memory=memory, size=size).sorted_by(sort)
+    found = api.front(run).filtered(latency, memory, size, packed_size).sorted_by(sort)
     _print_front(found, output_format)
 
 
@@ -231,6 +239,7 @@ def front(
 @click.option("--latency", metavar="TIME", help="At most this: 1.5ms, or 40% of the teacher.")
 @click.option("--memory", metavar="BYTES", help="At most this: 8MiB, or 40%.")
 @click.option("--size", metavar="BYTES", help="At most this: 300KB, or 40%.")
+@click.option("--packed-size", metavar="BYTES", help="At most this of student.acz: 30KB, or 5%.")
 @click.option(
     "-o", "--output", type=FOLDER, help="Folder to copy the student to.  [required without --solve]"
 )
@@ -248,6 +257,7 @@ def pick(
     latency: str | None,
     memory: str | None,
     size: str | None,
+    packed_size: str | None,
     output: Path | None,
     overwrite: bool,
     solve: bool,
@@ -267,7 +277,7 @@ def pick(
     """
     from autocompress import api
 
-    limits = {"latency": latency, "memory": memory, "size": size}
+    limits = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
     if not solve:
         if output is None:
             raise click.UsageError("Missing option '-o' / '--output'.", ctx)

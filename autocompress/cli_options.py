@@ -54,6 +54,11 @@ def search_options(command: Command) -> Command:
         click.option("--memory", metavar="BYTES", help="Limit of peak memory: 8MiB, 500KB, or 40%."),
         click.option("--size", metavar="BYTES", help="Limit of the exported file: 1MiB, 300KB, or 40%."),
         click.option(
+            "--packed-size",
+            metavar="BYTES",
+            help="Limit of the coded student.acz: 30KB, or 5%. The search may choose sparsity and codebooks.",
+        ),
+        click.option(
             "--trials",
             type=positive,
             help="Candidates to try at most.  [default: 100, or with --time as many as are worth it]",

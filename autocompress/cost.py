@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from autocompress.candidate import Cost
 from autocompress.kernels import Kernel, elements, kernels, macs
 from autocompress.network import INPUT, Network, Node, Param
+from autocompress.packed import packed_bytes
 from autocompress.runtime_graph import CONVOLUTIONS, LAYERS, RESHAPES
 from autocompress.runtime_layouts import Layouts
 
@@ -178,13 +179,15 @@ class CostModel:
         latency = (self.device.constant_us + sum(map(self._kernel_us, found))) / 1e3
         margin = self.device.relative_error * latency
         overhead = float(self.device.file_overhead @ file_features(network))
+        weights = weight_bytes(network)
         return Cost(
             latency_ms=latency,
             latency_ms_ci95=(latency - margin, latency + margin),
             peak_memory_bytes=peak_memory_bytes(network),
-            file_bytes=round(weight_bytes(network) + overhead),
+            file_bytes=round(weights + overhead),
             macs=sum(kernel.macs for kernel in found),
             parameters=sum(elements(spec.shape) for spec in network.params.values() if spec.trainable),
+            packed_bytes=packed_bytes(network, weights),
         )
 
     def _kernel_us(self, kernel: Kernel) -> float:

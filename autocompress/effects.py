@@ -29,6 +29,7 @@ class Effect:
     file_bytes: float = 0.0
     weight_bytes: float = 0.0
     live_bytes: Mapping[str, float] = field(default_factory=dict)
+    packed_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class EffectTable:
     live_bytes: Mapping[str, float]
     effects: Mapping[Choice, Effect]
     excluded: Mapping[Choice, frozenset[str]] = field(default_factory=dict)
+    packed_bytes: float = 0.0
 
     @cached_property
     def cuts(self) -> tuple[str, ...]:
@@ -76,6 +78,7 @@ def _effect_to_json(effect: Effect | EffectTable) -> dict[str, Any]:
         "file_bytes": effect.file_bytes,
         "weight_bytes": effect.weight_bytes,
         "live_bytes": dict(effect.live_bytes),
+        "packed_bytes": effect.packed_bytes,
     }
 
 
@@ -85,6 +88,7 @@ class _Priced:
     file_bytes: float
     weight_bytes: float
     live_bytes: Mapping[str, int]
+    packed_bytes: float
 
     def since(self, before: _Priced) -> Effect:
         """What this adds to `before`. A cut that this no longer has is empty, one that is new was."""
@@ -95,6 +99,7 @@ class _Priced:
             self.file_bytes - before.file_bytes,
             self.weight_bytes - before.weight_bytes,
             {cut: change for cut, change in sorted(changes.items()) if change},
+            self.packed_bytes - before.packed_bytes,
         )
 
 
@@ -131,21 +136,29 @@ def effects_of(pricer: Pricer, base: Candidate) -> EffectTable:
             effects[site.name, option] = price({**around, site.name: option}).since(before)
     start = price(chosen)
     return EffectTable(
-        start.latency_ms, start.file_bytes, start.weight_bytes, dict(start.live_bytes), effects, excluded
+        start.latency_ms,
+        start.file_bytes,
+        start.weight_bytes,
+        dict(start.live_bytes),
+        effects,
+        excluded,
+        start.packed_bytes,
     )
 
 
 def _priced(pricer: Pricer, candidate: Candidate) -> _Priced:
     network = deployed(apply(pricer.bound.folded, None, candidate)[0])[0]
     cost = pricer.cost_model.price(network)
-    return _Priced(cost.latency_ms, cost.file_bytes, weight_bytes(network), live_bytes(network))
+    return _Priced(
+        cost.latency_ms, cost.file_bytes, weight_bytes(network), live_bytes(network), cost.packed_bytes
+    )
 
 
 def exclusions(bound: BoundSpace) -> dict[Choice, frozenset[str]]:
-    """The sites that a choice at a block or at a layer's structure makes moot, by the space's own rule for
-    canonical candidates."""
+    """The sites that a choice at a block, a merge or a layer's structure makes moot, by the space's own rule
+    for canonical candidates."""
     found = {}
-    for site in (*bound.of_kind("block"), *bound.of_kind("structure")):
+    for site in (site for kind in ("block", "merge", "structure") for site in bound.of_kind(kind)):
         others = [other for other in bound.free if other is not site]
         # Choices of different kinds, and those of blocks, could make each other moot.
         asked = [[other] for other in others if other.kind == "block"]

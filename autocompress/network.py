@@ -67,7 +67,8 @@ class Node:
     `shape` is that of the output, one shape per element for an operation with several outputs,
     and `()` for an integer. `module` is the path of the teacher's module that ran it.
     `bits` is the precision of a convolution or linear layer (32 or 8); `quantizer`, set by
-    calibration, quantizes the output.
+    calibration, quantizes the output. `density` is the share of its weights that are not held at
+    zero, and `codebook` how many values its weights share (0: as many as they like).
     """
 
     name: str
@@ -78,6 +79,8 @@ class Node:
     module: str = ""
     bits: int = 32
     quantizer: Quantizer | None = None
+    density: float = 1.0
+    codebook: int = 0
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -289,6 +292,10 @@ def _node_to_json(node: Node) -> dict[str, Any]:
         data["bits"] = node.bits
     if node.quantizer:
         data["quantizer"] = _quantizer_to_json(node.quantizer)
+    if node.density != 1:
+        data["density"] = node.density
+    if node.codebook:
+        data["codebook"] = node.codebook
     return data
 
 
@@ -302,6 +309,8 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
         module=data.get("module", ""),
         bits=int(data.get("bits", 32)),
         quantizer=_quantizer_from_json(data.get("quantizer")),
+        density=float(data.get("density", 1.0)),
+        codebook=int(data.get("codebook", 0)),
     )
 
 

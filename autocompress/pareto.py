@@ -18,8 +18,13 @@ from autocompress.errors import InputError, NothingFeasibleError, StudentError
 from autocompress.run_store import RunRecord
 
 Point = Sequence[float]
-COSTS = {"latency": "latency_ms", "memory": "peak_memory_bytes", "size": "file_bytes"}
-NAMES = {cost: name for name, cost in COSTS.items()}
+COSTS = {
+    "latency": "latency_ms",
+    "memory": "peak_memory_bytes",
+    "size": "file_bytes",
+    "packed_size": "packed_bytes",
+}
+NAMES = {cost: name.replace("_", " ") for name, cost in COSTS.items()}
 SORTABLE = {"accuracy": "accuracy", **COSTS}
 
 
@@ -41,6 +46,7 @@ class Student:
     path: str
     validation_accuracy: float = 0.0
     run: str = ""
+    packed_bytes: int = 0
 
     @property
     def folder(self) -> Path:
@@ -87,8 +93,9 @@ class Student:
 
 @dataclass(frozen=True)
 class Front:
-    """Certified students that no other certified one beats in validation accuracy, latency, memory and
-    size at once, the most accurate first. `measured` also holds those that are beaten or break a budget."""
+    """Certified students that no other certified one beats in validation accuracy, latency, memory,
+    size and packed size at once, the most accurate first. `measured` also holds those that are beaten or
+    break a budget."""
 
     run: str
     teacher: Mapping[str, Any]
@@ -102,7 +109,11 @@ class Front:
     """Answers a new budget for the run; set by `api`."""
 
     def solve(
-        self, latency_ms: float | None = None, memory_mib: float | None = None, size_mib: float | None = None
+        self,
+        latency_ms: float | None = None,
+        memory_mib: float | None = None,
+        size_mib: float | None = None,
+        packed_size_mib: float | None = None,
     ) -> Any:
         """The candidate, trained or not, that is expected to lose least within these limits.
 
@@ -113,10 +124,19 @@ class Front:
             raise InputError(
                 "this front belongs to no run folder", fix="read it with autocompress.front(run)"
             )
-        return self.answer(latency_ms=latency_ms, memory_mib=memory_mib, size_mib=size_mib)
+        return self.answer(
+            latency_ms=latency_ms,
+            memory_mib=memory_mib,
+            size_mib=size_mib,
+            packed_size_mib=packed_size_mib,
+        )
 
     def best(
-        self, latency_ms: float | None = None, memory_mib: float | None = None, size_mib: float | None = None
+        self,
+        latency_ms: float | None = None,
+        memory_mib: float | None = None,
+        size_mib: float | None = None,
+        packed_size_mib: float | None = None,
     ) -> Student:
         """The student with the highest validation accuracy within these limits, the faster of equals.
 
@@ -127,6 +147,7 @@ class Front:
             "latency_ms": latency_ms,
             "peak_memory_bytes": None if memory_mib is None else memory_mib * MIB,
             "file_bytes": None if size_mib is None else size_mib * MIB,
+            "packed_bytes": None if packed_size_mib is None else packed_size_mib * MIB,
         }
         given = _set(limits)
         certified = [student for student in self.measured if student.certified]
@@ -138,11 +159,16 @@ class Front:
         raise self._nearest_miss({**_set(self.limits), **given})
 
     def filtered(
-        self, latency: str | None = None, memory: str | None = None, size: str | None = None
+        self,
+        latency: str | None = None,
+        memory: str | None = None,
+        size: str | None = None,
+        packed_size: str | None = None,
     ) -> Front:
         """The students that keep conditions such as `<=1.5ms`, `<2MiB`, `>40%` (of the teacher)."""
         found = self
-        for name, condition in (("latency", latency), ("memory", memory), ("size", size)):
+        given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
+        for name, condition in given.items():
             if condition is not None:
                 keeps = _condition(name, condition, self.teacher)
                 students, measured = (

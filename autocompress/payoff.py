@@ -2,7 +2,8 @@
 
 A choice is tried by itself, on the teacher and on the teacher at its fewest bits. What makes nothing
 faster or smaller in either is dropped. Fewer bits always make the file smaller: a layer whose low
-bits are never faster keeps them only where a budget of size or memory could ask for them.
+bits are never faster keeps them only where a budget of size or memory could ask for them. Sparsity and shared
+values make only `student.acz` smaller, and stay only where a budget of the packed size asks for them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from autocompress.candidate import Candidate, Option, Site
+from autocompress.candidate import PACKED_KINDS, Candidate, Option, Site
 from autocompress.cost import kernels
 from autocompress.kernels import Kernel
 from autocompress.pricing import Pricer, with_choice
 from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.sites import BoundSpace
 
-SHRUNK = frozenset({"peak_memory_bytes", "file_bytes"})
+SHRUNK = frozenset({"peak_memory_bytes", "file_bytes", "packed_bytes"})
 """The budgets that could ask for fewer bits although they are not faster."""
 
+PACKED_REASON = "makes only student.acz smaller, and nothing faster"
 _KIND_OF_BITS = {32: "float32", 8: "int8"}
 Reasons = Mapping[tuple[str, Option], str]
 
@@ -26,16 +29,21 @@ Reasons = Mapping[tuple[str, Option], str]
 @dataclass(frozen=True)
 class Payoff:
     """`useless` options make nothing faster or smaller. `only_smaller` are fewer bits that make nothing
-    faster. Both by (site name, option), with the reason."""
+    faster, `only_packed` what makes nothing smaller but `student.acz`. All by (site name, option), with the
+    reason."""
 
     useless: Reasons
     only_smaller: Reasons
+    only_packed: Reasons
 
     def dropped(self, budgeted: Collection[str]) -> dict[tuple[str, Option], str]:
         """What a search under budgets of these costs leaves out."""
-        if SHRUNK & set(budgeted):
-            return dict(self.useless)
-        return {**self.useless, **self.only_smaller}
+        found = dict(self.useless)
+        if not SHRUNK & set(budgeted):
+            found |= self.only_smaller
+        if "packed_bytes" not in budgeted:
+            found |= self.only_packed
+        return found
 
 
 def payoff(pricer: Pricer) -> Payoff:
@@ -44,7 +52,18 @@ def payoff(pricer: Pricer) -> Payoff:
     useless = {
         (name, option): judge.words(pricer.bound.by_name[name], option) for name, option in pricer.useless()
     }
-    return Payoff(useless, _only_smaller(pricer))
+    return Payoff(useless, _only_smaller(pricer), only_packed(pricer.bound))
+
+
+def only_packed(bound: BoundSpace) -> dict[tuple[str, Option], str]:
+    """The choices of sparsity and shared values, which no runtime here computes any faster with."""
+    return {
+        (site.name, option): PACKED_REASON
+        for site in bound.free
+        if site.kind in PACKED_KINDS
+        for option in site.options
+        if option != site.default
+    }
 
 
 def _only_smaller(pricer: Pricer) -> dict[tuple[str, Option], str]:

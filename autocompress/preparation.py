@@ -28,7 +28,7 @@ from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
 from autocompress.transforms.sites import BoundSpace, bind
 
-REPLACEMENTS = frozenset({"rank", "structure", "block"})
+REPLACEMENTS = frozenset({"rank", "structure", "block", "merge"})
 """Kinds of site whose options run operations that the teacher may not have."""
 
 NOTHING_PAYS = "no choice of the space makes anything faster or smaller on this device"

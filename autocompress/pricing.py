@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
 from autocompress.budgets import LIMITED, Limits
-from autocompress.candidate import Candidate, Cost, Option, Site
+from autocompress.candidate import PACKED_KINDS, Candidate, Cost, Option, Site
 from autocompress.cost import CostModel
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import BoundSpace
@@ -60,6 +60,7 @@ class Pricer:
             least["file_bytes"].file_bytes,
             best.macs,
             best.parameters,
+            least["packed_bytes"].packed_bytes,
         )
 
     def _least(self, name: str) -> Cost:
@@ -89,7 +90,7 @@ class Pricer:
         """
         found = {}
         for site in self.bound.free:
-            if site.kind == "bits":
+            if site.kind == "bits" or site.kind in PACKED_KINDS:
                 continue
             for option in site.options:
                 if option != site.default and not any(

@@ -66,6 +66,8 @@ class Search:
     certify: Certify
     distilled_folder: Path
     console: Console = field(default_factory=Console)
+    starts: Sequence[Candidate] = ()
+    """Candidates to try first beside the solver's, once they are repaired into the budgets."""
     _trials: dict[int, Trial] = field(default_factory=dict)
     _finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _queue: deque[Task] = field(default_factory=deque)
@@ -173,7 +175,13 @@ class Search:
         if self._solver.table is not None and not is_known:
             self.store.append("choices_priced", table=self._solver.table.to_json())
         self._decide(what)
-        for candidate in found:
+        repaired = map(self.repair, self.starts)
+        inside = [
+            candidate
+            for candidate in repaired
+            if max(self.limits.excess(self.pricer.price(candidate), upper=True).values()) <= 0
+        ]
+        for candidate in (*found, *inside):
             self._study.enqueue(candidate)
 
     def _evaluate(self) -> None:
@@ -413,7 +421,7 @@ class Search:
         )
 
     def _length(self, epochs: float) -> float:
-        """How much longer than a trial a training may take; one in one shot counts as a hundredth of an epoch."""
+        """How much longer than a trial a training may take; a trial in one shot counts as 0.01 epochs."""
         return max(1.0, epochs / (self.plan.trial_epochs or 0.01))
 
     def _certify_all(self) -> None:

@@ -155,6 +155,9 @@ def _limited(table: EffectTable, columns: Sequence[Choice], limits: Limits, marg
     if limits.file_bytes is not None:
         added = np.array([effect.file_bytes for effect in effects])
         yield added / limits.file_bytes, -np.inf, 1 - table.file_bytes / limits.file_bytes
+    if limits.packed_bytes is not None:
+        added = np.array([effect.packed_bytes for effect in effects])
+        yield added / limits.packed_bytes, -np.inf, 1 - table.packed_bytes / limits.packed_bytes
     if limits.peak_memory_bytes is not None:
         weights = np.array([effect.weight_bytes for effect in effects])
         for cut in table.cuts:
@@ -284,4 +287,4 @@ def _moved(seen: float, limit: float, excess: float) -> float:
 
 def _limits(values: Mapping[str, float]) -> Limits:
     whole = {name: math.floor(value) for name, value in values.items() if name != "latency_ms"}
-    return Limits(values.get("latency_ms"), whole.get("peak_memory_bytes"), whole.get("file_bytes"))
+    return Limits(latency_ms=values.get("latency_ms"), **whole)

@@ -1,8 +1,9 @@
 """The search space: a YAML file of rules that says what may change in a network, and where.
 
-A rule names layers or blocks (`match`) and the choices there (`width`, `rank`, `structure`, `bits`, `block`);
-a `lock` forbids every change. Rules apply in order: a later rule replaces only the keys that it
-writes itself, and a lock wins over everything. docs/search-spaces.md describes every key.
+A rule names layers or blocks (`match`) and the choices there (`width`, `rank`, `structure`, `bits`, `merge`,
+`sparsity`, `codebook`, `block`); a `lock` forbids every change. Rules apply in order: a later rule replaces
+only the keys that it writes itself, and a lock wins over everything. docs/search-spaces.md describes every
+key.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from autocompress import locations
 from autocompress.errors import SpaceError
-from autocompress.space_rules import Match, Part, Rank, Rule, SpaceFile, Width, merge
+from autocompress.space_rules import Match, Part, Rank, Rule, SpaceFile, Sparsity, Width, merge
 from autocompress.strict_yaml import Document, StrictYamlError, parse_document, read_document
 
 
@@ -37,6 +38,9 @@ class LayerRule:
     rank: Rank | None = None
     structure: tuple[str, ...] = ()
     bits: tuple[int, ...] = ()
+    merge: tuple[str, ...] = ()
+    sparsity: Sparsity | None = None
+    codebook: tuple[int | str, ...] = ()
     locked: str = ""
     matched: frozenset[int] = frozenset()
 
@@ -84,6 +88,9 @@ class Space:
             rank=merge(Rank, (rule.rank for rule in chosen)),
             structure=next((rule.structure for rule in reversed(chosen) if rule.structure), ()),
             bits=next((rule.bits for rule in reversed(chosen) if rule.bits), ()),
+            merge=next((rule.merge for rule in reversed(chosen) if rule.merge), ()),
+            sparsity=merge(Sparsity, (rule.sparsity for rule in chosen)),
+            codebook=next((rule.codebook for rule in reversed(chosen) if rule.codebook), ()),
             matched=frozenset(fitting),
         )
 
@@ -172,6 +179,7 @@ _PARTS: dict[str, type[Part]] = {
     "lock": Match,
     "width": Width,
     "rank": Rank,
+    "sparsity": Sparsity,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -10,17 +11,32 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 LayerKind = Literal["conv", "linear", "depthwise"]
 BlockKind = Literal["residual"]
-Importance = Literal["l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd", "obs"]
+Importance = Literal[
+    "l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd", "obs", "slimming", "l0"
+]
 RankMethod = Literal["auto", "svd", "tucker2", "spatial_svd", "cp"]
-StructureChoice = Literal["dense", "monarch", "kronecker", "circulant"]
+StructureChoice = Literal["dense", "monarch", "kronecker", "circulant", "toeplitz_2", "toeplitz_4"]
 BlockChoice = Literal[
-    "keep", "drop", "depthwise_separable", "grouped_shuffle", "ghost", "sign_sharing", "fire"
+    "keep",
+    "drop",
+    "depthwise_separable",
+    "grouped_shuffle",
+    "ghost",
+    "sign_sharing",
+    "fire",
+    "inverted_bottleneck",
 ]
 Bits = Literal[8, 32]
+MergeChoice = Literal["merge", "keep"]
+SparsityMethod = Literal["magnitude", "obd", "obs", "l1", "l0", "decay"]
 
 FULL = "full"
 """The rank option of a layer that stays one layer."""
 
+NONE = "none"
+"""The codebook option of a layer whose weights need not share values."""
+
+_N_OF_M = re.compile(r"(\d+):(\d+)\Z")
 _CHOICES: tuple[str, ...] = (*get_args(BlockChoice), *get_args(StructureChoice))
 
 
@@ -37,9 +53,23 @@ def _sorted_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _order(value: Any) -> float:
+    if isinstance(value, str) and _N_OF_M.match(value):
+        return density_of(value)
     if isinstance(value, str):
         return _CHOICES.index(value) if value in _CHOICES else float("inf")
     return float(value)
+
+
+def n_of_m(option: Any) -> tuple[int, int] | None:
+    """(2, 4) for `"2:4"`: two of every four weights along the inputs stay; None for a plain density."""
+    match = _N_OF_M.match(option) if isinstance(option, str) else None
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def density_of(option: Any) -> float:
+    """The share of its weights that a sparsity option keeps: of `"2:4"` a half."""
+    found = n_of_m(option)
+    return float(option) if found is None else found[0] / found[1]
 
 
 def _must_contain(default: Any) -> AfterValidator:
@@ -59,11 +89,33 @@ def _rank_share(value: Any) -> Any:
     raise ValueError(f"{value!r} is neither 'full' nor a number above 0 and below 1")
 
 
+def _density(value: Any) -> Any:
+    found = n_of_m(value)
+    if found is not None and 0 < found[0] < found[1] <= 64:
+        return value
+    if isinstance(value, float) and 0 < value <= 1:
+        return value
+    raise ValueError(
+        f"{value!r} is neither a number above 0 and up to 1 nor a pattern such as '2:4', in quotes"
+    )
+
+
+def _values_shared(value: Any) -> Any:
+    if value == NONE or (type(value) is int and 2 <= value <= 256):
+        return value
+    raise ValueError(f"{value!r} is neither 'none' nor a whole number from 2 to 256")
+
+
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Once = AfterValidator(_sorted_once)
 Shares = Annotated[tuple[Share, ...], Once, _must_contain(1.0)]
 RankShares = Annotated[tuple[Annotated[Any, BeforeValidator(_rank_share)], ...], Once, _must_contain(FULL)]
 BitChoices = Annotated[tuple[Bits, ...], Once, _must_contain(32)]
+Densities = Annotated[tuple[Annotated[Any, BeforeValidator(_density)], ...], Once, _must_contain(1.0)]
+CodebookChoices = Annotated[
+    tuple[Annotated[Any, BeforeValidator(_values_shared)], ...], Once, _must_contain(NONE)
+]
+MergeChoices = Annotated[tuple[MergeChoice, ...], Once, _must_contain("keep")]
 BlockChoices = Annotated[tuple[BlockChoice, ...], Once, _must_contain("keep")]
 StructureChoices = Annotated[tuple[StructureChoice, ...], Once, _must_contain("dense")]
 Size = Annotated[int, Field(ge=1, le=1024)]
@@ -139,6 +191,17 @@ class Rank(Part):
     data_aware: bool = False
 
 
+class Sparsity(Part):
+    """Shares of a layer's weights that stay, or patterns such as `2:4`; the others are zero.
+
+    `method` says which stay: those of `magnitude`, `obd` and `obs` are chosen before a student trains, `l1`,
+    `l0` and `decay` find them while it does. Nothing gets faster: the zeros make `student.acz` smaller.
+    """
+
+    keep: Densities = (0.1, 0.25, 0.5, 1.0)
+    method: SparsityMethod = "magnitude"
+
+
 class Rule(Part):
     match: Match | None = None
     lock: Match | None = None
@@ -147,6 +210,9 @@ class Rule(Part):
     rank: Rank | None = None
     structure: StructureChoices | None = None
     bits: BitChoices | None = None
+    merge: MergeChoices | None = None
+    sparsity: Sparsity | None = None
+    codebook: CodebookChoices | None = None
     block: BlockChoices | None = None
 
     @model_validator(mode="after")
@@ -162,7 +228,9 @@ class Rule(Part):
 
     def _check_choices(self, match: Match, written: set[str]) -> None:
         if not written:
-            raise ValueError("offers no choices; write width, rank, structure, bits or block")
+            raise ValueError(
+                "offers no choices; write width, rank, structure, bits, merge, sparsity, codebook or block"
+            )
         if match.block and written != {"block"}:
             raise ValueError(f"matches a block, which has no {min(written - {'block'})!r}")
         if not match.block and "block" in written:

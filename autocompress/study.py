@@ -24,7 +24,7 @@ from autocompress.candidate import Candidate, Option, Site
 from autocompress.errors import InputError
 
 MAXIMIZED = ("accuracy",)
-MINIMIZED = ("loss", "latency_ms", "peak_memory_bytes", "file_bytes", "macs", "parameters")
+MINIMIZED = ("loss", "latency_ms", "peak_memory_bytes", "file_bytes", "packed_bytes", "macs", "parameters")
 
 _REPEATS = 10
 _STEPS = 1_000

@@ -31,6 +31,7 @@ from autocompress.graph.trace import trace
 from autocompress.kernels import macs
 from autocompress.network import Network, Weights
 from autocompress.preparation import open_teacher
+from autocompress.quality.blockwise import Part, learned
 from autocompress.quality.compensate import compensate
 from autocompress.quality.evaluate import evaluate, recalibrate_batch_norms
 from autocompress.quality.layer_rows import collect_moments, solvable_layers
@@ -53,13 +54,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=2000)
     parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--forms", nargs="*", help="Only these of `compact` or `structured`.")
     arguments = parser.parse_args()
     if arguments.part == "low-rank":
         low_rank(arguments.teacher, arguments.data, arguments.seeds, arguments.held_out)
     elif arguments.part == "compact":
-        compact_blocks(arguments.teacher, arguments.data, arguments.seeds, arguments.held_out)
+        kinds = arguments.forms or list(COMPACT)
+        compact_blocks(arguments.teacher, arguments.data, arguments.seeds, arguments.held_out, kinds)
     else:
-        structured(arguments.data, arguments.seeds, arguments.epochs)
+        structured(arguments.data, arguments.seeds, arguments.epochs, arguments.forms or list(STRUCTURES))
     return 0
 
 
@@ -118,13 +121,13 @@ def shipped_macs(network: Network) -> int:
     return macs(fold_batch_norms(network, None)[0])
 
 
-def compact_blocks(teacher_spec: str, data_spec: str, seeds: int, held_out: int) -> None:
+def compact_blocks(teacher_spec: str, data_spec: str, seeds: int, held_out: int, kinds: list[str]) -> None:
     opened = open_teacher(teacher_spec, data_spec)
     assert opened.data is not None
     teacher = build(opened.network, opened.weights)
     data = replace(opened.data, validation=opened.data.validation.subset(held_out))
-    print("| form | MACs | parameters | recalibrated | compensated |\n|---|---|---|---|---|")
-    for kind in COMPACT:
+    print("| form | MACs | parameters | recalibrated | compensated | block-wise |\n|---|---|---|---|---|---|")
+    for kind in kinds:
         network, weights = opened.network, opened.weights
         for block in residual_blocks(network):
             network, weights = compact(network, weights, block, kind)  # type: ignore[assignment]
@@ -134,14 +137,28 @@ def compact_blocks(teacher_spec: str, data_spec: str, seeds: int, held_out: int)
             compensate(fitted, teacher, sample.calibration, {})
             for student in (plain, fitted):
                 recalibrate_batch_norms(student, sample.calibration.batches(BATCH))
-            rows.append((accuracy(plain, sample), accuracy(fitted, sample)))
+            block_wise = learned_blocks(teacher, network, weights, sample)
+            rows.append(tuple(accuracy(one, sample) for one in (plain, fitted, block_wise)))
         cells = " | ".join(spread(column) for column in zip(*rows, strict=True))
         left = shipped_macs(network) / shipped_macs(opened.network)
         size = network.parameter_count / opened.network.parameter_count
         print(f"| {kind} | {left:.1%} | {size:.1%} | {cells} |", flush=True)
 
 
-def structured(data_spec: str, seeds: int, epochs: float) -> None:
+def learned_blocks(teacher: GraphModule, network: Network, weights: Weights, sample: Data) -> GraphModule:
+    """Each block learns from the teacher's; then the other layers are fitted, as in a search."""
+    taken = dict(weights)
+    for block in residual_blocks(teacher.source_network):
+        part = Part(block.source, block.add)
+        taken.update(learned(network, weights, part, teacher, sample.calibration) or {})
+    student = build(network, taken)
+    inside = {name for block in residual_blocks(teacher.source_network) for name in block.layers}
+    compensate(student, teacher, sample.calibration, {}, fixed=inside)
+    recalibrate_batch_norms(student, sample.calibration.batches(BATCH))
+    return student
+
+
+def structured(data_spec: str, seeds: int, epochs: float, kinds: list[str]) -> None:
     data = load_data(data_spec)
     print(
         "| form | parameters of the two layers | before training | after "
@@ -159,7 +176,7 @@ def structured(data_spec: str, seeds: int, epochs: float) -> None:
         teacher = build(network, weights)
         found.setdefault("dense", []).append((accuracy(teacher, data), float("nan")))
         counts["dense"] = sum(int(np.prod(weight_shape(network, layer))) for layer in wide(network))
-        for form, change in forms().items():
+        for form, change in forms(kinds).items():
             student = build(*changed(network, weights, change))  # type: ignore[arg-type]
             before = accuracy(student, data)
             distil(student, TeacherOutputs(teacher), data, epochs=epochs, seed=seed)
@@ -175,9 +192,9 @@ def structured(data_spec: str, seeds: int, epochs: float) -> None:
 Change = Callable[[Network, Weights | None, str], tuple[Network, Weights | None]]
 
 
-def forms() -> dict[str, Change]:
+def forms(kinds: list[str]) -> dict[str, Change]:
     made: dict[str, Change] = {}
-    for kind in STRUCTURES:
+    for kind in kinds:
         made[kind] = lambda network, weights, layer, kind=kind: structure(network, weights, layer, kind)
         made[f"low rank, as small as {kind}"] = lambda network, weights, layer, kind=kind: factorize(
             network, weights, layer, _share_as_small_as(weight_shape(network, layer), kind)

@@ -18,8 +18,17 @@ from torch import nn
 import autocompress as ac
 from autocompress.coding import container
 from autocompress.coding.container import MAGIC, Header
-from autocompress.coding.records import smallest, unpack
-from autocompress.coding.tensors import Grid, Plain, Scaled, Shared, candidates, on_grid, shared_values
+from autocompress.coding.records import body_of, smallest, unpack
+from autocompress.coding.tensors import (
+    Grid,
+    Plain,
+    Scaled,
+    Shared,
+    Sparse,
+    candidates,
+    on_grid,
+    shared_values,
+)
 from autocompress.errors import StudentError
 from autocompress.export.acz import acz_bytes, is_worth_coding, load_acz, read_meta, save_acz
 from autocompress.export.onnx import to_onnx
@@ -369,3 +378,16 @@ def test_pack_writes_the_file_of_a_folder(tmp_path: Path) -> None:
             torch.testing.assert_close(ac.load(path)(x), build(network, weights)(x), rtol=0, atol=0)
     with pytest.raises(StudentError, match="cannot be written"):
         ac.pack(folder, tmp_path / "nowhere" / "x.acz")
+
+
+def test_sparse_values_and_their_places_have_to_fit() -> None:
+    array = np.where(np.arange(400) % 7 == 0, np.arange(400) / 3, 0).astype(np.float32).reshape(20, 20)
+    (sparse,) = (form for form in candidates(array) if isinstance(form, Sparse))
+    np.testing.assert_array_equal(tensors_of(written({"a": array}))["a"], array)
+    spec = ParamSpec(array.shape)
+    form, body = body_of(sparse, "context")
+    np.testing.assert_array_equal(unpack(form, body, spec), array)
+    twos = Sparse(2 * sparse.levels, sparse.kept)
+    for damaged in (body[:-4], body + b"\0" * 4, body[:-1], body[:3], body_of(twos, "context")[1]):
+        with pytest.raises(ValueError):
+            unpack(form, damaged, spec)

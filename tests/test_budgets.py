@@ -121,7 +121,7 @@ def test_unreachable_budget_says_what_is_reachable() -> None:
 
 @given(st.text(max_size=12))
 def test_any_text_is_read_or_refused_with_a_budget_error(text: str) -> None:
-    for kind in ("latency", "memory", "size"):
+    for kind in ("latency", "memory", "size", "packed_size"):
         try:
             limits = Budgets.parse(**{kind: text}).resolve(TEACHER)
         except BudgetError:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from priced_networks import SPACE
 
 import autocompress as ac
 from autocompress import api, certify, rebench
 from autocompress.data import load_data
 from autocompress.device import measure
+from autocompress.export.package import is_intact, read_spec
 from autocompress.progress import Console
 from autocompress.run_store import read_run
 
@@ -146,6 +148,39 @@ def test_the_front_holds_certified_students_that_keep_the_budgets(finished: Path
     assert best.accuracy > 0.5
     assert json.loads((finished / "front.json").read_text()) == front.to_json()
     assert record.exit_code == 0
+
+
+PACKED = """
+name: packed
+rules:
+  - match: {layer: any}
+    sparsity: {keep: [0.1, 0.25, 0.5, 1.0], method: obs}
+    codebook: [none, 32, 8]
+    bits: [32, 8]
+"""
+
+
+def test_a_budget_of_the_packed_size_brings_sparse_and_shared_weights(setting: Setting, tmp_path: Path):
+    (setting.folder / "packed.yaml").write_text(PACKED)
+    run = tmp_path / "run"
+    small = ac.Budgets(packed_size_ratio=0.3)
+    plan = {"trials": 2, "students": 1, "trial_epochs": 0.5, "distill_epochs": 2, "quantized_epochs": 1}
+    front = compress(setting, run, space=str(setting.folder / "packed.yaml"), budgets=small, **plan)
+    (student,) = front.students
+    coded = student.folder / "student.acz"
+    assert student.packed_bytes == coded.stat().st_size <= 0.3 * front.teacher["packed_bytes"]
+    assert is_intact(student.folder)
+    choices = read_spec(student.folder)["choices"]
+    assert any(name.startswith(("sparsity:", "codebook:")) for name in choices)
+    images = next(iter(load_data("digits").validation.batches(16)))[0]
+    with torch.no_grad():
+        torch.testing.assert_close(ac.load(coded)(images), ac.load(student.folder)(images), rtol=0, atol=0.05)
+    assert front.filtered(packed_size="<30%").students == front.students
+    with pytest.raises(ac.NothingFeasibleError, match="packed size"):
+        front.best(packed_size_mib=1e-4)
+    assert ac.pick(run, tmp_path / "picked", packed_size="30%") == tmp_path / "picked"
+    answer = ac.front(run).solve(packed_size_mib=0.2 * front.teacher["packed_bytes"] / 2**20)
+    assert answer.predicted.packed_bytes <= 0.2 * front.teacher["packed_bytes"]
 
 
 def test_a_run_folder_holds_what_its_readme_says(finished: Path):

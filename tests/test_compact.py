@@ -48,6 +48,9 @@ def with_form(kind: str, layer: nn.Conv2d) -> nn.Conv2d:
         weight[order[out // 2 :]] = -0.7 * weight[order[: out // 2]]
     elif kind == "sign_sharing":
         weight[order[out // 2 :]] = -weight[order[: out // 2]]
+    elif kind == "inverted_bottleneck":
+        parts = (generator.normal(size=(size, 2)) for size in (out, into, kernel[0] * kernel[1]))
+        weight = np.einsum("or,ir,kr->oik", *parts).reshape(weight.shape)
     elif kind == "fire":
         basis = np.linalg.qr(generator.normal(size=(into, into // 2)))[0]
         core = generator.normal(size=(out, into // 2, *kernel))
@@ -115,6 +118,7 @@ def test_parameters_by_hand() -> None:
         "ghost": 8 * 8 * 9 + 8 * 9,
         "sign_sharing": 8 * 8 * 9,
         "fire": 4 * 8 + 8 * 4 + 8 * 4 * 9,
+        "inverted_bottleneck": 16 * 8 + 16 * 9 + 16 * 16,
     }
 
 
@@ -140,7 +144,7 @@ def test_what_cannot_take_a_form_is_left_out() -> None:
 
     every = set(compact.COMPACT)
     assert kinds(nn.Conv2d(8, 16, 3, padding=1)) == every
-    assert kinds(nn.Conv2d(8, 15, 3, padding=1)) == {"depthwise_separable"}
+    assert kinds(nn.Conv2d(8, 15, 3, padding=1)) == {"depthwise_separable", "inverted_bottleneck"}
     assert kinds(nn.Conv2d(8, 6, 3, padding=1)) == every - {"grouped_shuffle"}
     assert kinds(nn.Conv2d(8, 16, 3, padding=1, groups=2)) == set()
     assert kinds(nn.Conv2d(8, 16, 4, padding="same")) == every - {"fire"}
@@ -154,7 +158,7 @@ rules:
     rank: {keep: [0.5, full]}
     bits: [8, 32]
   - match: {block: residual}
-    block: [keep, drop, depthwise_separable, grouped_shuffle, ghost, sign_sharing, fire]
+    block: [keep, drop, depthwise_separable, grouped_shuffle, ghost, sign_sharing, fire, inverted_bottleneck]
 """
 
 

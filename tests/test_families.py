@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 from written_networks import assert_computes, inputs, with_zeros
 
-from autocompress.candidate import KINDS
+from autocompress.candidate import KINDS, PACKED_KINDS
 from autocompress.cost import weight_bytes
 from autocompress.device.runtimes import get_runtime
 from autocompress.export.onnx import to_onnx
@@ -33,6 +33,7 @@ from autocompress.transforms.prune import keep_mask, prune
 from autocompress.transforms.quantize import plan, with_ranges
 from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import bind
+from autocompress.transforms.sparsify import kept_weights
 
 DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 CIFAR = DATA / "teachers/cifar_resnet.py"
@@ -88,7 +89,9 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
     before = {param: value.copy() for param, value in weights.items()}
     space = probed(bind(load_space(name), network), weights)
     assert all(bool(site.locked) == (site.options == (site.default,)) for site in space.sites)
-    assert {site.kind for site in space.free} >= set(KINDS) - {"structure"} and not space.dropped
+    offered = {site.kind for site in space.free}
+    assert offered >= set(KINDS) - {"structure", "merge", *PACKED_KINDS} and not space.dropped
+    assert (offered >= PACKED_KINDS) == (name == "all")
     images = inputs((3, size, size), 24)
     rng = random.Random(0)
     for precision in ("fp32", "int8", "mixed"):
@@ -99,6 +102,10 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
         assert {param: value.shape for param, value in cut.items()} == {
             param: one.shape for param, one in changed.params.items()
         }
+        for node in changed.nodes:
+            if node.density < 1 and node.density != 0.5:  # which may be two of every four
+                weight = cut[node.params[0]]
+                assert np.count_nonzero(weight) == kept_weights(weight.size, node.density)
         student = calibrated(changed, cut, images)
         priced, _ = deployed(apply(space, None, candidate)[0])
         assert [(node.name, node.op, node.shape) for node in priced.nodes] == [
@@ -120,6 +127,7 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
             spec_extra={"choices": candidate.to_json()},
             bench={},
             readme="",
+            coded=False,
         )
         stored = load_file(tmp_path / precision / "model.safetensors")
         assert sum(stored[param].nbytes for param in priced.params) == weight_bytes(priced)

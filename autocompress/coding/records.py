@@ -19,13 +19,14 @@ from autocompress.coding.tensors import (
     Plain,
     Scaled,
     Shared,
+    Sparse,
     Stored,
     candidates,
 )
 from autocompress.network import ParamSpec
 
-PLAIN, SCALED, GRID, SHARED = 0, 1, 2, 3
-FORMS = (PLAIN, SCALED, GRID, SHARED)
+PLAIN, SCALED, GRID, SHARED, SPARSE = 0, 1, 2, 3, 4
+FORMS = (PLAIN, SCALED, GRID, SHARED, SPARSE)
 CODERS = ("context", "huffman")
 _ENCODE: tuple[Callable[[NDArray[Any]], bytes], ...] = (encode_levels, encode_huffman)
 _DECODE: tuple[Callable[[bytes, tuple[int, ...]], NDArray[np.int32]], ...] = (decode_levels, decode_huffman)
@@ -63,6 +64,8 @@ def body_of(tensor: Stored, coder: str) -> tuple[int, bytes]:
     if isinstance(tensor, Scaled):
         head = len(tensor.scales).to_bytes(4, "little")
         return SCALED, head + tensor.scales.astype("<f4").tobytes() + coded
+    if isinstance(tensor, Sparse):
+        return SPARSE, len(coded).to_bytes(4, "little") + coded + tensor.kept.astype("<f4").tobytes()
     half = tensor.codebook.astype("<f2")
     single = (half.astype(np.float32) != tensor.codebook).any()
     head = (len(tensor.codebook) - 1).to_bytes(1, "little") + bytes([_SINGLE if single else _HALF])
@@ -80,7 +83,7 @@ def unpack(form: int, body: bytes, spec: ParamSpec) -> NDArray[Any]:
         if not LEAST_EXPONENT <= exponent <= GREATEST_EXPONENT:
             raise ValueError(f"the exponent {exponent} is out of range")
         return Grid(_levels(body[1:], spec), exponent).values()
-    return _scaled(body, spec) if form == SCALED else _shared(body, spec)
+    return {SCALED: _scaled, SHARED: _shared, SPARSE: _sparse}[form](body, spec)
 
 
 def _plain(body: bytes, spec: ParamSpec) -> NDArray[Any]:
@@ -108,6 +111,14 @@ def _shared(body: bytes, spec: ParamSpec) -> NDArray[np.float32]:
     end = 2 + width * count
     codebook = _floats(body[2:end], width, count)
     return Shared(_levels(body[end:], spec), codebook).values()
+
+
+def _sparse(body: bytes, spec: ParamSpec) -> NDArray[np.float32]:
+    end = 4 + int.from_bytes(body[:4], "little")
+    kept, odd = divmod(len(body) - end, _SINGLE)
+    if odd or not 0 <= kept <= prod(spec.shape):
+        raise ValueError(f"{len(body) - end} bytes of values for a tensor of shape {spec.shape}")
+    return Sparse(_levels(body[4:end], spec), _floats(body[end:], _SINGLE, kept)).values()
 
 
 def _floats(data: bytes, width: int, count: int) -> NDArray[np.float32]:

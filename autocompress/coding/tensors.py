@@ -4,6 +4,7 @@
     Scaled    level × scale, one scale or one for each slice of the first axis (float32)
     Grid      level × a power of two
     Shared    one of a few values (a codebook; Han et al. 2016, arXiv:1510.00149)
+    Sparse    where the values are that are not zero, and these as they are
 
 `candidates` finds the forms that give a float32 array back bit for bit.
 """
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 MOST_SHARED_VALUES = 256
 LARGEST_GRID_LEVEL = 2**15 - 1
+_LARGEST_DENSITY = 0.95
 LEAST_EXPONENT, GREATEST_EXPONENT = -126, 100
 
 Floats = NDArray[np.float32]
@@ -74,7 +76,26 @@ class Shared:
         return self.codebook[indices]
 
 
-Stored = Plain | Scaled | Grid | Shared
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """`levels` are 1 where a value stands and 0 elsewhere; `kept` (float32) are the values in order.
+
+    Raises ValueError on `values` when a level is neither or there are not as many ones as values.
+    """
+
+    levels: NDArray[np.integer]
+    kept: Floats
+
+    def values(self) -> Floats:
+        stands = self.levels == 1
+        if int(stands.sum()) != self.kept.size or (self.levels[~stands] != 0).any():
+            raise ValueError("the places of a sparse tensor do not go with its values")
+        found = np.zeros(self.levels.shape, dtype=np.float32)
+        found[stands] = self.kept
+        return found
+
+
+Stored = Plain | Scaled | Grid | Shared | Sparse
 
 
 def candidates(array: NDArray[Any]) -> Iterator[Stored]:
@@ -90,6 +111,8 @@ def candidates(array: NDArray[Any]) -> Iterator[Stored]:
     shared = shared_values(array)
     if shared is not None:
         yield shared
+    elif np.count_nonzero(array) <= _LARGEST_DENSITY * array.size:
+        yield Sparse((array != 0).astype(np.int32), array[array != 0])
 
 
 def shared_values(array: Floats) -> Shared | None:

@@ -38,6 +38,25 @@ class Held:
         self.release()
 
 
+def held(student: GraphModule) -> Held:
+    """Keeps the student to what its network says: layers with a density keep their zeros, layers with a
+    codebook keep equal weights equal. A layer that has more values than its codebook is not shared yet."""
+    network = student.source_network
+    masks: dict[str, NDArray[np.bool_]] = {}
+    indices: dict[str, NDArray[np.integer[Any]]] = {}
+    for node in network.nodes:
+        if node.density == 1 and not node.codebook:
+            continue
+        weight = student.tensor_named(node.params[0]).detach().numpy()
+        values, index = np.unique(weight, return_inverse=True)
+        if len(values) <= node.codebook:
+            indices[node.params[0]] = index.reshape(weight.shape)
+        elif node.density < 1:
+            masks[node.params[0]] = weight != 0
+    zeros, shared = hold_zeros(student, masks), hold_shared(student, indices)
+    return Held([*zeros._handles, *shared._handles], shared._settle)
+
+
 def hold_zeros(student: GraphModule, masks: Mapping[str, NDArray[np.bool_]]) -> Held:
     """Sets the weights outside the masks to zero and keeps them there. Names are the network's."""
     handles = []

@@ -25,6 +25,7 @@ from autocompress.errors import StudentError
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.operations import KNOWN
 from autocompress.network import Network, Weights, from_json, to_json
+from autocompress.packed import is_coded
 from autocompress.transforms.quantize import quantize_weight, weights_in_int8
 
 ACZ = "student.acz"
@@ -87,8 +88,9 @@ def read_meta(source: Path | bytes) -> dict[str, Any]:
 
 
 def is_worth_coding(network: Network, weights: Weights) -> bool:
-    """Whether a weight of the network has few distinct values, so that `student.acz` is much smaller."""
-    return any(
+    """Whether the network chose zeros or shared values, or a weight has few distinct values, so that
+    `student.acz` is much smaller."""
+    return any(is_coded(node) for node in network.nodes) or any(
         weight.ndim > 1
         and weight.size >= _WORTH_CODING
         and weight.dtype == np.float32

@@ -57,11 +57,13 @@ def save_student(
     spec_extra: Mapping[str, Any],
     bench: Mapping[str, Any],
     readme: str,
+    coded: bytes | bool = True,
 ) -> None:
     """Writes the student's folder, all of it or nothing; an older one of that name is replaced.
 
-    `spec_extra` (choices, classes, normalisation, …) goes into `spec.json`. Raises ValueError when it
-    uses one of the names `format`, `network`, `sha256` or is not JSON.
+    `coded` is the content of `student.acz`, or whether it is made where it is worth it. `spec_extra`
+    (choices, classes, normalisation, …) goes into `spec.json`. Raises ValueError when it uses one of the
+    names `format`, `network`, `sha256` or is not JSON.
     """
     taken = [key for key in _OWN_KEYS if key in spec_extra]
     if taken:
@@ -72,7 +74,9 @@ def save_student(
         BENCH: _json(bench),
         README: readme.encode(),
     }
-    if is_worth_coding(network, weights):
+    if isinstance(coded, bytes):
+        files[ACZ] = coded
+    elif coded and is_worth_coding(network, weights):
         files[ACZ] = acz_bytes(network, weights, spec_extra)
     checksums = {name: _sha256(files[name]) for name in (WEIGHTS, MODEL, ACZ) if name in files}
     spec = {"format": FORMAT, **spec_extra, "sha256": checksums, "network": to_json(network)}
@@ -119,6 +123,22 @@ def load_student(folder: Path) -> GraphModule:
         return build(network, weights)
     except (SafetensorError, KeyError, ValueError) as error:
         raise _damaged(path, str(error)) from error
+
+
+def packed_size(folder: Path) -> int:
+    """Bytes of the student's coded file; of one without, of its weights as they are stored."""
+    coded = Path(folder) / ACZ
+    return (coded if coded.is_file() else Path(folder) / WEIGHTS).stat().st_size
+
+
+def coded_again(folder: Path, meta: Mapping[str, Any]) -> bytes | None:
+    """The `student.acz` of a student's folder with other `meta`; None where it has none. Raises
+    StudentError."""
+    path = Path(folder) / ACZ
+    if not path.is_file():
+        return None
+    module = load_acz(path)
+    return acz_bytes(module.source_network, module.export_weights(), meta)
 
 
 def pack_student(folder: Path, output: Path | None = None, coder: str = "context") -> tuple[Path, int]:

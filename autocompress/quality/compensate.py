@@ -10,7 +10,7 @@ layer is fitted to the network as it will be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,15 +38,16 @@ def compensate(
     kept: KeptChannels,
     ridge: float = RIDGE,
     rows: int = ROWS,
+    fixed: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Changes weights and biases of `student` in place; returns the names of the layers it fitted.
 
-    The examples run as one batch, fewer of them where an activation would exceed 256 MiB. The
-    penalty is `ridge` times the mean squared input times the squared change of the weight. Running
-    statistics of batch norms become those of the examples. The teacher is not modified.
+    Layers named in `fixed` stay as they are. The examples run as one batch, fewer of them where an activation
+    would exceed 256 MiB. The penalty is `ridge` times the mean squared input times the squared change of the
+    weight. Running statistics of batch norms become those of the examples. The teacher is not modified.
     """
     network, reference = student.source_network, teacher.source_network
-    layers = changed_layers(network, reference, kept)
+    layers = tuple(node for node in changed_layers(network, reference, kept) if node.name not in fixed)
     if not layers:
         return ()
     images, _ = next(iter(examples.batches(batch_that_fits(network, reference))))
@@ -69,13 +70,15 @@ def compensate(
 
 
 def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> tuple[Node, ...]:
-    """Layers of both networks that compute the same outputs from inputs that are not the same."""
+    """Layers of both networks that compute the same outputs from inputs that are not the same, those with
+    zeros to keep aside."""
     changed = changed_values(network, reference)
     known = {node.name: node for node in solvable_layers(reference)}
     return tuple(
         node
         for node in solvable_layers(network)
         if node.name in known
+        and node.density == 1
         and changed.intersection(node.inputs)
         and _outputs_match(node, known[node.name], kept)
     )
@@ -87,6 +90,7 @@ def changed_values(network: Network, reference: Network) -> frozenset[str]:
     for node in network.nodes:
         old = reference.by_name.get(node.name)
         same = old is not None and (node.op, node.args, node.kwargs) == (old.op, old.args, old.kwargs)
+        same = same and node.density == 1
         same = same and all(network.params[name] == reference.params[name] for name in node.params)
         if not same or changed.intersection(node.inputs):
             changed.add(node.name)

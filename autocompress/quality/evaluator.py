@@ -25,12 +25,13 @@ from autocompress.export.package import save_student
 from autocompress.graph.coupling import Coupling
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights, to_json
-from autocompress.quality.evaluate import Evaluation
+from autocompress.quality.evaluate import Evaluation, evaluate
 from autocompress.quality.layer_rows import collect_moments, solvable_layers
 from autocompress.quality.one_shot import OneShot, Rival
 from autocompress.quality.saliency import Method, saliency
 from autocompress.quality.student import CALIBRATION_BATCH, Progress, Workshop
 from autocompress.quality.surgeon import obs_importance
+from autocompress.quality.trained_importance import TRAINED, trained_importance
 from autocompress.transforms.apply import MOMENTS, Saliency
 from autocompress.transforms.sites import BoundSpace
 
@@ -73,10 +74,10 @@ class Evaluator:
         known = found is not None and found[0] in (float(payload.get("before", 0)), epochs)
         done, weights = found if found is not None and known else (0.0, None)
         workshop = self.workshop
-        module = workshop.start(candidate) if weights is None else workshop.gone_on(candidate, weights)
-        result = workshop.rung(module, epochs - done, part=int(payload.get("rung", 1)))
+        module = workshop.rung(candidate, weights, epochs - done, part=int(payload.get("rung", 1)))
         if done < epochs:
             save_checkpoint(path, module.export_weights(), epochs)
+        result = evaluate(workshop.quantized(module), workshop.data.validation)
         return {**_values(result), "trained_epochs": epochs - done}
 
     def _final(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -111,7 +112,7 @@ def _values(found: Evaluation) -> dict[str, float]:
 
 def importances(bound: BoundSpace, weights: Weights, data: Data) -> Saliency:
     """What the space's choices need to know of the teacher, on calibration data: importances of channels
-    by every method it uses, and the second moments of the layers whose rank minds the data."""
+    by every method it uses, and the second moments of the layers whose rank or sparsity minds the data."""
     teacher = build(bound.network, weights)
     sites: dict[str, set[str]] = {}
     for site in bound.of_kind("width"):
@@ -119,12 +120,19 @@ def importances(bound: BoundSpace, weights: Weights, data: Data) -> Saliency:
     found = {
         method: importance(bound.coupling, teacher, data, method, sites[method]) for method in sorted(sites)
     }
+    sparse = bound.of_kind("sparsity")
+    if "obd" not in found and any(site.settings["method"] == "obd" for site in sparse):
+        found["obd"] = saliency(teacher, data.calibration.batches(CALIBRATION_BATCH), "obd")
     layers = {site.target for site in bound.of_kind("rank") if site.settings["data_aware"]}
+    layers |= {site.target for site in sparse if site.settings["method"] == "obs"}
     if layers:
         nodes = [node for node in solvable_layers(bound.network) if node.name in layers]
         images = (images for images, _ in data.calibration.batches(CALIBRATION_BATCH))
         moments = collect_moments(teacher, nodes, images)
-        found[MOMENTS] = {name: one.second[0].astype("float32") for name, one in moments.items()}
+        found[MOMENTS] = {
+            name: (one.second if len(one.second) > 1 else one.second[0]).astype("float32")
+            for name, one in moments.items()
+        }
     return found
 
 
@@ -132,6 +140,8 @@ def importance(
     coupling: Coupling, teacher: GraphModule, data: Data, method: str, groups: Collection[str]
 ) -> Weights:
     """By one method, for the named groups at least: parameter → importances, output channels first."""
+    if method in TRAINED:
+        return trained_importance(teacher, data, TRAINED[method])
     batches = data.calibration.batches(CALIBRATION_BATCH)
     if method == "obs":
         wanted = (group for group in coupling.groups if group.name in groups)

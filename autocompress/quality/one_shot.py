@@ -43,6 +43,7 @@ from autocompress.quality.racing import Correct, paired, unpaired
 from autocompress.transforms.apply import apply, kept_channels
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import plan, with_ranges
+from autocompress.transforms.thin import sharing_layers, sparse_layers
 
 if TYPE_CHECKING:
     from autocompress.quality.student import Workshop
@@ -128,10 +129,15 @@ class OneShot:
         return Shot(Evaluation(share, std_err, seen.loss, seen.count), stopped=False)
 
     def student(self, candidate: Candidate) -> GraphModule:
-        """The candidate as it is evaluated: batch norms folded, 8-bit values with their quantizers."""
+        """The candidate as it is evaluated: batch norms folded, 8-bit values with their quantizers.
+
+        Sparse layers and shared values are made as for training, and share no block with others.
+        """
         workshop = self.workshop
         network, weights = apply(workshop.bound, workshop.weights, candidate, workshop.saliency)
         assert weights is not None
+        if any(sparse_layers(network)) or any(sharing_layers(network)):
+            return workshop.quantized(workshop.start(candidate))
         module = build(network, weights)
         kept = kept_channels(workshop.bound, candidate, workshop.saliency)
         ranges = self._fitted(module, kept)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, Option, Site
 from autocompress.data import Data
+from autocompress.distill.hold import held
+from autocompress.distill.sparse_training import METHODS, Thinner
 from autocompress.distill.teacher_outputs import TeacherOutputs
 from autocompress.distill.train import Distilled, distil
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights
+from autocompress.quality.blockwise import Part, learned
 from autocompress.quality.calibrate import collect_ranges
-from autocompress.quality.compensate import compensate
+from autocompress.quality.compensate import KeptChannels, compensate
 from autocompress.quality.evaluate import Evaluation, evaluate, recalibrate_batch_norms
-from autocompress.transforms.apply import Saliency, apply, kept_channels
+from autocompress.quality.evidence import evidence
+from autocompress.transforms.apply import Saliency, apply, dense, kept_channels, thinnings_of
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import plan, with_ranges
 from autocompress.transforms.sites import BoundSpace
+from autocompress.transforms.thin import Thinning, marked, mask_of, shared, sharing_layers, thinned
 
 CALIBRATION_BATCH = 128
 Progress = Callable[[str, int, int], None]
@@ -36,21 +42,77 @@ class Workshop:
     learning_rate: float | None = None
     teacher: GraphModule = field(init=False)
     outputs: TeacherOutputs = field(init=False)
+    _learned: dict[tuple[str, Option], Weights] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.teacher = build(self.bound.network, self.weights)
         self.outputs = TeacherOutputs(self.teacher)
 
-    def start(self, candidate: Candidate) -> GraphModule:
-        """The student before training: cut from the teacher, its layers fitted to what is left in
-        closed form, batch norms recalibrated."""
-        network, weights = apply(self.bound, self.weights, candidate, self.saliency)
+    def start(self, candidate: Candidate, trains: bool = False) -> GraphModule:
+        """The student before training: cut from the teacher, blocks and layers of another form distilled from
+        what they replace, the other layers fitted to what is left in closed form, weights set to zero, batch
+        norms recalibrated. Where it `trains`, zeros that training is to find are not made yet."""
+        network, weights = apply(self.bound, self.weights, dense(self.bound, candidate), self.saliency)
         assert weights is not None
+        fixed = self._take_learned(network, weights, candidate)
         module = build(network, weights)
         kept = kept_channels(self.bound, candidate, self.saliency)
-        compensate(module, self.teacher, self.data.calibration, kept)
+        compensate(module, self.teacher, self.data.calibration, kept, fixed=fixed)
+        module = self._thinned(module, candidate, kept, trains, fixed)
         recalibrate_batch_norms(module, self.data.calibration.batches(CALIBRATION_BATCH))
         return module
+
+    def _thinned(
+        self,
+        module: GraphModule,
+        candidate: Candidate,
+        kept: KeptChannels,
+        trains: bool,
+        fixed: Collection[str],
+    ) -> GraphModule:
+        """The student with the candidate's zeros, and its other layers fitted once more."""
+        thinnings = thinnings_of(self.bound, module.source_network, candidate)
+        if not thinnings:
+            return module
+        network = marked(module.source_network, thinnings, {})
+        if trains:
+            thinnings = {name: one for name, one in thinnings.items() if one.method not in METHODS}
+        known = evidence(module, self.data.calibration, thinnings)
+        sparse = build(network, thinned(network, module.export_weights(), thinnings, known))
+        compensate(sparse, self.teacher, self.data.calibration, kept, fixed=fixed)
+        return sparse
+
+    def _take_learned(self, network: Network, weights: Weights, candidate: Candidate) -> frozenset[str]:
+        """Puts what replacements learned from the teacher's parts into `weights`, where the candidate changes
+        nothing else about them; returns the layers that took it."""
+        fixed: set[str] = set()
+        for site in (*self.bound.of_kind("block"), *self.bound.of_kind("structure")):
+            option = self.bound.canonical(candidate).get(site)
+            if option == site.default or option == "drop":
+                continue
+            found = self._learned_part(site, option)
+            if all(
+                name in network.params and network.params[name].shape == found[name].shape for name in found
+            ):
+                weights.update(found)
+                fixed.update(node.name for node in network.nodes if found.keys() & {*node.params})
+        return frozenset(fixed)
+
+    def _learned_part(self, site: Site, option: Option) -> Weights:
+        """Empty where nothing was gained; learned once for each choice."""
+        if (site.name, option) not in self._learned:
+            network, weights = apply(
+                self.bound, self.weights, Candidate.of({site.name: option}), self.saliency
+            )
+            assert weights is not None
+            if site.kind == "block":
+                block = self.bound.blocks[site.target]
+                part = Part(block.source, block.add)
+            else:
+                part = Part(self.bound.network.by_name[site.target].inputs[0], site.target)
+            found = learned(network, weights, part, self.teacher, self.data.calibration, seed=self.seed)
+            self._learned[site.name, option] = found or {}
+        return self._learned[site.name, option]
 
     def train(
         self,
@@ -60,32 +122,48 @@ class Workshop:
         stop: Callable[[], bool] | None = None,
         learning_rate: float | None = None,
         part: int = 0,
+        thinnings: Mapping[str, Thinning] | None = None,
     ) -> Distilled | None:
-        """Distils `module` in place; None when there is nothing to do. Each `part` of a training that is
-        done in several sees the images in an order of its own."""
+        """Distils `module` in place, its zeros and shared values held; None when there is nothing to do.
+
+        Layers of `thinnings` with a method that trains become sparse on the way. Each `part` of a training
+        that is done in several sees the images in an order of its own.
+        """
         if epochs <= 0:
             return None
-        report = None if progress is None else (lambda done, total, _loss: progress("distil", done, total))
-        return distil(
-            module,
-            self.outputs,
-            self.data,
-            epochs=epochs,
-            batch_size=self.batch_size,
-            learning_rate=learning_rate or self.learning_rate,
-            seed=self.seed + part,
-            progress=report,
-            stop=stop,
-        )
+        with held(module):
+            thinners = _thinners(module, thinnings or {})
+
+            def report(done: int, total: int, loss: float) -> None:
+                for thinner in thinners:
+                    thinner(done, total, loss)
+                if progress is not None:
+                    progress("distil", done, total)
+
+            run = distil(
+                module,
+                self.outputs,
+                self.data,
+                epochs=epochs,
+                batch_size=self.batch_size,
+                learning_rate=learning_rate or self.learning_rate,
+                seed=self.seed + part,
+                progress=report,
+                stop=stop,
+            )
+            for thinner in thinners:
+                thinner.settle()
+            return run
 
     def quantized(self, module: GraphModule) -> GraphModule:
-        """The student as it will be shipped: batch norms folded, 8-bit layers with calibrated ranges.
+        """The student as it will be shipped: batch norms folded, codebooks found, 8-bit layers with ranges.
 
         Of the ranges by least squared error and by extremes, those with the lower loss on
         calibration data are taken.
         """
         network, weights = fold_batch_norms(module.source_network, module.export_weights())
         assert weights is not None
+        weights = shared(network, weights)
         values = plan(network)
         if not values:
             return build(network, weights)
@@ -97,10 +175,13 @@ class Workshop:
         ]
         return min(found, key=lambda student: evaluate(student, self.data.calibration).loss)
 
+    def _thinnings(self, module: GraphModule, candidate: Candidate) -> Mapping[str, Thinning]:
+        return thinnings_of(self.bound, module.source_network, candidate)
+
     def trial(self, candidate: Candidate, epochs: float) -> Evaluation:
         """Accuracy on validation data after a short distillation, in the candidate's own precision."""
-        module = self.start(candidate)
-        self.train(module, epochs)
+        module = self.start(candidate, trains=epochs > 0)
+        self.train(module, epochs, thinnings=self._thinnings(module, candidate))
         return evaluate(self.quantized(module), self.data.validation)
 
     def gone_on(self, candidate: Candidate, weights: Weights) -> GraphModule:
@@ -108,10 +189,16 @@ class Workshop:
         network, _ = apply(self.bound, None, candidate)
         return build(network, weights)
 
-    def rung(self, module: GraphModule, epochs: float, part: int) -> Evaluation:
-        """Distils `module` in place for `epochs` more, and evaluates it in its own precision."""
-        self.train(module, epochs, part=part)
-        return evaluate(self.quantized(module), self.data.validation)
+    def rung(self, candidate: Candidate, weights: Weights | None, epochs: float, part: int) -> GraphModule:
+        """The student distilled for `epochs` more: from `weights`, as an earlier rung left it, or from the
+        teacher."""
+        if weights is not None:
+            module, thinnings = self.gone_on(candidate, weights), None
+        else:
+            module = self.start(candidate, trains=epochs > 0)
+            thinnings = self._thinnings(module, candidate)
+        self.train(module, epochs, part=part, thinnings=thinnings)
+        return module
 
     def finish(
         self,
@@ -122,18 +209,23 @@ class Workshop:
         stop: Callable[[], bool] | None = None,
         start: GraphModule | None = None,
     ) -> Finished | None:
-        """The final student: long distillation, calibration, quantization-aware distillation.
+        """The final student: long distillation, calibration, and distillation as it will be shipped: aware
+        of 8 bits, centroids of shared weights moving.
 
         The latter is kept only where it helps on validation data. None when `stop` ended it early. Training
         begins with `start`, which it changes, or with the candidate cut from the teacher.
         """
-        module = self.start(candidate) if start is None else start
-        run = self.train(module, epochs, progress, stop)
+        thinnings = None
+        if start is None:
+            start = self.start(candidate, trains=epochs > 0)
+            thinnings = self._thinnings(start, candidate)
+        module = start
+        run = self.train(module, epochs, progress, stop, thinnings=thinnings)
         if run is not None and not run.finished:
             return None
         student = self.quantized(module)
         evaluation = evaluate(student, self.data.validation)
-        if quantized_epochs > 0 and plan(student.source_network):
+        if quantized_epochs > 0 and _gains_by_tuning(student.source_network):
             tuned = build(student.source_network, student.export_weights())
             extra = self.train(tuned, quantized_epochs, progress, stop)
             if extra is not None and not extra.finished:
@@ -142,6 +234,28 @@ class Workshop:
             if (better.accuracy, -better.loss) > (evaluation.accuracy, -evaluation.loss):
                 student, evaluation = tuned, better
         return Finished(student.source_network, student.export_weights(), evaluation)
+
+
+def _thinners(module: GraphModule, thinnings: Mapping[str, Thinning]) -> list[Thinner]:
+    """One for each method that trains."""
+    params = {node.name: node.params[0] for node in module.source_network.nodes if node.name in thinnings}
+    return [
+        Thinner(
+            module,
+            method,
+            {
+                params[name]: (one.density, partial(mask_of, keep=one.keep))
+                for name, one in thinnings.items()
+                if one.method == method
+            },
+        )
+        for method in METHODS
+        if any(one.method == method for one in thinnings.values())
+    ]
+
+
+def _gains_by_tuning(network: Network) -> bool:
+    return bool(plan(network)) or any(sharing_layers(network))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ _KINDS = {
     "rank": "rank of the factors, as a share of the full one",
     "bits": "bits of weights and activations",
     "block": "form of the block",
+    "structure": "form of the layer's matrix",
+    "merge": "merged with the layer behind it",
+    "sparsity": "share or pattern of the weights that are not zero",
+    "codebook": "values that its weights share",
 }
 
 
@@ -87,6 +91,7 @@ def _numbers(bench: Mapping[str, Any]) -> str:
     for name, label, text, word in (
         ("peak_memory_bytes", "memory of activations and weights", size, "less"),
         ("file_bytes", "file `model.onnx`", size, "smaller"),
+        ("packed_bytes", "weights, coded where `student.acz` is", size, "smaller"),
         ("macs", "multiply-adds of one example", quantity, "fewer"),
         ("parameters", "parameters", quantity, "fewer"),
     ):

@@ -26,7 +26,12 @@ from autocompress.run_store import RunRecord
 MOST_DOTS = 1500
 """More trials than this are thinned out evenly, so that a report of any run opens at once."""
 
-_AXES = {"latency_ms": "latency, ms", "peak_memory_bytes": "peak memory, KiB", "file_bytes": "file size, KiB"}
+_AXES = {
+    "latency_ms": "latency, ms",
+    "peak_memory_bytes": "peak memory, KiB",
+    "file_bytes": "file size, KiB",
+    "packed_bytes": "packed size, KiB",
+}
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def render(record: RunRecord) -> str:
 def _context(record: RunRecord) -> dict[str, Any]:
     front = front_of(record)
     labels = letters(front)
-    others = [charts.trade_off(record, front, labels, name, wide=False) for name in list(COSTS)[1:]]
+    shown = [name for name in list(COSTS)[1:] if name != "packed_bytes" or known(record.limits.get(name))]
+    others = [charts.trade_off(record, front, labels, name, wide=False) for name in shown]
     others += [charts.prediction(record, front, labels), charts.progress(record)]
     return {
         "name": record.paths.root.resolve().name,

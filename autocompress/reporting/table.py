@@ -41,13 +41,16 @@ def front_table(front: Front) -> Table:
     table = new_table("", caption=_front_caption(front))
     table.padding = (0, 1, 0, 0)
     table.add_column("model", no_wrap=True)
-    for heading in ("accuracy %", "latency", "memory", "file", "MACs", "params"):
+    packed = known(front.limits.get("packed_bytes"))
+    for heading in ("accuracy %", "latency", "memory", "file", *["packed"] * packed, "MACs", "params"):
         table.add_column(heading, justify="right", no_wrap=True)
     teacher = front.teacher
-    table.add_row("teacher", *_numbers(teacher, {}), end_section=True)
+    table.add_row("teacher", *_numbers(teacher, {}, packed), end_section=True)
     for student in front.students:
         mark = "[green]✓ certified[/]" if student.certified else "[red]✗ not certified[/]"
-        table.add_row(f"[bold]{escaped(student.key)}[/]\n{mark}", *_numbers(student.to_json(), teacher))
+        table.add_row(
+            f"[bold]{escaped(student.key)}[/]\n{mark}", *_numbers(student.to_json(), teacher, packed)
+        )
     return table
 
 
@@ -68,6 +71,11 @@ def inspection_table(inspection: Inspection) -> Group:
             (*name.partition(":")[::2], plain(option), why) for name, option, why in inspection.only_smaller
         )
         parts.append(_reasons_table("options left out unless --size or --memory is given", rows))
+    if inspection.only_packed:
+        rows = (
+            (*name.partition(":")[::2], plain(option), why) for name, option, why in inspection.only_packed
+        )
+        parts.append(_reasons_table("options left out unless --packed-size is given", rows))
     if inspection.conclusion:
         parts.append(Text(inspection.conclusion, style="yellow"))
     if inspection.teacher_cost and inspection.smallest:
@@ -107,6 +115,7 @@ def answer_table(answer: Answer) -> Table:
     row(table, "latency", latency)
     row(table, "memory", size(predicted.peak_memory_bytes))
     row(table, "file size", size(predicted.file_bytes))
+    row(table, "packed size", size(predicted.packed_bytes))
     row(table, "expected damage", f"{significant(answer.expected_damage)} nats, summed over its choices")
     row(table, "limits", limits(answer.limits.to_json()))
     table.add_section()
@@ -154,8 +163,9 @@ def status_table(status: Mapping[str, Any]) -> Table:
     return table
 
 
-def _numbers(record: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[str, ...]:
-    """Cells from accuracy to parameters; with a teacher the second line compares with it."""
+def _numbers(record: Mapping[str, Any], teacher: Mapping[str, Any], packed: bool = False) -> tuple[str, ...]:
+    """Cells from accuracy to parameters, that of the packed size where asked; with a teacher the second line
+    compares with it."""
 
     def cell(value: str, name: str) -> str:
         return f"{value}\n[dim]{ratio(teacher.get(name), record.get(name))}[/]" if teacher else value
@@ -170,6 +180,7 @@ def _numbers(record: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[str
         f"{latency}\n[dim]{escaped(interval_ms(record.get('latency_ms_ci95')))}[/]",
         cell(size(record.get("peak_memory_bytes")), "peak_memory_bytes"),
         cell(size(record.get("file_bytes")), "file_bytes"),
+        *([cell(size(record.get("packed_bytes")), "packed_bytes")] if packed else []),
         cell(quantity(record.get("macs")), "macs"),
         cell(quantity(record.get("parameters")), "parameters"),
     )

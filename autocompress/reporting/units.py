@@ -9,7 +9,12 @@ from typing import Any, TypeGuard
 from autocompress.budgets import show
 
 UNKNOWN = "–"
-COSTS = {"latency_ms": "latency", "peak_memory_bytes": "memory", "file_bytes": "file size"}
+COSTS = {
+    "latency_ms": "latency",
+    "peak_memory_bytes": "memory",
+    "file_bytes": "file size",
+    "packed_bytes": "packed size",
+}
 """The costs that a budget can limit, as they are called in tables."""
 
 

@@ -14,22 +14,23 @@ from numpy.typing import NDArray
 from autocompress.candidate import Candidate
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import INPUT, Network, Weights
-from autocompress.transforms import compact, depth, low_rank, prune, structured
+from autocompress.transforms import compact, depth, low_rank, merge, prune, structured
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import plan, with_ranges
 from autocompress.transforms.sites import BoundSpace
+from autocompress.transforms.thin import Evidence, Thinning, marked, thinned
 
 Saliency = Mapping[str, Mapping[str, NDArray[Any]]]
 """What calibration data says of the teacher. Importance method → parameter name → importance of each
 element, or of each output channel; under `MOMENTS`, layer → second moments of its input rows,
-`(fan_in, fan_in)`."""
+`(fan_in, fan_in)`, or one such matrix a group."""
 
 MOMENTS = "moments"
 
 _NOT_NEGATIVE = frozenset({"relu", "relu6", "hardtanh", "sigmoid", "hardsigmoid"})
 CHAIN_SUFFIXES = (
     *("reduce", "core", "depthwise", "left", "right"),
-    *("primary", "cheap", "squeeze", "point", "spread"),
+    *("primary", "cheap", "squeeze", "point", "spread", "up", "down"),
 )
 
 
@@ -38,19 +39,65 @@ def apply(
 ) -> tuple[Network, Weights | None]:
     """The network of a candidate and its weights, cut and factorised from the teacher's.
 
-    Widths come first, on the teacher's coupled groups; then blocks are dropped or replaced, then
-    layers factorised or structured, then bit-widths marked. The arguments are not modified. Without
-    `saliency` the first channels of a group stay, which is right for pricing only.
+    Widths come first, on the teacher's coupled groups; then blocks are dropped or replaced and layers merged,
+    then layers factorised or structured, then bit-widths and codebooks marked and zeros made. The arguments
+    are not modified. Without `saliency` the first channels of a group stay, which is right for pricing only.
 
     Raises:
         KeyError: the candidate names a site that the space does not have.
     """
     bound.check(candidate)
+    candidate = bound.canonical(candidate)
     network, weights = _widths(bound, weights, candidate, saliency)
     network, weights, separated = _blocks(bound, network, weights, candidate)
+    for site in bound.of_kind("merge"):
+        if candidate.get(site) != site.default:
+            network, weights = merge.merge(network, weights, site.target)
     network, weights = _ranks(bound, network, weights, candidate, separated, saliency)
     network, weights = _structures(bound, network, weights, candidate)
-    return _bits(bound, network, candidate), weights
+    network = _bits(bound, network, candidate)
+    thinnings = thinnings_of(bound, network, candidate)
+    network = marked(network, thinnings, _codebooks(bound, network, candidate))
+    if weights is not None and thinnings:
+        weights = thinned(network, weights, thinnings, _evidence(saliency or {}))
+    return network, weights
+
+
+def dense(bound: BoundSpace, candidate: Candidate) -> Candidate:
+    """The candidate without its choices of sparsity."""
+    sparse = {site.name for site in bound.of_kind("sparsity")}
+    return Candidate.of((name, option) for name, option in candidate.choices if name not in sparse)
+
+
+def thinnings_of(bound: BoundSpace, network: Network, candidate: Candidate) -> dict[str, Thinning]:
+    """How the layers of the candidate's network, parts of factorised ones included, are made sparse."""
+    found: dict[str, Thinning] = {}
+    canonical = bound.canonical(candidate)
+    for site in bound.of_kind("sparsity"):
+        keep = canonical.get(site)
+        if keep != site.default:
+            thinning = Thinning(keep, str(site.settings["method"]))
+            found.update(dict.fromkeys(_parts(network, site.target), thinning))
+    return found
+
+
+def _codebooks(bound: BoundSpace, network: Network, candidate: Candidate) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for site in bound.of_kind("codebook"):
+        count = candidate.get(site)
+        if count != site.default:
+            found.update(dict.fromkeys(_parts(network, site.target), int(count)))
+    return found
+
+
+def _parts(network: Network, layer: str) -> list[str]:
+    """The layer, and those that it became."""
+    names = (layer, *(f"{layer}.{suffix}" for suffix in CHAIN_SUFFIXES))
+    return [name for name in names if name in network.by_name]
+
+
+def _evidence(saliency: Saliency) -> Evidence:
+    return Evidence(saliency.get("obd", {}), saliency.get(MOMENTS, {}))
 
 
 def deployed(network: Network, weights: Weights | None = None) -> tuple[Network, Weights | None]:
@@ -157,8 +204,7 @@ def _bits(bound: BoundSpace, network: Network, candidate: Candidate) -> Network:
     for site in bound.of_kind("bits"):
         choice = int(candidate.get(site))
         if choice != 32:
-            bits[site.target] = choice
-            bits.update({f"{site.target}.{suffix}": choice for suffix in CHAIN_SUFFIXES})
+            bits.update(dict.fromkeys(_parts(network, site.target), choice))
     if not bits:
         return network
     return network.with_nodes(

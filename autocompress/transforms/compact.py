@@ -10,14 +10,15 @@
   filters in pairs, the most opposite first, half the difference of each pair.
 - `fire` (Iandola et al. 2016, arXiv:1602.07360): 1×1 to half of the channels, then 1×1 for half of the
   outputs and k×k for the rest. Start: the principal inputs; 1×1 where a filter's centre matters most.
-
-An inverted bottleneck (1×1 up, depthwise k×k, 1×1 down) is what `rank` by the method `cp` makes of a layer.
+- `inverted_bottleneck` (Sandler et al. 2018, arXiv:1801.04381): 1×1 up to twice the inputs, relu, depthwise
+  k×k, 1×1 down. Start: the CP decomposition of as many terms as there are inputs, each by two channels of
+  opposite signs, of which the relu lets one through, so that together they are linear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,14 @@ from numpy.typing import NDArray
 from autocompress.graph.blocks import Block
 from autocompress.network import Network, Node, Param, Ref, Shape, Weights
 from autocompress.transforms.chain import Chain
+from autocompress.transforms.factors import cp
 from autocompress.transforms.replace_layer import POINTWISE, ConvArgs, Link, conv_args, replace_by_chain
 
 KEEP_BATCH_NORM = frozenset({"ghost", "sign_sharing", "fire"})
 """They do not end in a convolution, so that a batch norm behind the layer is not folded into it."""
+
+CP_SWEEPS = 10
+"""Of the decomposition that an inverted bottleneck starts from; its block learns more afterwards."""
 
 Array = NDArray[Any]
 Replaced = tuple[Network, Weights | None]
@@ -218,6 +223,28 @@ def fire(weight: Array) -> tuple[Array, Array, Array, Array]:
     return basis.T, centre[points], core[others], np.argsort(ranked)
 
 
+def _inverted_bottleneck(network: Network, weights: Weights | None, layer: str) -> Replaced:
+    node, shape, weight = _read(network, weights, layer)
+    out, into, *kernel = shape
+    up = filters = down = None
+    if weight is not None:
+        reduce, each, expand = cp(weight, into, CP_SWEEPS)
+        up, filters = np.concatenate([reduce, -reduce]), np.concatenate([each, each])
+        down = np.concatenate([expand, -expand], axis=1)
+    form = conv_args(node)
+    chain = Chain(node, network.shape_of(node.inputs[0]), out)
+    chain.conv("up", (2 * into, into, 1, 1), up)
+    chain.add("relu", "relu", (chain.last,), chain.shape)
+    chain.conv("depthwise", (2 * into, 1, *kernel), filters, replace(form, groups=2 * into))
+    chain.conv("down", (out, 2 * into, 1, 1), down)
+    return chain.replaced(network, weights)
+
+
+def _narrows(_form: ConvArgs, shape: Shape) -> bool:
+    taps = shape[2] * shape[3]
+    return 2 * shape[1] * (shape[1] + taps + shape[0]) < shape[0] * shape[1] * taps
+
+
 def _join(chain: Chain, first: Ref, order: Array | None) -> None:
     shape = (1, chain.channels, *chain.shape[2:])
     chain.add("both", "cat", ((first, chain.last), 1), shape)
@@ -249,4 +276,5 @@ COMPACT: dict[str, Compact] = {
     "ghost": Compact(_is_even, _ghost),
     "sign_sharing": Compact(_is_even, _sign_sharing),
     "fire": Compact(_centred, _fire),
+    "inverted_bottleneck": Compact(_narrows, _inverted_bottleneck),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +24,11 @@ from autocompress.network import (
 _LAYERS = ("conv2d", "conv2d.padding", "conv1d", "linear")
 
 
-def fold_batch_norms(network: Network, weights: Weights | None) -> tuple[Network, Weights | None]:
-    """The network without the batch norms that directly follow a convolution or linear layer.
+def fold_batch_norms(
+    network: Network, weights: Weights | None, only: Collection[str] | None = None
+) -> tuple[Network, Weights | None]:
+    """The network without the batch norms that directly follow a convolution or linear layer, one of `only`
+    where that is given.
 
     The layer keeps its name, gains a bias where it had none (named after its weight), and takes over
     what the batch norm's output was used for, its quantizer included. A batch norm stays where the
@@ -39,7 +42,7 @@ def fold_batch_norms(network: Network, weights: Weights | None) -> tuple[Network
     new_names: dict[str, str] = {}
     for norm in network.nodes:
         layer = _foldable_layer(network, norm)
-        if layer is None:
+        if layer is None or (only is not None and layer.name not in only):
             continue
         folded = _fold(layer, norm, params, weights)
         replaced[layer.name], replaced[norm.name] = folded, None

@@ -2,7 +2,7 @@
 
 Coupling follows the data flow by rules; the probe is their check. All groups are halved at once;
 if the network then fails to run, they are tried one by one and those that fail are locked. The same
-is done for the choices at blocks.
+is done for merges and for the choices at blocks.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def probed(bound: BoundSpace, weights: Weights) -> BoundSpace:
     ]
     for choices in (
         widths,
+        [(site.name, "merge") for site in bound.of_kind("merge")],
         [item for item in blocks if item[1] == "drop"],
         [b for b in blocks if b[1] != "drop"],
     ):

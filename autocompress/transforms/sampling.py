@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autocompress.candidate import Candidate, Option, Site
+from autocompress.candidate import PACKED_KINDS, Candidate, Option, Site
 from autocompress.network import Network, Weights
 from autocompress.transforms.sites import BoundSpace
 
@@ -31,8 +31,10 @@ def samples(
 ) -> Iterator[tuple[str, Candidate]]:
     """`(precision, candidate)` pairs without repeats: the teacher in each precision, then random ones.
 
-    `precisions` are those that the device computes in.
+    Sparsity and shared values, which change no kernel, are left out. `precisions` are those that the device
+    computes in.
     """
+    bound = bound.lock({site.name: "no runtime sees it" for site in bound.free if site.kind in PACKED_KINDS})
     rng = random.Random(seed)
     has_bits = bool(bound.of_kind("bits")) and "int8" in precisions
     kinds = PRECISIONS if has_bits else ("fp32",)

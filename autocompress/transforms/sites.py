@@ -19,11 +19,16 @@ from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import Network, Node, Param, Ref
 from autocompress.space import LayerRule, Space
+from autocompress.space_rules import NONE, density_of, n_of_m
 from autocompress.transforms import compact, low_rank, structured
+from autocompress.transforms import merge as merging
 from autocompress.transforms.compact import COMPACT, compact_layers
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.prune import kept_count
 from autocompress.transforms.replace_layer import conv_args
+
+_OF_DENSE = frozenset({"rank", "sparsity"})
+"""Kinds that a layer has no use for once its matrix has another form: the form has few weights already."""
 
 _KEEP_BATCH_NORM = structured.KEEP_BATCH_NORM | compact.KEEP_BATCH_NORM
 
@@ -70,15 +75,26 @@ class BoundSpace:
         Two candidates that mean the same network have the same canonical form.
         """
         gone, compacted = self._replaced(candidate)
+        merged = self._merged(candidate, gone, compacted)
+        gone |= merged.keys()
         turned = {site.target for site in self.of_kind("structure") if candidate.get(site) != site.default}
-        choices = {
-            name: option
+
+        def counts(site: Site) -> bool:
+            if site.kind == "merge":
+                return site.target in merged
+            if site.target in merged.values() and site.kind in _OF_DENSE | {"structure"}:
+                return False
+            if site.kind == "width" and any(set(site.layers) == {*pair} for pair in merged.items()):
+                return False
+            if site.target in turned and site.kind in _OF_DENSE:
+                return False
+            return not self._is_moot(site, gone, compacted)
+
+        return Candidate.of(
+            (name, option)
             for name, option in candidate.choices
-            if option != self.by_name[name].default
-            and not self._is_moot(self.by_name[name], gone, compacted)
-            and not (self.by_name[name].kind == "rank" and self.by_name[name].target in turned)
-        }
-        return Candidate.of(choices)
+            if option != self.by_name[name].default and counts(self.by_name[name])
+        )
 
     def without(self, drops: Mapping[tuple[str, Option], str]) -> BoundSpace:
         """The space without these options; `drops` gives the reason for each (site, option)."""
@@ -134,6 +150,15 @@ class BoundSpace:
                 compacted[site.target] = option, set(compact_layers(self.network, block, str(option)))
         return gone, {name: (kind, layers - gone) for name, (kind, layers) in compacted.items()}
 
+    def _merged(
+        self, candidate: Candidate, gone: set[str], compacted: Mapping[str, tuple[Option, set[str]]]
+    ) -> dict[str, str]:
+        """Layers that leave → those that take them in, where both are still as they were."""
+        other = gone.union(*(layers for _, layers in compacted.values()))
+        chosen = [self.by_name[name] for name, option in candidate.choices if option == merging.MERGE]
+        pairs = {site.target: str(site.settings["into"]) for site in chosen}
+        return {first: into for first, into in pairs.items() if not {first, into} & other}
+
     def _is_moot(self, site: Site, gone: set[str], compacted: Mapping[str, tuple[Option, set[str]]]) -> bool:
         if site.kind == "block":
             add = self.blocks[site.target].add
@@ -142,7 +167,7 @@ class BoundSpace:
                 kind == other and add in self.blocks[name].nodes for name, (other, _) in compacted.items()
             )
             return add in gone or around or (kind != "" and not layers)
-        if site.kind == "rank" and any(site.target in layers for _, layers in compacted.values()):
+        if site.kind in _OF_DENSE and any(site.target in layers for _, layers in compacted.values()):
             return True
         return bool(site.layers) and set(site.layers) <= gone
 
@@ -163,6 +188,7 @@ def bind(space: Space, network: Network) -> BoundSpace:
     for node in network.nodes:
         if node.op in WEIGHTED:
             sites += [binder.rank(node), binder.structure(node), binder.bits(node)]
+            sites += [binder.merge(node), binder.sparsity(node), binder.codebook(node)]
     names = {node.module for node in network.nodes if node.op in WEIGHTED and node.module}
     space.check_matched(binder.matched, sorted(names | blocks.keys()))
     return BoundSpace(network, coupling, blocks, tuple(site for site in sites if site is not None))
@@ -287,6 +313,56 @@ class _Binder:
             )
         options: list[Option] = sorted({*rule.bits, 32})
         return _site(name, "bits", node.name, options, 32, (node.name,), {})
+
+    def merge(self, node: Node) -> Site | None:
+        """None where no rule asks for it."""
+        rule = self._layer_rule(node)
+        if rule is None or merging.MERGE not in rule.merge:
+            return None
+        name, layers = f"merge:{node.name}", (node.name,)
+        found = merging.stretch(self.network, node.name)
+        locked = self._lock_reason(node) or (found if isinstance(found, str) else "")
+        if not locked and isinstance(found, merging.Stretch):
+            locked = self._lock_reason(self.network.by_name[found.second])
+        if locked or isinstance(found, str):
+            return _locked(name, "merge", node.name, merging.KEEP, layers, locked)
+        settings = {"into": found.second, "activation": found.activation}
+        return _site(name, "merge", node.name, [merging.MERGE, merging.KEEP], merging.KEEP, layers, settings)
+
+    def sparsity(self, node: Node) -> Site | None:
+        """None where no rule asks for one, as for structures."""
+        rule = self._layer_rule(node)
+        if rule is None or rule.sparsity is None or set(rule.sparsity.keep) == {1.0}:
+            return None
+        name, layers = f"sparsity:{node.name}", (node.name,)
+        locked = self._lock_reason(node) or _reads_a_constant(node)
+        inputs = self.network.params[node.args[1].name].shape[1]  # type: ignore[union-attr]
+        options: list[Option] = [
+            option for option in rule.sparsity.keep if (n_of_m(option) or (1, 1))[1] <= inputs
+        ]
+        if not locked and len(options) == 1:
+            locked = f"it reads {inputs} inputs, fewer than the pattern is long"
+        if locked:
+            return _locked(name, "sparsity", node.name, 1.0, layers, locked)
+        settings = {"method": rule.sparsity.method}
+        return _site(name, "sparsity", node.name, sorted(options, key=density_of), 1.0, layers, settings)
+
+    def codebook(self, node: Node) -> Site | None:
+        """None where no rule asks for one, as for structures."""
+        rule = self._layer_rule(node)
+        if rule is None or set(rule.codebook) <= {NONE}:
+            return None
+        name, layers = f"codebook:{node.name}", (node.name,)
+        locked = self._lock_reason(node) or _reads_a_constant(node)
+        weights = int(np.prod(self.network.params[node.args[1].name].shape))  # type: ignore[union-attr]
+        options: list[Option] = [
+            option for option in rule.codebook if option == NONE or 2 * int(option) <= weights
+        ]
+        if not locked and options == [NONE]:
+            locked = f"it has {weights} weights, too few to share values"
+        if locked:
+            return _locked(name, "codebook", node.name, NONE, layers, locked)
+        return _site(name, "codebook", node.name, options, NONE, layers, {})
 
     def _layer_rule(self, node: Node) -> LayerRule | None:
         if not isinstance(node.args[1], Param):

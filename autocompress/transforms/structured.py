@@ -5,34 +5,39 @@
 | `monarch` | block-diagonal · permutation · block-diagonal | as many as parameters |
 | `kronecker` | A ⊗ B | fewer, with two reshapes and transpositions |
 | `circulant` | blocks whose rows are one vector, turned | as many as dense: it only gets smaller |
+| `toeplitz_2`, `toeplitz_4` | blocks of displacement rank 2 or 4 | 4 or 8 times dense: it only gets smaller |
 
-All start from the dense weight in closed form, by the closest matrix of the structure in the
-least-squares sense: of Monarch matrices by a rank-1 approximation of each slice (Dao et al. 2022,
-arXiv:2204.00595), of Kronecker products by that of the rearranged weight (Van Loan and Pitsianis 1993,
-"Approximation with Kronecker products"), of circulant blocks by the mean over each diagonal
-(Ding et al. 2017, arXiv:1708.08917). They run as ordinary convolutions, linear layers and moves of data,
-so they are priced by the rows that a device has for these.
+All start from the dense weight in closed form, by the closest matrix of the structure in the least-squares
+sense: of Monarch matrices by a rank-1 approximation of each slice (Dao et al. 2022, arXiv:2204.00595), of
+Kronecker products by that of the rearranged weight (Van Loan and Pitsianis 1993, "Approximation with
+Kronecker products"), of circulant blocks by the mean over each diagonal (Ding et al. 2017, arXiv:1708.08917),
+of Toeplitz-like blocks by alternating least squares (`transforms.toeplitz`; Sindhwani et al. 2015,
+arXiv:1510.01722). They run as ordinary convolutions, linear layers and moves of data, so they are priced by
+the rows that a device has for these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.network import Network, Node, Shape, Weights
 from autocompress.transforms.chain import Chain
-from autocompress.transforms.replace_layer import POINTWISE, conv_args
+from autocompress.transforms.replace_layer import POINTWISE, ConvArgs, conv_args
+from autocompress.transforms.toeplitz import toeplitz_like
 
 Array = NDArray[np.floating]
 
 DENSE = "dense"
-KEEP_BATCH_NORM = frozenset({"kronecker", "circulant"})
+KEEP_BATCH_NORM = frozenset({"kronecker", "circulant", "toeplitz_2", "toeplitz_4"})
 """They do not end in a convolution, so that a batch norm behind the layer is not folded into it."""
 
 CIRCULANT_BLOCK = 4
+LEAST_TOEPLITZ_BLOCK, LARGEST_TOEPLITZ_BLOCK = 8, 256
 
 
 def applies(node: Node, weight_shape: Shape, kind: str) -> str:
@@ -53,6 +58,7 @@ def sizes(structure: str, out: int, into: int) -> tuple[int, ...]:
       has at least min(out, in) values.
     - `kronecker`: `(out, in)` of the left factor, the smallest divisors above 1.
     - `circulant`: `(block,)`: 4, where it divides both.
+    - `toeplitz_r`: `(block, r)`: the largest divisor of both from 8 to 256.
     """
     found = _SIZES[structure](out, into)
     return found if found and parameters(structure, out, into, found) < out * into else ()
@@ -64,7 +70,9 @@ def parameters(structure: str, out: int, into: int, of: tuple[int, ...]) -> int:
         return into * of[1] + out * of[0]
     if structure == "kronecker":
         return of[0] * of[1] + (out // of[0]) * (into // of[1])
-    return out * into // of[0]
+    if structure == "circulant":
+        return out * into // of[0]
+    return 2 * of[1] * out * into // of[0]
 
 
 def _divisors(number: int) -> list[int]:
@@ -85,10 +93,18 @@ def _circulant_sizes(out: int, into: int) -> tuple[int, ...]:
     return () if out % CIRCULANT_BLOCK or into % CIRCULANT_BLOCK else (CIRCULANT_BLOCK,)
 
 
+def _toeplitz_sizes(rank: int, out: int, into: int) -> tuple[int, ...]:
+    common = range(LARGEST_TOEPLITZ_BLOCK, LEAST_TOEPLITZ_BLOCK - 1, -1)
+    block = next((size for size in common if out % size == 0 and into % size == 0), 0)
+    return (block, rank) if block else ()
+
+
 _SIZES: dict[str, Callable[[int, int], tuple[int, ...]]] = {
     "monarch": _monarch_sizes,
     "kronecker": _kronecker_sizes,
     "circulant": _circulant_sizes,
+    "toeplitz_2": partial(_toeplitz_sizes, 2),
+    "toeplitz_4": partial(_toeplitz_sizes, 4),
 }
 STRUCTURES = tuple(_SIZES)
 
@@ -180,12 +196,39 @@ def _build_circulant(chain: Chain, matrix: Array | None, of: tuple[int, ...]) ->
     _, channels, height, width = chain.shape
     out, into = chain.channels // block, channels // block
     chain.reshape("split", into, block, height * width)
-    whole = chain.last
-    chain.add("head", "slice.Tensor", (whole, 2, 0, block - 1), (1, into, block - 1, height * width))
-    around = (1, into, 2 * block - 1, height * width)
-    chain.add("around", "cat", ((whole, chain.last), 2), around)
+    _go_around(chain, "")
     weight = None if matrix is None else circulant(matrix, block)
     chain.conv("right", (out, into, block, 1), weight)
+    chain.reshape("join", chain.channels, height, width)
+
+
+def _go_around(chain: Chain, part: str, sign: int = 1) -> None:
+    """Behind each block of axis 2 come its values but the last again, with this sign."""
+    whole, (_, channels, block, places) = chain.last, chain.shape
+    chain.add(f"{part}head", "slice.Tensor", (whole, 2, 0, block - 1), (1, channels, block - 1, places))
+    if sign < 0:
+        chain.add(f"{part}negative", "neg", (chain.last,), chain.shape)
+    chain.add(f"{part}around", "cat", ((whole, chain.last), 2), (1, channels, 2 * block - 1, places))
+
+
+def _build_toeplitz(chain: Chain, matrix: Array | None, of: tuple[int, ...]) -> None:
+    """Skew-circulant factors block by block, then the circulant ones, which sum over blocks and ranks."""
+    block, rank = of
+    _, channels, height, width = chain.shape
+    out, into = chain.channels // block, channels // block
+    left = right = None
+    if matrix is not None:
+        blocks = matrix.reshape(out, block, into, block).transpose(0, 2, 1, 3).reshape(-1, block, block)
+        found = [toeplitz_like(one, rank) for one in blocks]
+        first, second = (np.stack(part).reshape(out, into, rank, block) for part in zip(*found, strict=True))
+        left, right = second.transpose(1, 0, 2, 3), first.transpose(0, 2, 1, 3)
+    chain.reshape("split", into, block, height * width)
+    _go_around(chain, "first_", -1)
+    form = ConvArgs((1, 1), (0, 0), (1, 1), into)
+    chain.conv("left", (into * out * rank, 1, block, 1), left, form)
+    chain.add("shuffle", "channel_shuffle", (chain.last, into), chain.shape)
+    _go_around(chain, "second_")
+    chain.conv("right", (out, rank * into, block, 1), right, replace(form, groups=out))
     chain.reshape("join", chain.channels, height, width)
 
 
@@ -193,4 +236,6 @@ _BUILD: dict[str, Callable[[Chain, Array | None, tuple[int, ...]], None]] = {
     "monarch": _build_monarch,
     "kronecker": _build_kronecker,
     "circulant": _build_circulant,
+    "toeplitz_2": _build_toeplitz,
+    "toeplitz_4": _build_toeplitz,
 }

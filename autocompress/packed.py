@@ -1,0 +1,78 @@
+"""How many bytes a student's weights take once coded, estimated from shapes and choices alone. No torch.
+
+A student with sparse or shared weights is shipped with a `student.acz`: where its zeros lie takes the entropy
+of its density, a shared value about the logarithm of how many there are, an 8-bit weight nearly eight bits.
+The numbers below are means over trained networks, printed by `benchmarks/packed_size.py` with the error that
+is left. A student without such weights has no coded file: what counts then is its `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+from math import log2
+
+import numpy as np
+
+from autocompress.network import Network, Node, Param
+from autocompress.runtime_graph import LAYERS
+
+INT8_BITS = 7.0
+"""Of a weight of an 8-bit layer with a scale for each output channel."""
+
+SHARED_SLOPE, SHARED_BITS_LESS = 0.74, 0.3
+"""The index of a shared value takes so many times the logarithm of how many there are, less so many bits."""
+
+HEADER_BYTES, NODE_BYTES, PARAM_BYTES = 100.0, 11.0, 15.0
+HEADROOM = 1.1
+"""Files came out up to a tenth larger than the sum of these numbers: budgets are held against what is that
+much larger."""
+
+STORED_BYTES = 70.0
+"""Of an entry in the header of `model.safetensors`, beside its name."""
+
+
+def packed_bytes(network: Network, plain_bytes: int) -> int:
+    """Estimated bytes, on the safe side, of the smallest file of a student's weights; `plain_bytes` is what
+    they take uncoded."""
+    layers = {node.args[1].name: node for node in network.nodes if _has_weight(node)}
+    if not any(is_coded(node) for node in layers.values()):
+        return round(plain_bytes + sum(STORED_BYTES + len(name) for name in network.params))
+    total = HEADER_BYTES + NODE_BYTES * len(network.nodes) + PARAM_BYTES * len(network.params)
+    for name, spec in network.params.items():
+        count = int(np.prod(spec.shape))
+        node = layers.get(name)
+        if node is None:
+            total += count * np.dtype(spec.dtype).itemsize
+        else:
+            in_int8 = node.bits == 8 and network.quantizer_of(node.inputs[0]) is not None
+            total += count * bits_a_weight(node, in_int8) / 8 + _table_bytes(node, in_int8, spec.shape[0])
+    return round(HEADROOM * total)
+
+
+def is_coded(node: Node) -> bool:
+    """Whether the weights of a layer are such that the student is coded."""
+    return node.density < 1 or bool(node.codebook)
+
+
+def bits_a_weight(node: Node, in_int8: bool = False) -> float:
+    """Of a layer's weight, zeros and all."""
+    if node.codebook:
+        value = max(SHARED_SLOPE * log2(node.codebook) - SHARED_BITS_LESS, 0.3)
+    else:
+        value = INT8_BITS if in_int8 else 32.0
+    return entropy_bits(node.density) + node.density * value
+
+
+def entropy_bits(share: float) -> float:
+    """Bits that tell whether an event of this probability happened."""
+    if not 0 < share < 1:
+        return 0.0
+    return -share * log2(share) - (1 - share) * log2(1 - share)
+
+
+def _table_bytes(node: Node, in_int8: bool, channels: int) -> int:
+    """Of the codebook, or of the scales."""
+    return 4 * (node.codebook or (channels if in_int8 else 0))
+
+
+def _has_weight(node: Node) -> bool:
+    return node.op in LAYERS and isinstance(node.args[1], Param)

@@ -1,0 +1,151 @@
+"""Sparsity and shared values as choices: networks marked with them, and weights that keep to the marks.
+
+A mark says what a layer's weights will be: `density` is the share of them that is not zero, `codebook` the
+number of values that they share. Zeros are made when a student starts, from its weights at that moment;
+values are shared when it is shipped, because folding a batch norm scales every filter by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.candidate import Option
+from autocompress.graph.coupling_rules import WEIGHTED
+from autocompress.network import Network, Node, Weights
+from autocompress.space_rules import density_of, n_of_m
+from autocompress.transforms.obs import obs
+from autocompress.transforms.share import entropy_constrained, k_means
+from autocompress.transforms.sparsify import Mask, magnitude_mask, n_of_m_mask
+
+Array = NDArray[Any]
+
+RATE_SHARE = 0.5
+"""A bit of a shared weight's index is worth this much of the slope of rate and distortion at high rates."""
+
+_LEAST_WEIGHTS = 1 << 16
+"""Values are found on about as many weights of a layer, evenly spread, where it has more."""
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """How a layer is made sparse: an option of its site, and by which method."""
+
+    keep: Option
+    method: str
+
+    @property
+    def density(self) -> float:
+        return density_of(self.keep)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What data says of weights: `scores` by parameter, of its shape; `moments` by layer, second moments of
+    its input rows `(groups, fan_in, fan_in)`. What is missing, or of another shape, is not used."""
+
+    scores: Mapping[str, Array]
+    moments: Mapping[str, Array]
+
+
+NO_EVIDENCE = Evidence({}, {})
+
+
+def marked(network: Network, thinnings: Mapping[str, Thinning], codebooks: Mapping[str, int]) -> Network:
+    """The network with densities and codebooks at the named layers; those that it lacks are passed over."""
+    if not thinnings and not codebooks:
+        return network
+    return network.with_nodes(
+        node.but(
+            density=thinnings[node.name].density if node.name in thinnings else node.density,
+            codebook=codebooks.get(node.name, node.codebook),
+        )
+        if node.op in WEIGHTED and (node.name in thinnings or node.name in codebooks)
+        else node
+        for node in network.nodes
+    )
+
+
+def sparse_layers(network: Network) -> Iterator[Node]:
+    return (node for node in network.nodes if node.density < 1)
+
+
+def sharing_layers(network: Network) -> Iterator[Node]:
+    return (node for node in network.nodes if node.codebook)
+
+
+def thinned(
+    network: Network, weights: Weights, thinnings: Mapping[str, Thinning], evidence: Evidence = NO_EVIDENCE
+) -> Weights:
+    """The weights with zeros where the marked layers among `thinnings` want them; others are the same arrays.
+
+    By the method `magnitude` the largest weights stay, by `obd` those of the highest scores, and by `obs`
+    (`transforms.obs`) they also change to make up for the others. A layer of which there is no evidence goes
+    by magnitude.
+    """
+    changed = dict(weights)
+    for node in (node for node in sparse_layers(network) if node.name in thinnings):
+        (param, *_), thinning = node.params, thinnings[node.name]
+        changed[param] = _thinned(node, weights[param], thinning, param, evidence)
+    return changed
+
+
+def _thinned(node: Node, weight: Array, thinning: Thinning, param: str, evidence: Evidence) -> Array:
+    if thinning.method == "obs" and (second := _moments_of(node, weight, evidence)) is not None:
+        parts = zip(np.split(weight, len(second)), second, strict=True)
+        found = [obs(part, moments, thinning.keep) for part, moments in parts]
+        return np.concatenate(found).astype(weight.dtype)
+    scores = evidence.scores.get(param)
+    usable = thinning.method == "obd" and scores is not None and scores.shape == weight.shape
+    return weight * mask_of(scores if usable and scores is not None else weight, thinning.keep)
+
+
+def _moments_of(node: Node, weight: Array, evidence: Evidence) -> Array | None:
+    """`(groups, fan_in, fan_in)`, if it is there and of the weight as it is."""
+    second = evidence.moments.get(node.name)
+    fan_in = int(np.prod(weight.shape[1:]))
+    return second.reshape(-1, fan_in, fan_in) if second is not None and second.shape[-1] == fan_in else None
+
+
+def mask_of(scores: Array, keep: Option) -> Mask:
+    """True for the weights that stay: the highest scores of all, or of every M along the inputs, where a last
+    group of fewer keeps at most N."""
+    pattern = n_of_m(keep)
+    if pattern is None:
+        return magnitude_mask(scores, float(keep))
+    inputs = scores.shape[1]
+    spare = -inputs % pattern[1]
+    padded = np.pad(scores, [(0, 0), (0, spare), *[(0, 0)] * (scores.ndim - 2)])
+    return n_of_m_mask(padded, *pattern)[:, :inputs]
+
+
+def shared(network: Network, weights: Weights) -> Weights:
+    """The weights with few values at the marked layers; zeros stay zero, other arrays are the same ones.
+
+    Values are those of least squared error and bits together (`share.entropy_constrained`), a bit being worth
+    `RATE_SHARE` of what it saves at high rates, 2 ln 2 times the error of k-means.
+    """
+    changed = dict(weights)
+    for node in sharing_layers(network):
+        changed[node.params[0]] = share(weights[node.params[0]], node.codebook)
+    return changed
+
+
+def share(weight: Array, count: int) -> NDArray[np.float32]:
+    """A weight with at most `count` values, zero being one of them where it pays; see `shared`."""
+    if len(np.unique(weight)) <= count:
+        return weight.astype(np.float32)
+    step = max(1, weight.size // _LEAST_WEIGHTS)
+    sample = weight.ravel()[::step]
+    error = float(np.square(k_means(sample, count).weight - sample).mean())
+    book = entropy_constrained(sample, count, RATE_SHARE * 2 * np.log(2) * error)
+    if step == 1:
+        return book.weight.reshape(weight.shape)
+    values = book.values.copy()
+    values[np.argmin(np.abs(values))] = 0
+    nearest: NDArray[np.float32] = values[np.searchsorted((values[1:] + values[:-1]) / 2, weight)]
+    return np.where(weight == 0, np.float32(0), nearest)
