@@ -16,11 +16,14 @@ StructureChoice = Literal["dense", "monarch", "kronecker", "circulant"]
 BlockChoice = Literal[
     "keep", "drop", "depthwise_separable", "grouped_shuffle", "ghost", "sign_sharing", "fire"
 ]
-Bits = Literal[8, 32]
+Bits = Literal["binary", "ternary", 2, 3, 4, 8, 32]
+
+RangeMethod = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 
 FULL = "full"
 """The rank option of a layer that stays one layer."""
 
+_FEWEST_BITS = ("binary", "ternary")
 _CHOICES: tuple[str, ...] = (*get_args(BlockChoice), *get_args(StructureChoice))
 
 
@@ -37,6 +40,8 @@ def _sorted_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _order(value: Any) -> float:
+    if value in _FEWEST_BITS:
+        return _FEWEST_BITS.index(value) - len(_FEWEST_BITS)
     if isinstance(value, str):
         return _CHOICES.index(value) if value in _CHOICES else float("inf")
     return float(value)
@@ -139,6 +144,15 @@ class Rank(Part):
     data_aware: bool = False
 
 
+class Quantize(Part):
+    """How layers get their 8 bits before any training; see `quality.quantization`."""
+
+    ranges: RangeMethod = "auto"
+    equalise: bool = False
+    correct_biases: bool = False
+    rounding: Literal["nearest", "adaptive"] = "nearest"
+
+
 class Rule(Part):
     match: Match | None = None
     lock: Match | None = None
@@ -192,6 +206,7 @@ class Rule(Part):
 class SpaceFile(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str = ""
+    quantize: Quantize = Quantize()
     rules: Annotated[tuple[Rule, ...], AfterValidator(_not_empty)]
 
 

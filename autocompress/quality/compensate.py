@@ -49,7 +49,7 @@ def compensate(
     layers = changed_layers(network, reference, kept)
     if not layers:
         return ()
-    images, _ = next(iter(examples.batches(_batch_that_fits(network, reference))))
+    images, _ = next(iter(examples.batches(batch_that_fits(network, reference))))
     targets = _targets(teacher, layers, images, kept, rows)
 
     def fit(node: Node, values: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> 
     changed: set[str] = set()
     for node in network.nodes:
         old = reference.by_name.get(node.name)
-        same = old is not None and (node.op, node.args, node.kwargs) == (old.op, old.args, old.kwargs)
+        same = old is not None and node.but(bits=old.bits) == old
         same = same and all(network.params[name] == reference.params[name] for name in node.params)
         if not same or changed.intersection(node.inputs):
             changed.add(node.name)
@@ -101,7 +101,7 @@ def _channel_axis(node: Node) -> int:
     return -1 if node.op == "linear" else 1
 
 
-def _batch_that_fits(*networks: Network) -> int:
+def batch_that_fits(*networks: Network) -> int:
     sizes = (
         4 * int(np.prod(node.shape))
         for network in networks

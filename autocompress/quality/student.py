@@ -13,12 +13,13 @@ from autocompress.distill.teacher_outputs import TeacherOutputs
 from autocompress.distill.train import Distilled, distil
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights
-from autocompress.quality.calibrate import collect_ranges
 from autocompress.quality.compensate import compensate
 from autocompress.quality.evaluate import Evaluation, evaluate, recalibrate_batch_norms
+from autocompress.quality.quantization import quantized
 from autocompress.transforms.apply import Saliency, apply, kept_channels
 from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import plan, with_ranges
+from autocompress.transforms.grid import fit_steps
+from autocompress.transforms.quantize import plan
 from autocompress.transforms.sites import BoundSpace
 
 CALIBRATION_BATCH = 128
@@ -51,6 +52,7 @@ class Workshop:
         module = build(network, weights)
         kept = kept_channels(self.bound, candidate, self.saliency)
         compensate(module, self.teacher, self.data.calibration, kept)
+        refit_steps(module)
         recalibrate_batch_norms(module, self.data.calibration.batches(CALIBRATION_BATCH))
         return module
 
@@ -79,23 +81,11 @@ class Workshop:
         )
 
     def quantized(self, module: GraphModule) -> GraphModule:
-        """The student as it will be shipped: batch norms folded, 8-bit layers with calibrated ranges.
-
-        Of the ranges by least squared error and by extremes, those with the lower loss on
-        calibration data are taken.
-        """
+        """The student as it will be shipped: batch norms folded, 8-bit layers with calibrated ranges, as
+        the space's `quantize` says."""
         network, weights = fold_batch_norms(module.source_network, module.export_weights())
         assert weights is not None
-        values = plan(network)
-        if not values:
-            return build(network, weights)
-        floating = build(network, weights)
-        batches = list(self.data.calibration.batches(CALIBRATION_BATCH))
-        found = [
-            build(with_ranges(network, collect_ranges(floating, values, batches, method)), weights)
-            for method in ("minmax", "mse")
-        ]
-        return min(found, key=lambda student: evaluate(student, self.data.calibration).loss)
+        return quantized(network, weights, self.data.calibration, self.bound.quantize)
 
     def trial(self, candidate: Candidate, epochs: float) -> Evaluation:
         """Accuracy on validation data after a short distillation, in the candidate's own precision."""
@@ -123,13 +113,25 @@ class Workshop:
         evaluation = evaluate(student, self.data.validation)
         if quantized_epochs > 0 and plan(student.source_network):
             tuned = build(student.source_network, student.export_weights())
+            tuned.learn_quantizers()
             extra = self.train(tuned, quantized_epochs, progress, stop)
+            tuned.settle_quantizers()
             if extra is not None and not extra.finished:
                 return None
             better = evaluate(tuned, self.data.validation)
             if (better.accuracy, -better.loss) > (evaluation.accuracy, -evaluation.loss):
                 student, evaluation = tuned, better
         return Finished(student.source_network, student.export_weights(), evaluation)
+
+
+def refit_steps(module: GraphModule) -> None:
+    """Fits the steps of weights on a grid to the weights as they are now."""
+    with torch.no_grad():
+        for node in module.source_network.nodes:
+            if node.grid is not None:
+                weight = module.tensor_named(node.args[1].name).numpy()
+                steps = torch.from_numpy(fit_steps(weight, node.grid.form))
+                module.tensor_named(node.grid.step).copy_(steps)
 
 
 @dataclass(frozen=True)

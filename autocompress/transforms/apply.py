@@ -11,10 +11,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from autocompress.candidate import Candidate
-from autocompress.graph.coupling_rules import WEIGHTED
+from autocompress.candidate import Candidate, Option
 from autocompress.network import INPUT, Network, Weights
-from autocompress.transforms import compact, depth, low_rank, prune, structured
+from autocompress.transforms import compact, depth, low_rank, prune, quantize, structured
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import plan, with_ranges
 from autocompress.transforms.sites import BoundSpace
@@ -50,7 +49,7 @@ def apply(
     network, weights, separated = _blocks(bound, network, weights, candidate)
     network, weights = _ranks(bound, network, weights, candidate, separated, saliency)
     network, weights = _structures(bound, network, weights, candidate)
-    return _bits(bound, network, candidate), weights
+    return _bits(bound, network, weights, candidate)
 
 
 def deployed(network: Network, weights: Weights | None = None) -> tuple[Network, Weights | None]:
@@ -152,16 +151,13 @@ def _structures(
     return network, weights
 
 
-def _bits(bound: BoundSpace, network: Network, candidate: Candidate) -> Network:
-    bits: dict[str, int] = {}
+def _bits(
+    bound: BoundSpace, network: Network, weights: Weights | None, candidate: Candidate
+) -> tuple[Network, Weights | None]:
+    chosen: dict[str, Option] = {}
     for site in bound.of_kind("bits"):
-        choice = int(candidate.get(site))
-        if choice != 32:
-            bits[site.target] = choice
-            bits.update({f"{site.target}.{suffix}": choice for suffix in CHAIN_SUFFIXES})
-    if not bits:
-        return network
-    return network.with_nodes(
-        node.but(bits=bits[node.name]) if node.name in bits and node.op in WEIGHTED else node
-        for node in network.nodes
-    )
+        choice = candidate.get(site)
+        if choice != site.default:
+            chosen[site.target] = choice
+            chosen.update({f"{site.target}.{suffix}": choice for suffix in CHAIN_SUFFIXES})
+    return quantize.with_bits(network, weights, chosen) if chosen else (network, weights)

@@ -8,17 +8,18 @@ the reason, so that `inspect` can show it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from autocompress.candidate import Candidate, Option, Site
+from autocompress.candidate import BITS, Candidate, Option, Site
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import Network, Node, Param, Ref
 from autocompress.space import LayerRule, Space
+from autocompress.space_rules import Quantize
 from autocompress.transforms import compact, low_rank, structured
 from autocompress.transforms.compact import COMPACT, compact_layers
 from autocompress.transforms.fold import fold_batch_norms
@@ -37,6 +38,7 @@ class BoundSpace:
     blocks: Mapping[str, Block]
     sites: tuple[Site, ...]
     dropped: tuple[tuple[str, Option, str], ...] = ()
+    quantize: Quantize = field(default_factory=Quantize)
 
     @cached_property
     def free(self) -> tuple[Site, ...]:
@@ -165,7 +167,8 @@ def bind(space: Space, network: Network) -> BoundSpace:
             sites += [binder.rank(node), binder.structure(node), binder.bits(node)]
     names = {node.module for node in network.nodes if node.op in WEIGHTED and node.module}
     space.check_matched(binder.matched, sorted(names | blocks.keys()))
-    return BoundSpace(network, coupling, blocks, tuple(site for site in sites if site is not None))
+    found = tuple(site for site in sites if site is not None)
+    return BoundSpace(network, coupling, blocks, found, quantize=space.quantize)
 
 
 class _Binder:
@@ -285,7 +288,7 @@ class _Binder:
             return _locked(
                 name, "bits", node.name, 32, (node.name,), locked or "the rule offers 32 bits only"
             )
-        options: list[Option] = sorted({*rule.bits, 32})
+        options: list[Option] = [option for option in BITS if option in (*rule.bits, 32)]
         return _site(name, "bits", node.name, options, 32, (node.name,), {})
 
     def _layer_rule(self, node: Node) -> LayerRule | None:
