@@ -19,6 +19,9 @@ KINDS = ("block", "merge", "width", "rank", "structure", "bits", "sparsity", "co
 PACKED_KINDS = frozenset({"sparsity", "codebook"})
 """The kinds that make nothing smaller but `student.acz`, and nothing faster."""
 
+BITS: tuple[Option, ...] = ("binary", "ternary", 2, 3, 4, 8, 32)
+"""Options of a `bits` site, from the fewest to the most on disk."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -37,6 +40,11 @@ class Site:
     layers: tuple[str, ...] = ()
     locked: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def eight_bits(site: Site) -> Option:
+    """The option of a `bits` site that computes on integers with the least harm: 8 where it is offered."""
+    return site.options[-2] if len(site.options) > 1 else site.default
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,15 @@ def _value_bytes(network: Network, value: str) -> int:
 
 
 def weight_bytes(network: Network) -> int:
-    """Bytes of the parameters as exported: 8-bit weights one each, everything else as its type says."""
+    """Bytes of the parameters as exported: 8-bit weights one each, everything else as its type says.
+
+    Steps of a grid are not counted: they are the scales that every 8-bit layer has.
+    """
     low = low_bit_weights(network)
     return sum(
         elements(spec.shape) * (1 if name in low else np.dtype(spec.dtype).itemsize)
         for name, spec in network.params.items()
+        if name not in network.steps
     )
 
 
@@ -130,7 +134,7 @@ def file_features(network: Network) -> NDArray[np.float64]:
         sum(channels),
         sum(set(channels)),
         quantizers,
-        len(network.params),
+        len(network.params) - len(network.steps),
     ]
     return np.array(counts, dtype=np.float64)
 

@@ -59,6 +59,23 @@ class Quantizer:
     zero_point: int
 
 
+GRID_BITS: Mapping[str, int] = {"binary": 1, "ternary": 2, "2": 2, "3": 3, "4": 4}
+"""Forms of a `Grid`, and the bits that tell one of its values from the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The few values that the weights of a layer may take; runtimes see them as 8-bit integers.
+
+    `form` is one of `GRID_BITS`. `step` names the parameter that scales the values: `(out,)`, the step of
+    each output channel, whose values are odd multiples of it, from -(2^b - 1) to 2^b - 1; for `ternary`
+    `(2 · out,)`, the magnitudes of the negative values, then those of the positive ones, beside zero.
+    """
+
+    form: str
+    step: str
+
+
 @dataclass(frozen=True)
 class Node:
     """One operation.
@@ -66,9 +83,10 @@ class Node:
     `op` is the ATen name without `aten.` and without `.default`: `conv2d`, `add.Tensor`, `mean.dim`.
     `shape` is that of the output, one shape per element for an operation with several outputs,
     and `()` for an integer. `module` is the path of the teacher's module that ran it.
-    `bits` is the precision of a convolution or linear layer (32 or 8); `quantizer`, set by
-    calibration, quantizes the output. `density` is the share of its weights that are not held at
-    zero, and `codebook` how many values its weights share (0: as many as they like).
+    `bits` is the precision in which a convolution or linear layer computes (32 or 8); a `grid` lets
+    an 8-bit layer's weights take few values only; `quantizer`, set by calibration, quantizes the output.
+    `density` is the share of its weights that are not held at zero, and `codebook` how many values its
+    weights share (0: as many as they like).
     """
 
     name: str
@@ -81,6 +99,7 @@ class Node:
     quantizer: Quantizer | None = None
     density: float = 1.0
     codebook: int = 0
+    grid: Grid | None = None
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -90,7 +109,8 @@ class Node:
     @cached_property
     def params(self) -> tuple[str, ...]:
         """Names of the parameters this node reads, in order."""
-        return tuple(param.name for param in _leaves_of(Param, (self.args, self.kwargs), []))
+        names = tuple(param.name for param in _leaves_of(Param, (self.args, self.kwargs), []))
+        return names if self.grid is None else (*names, self.grid.step)
 
     def but(self, **changes: Any) -> Node:
         """A copy with these fields changed: `dataclasses.replace`, several times as fast."""
@@ -98,7 +118,7 @@ class Node:
         fields = copy.__dict__
         fields.update(self.__dict__)
         fields.update(changes)
-        if "args" in changes or "kwargs" in changes:
+        if not changes.keys().isdisjoint(("args", "kwargs", "grid")):
             fields.pop("inputs", None)
             fields.pop("params", None)
         return copy
@@ -142,6 +162,11 @@ class Network:
 
     def quantizer_of(self, value: str) -> Quantizer | None:
         return self.input_quantizer if value == INPUT else self.by_name[value].quantizer
+
+    @cached_property
+    def steps(self) -> frozenset[str]:
+        """Names of the parameters that scale the values of a grid."""
+        return frozenset(node.grid.step for node in self.nodes if node.grid is not None)
 
     @property
     def parameter_count(self) -> int:
@@ -268,9 +293,19 @@ def check(network: Network) -> None:
         for name in node.params:
             if name not in network.params:
                 raise ValueError(f"node {node.name!r} reads parameter {name!r}, which is not declared")
+        if node.grid is not None:
+            _check_grid(network, node, node.grid)
         known.add(node.name)
     if network.output not in known:
         raise ValueError(f"output {network.output!r} is not computed")
+
+
+def _check_grid(network: Network, node: Node, grid: Grid) -> None:
+    if grid.form not in GRID_BITS or len(node.args) < 2 or not isinstance(node.args[1], Param):
+        raise ValueError(f"node {node.name!r} has no weight that could be {grid.form!r}")
+    count = network.params[node.args[1].name].shape[0] * (2 if grid.form == "ternary" else 1)
+    if network.params[grid.step].shape != (count,):
+        raise ValueError(f"node {node.name!r} needs {count} steps, {grid.step!r} has another shape")
 
 
 def _quantizer_to_json(quantizer: Quantizer | None) -> Any:
@@ -296,6 +331,8 @@ def _node_to_json(node: Node) -> dict[str, Any]:
         data["density"] = node.density
     if node.codebook:
         data["codebook"] = node.codebook
+    if node.grid:
+        data["grid"] = {"form": node.grid.form, "step": node.grid.step}
     return data
 
 
@@ -311,6 +348,7 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
         quantizer=_quantizer_from_json(data.get("quantizer")),
         density=float(data.get("density", 1.0)),
         codebook=int(data.get("codebook", 0)),
+        grid=Grid(data["grid"]["form"], data["grid"]["step"]) if data.get("grid") else None,
     )
 
 

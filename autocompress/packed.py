@@ -12,7 +12,7 @@ from math import log2
 
 import numpy as np
 
-from autocompress.network import Network, Node, Param
+from autocompress.network import GRID_BITS, Network, Node, Param
 from autocompress.runtime_graph import LAYERS
 
 INT8_BITS = 7.0
@@ -50,12 +50,14 @@ def packed_bytes(network: Network, plain_bytes: int) -> int:
 
 def is_coded(node: Node) -> bool:
     """Whether the weights of a layer are such that the student is coded."""
-    return node.density < 1 or bool(node.codebook)
+    return node.density < 1 or bool(node.codebook) or node.grid is not None
 
 
 def bits_a_weight(node: Node, in_int8: bool = False) -> float:
     """Of a layer's weight, zeros and all."""
-    if node.codebook:
+    if node.grid is not None:
+        value = float(GRID_BITS[node.grid.form])
+    elif node.codebook:
         value = max(SHARED_SLOPE * log2(node.codebook) - SHARED_BITS_LESS, 0.3)
     else:
         value = INT8_BITS if in_int8 else 32.0
@@ -70,7 +72,9 @@ def entropy_bits(share: float) -> float:
 
 
 def _table_bytes(node: Node, in_int8: bool, channels: int) -> int:
-    """Of the codebook, or of the scales."""
+    """Of the codebook, or of the scales; the steps of a grid are parameters of their own."""
+    if node.grid is not None:
+        return 0
     return 4 * (node.codebook or (channels if in_int8 else 0))
 
 

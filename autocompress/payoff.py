@@ -22,7 +22,7 @@ SHRUNK = frozenset({"peak_memory_bytes", "file_bytes", "packed_bytes"})
 """The budgets that could ask for fewer bits although they are not faster."""
 
 PACKED_REASON = "makes only student.acz smaller, and nothing faster"
-_KIND_OF_BITS = {32: "float32", 8: "int8"}
+_KIND_OF_BITS: Mapping[Option, str] = {32: "float32", 8: "int8"}
 Reasons = Mapping[tuple[str, Option], str]
 
 
@@ -84,6 +84,10 @@ def _only_smaller(pricer: Pricer) -> dict[tuple[str, Option], str]:
         found |= more
 
 
+def _named(option: Option) -> str:
+    return _KIND_OF_BITS.get(option, f"{option}-bit" if isinstance(option, int) else str(option))
+
+
 class _Judge:
     """Compares choices by the kernels that carry them out."""
 
@@ -93,6 +97,8 @@ class _Judge:
 
     def never_faster(self, site: Site, option: Option) -> str:
         """In words; empty where the option is faster on the float or the low-bit teacher."""
+        if option != 8 and 8 in site.options:
+            return f"{_named(option)} weights compute in 8 bits and take their time"
         low = with_choice(self.pricer.low_bits, site.name, option)
         pairs = (
             (Candidate(), with_choice(Candidate(), site.name, option)),
@@ -101,7 +107,7 @@ class _Judge:
         times = [[self._latency_ms(candidate) for candidate in pair] for pair in pairs]
         if any(after < before for before, after in times):
             return ""
-        kind, usual = (_KIND_OF_BITS.get(int(bits), f"{bits} bits") for bits in (option, site.default))
+        kind, usual = _named(option), _named(site.default)
         before, after = (self._site_us(site, candidate) for candidate in pairs[0])
         if before and after and after >= before:
             compared = f"{after / before:.1f}× slower than {usual} for this layer on this device"

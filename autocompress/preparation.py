@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.budgets import LIMITED
-from autocompress.candidate import Candidate, Option
+from autocompress.candidate import Candidate, Option, eight_bits
 from autocompress.cost import CostModel, kernels
 from autocompress.data import Data, load_data
 from autocompress.device.profile import DeviceProfile
@@ -118,7 +118,7 @@ def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, sp
     Raises ProfileError naming the operations of the teacher that the profile knows nothing of.
     """
     bound = _in_measured_precisions(bound, profile)
-    low = Candidate.of({site.name: min(site.options) for site in bound.of_kind("bits")})  # type: ignore[type-var]
+    low = Candidate.of({site.name: eight_bits(site) for site in bound.of_kind("bits")})
     for candidate in (low, Candidate()):
         found = kernels(deployed(apply(bound, None, candidate)[0])[0], profile.layouts)
         profile.check_prices(found)
@@ -149,7 +149,7 @@ def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
     """The space without replacements that run operations of which the device measured nothing alike, which
     could only be priced by operations of another form."""
     known = {row.kernel.form for row in profile.table.rows}
-    low = Candidate.of({site.name: min(site.options) for site in bound.of_kind("bits")})  # type: ignore[type-var]
+    low = Candidate.of({site.name: eight_bits(site) for site in bound.of_kind("bits")})
     priced_as = {
         base: {kernel.form for kernel in _kernels(bound, base, profile)} for base in (Candidate(), low)
     }

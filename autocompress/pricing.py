@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
 from autocompress.budgets import LIMITED, Limits
-from autocompress.candidate import PACKED_KINDS, Candidate, Cost, Option, Site
+from autocompress.candidate import PACKED_KINDS, Candidate, Cost, Option, Site, eight_bits
 from autocompress.cost import CostModel
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import BoundSpace
@@ -45,8 +45,8 @@ class Pricer:
 
     @cached_property
     def low_bits(self) -> Candidate:
-        """Every layer at the fewest bits it offers: the starting point of most good candidates."""
-        return Candidate.of({site.name: min(site.options) for site in self.bound.of_kind("bits")})  # type: ignore[type-var]
+        """Every layer that can in 8 bits: the starting point of most good candidates."""
+        return Candidate.of({site.name: eight_bits(site) for site in self.bound.of_kind("bits")})
 
     @cached_property
     def smallest(self) -> Cost:

@@ -35,10 +35,10 @@ _TIE_BREAK = 1e-6
 
 
 def harm(damage: Damage, site: Site, option: Option) -> float:
-    """Estimated loss of quality of an option; never infinite, and small for bits, which are not scored."""
+    """Estimated loss of quality of an option; never infinite, and small for 8 bits, which are not scored."""
     if option == site.default:
         return 0.0
-    unknown = LEAST_DAMAGE if site.kind == "bits" else UNKNOWN_DAMAGE
+    unknown = LEAST_DAMAGE if site.kind == "bits" and option == 8 else UNKNOWN_DAMAGE
     found = damage.get((site.name, option), unknown)
     return MOST_DAMAGE if math.isnan(found) else min(max(found, LEAST_DAMAGE / 10), MOST_DAMAGE)
 

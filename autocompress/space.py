@@ -22,7 +22,18 @@ from pydantic_core import ErrorDetails
 
 from autocompress import locations
 from autocompress.errors import SpaceError
-from autocompress.space_rules import Match, Part, Rank, Rule, SpaceFile, Sparsity, Width, merge
+from autocompress.space_rules import (
+    Bits,
+    Match,
+    Part,
+    Quantize,
+    Rank,
+    Rule,
+    SpaceFile,
+    Sparsity,
+    Width,
+    merge,
+)
 from autocompress.strict_yaml import Document, StrictYamlError, parse_document, read_document
 
 
@@ -37,7 +48,7 @@ class LayerRule:
     width: Width | None = None
     rank: Rank | None = None
     structure: tuple[str, ...] = ()
-    bits: tuple[int, ...] = ()
+    bits: tuple[Bits, ...] = ()
     merge: tuple[str, ...] = ()
     sparsity: Sparsity | None = None
     codebook: tuple[int | str, ...] = ()
@@ -63,18 +74,22 @@ class Space:
     description: str = ""
     source: str = field(default="", compare=False)
     rule_lines: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    quantize: Quantize = field(default_factory=Quantize)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over what the rules say; name, comments and layout do not count."""
-        text = json.dumps(self.to_json()["rules"], sort_keys=True)
+        """16 hexadecimal digits over what rules and `quantize` say, not over name and comments."""
+        said = self.to_json()
+        rules = said["rules"] if "quantize" not in said else [*said["rules"], said["quantize"]]
+        text = json.dumps(rules, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """What the file says, ready for YAML or JSON; `parse_space` reads it back."""
         rules = [rule.written() for rule in self.rules]
         about = {"description": self.description} if self.description else {}
-        return {"name": self.name, **about, "rules": rules}
+        quantize = self.quantize.written()
+        return {"name": self.name, **about, **({"quantize": quantize} if quantize else {}), "rules": rules}
 
     def rule_for_layer(self, name: str, kind: str, kernel: int | tuple[int, int] | None = None) -> LayerRule:
         """What may change in the layer `name` (a module path) of kind conv, linear or depthwise."""
@@ -169,7 +184,7 @@ def _build(document: Document, source: str) -> Space:
     except ValidationError as error:
         raise _invalid(error, document, source) from error
     lines = tuple(document.lines[("rules", index)] for index in range(len(file.rules)))
-    return Space(file.name, file.rules, file.description, source, lines)
+    return Space(file.name, file.rules, file.description, source, lines, file.quantize)
 
 
 _PARTS: dict[str, type[Part]] = {
@@ -180,6 +195,7 @@ _PARTS: dict[str, type[Part]] = {
     "width": Width,
     "rank": Rank,
     "sparsity": Sparsity,
+    "quantize": Quantize,
 }
 
 

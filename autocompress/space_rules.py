@@ -26,9 +26,10 @@ BlockChoice = Literal[
     "fire",
     "inverted_bottleneck",
 ]
-Bits = Literal[8, 32]
+Bits = Literal["binary", "ternary", 2, 3, 4, 8, 32]
 MergeChoice = Literal["merge", "keep"]
 SparsityMethod = Literal["magnitude", "obd", "obs", "l1", "l0", "decay"]
+RangeMethod = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 
 FULL = "full"
 """The rank option of a layer that stays one layer."""
@@ -37,6 +38,7 @@ NONE = "none"
 """The codebook option of a layer whose weights need not share values."""
 
 _N_OF_M = re.compile(r"(\d+):(\d+)\Z")
+_FEWEST_BITS = ("binary", "ternary")
 _CHOICES: tuple[str, ...] = (*get_args(BlockChoice), *get_args(StructureChoice))
 
 
@@ -55,6 +57,8 @@ def _sorted_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 def _order(value: Any) -> float:
     if isinstance(value, str) and _N_OF_M.match(value):
         return density_of(value)
+    if value in _FEWEST_BITS:
+        return _FEWEST_BITS.index(value) - len(_FEWEST_BITS)
     if isinstance(value, str):
         return _CHOICES.index(value) if value in _CHOICES else float("inf")
     return float(value)
@@ -202,6 +206,15 @@ class Sparsity(Part):
     method: SparsityMethod = "magnitude"
 
 
+class Quantize(Part):
+    """How layers get their 8 bits before any training; see `quality.quantization`."""
+
+    ranges: RangeMethod = "auto"
+    equalise: bool = False
+    correct_biases: bool = False
+    rounding: Literal["nearest", "adaptive"] = "nearest"
+
+
 class Rule(Part):
     match: Match | None = None
     lock: Match | None = None
@@ -260,6 +273,7 @@ class Rule(Part):
 class SpaceFile(Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str = ""
+    quantize: Quantize = Quantize()
     rules: Annotated[tuple[Rule, ...], AfterValidator(_not_empty)]
 
 

@@ -13,8 +13,9 @@ from autocompress.graph.module import build
 from autocompress.graph.trace import trace
 from autocompress.network import INPUT
 from autocompress.quality.calibrate import collect_ranges
-from autocompress.quality.evaluate import evaluate, logits_of
+from autocompress.quality.evaluate import evaluate, logits_of, recalibrate_batch_norms
 from autocompress.teacher import fingerprint
+from autocompress.transforms.quantize import with_bits
 
 DATA = stripes()
 
@@ -177,6 +178,23 @@ def test_a_folded_quantized_student_learns(teacher: nn.Module):
         after = float((student(images) - teacher(images)).square().mean())
     assert result.learning_rate == 0.003 and after < 2 * before
     assert evaluate(student, DATA.validation).accuracy > 0.9
+
+
+@pytest.mark.parametrize("form", ["2", "binary", "ternary"])
+def test_weights_of_few_values_and_their_steps_are_learned(teacher: nn.Module, form: str):
+    network, weights = trace(teacher, (1, 8, 8))
+    layers = [node.name for node in network.nodes if node.op in ("conv2d", "linear")]
+    option = int(form) if form.isdigit() else form
+    few, values = with_bits(network, weights, dict.fromkeys(layers, option))
+    assert values is not None
+    student = build(few, values)
+    recalibrate_batch_norms(student, DATA.calibration.batches(32))
+    before = evaluate(student, DATA.validation)
+    distil(student, teacher, DATA, epochs=8, batch_size=32, precision="float32")
+    after = evaluate(student, DATA.validation)
+    assert after.loss < 0.8 * before.loss and after.accuracy > 0.9
+    learned = student.export_weights()
+    assert all((learned[step] != values[step]).any() for step in few.steps)
 
 
 def test_a_loss_that_is_not_finite_is_said():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from priced_networks import Arithmetic, small_pricer
 
 from autocompress.api import Inspection
 from autocompress.budgets import Budgets
+from autocompress.candidate import Candidate
 from autocompress.errors import SpaceError
 from autocompress.kernels import Kernel
 from autocompress.payoff import payoff
 from autocompress.preparation import priced
+from autocompress.pricing import Pricer
 
 
 @dataclass
@@ -67,6 +69,22 @@ def test_what_runs_operations_unlike_any_measured_is_not_priced_but_dropped():
 
 def test_bits_that_are_faster_are_kept():
     assert payoff(small_pricer()[0]).only_smaller == {}
+
+
+def test_fewer_than_8_bits_take_the_time_of_8():
+    pricer, _ = small_pricer()
+    sites = tuple(
+        replace(site, options=("binary", 4, *site.options)) if 8 in site.options else site
+        for site in pricer.bound.sites
+    )
+    few = Pricer(replace(pricer.bound, sites=sites), pricer.cost_model)
+    eight, four = (few.price(Candidate.of({"bits:blocks.0.conv1": bits})) for bits in (8, 4))
+    assert (eight.latency_ms, eight.file_bytes) == (four.latency_ms, four.file_bytes)
+    found = payoff(few)
+    assert found.useless == payoff(pricer).useless
+    assert {option for _, option in found.only_smaller} == {"binary", 4}
+    reason = "4-bit weights compute in 8 bits and take their time, so it only makes the file smaller"
+    assert found.only_smaller["bits:blocks.0.conv1", 4] == reason
 
 
 def test_a_width_that_saves_nothing_is_told_with_both_times(monkeypatch: pytest.MonkeyPatch):

@@ -26,6 +26,7 @@ from autocompress.graph.module import GraphModule, build
 from autocompress.graph.operations import KNOWN
 from autocompress.network import Network, Weights, from_json, to_json
 from autocompress.packed import is_coded
+from autocompress.transforms.grid import from_levels, to_levels
 from autocompress.transforms.quantize import quantize_weight, weights_in_int8
 
 ACZ = "student.acz"
@@ -39,8 +40,8 @@ def acz_bytes(
 ) -> bytes:
     """The file's content; `meta` is JSON of the caller's, kept in the header beside the network.
 
-    Weights of 8-bit layers are stored as the integers that the layer computes with, all others bit for bit,
-    except that zeros lose their sign.
+    Weights of 8-bit layers are stored as the integers that the layer computes with, those on a grid as their
+    levels, all others bit for bit, except that zeros lose their sign.
     `coder` is `context` (smallest) or `huffman`.
     Raises ValueError when `meta` uses the names `network` or `tensors`.
     """
@@ -73,7 +74,7 @@ def load_acz(source: Path | bytes, limit_bytes: int = LIMIT_BYTES) -> GraphModul
         network = _network(header, where)
         weights: Weights = dict(tensors)
     try:
-        return build(network, weights)
+        return build(network, from_levels(network, weights))
     except (KeyError, ValueError) as error:
         raise StudentError(
             "the student's file is damaged", where=where, why=str(error), fix="export the student again"
@@ -88,8 +89,8 @@ def read_meta(source: Path | bytes) -> dict[str, Any]:
 
 
 def is_worth_coding(network: Network, weights: Weights) -> bool:
-    """Whether the network chose zeros or shared values, or a weight has few distinct values, so that
-    `student.acz` is much smaller."""
+    """Whether the network chose zeros, shared values or fewer than 8 bits, or a weight has few distinct
+    values, so that `student.acz` is much smaller."""
     return any(is_coded(node) for node in network.nodes) or any(
         weight.ndim > 1
         and weight.size >= _WORTH_CODING
@@ -106,7 +107,11 @@ def tensor_bytes(array: NDArray[Any], coder: str = "context") -> int:
 
 def _stored(network: Network, weights: Weights, coder: str) -> Iterator[Stored]:
     in_int8 = weights_in_int8(network)
+    levels = {name: array.astype(np.float32) for name, array in to_levels(network, weights).items()}
     for name in network.params:
+        if name in levels:
+            yield smallest(levels[name], coder)
+            continue
         array = _unsigned_zeros(weights[name])
         form = smallest(array, coder)
         if name in in_int8 and shared_values(array) is None:

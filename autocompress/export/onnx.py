@@ -25,7 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 from autocompress.export import onnx_moves, onnx_ops, onnx_pointwise  # noqa: F401  (they register the exporters)
 from autocompress.export.onnx_rules import Tensor, call, rule_for
 from autocompress.network import INPUT, Network, Node, Param, Quantizer, Ref, Weights, flatten, map_args
-from autocompress.transforms.quantize import carrier, least_weight_scale, quantize_weight, runs_in_int8
+from autocompress.transforms.grid import on_grids
+from autocompress.transforms.quantize import carrier, layer_integers, least_weight_scale, runs_in_int8
 
 OPSET = 21
 IR_VERSION = 10
@@ -44,7 +45,7 @@ def to_onnx(network: Network, weights: Weights, *, batch: int = 1) -> onnx.Model
     Raises:
         TeacherError: an operation has no exporter, or uses an option that ONNX cannot express.
     """
-    return Emitter(network, weights, batch).run()
+    return Emitter(network, on_grids(network, weights), batch).run()
 
 
 @dataclass
@@ -146,17 +147,14 @@ class Emitter:
             return self.weights[arg.name]
         return arg
 
-    def layer_inputs(self, node: Node, x: Tensor, weight: Any, bias: Any, *, axis: int = 0) -> list[str]:
-        """Names of input, weight and bias of a convolution or linear layer, in float or 8 bits.
-
-        `axis` is the output-channel axis of `weight` as the ONNX operator wants it.
-        """
+    def layer_inputs(self, node: Node, x: Tensor, weight: Any, bias: Any) -> list[str]:
+        """Names of input, weight and bias of a convolution or linear layer, in float or 8 bits."""
         if not self.in_int8(node):
             return [self.name(part) for part in (x, weight, bias) if part is not None]
         assert x.quantizer is not None
         floor = least_weight_scale(bias, x.quantizer.scale)
-        integers, scale = quantize_weight(weight, axis=axis, least_scale=floor)
-        w = self._dequantized(integers, scale, axis, f"{node.name}/w")
+        integers, scale = layer_integers(node, self.weights, floor)
+        w = self._dequantized(integers, scale, 0, f"{node.name}/w")
         if bias is None:
             return [x.name, w]
         bias_scale = np.float32(x.quantizer.scale) * scale

@@ -34,6 +34,7 @@ from autocompress.export.acz import ACZ, acz_bytes, is_worth_coding, load_acz
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.operations import KNOWN
 from autocompress.network import Network, Weights, from_json, to_json
+from autocompress.transforms.grid import from_levels, to_levels
 from autocompress.transforms.quantize import dequantize_weight, quantize_weight, weights_in_int8
 
 FORMAT = 1
@@ -183,9 +184,11 @@ def _network(path: Path, data: Any) -> Network:
 
 def _packed(network: Network, weights: Weights) -> Weights:
     """The arrays as they are stored."""
-    packed: Weights = {}
+    packed = to_levels(network, weights)
     in_8_bits = weights_in_int8(network)
     for name in network.params:
+        if name in packed:
+            continue
         if name in in_8_bits:
             packed[name], packed[name + _SCALE] = quantize_weight(weights[name])
         else:
@@ -196,6 +199,7 @@ def _packed(network: Network, weights: Weights) -> Weights:
 def _unpacked(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Weights:
     """The stored arrays as the network's weights; raises ValueError naming the array that does not fit."""
     weights: Weights = {}
+    on_grid = {node.args[1].name for node in network.nodes if node.grid is not None}
     for name, spec in network.params.items():
         if name not in arrays:
             raise ValueError(f"{name} is missing")
@@ -204,10 +208,12 @@ def _unpacked(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Weights:
         if array.shape != spec.shape or (scale is not None and scale.shape != array.shape[:1]):
             raise ValueError(f"{name} has shape {array.shape}, the network says {spec.shape}")
         value = array if scale is None else dequantize_weight(array, scale)
+        if name in on_grid and value.dtype == np.int8:
+            value = value.astype(np.float32)
         if str(value.dtype) != spec.dtype:
             raise ValueError(f"{name} has type {value.dtype}, the network says {spec.dtype}")
         weights[name] = value
-    return weights
+    return from_levels(network, weights)
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.graph.operations import dtype_named, implementation
+from autocompress.graph.rounding import learned_affine, on_grid
 from autocompress.network import INPUT, Network, Node, Param, Quantizer, Ref, Weights
 
 WEIGHT_LEVELS = 127
@@ -45,7 +46,7 @@ class GraphModule(nn.Module):
         self.batch_norm_momentum: float | None = None
         self._last_use = _last_uses(network)
         self._functions = {node.name: implementation(node.op) for node in network.nodes}
-        self._tensors: dict[str, Tensor] | None = None
+        self._learned: dict[Quantizer, nn.Parameter] = {}
         for name, spec in network.params.items():
             value = torch.from_numpy(np.array(weights[name]))
             if tuple(value.shape) != tuple(spec.shape):
@@ -67,6 +68,30 @@ class GraphModule(nn.Module):
         """
         output = self.source_network.output
         return self._run(x, keep={output}, visit=visit)[output]
+
+    def learn_quantizers(self) -> None:
+        """Makes the scales of all quantizers parameters, learned like steps (LSQ, arXiv:1902.08153), until
+        `settle_quantizers`. Values with equal quantizers share one."""
+        network = self.source_network
+        found = [network.quantizer_of(value) for value in (INPUT, *network.by_name)]
+        self._learned = {one: nn.Parameter(torch.tensor([one.scale])) for one in found if one is not None}
+        self.quantizer_scales = nn.ParameterList(self._learned.values())
+
+    def settle_quantizers(self) -> None:
+        """Writes what was learned into `source_network`; zero points stay as they are."""
+        settled = {
+            one: Quantizer(max(abs(float(scale)), MINIMUM_SCALE), one.zero_point)
+            for one, scale in self._learned.items()
+        }
+
+        def new(quantizer: Quantizer | None) -> Quantizer | None:
+            return None if quantizer is None else settled.get(quantizer, quantizer)
+
+        network = self.source_network
+        nodes = [node.but(quantizer=new(node.quantizer)) for node in network.nodes]
+        self.source_network = replace(network.with_nodes(nodes), input_quantizer=new(network.input_quantizer))
+        self._learned = {}
+        self.quantizer_scales = nn.ParameterList()
 
     def tensor_named(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
@@ -116,17 +141,31 @@ class GraphModule(nn.Module):
 
     def rounded_input(self, x: Tensor) -> Tensor:
         """The input as the network reads it: after its input quantizer."""
-        rounded: Tensor = _fake_quantize(x, self.source_network.input_quantizer)
+        rounded: Tensor = self._fake_quantize(x, self.source_network.input_quantizer)
         return rounded
 
     def _compute(self, node: Node, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
         if node.op == "batch_norm" and self.training:
             node = self._training_batch_norm(node)
         args = [resolve(arg, values, tensors) for arg in node.args]
-        if node.bits == 8 and self.source_network.quantizer_of(node.inputs[0]) is not None:
+        if node.grid is not None:
+            args[1] = on_grid(args[1], tensors[node.grid.step], node.grid.form)
+        elif node.bits == 8 and self.source_network.quantizer_of(node.inputs[0]) is not None:
             args[1] = fake_quantize_weight(args[1])
         kwargs = {key: resolve(value, values, tensors) for key, value in node.kwargs}
-        return _fake_quantize(self._functions[node.name](*args, **kwargs), node.quantizer)
+        return self._fake_quantize(self._functions[node.name](*args, **kwargs), node.quantizer)
+
+    def _fake_quantize(self, value: Any, quantizer: Quantizer | None) -> Any:
+        if quantizer is None:
+            return value
+        value, zero = value.float(), quantizer.zero_point
+        scale = self._learned.get(quantizer)
+        if scale is None and not torch.is_grad_enabled():
+            # The same numbers, many times faster, but without gradients.
+            return torch.quantize_per_tensor(value, quantizer.scale, zero, torch.quint8).dequantize()
+        if scale is None:
+            return torch.fake_quantize_per_tensor_affine(value, quantizer.scale, zero, 0, ACTIVATION_LEVELS)
+        return learned_affine(value, scale, zero, ACTIVATION_LEVELS)
 
     def _training_batch_norm(self, node: Node) -> Node:
         momentum = node.args[6] if self.batch_norm_momentum is None else self.batch_norm_momentum
@@ -166,20 +205,6 @@ def _register(root: nn.Module, name: str, value: Tensor) -> None:
         root.register_parameter(leaf, value)
     else:
         root.register_buffer(leaf, value)
-
-
-def _fake_quantize(value: Any, quantizer: Quantizer | None) -> Any:
-    if quantizer is None:
-        return value
-    if not torch.is_grad_enabled():
-        # The same numbers, many times faster, but without gradients.
-        rounded = torch.quantize_per_tensor(
-            value.float(), quantizer.scale, quantizer.zero_point, torch.quint8
-        )
-        return rounded.dequantize()
-    return torch.fake_quantize_per_tensor_affine(
-        value.float(), quantizer.scale, quantizer.zero_point, 0, ACTIVATION_LEVELS
-    )
 
 
 def fake_quantize_weight(weight: Tensor) -> Tensor:

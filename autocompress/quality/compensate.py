@@ -89,8 +89,7 @@ def changed_values(network: Network, reference: Network) -> frozenset[str]:
     changed: set[str] = set()
     for node in network.nodes:
         old = reference.by_name.get(node.name)
-        same = old is not None and (node.op, node.args, node.kwargs) == (old.op, old.args, old.kwargs)
-        same = same and node.density == 1
+        same = old is not None and node.but(bits=old.bits, codebook=old.codebook) == old
         same = same and all(network.params[name] == reference.params[name] for name in node.params)
         if not same or changed.intersection(node.inputs):
             changed.add(node.name)

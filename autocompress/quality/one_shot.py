@@ -131,12 +131,13 @@ class OneShot:
     def student(self, candidate: Candidate) -> GraphModule:
         """The candidate as it is evaluated: batch norms folded, 8-bit values with their quantizers.
 
-        Sparse layers and shared values are made as for training, and share no block with others.
+        Layers that are sparse, share values or have fewer than 8 bits are made as for training, and such a
+        student shares no block with others.
         """
         workshop = self.workshop
         network, weights = apply(workshop.bound, workshop.weights, candidate, workshop.saliency)
         assert weights is not None
-        if any(sparse_layers(network)) or any(sharing_layers(network)):
+        if network.steps or any(sparse_layers(network)) or any(sharing_layers(network)):
             return workshop.quantized(workshop.start(candidate))
         module = build(network, weights)
         kept = kept_channels(workshop.bound, candidate, workshop.saliency)

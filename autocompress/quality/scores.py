@@ -27,10 +27,12 @@ Damage = dict[tuple[str, Option], float]
 
 
 def choices_to_score(bound: BoundSpace) -> Iterator[tuple[str, Option]]:
-    """Every option that changes a float network. Bit-widths, whose damage is small, are not among them."""
+    """Every option that changes a float network. 8 bits, whose damage is small, are not among them."""
     for site in bound.free:
-        if site.kind != "bits":
-            yield from ((site.name, option) for option in site.options if option != site.default)
+        small = (8,) if site.kind == "bits" else ()
+        for option in site.options:
+            if option != site.default and option not in small:
+                yield site.name, option
 
 
 def divergence(changed: Tensor, teacher: Tensor) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
+
 from autocompress.candidate import Candidate, Option, Site
 from autocompress.data import Data
 from autocompress.distill.hold import held
@@ -15,13 +17,14 @@ from autocompress.distill.train import Distilled, distil
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights
 from autocompress.quality.blockwise import Part, learned
-from autocompress.quality.calibrate import collect_ranges
 from autocompress.quality.compensate import KeptChannels, compensate
 from autocompress.quality.evaluate import Evaluation, evaluate, recalibrate_batch_norms
 from autocompress.quality.evidence import evidence
+from autocompress.quality.quantization import quantized
 from autocompress.transforms.apply import Saliency, apply, dense, kept_channels, thinnings_of
 from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import plan, with_ranges
+from autocompress.transforms.grid import fit_steps
+from autocompress.transforms.quantize import plan
 from autocompress.transforms.sites import BoundSpace
 from autocompress.transforms.thin import Thinning, marked, mask_of, shared, sharing_layers, thinned
 
@@ -59,6 +62,7 @@ class Workshop:
         kept = kept_channels(self.bound, candidate, self.saliency)
         compensate(module, self.teacher, self.data.calibration, kept, fixed=fixed)
         module = self._thinned(module, candidate, kept, trains, fixed)
+        refit_steps(module)
         recalibrate_batch_norms(module, self.data.calibration.batches(CALIBRATION_BATCH))
         return module
 
@@ -156,24 +160,15 @@ class Workshop:
             return run
 
     def quantized(self, module: GraphModule) -> GraphModule:
-        """The student as it will be shipped: batch norms folded, codebooks found, 8-bit layers with ranges.
-
-        Of the ranges by least squared error and by extremes, those with the lower loss on
-        calibration data are taken.
-        """
+        """The student as it will be shipped: batch norms folded, codebooks found, 8-bit layers with
+        calibrated ranges, as the space's `quantize` says; shared values are not rounded to others."""
         network, weights = fold_batch_norms(module.source_network, module.export_weights())
         assert weights is not None
-        weights = shared(network, weights)
-        values = plan(network)
-        if not values:
-            return build(network, weights)
-        floating = build(network, weights)
-        batches = list(self.data.calibration.batches(CALIBRATION_BATCH))
-        found = [
-            build(with_ranges(network, collect_ranges(floating, values, batches, method)), weights)
-            for method in ("minmax", "mse")
-        ]
-        return min(found, key=lambda student: evaluate(student, self.data.calibration).loss)
+        settings = self.bound.quantize
+        if any(sharing_layers(network)):
+            weights = shared(network, weights)
+            settings = settings.model_copy(update={"equalise": False, "rounding": "nearest"})
+        return quantized(network, weights, self.data.calibration, settings)
 
     def _thinnings(self, module: GraphModule, candidate: Candidate) -> Mapping[str, Thinning]:
         return thinnings_of(self.bound, module.source_network, candidate)
@@ -227,7 +222,9 @@ class Workshop:
         evaluation = evaluate(student, self.data.validation)
         if quantized_epochs > 0 and _gains_by_tuning(student.source_network):
             tuned = build(student.source_network, student.export_weights())
+            tuned.learn_quantizers()
             extra = self.train(tuned, quantized_epochs, progress, stop)
+            tuned.settle_quantizers()
             if extra is not None and not extra.finished:
                 return None
             better = evaluate(tuned, self.data.validation)
@@ -256,6 +253,16 @@ def _thinners(module: GraphModule, thinnings: Mapping[str, Thinning]) -> list[Th
 
 def _gains_by_tuning(network: Network) -> bool:
     return bool(plan(network)) or any(sharing_layers(network))
+
+
+def refit_steps(module: GraphModule) -> None:
+    """Fits the steps of weights on a grid to the weights as they are now."""
+    with torch.no_grad():
+        for node in module.source_network.nodes:
+            if node.grid is not None:
+                weight = module.tensor_named(node.args[1].name).numpy()
+                steps = torch.from_numpy(fit_steps(weight, node.grid.form))
+                module.tensor_named(node.grid.step).copy_(steps)
 
 
 @dataclass(frozen=True)

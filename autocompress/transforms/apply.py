@@ -11,10 +11,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from autocompress.candidate import Candidate
-from autocompress.graph.coupling_rules import WEIGHTED
+from autocompress.candidate import Candidate, Option
 from autocompress.network import INPUT, Network, Weights
-from autocompress.transforms import compact, depth, low_rank, merge, prune, structured
+from autocompress.transforms import compact, depth, low_rank, merge, prune, quantize, structured
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import plan, with_ranges
 from autocompress.transforms.sites import BoundSpace
@@ -55,7 +54,7 @@ def apply(
             network, weights = merge.merge(network, weights, site.target)
     network, weights = _ranks(bound, network, weights, candidate, separated, saliency)
     network, weights = _structures(bound, network, weights, candidate)
-    network = _bits(bound, network, candidate)
+    network, weights = _bits(bound, network, weights, candidate)
     thinnings = thinnings_of(bound, network, candidate)
     network = marked(network, thinnings, _codebooks(bound, network, candidate))
     if weights is not None and thinnings:
@@ -199,15 +198,12 @@ def _structures(
     return network, weights
 
 
-def _bits(bound: BoundSpace, network: Network, candidate: Candidate) -> Network:
-    bits: dict[str, int] = {}
+def _bits(
+    bound: BoundSpace, network: Network, weights: Weights | None, candidate: Candidate
+) -> tuple[Network, Weights | None]:
+    chosen: dict[str, Option] = {}
     for site in bound.of_kind("bits"):
-        choice = int(candidate.get(site))
-        if choice != 32:
-            bits.update(dict.fromkeys(_parts(network, site.target), choice))
-    if not bits:
-        return network
-    return network.with_nodes(
-        node.but(bits=bits[node.name]) if node.name in bits and node.op in WEIGHTED else node
-        for node in network.nodes
-    )
+        choice = candidate.get(site)
+        if choice != site.default:
+            chosen.update(dict.fromkeys(_parts(network, site.target), choice))
+    return quantize.with_bits(network, weights, chosen) if chosen else (network, weights)

@@ -20,6 +20,7 @@ from autocompress.network import (
     redirect,
     unique_name,
 )
+from autocompress.transforms.grid import scaled
 
 _LAYERS = ("conv2d", "conv2d.padding", "conv1d", "linear")
 
@@ -90,7 +91,12 @@ def _fold(layer: Node, norm: Node, params: dict[str, ParamSpec], weights: Weight
     if weights is not None:
         factor, shift = _affine(norm, weights)
         column = factor.reshape(-1, *(1,) * (weights[weight.name].ndim - 1))
-        weights[weight.name] = (weights[weight.name] * column).astype(np.float32)
+        if layer.grid is None:
+            folded = weights[weight.name] * column
+        else:
+            step = layer.grid.step
+            folded, weights[step] = scaled(weights[weight.name], weights[step], layer.grid.form, factor)
+        weights[weight.name] = folded.astype(np.float32)
         weights[bias.name] = (weights[bias.name] * factor + shift).astype(np.float32)
     return layer.but(args=(layer.args[0], weight, bias, *layer.args[3:]), quantizer=norm.quantizer)
 

@@ -16,7 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.network import INPUT, Network, Node, Param, Quantizer, Ref
+from autocompress.candidate import Option
+from autocompress.network import (
+    GRID_BITS,
+    INPUT,
+    Grid,
+    Network,
+    Node,
+    Param,
+    ParamSpec,
+    Quantizer,
+    Ref,
+    Weights,
+    unique_name,
+)
+from autocompress.transforms.grid import fit_steps, integers_of, levels_of, step_count
 
 WEIGHT_LEVELS = 127
 ACTIVATION_LEVELS = 255
@@ -129,6 +143,45 @@ def with_ranges(
         for node in network.nodes
     ]
     return replace(network.with_nodes(nodes), input_quantizer=chosen.get(INPUT))
+
+
+def with_bits(
+    network: Network, weights: Weights | None, chosen: Mapping[str, Option]
+) -> tuple[Network, Weights | None]:
+    """The network with the named layers in these bits; names of nothing that has a weight are passed over.
+
+    Below 8 bits a layer computes in 8 and its weight is on a grid, whose steps become a parameter,
+    fitted to the weight.
+    """
+    params, fitted = dict(network.params), None if weights is None else dict(weights)
+    nodes = []
+    for node in network.nodes:
+        option = chosen.get(node.name, 32)
+        if option == 32 or node.op not in _LAYERS or not isinstance(node.args[1], Param):
+            nodes.append(node)
+            continue
+        form = str(option)
+        if form not in GRID_BITS:
+            nodes.append(node.but(bits=int(option)))
+            continue
+        weight = node.args[1].name
+        step = unique_name(f"{weight}_step", params)
+        params[step] = ParamSpec((step_count(form, params[weight].shape[0]),))
+        if fitted is not None:
+            fitted[step] = fit_steps(fitted[weight], form)
+        nodes.append(node.but(bits=8, grid=Grid(form, step)))
+    return replace(network, nodes=tuple(nodes), params=params), fitted
+
+
+def layer_integers(
+    node: Node, weights: Weights, least_scale: NDArray[Any] | float = 0.0
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """What an 8-bit layer computes with: its weight's integers and the scale of each output channel."""
+    weight = weights[node.args[1].name]
+    if node.grid is None:
+        return quantize_weight(weight, least_scale=least_scale)
+    steps, form = weights[node.grid.step], node.grid.form
+    return integers_of(levels_of(weight, steps, form), steps, form, least_scale)
 
 
 def quantize_weight(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autocompress.candidate import PACKED_KINDS, Candidate, Option, Site
+from autocompress.candidate import PACKED_KINDS, Candidate, Option, Site, eight_bits
 from autocompress.network import Network, Weights
 from autocompress.transforms.sites import BoundSpace
 
@@ -39,7 +39,7 @@ def samples(
     has_bits = bool(bound.of_kind("bits")) and "int8" in precisions
     kinds = PRECISIONS if has_bits else ("fp32",)
     seen: set[str] = set()
-    lowest = {site.name: min(site.options, key=int) for site in bound.of_kind("bits")}
+    lowest = {site.name: eight_bits(site) for site in bound.of_kind("bits")}
     for precision, candidate in (("fp32", Candidate()), ("int8", Candidate.of(lowest))):
         if precision in kinds and candidate.key not in seen:
             seen.add(candidate.key)
@@ -70,5 +70,9 @@ def _bits(site: Site, rng: random.Random, precision: str) -> Option:
     if precision == "fp32":
         return site.default
     if precision == "int8":
-        return min(site.options, key=int)
-    return rng.choice(site.options)
+        return eight_bits(site)
+    return rng.choice(site.options) if len(site.options) == 2 else rng.choice((site.default, _few(site, rng)))
+
+
+def _few(site: Site, rng: random.Random) -> Option:
+    return rng.choice(site.options[:-1])

@@ -8,18 +8,18 @@ the reason, so that `inspect` can show it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from autocompress.candidate import Candidate, Option, Site
+from autocompress.candidate import BITS, PACKED_KINDS, Candidate, Option, Site
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
-from autocompress.network import Network, Node, Param, Ref
+from autocompress.network import GRID_BITS, Network, Node, Param, Ref
 from autocompress.space import LayerRule, Space
-from autocompress.space_rules import NONE, density_of, n_of_m
+from autocompress.space_rules import NONE, Quantize, density_of, n_of_m
 from autocompress.transforms import compact, low_rank, structured
 from autocompress.transforms import merge as merging
 from autocompress.transforms.compact import COMPACT, compact_layers
@@ -42,6 +42,7 @@ class BoundSpace:
     blocks: Mapping[str, Block]
     sites: tuple[Site, ...]
     dropped: tuple[tuple[str, Option, str], ...] = ()
+    quantize: Quantize = field(default_factory=Quantize)
 
     @cached_property
     def free(self) -> tuple[Site, ...]:
@@ -78,6 +79,7 @@ class BoundSpace:
         merged = self._merged(candidate, gone, compacted)
         gone |= merged.keys()
         turned = {site.target for site in self.of_kind("structure") if candidate.get(site) != site.default}
+        on_grid = {site.target for site in self.of_kind("bits") if str(candidate.get(site)) in GRID_BITS}
 
         def counts(site: Site) -> bool:
             if site.kind == "merge":
@@ -87,6 +89,8 @@ class BoundSpace:
             if site.kind == "width" and any(set(site.layers) == {*pair} for pair in merged.items()):
                 return False
             if site.target in turned and site.kind in _OF_DENSE:
+                return False
+            if site.target in on_grid and site.kind in PACKED_KINDS:
                 return False
             return not self._is_moot(site, gone, compacted)
 
@@ -191,7 +195,8 @@ def bind(space: Space, network: Network) -> BoundSpace:
             sites += [binder.merge(node), binder.sparsity(node), binder.codebook(node)]
     names = {node.module for node in network.nodes if node.op in WEIGHTED and node.module}
     space.check_matched(binder.matched, sorted(names | blocks.keys()))
-    return BoundSpace(network, coupling, blocks, tuple(site for site in sites if site is not None))
+    found = tuple(site for site in sites if site is not None)
+    return BoundSpace(network, coupling, blocks, found, quantize=space.quantize)
 
 
 class _Binder:
@@ -311,7 +316,7 @@ class _Binder:
             return _locked(
                 name, "bits", node.name, 32, (node.name,), locked or "the rule offers 32 bits only"
             )
-        options: list[Option] = sorted({*rule.bits, 32})
+        options: list[Option] = [option for option in BITS if option in (*rule.bits, 32)]
         return _site(name, "bits", node.name, options, 32, (node.name,), {})
 
     def merge(self, node: Node) -> Site | None:

@@ -1,0 +1,136 @@
+"""Weights of 4, 3 and 2 bits, ternary and binary: accuracy after distillation, and bits a weight on disk.
+
+    python benchmarks/low_bits.py --teacher cifar_resnet.py:load,depth=20 --data imagefolder:cifar10 \\
+        --forms 4 3 2 binary --epochs 10 10 10 30
+
+The first and the last layer have 8-bit weights, all others the form; activations have 8 bits. A student
+starts from the teacher's weights, learns from its outputs with learned steps, and is then trained for
+`--quantized-epochs` more with its 8-bit activations in the loop, which is kept where it helps on images held
+out of the training data. Test images are read once, through ONNX Runtime from the exported file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.candidate import Candidate
+from autocompress.device.runtimes import get_runtime
+from autocompress.export.acz import acz_bytes, tensor_bytes
+from autocompress.export.onnx import to_onnx
+from autocompress.graph.module import build
+from autocompress.network import Network, Weights
+from autocompress.preparation import OpenedTeacher, open_teacher
+from autocompress.quality.evaluate import evaluate, evaluate_session
+from autocompress.quality.evaluator import importances
+from autocompress.quality.student import Finished, Workshop
+from autocompress.space import parse_space
+from autocompress.transforms.grid import to_levels
+from autocompress.transforms.sites import bind
+
+SPACE = """
+name: low-bits
+rules:
+  - match: {layer: any}
+    bits: [32, 8, 4, 3, 2, ternary, binary]
+"""
+LIMIT_POINTS = {"4": 0.5, "3": 1.0, "2": 2.5, "binary": 3.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    form: str
+    validation: float
+    test: float
+    std_err: float
+    bits_a_weight: float
+    acz_bytes: int
+    minutes: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--forms", nargs="+", default=["4", "3", "2", "ternary", "binary"])
+    parser.add_argument("--epochs", nargs="+", type=float, default=[10])
+    parser.add_argument("--quantized-epochs", type=float, default=0.5)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    epochs = arguments.epochs * (len(arguments.forms) if len(arguments.epochs) == 1 else 1)
+    opened = open_teacher(arguments.teacher, arguments.data)
+    assert opened.data is not None and opened.data.test is not None
+    workshop = workshop_of(opened, arguments.seed, arguments.learning_rate)
+    rows = []
+    for form, count in zip(arguments.forms, epochs, strict=True):
+        rows.append(row(workshop, form, count, arguments.quantized_epochs))
+        print(
+            f"{form}: {count:g} + {arguments.quantized_epochs:g} epochs in {rows[-1].minutes:.1f} minutes, "
+            f"held-out {100 * rows[-1].validation:.2f}",
+            flush=True,
+        )
+    teacher = evaluate(build(opened.network, opened.weights), opened.data.test)
+    print(f"teacher, float32: {teacher.accuracy:.2%} on {opened.data.test.size} test images")
+    print("| weights | epochs | test, % | points lost | bits a weight on disk | student.acz, KiB | met |")
+    print("|---|---|---|---|---|---|---|")
+    for one, count in zip(rows, epochs, strict=True):
+        lost = 100 * (teacher.accuracy - one.test)
+        limit = LIMIT_POINTS.get(one.form)
+        met = "" if limit is None else f"at most {limit}: {lost <= limit}"
+        print(
+            f"| {one.form} | {count + arguments.quantized_epochs:g} | {100 * one.test:.2f} ± "
+            f"{100 * one.std_err:.2f} | {lost:.2f} | {one.bits_a_weight:.2f} | {one.acz_bytes / 1024:.1f} "
+            f"| {met} |"
+        )
+    return 0
+
+
+def tell(what: str, done: int, total: int) -> None:
+    if done % 50 == 0 or done == total:
+        print(f"{what}: {done} of {total} steps, {time.strftime('%X')}", file=sys.stderr, flush=True)
+
+
+def workshop_of(opened: OpenedTeacher, seed: int = 0, learning_rate: float | None = None) -> Workshop:
+    assert opened.data is not None
+    bound = bind(parse_space(SPACE), opened.network)
+    saliency = importances(bound, opened.weights, opened.data)
+    return Workshop(bound, opened.weights, opened.data, saliency, seed=seed, learning_rate=learning_rate)
+
+
+def row(workshop: Workshop, form: str, epochs: float, quantized_epochs: float) -> Row:
+    """Trains, exports, and reads the test images."""
+    started = time.monotonic()
+    sites = workshop.bound.of_kind("bits")
+    option = int(form) if form.isdigit() else form
+    ends = {sites[0].name, sites[-1].name}
+    candidate = Candidate.of({site.name: 8 if site.name in ends else option for site in sites})
+    finished = workshop.finish(candidate, epochs, quantized_epochs, tell)
+    assert finished is not None
+    minutes = (time.monotonic() - started) / 60
+    model = to_onnx(finished.network, finished.weights)
+    session = get_runtime("onnxruntime").load(model.SerializeToString(), 1)
+    assert workshop.data.test is not None
+    test = evaluate_session(session.run, workshop.data.test)
+    bits, size = bits_a_weight(finished.network, finished.weights), len(acz_of(finished))
+    return Row(form, finished.validation.accuracy, test.accuracy, test.accuracy_std_err, bits, size, minutes)
+
+
+def acz_of(finished: Finished) -> bytes:
+    return acz_bytes(finished.network, finished.weights)
+
+
+def bits_a_weight(network: Network, weights: Weights) -> float:
+    """Of the weights on a grid, with their steps, as `student.acz` stores them."""
+    levels = to_levels(network, weights)
+    stored = sum(tensor_bytes(array.astype(np.float32)) for array in levels.values())
+    stored += sum(weights[name].nbytes for name in network.steps)
+    return 8 * stored / sum(array.size for array in levels.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
