@@ -7,7 +7,7 @@ is done for merges and for the choices at blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -42,7 +42,7 @@ def _like(site: Site, option: Option) -> list[Option]:
 
 
 def _failing(
-    choices: list[tuple[str, Option]], runs: Callable[[Candidate], bool]
+    choices: Sequence[tuple[str, Option]], runs: Callable[[Candidate], bool]
 ) -> list[tuple[str, Option]]:
     """The choices that fail, found by halving."""
     if not choices or runs(Candidate.of(choices)):

@@ -7,7 +7,7 @@ the reason, so that `inspect` can show it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -407,7 +407,7 @@ def _site(
     name: str,
     kind: str,
     target: str,
-    options: list[Option] | list[float],
+    options: Sequence[Option],
     default: Option,
     layers: tuple[str, ...],
     settings: Mapping[str, object],
