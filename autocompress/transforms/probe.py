@@ -48,7 +48,7 @@ def _failing(
     if not choices or runs(Candidate.of(choices)):
         return []
     if len(choices) == 1:
-        return choices
+        return list(choices)
     half = len(choices) // 2
     return [*_failing(choices[:half], runs), *_failing(choices[half:], runs)]
 
