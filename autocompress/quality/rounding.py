@@ -140,7 +140,8 @@ def _lattice(student: GraphModule, node: Node, flat: Tensor) -> _Lattice | None:
 
 
 def _adapt(student: GraphModule, node: Node, inputs: Tensor, target: Tensor) -> None:
-    """Rounds the layer's weight in place, each channel only where that is better than rounding to nearest."""
+    """Rounds the layer's weight in place, each channel only where that is better than rounding to nearest.
+    In 8 bits zeros stay zero."""
     parameter = student.tensor_named(node.args[1].name)
     flat = parameter.detach().flatten(1)
     lattice = _lattice(student, node, flat)
@@ -153,8 +154,8 @@ def _adapt(student: GraphModule, node: Node, inputs: Tensor, target: Tensor) -> 
     up = _directions(flat, lattice, down, error, before)
     if node.grid is None:
         # The largest weight of a channel is its scale; moved, all others would be rounded anew.
-        largest = flat.abs() >= flat.abs().amax(1, keepdim=True)
-        up = torch.where(largest, nearest - down, up)
+        fixed = (flat == 0) | (flat.abs() >= flat.abs().amax(1, keepdim=True))
+        up = torch.where(fixed, nearest - down, up)
     adapted = lattice.values(down + up)
     better = error(adapted) < before
     chosen = torch.where(better[:, None], adapted, lattice.values(nearest))
