@@ -87,12 +87,16 @@ def rungs(plan: Plan, known: int) -> tuple[Rung, ...]:
 
     The last one has the plan's promotion epochs and twice as many candidates as there will be students; each
     one below has three times the candidates for a third of the epochs, as long as that is clearly more
-    than a trial. Empty where all candidates would be students anyway.
+    than a trial. Empty where all candidates would be students anyway, and where the last rung would train
+    less than a trial or, after trials in one shot, so little that training does more harm than good.
     """
     found: list[Rung] = []
     epochs, count = plan.promotion_epochs, PROMOTED_PER_STUDENT * plan.students
     least = max(plan.least_epochs, LEAST_GROWTH * plan.trial_epochs)
-    while known > plan.students and epochs > plan.trial_epochs and (not found or epochs >= least):
+    too_short = epochs <= plan.trial_epochs if plan.trial_epochs else epochs < plan.least_epochs
+    if known <= plan.students or too_short:
+        return ()
+    while not found or epochs >= least:
         found.append(Rung(epochs, min(count, known)))
         if count >= known:
             break

@@ -409,10 +409,9 @@ class Search:
         if not todo:
             return
         self._final_epochs, quantized, why = self._agent.final_epochs(len(todo), self._elapsed_s())
-        self._decide(
-            f"distilling {len(todo)} students for {self._final_epochs:.3g} epochs each"
-            + (f": {why}" if why else "")
-        )
+        students = "1 student" if len(todo) == 1 else f"{len(todo)} students"
+        text = f"distilling {students} for {self._final_epochs:.3g} epochs each"
+        self._decide(f"{text}: {why}" if why else text)
         payload = {"epochs": self._final_epochs, "quantized_epochs": quantized}
         length = self._length(self._final_epochs + quantized)
         self._queue.extend(

@@ -20,7 +20,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ LARGEST_ERROR = 0.5
 COUNTS = (50, 100, 200)
 SEEDS = 6
 PROBES = 100
-CACHE_BYTES = 2 * 2**30
+CACHE_BYTES = 2**30
 METHODS = {
     "engine": ("engine", True),
     "tpe": ("tpe", False),
@@ -125,12 +125,16 @@ class Bench:
         kept = self.keep / f"{method.replace(' ', '-')}-{seed}.json"
         if not kept.is_file():
             sampler, from_solver = METHODS[method]
-            asked = self._asked(sampler, from_solver, seed, measure)
+            asked: list[Candidate] = []
+            for candidate in self._asked(sampler, from_solver, seed, measure):
+                asked.append(candidate)
+                if len(asked) in COUNTS:
+                    print(f"  {method}, seed {seed}, {len(asked)}: {self.volume(asked):.3f}", flush=True)
             record = {"volumes": [self.volume(asked[:count]) for count in COUNTS], "asked": len(asked)}
             kept.write_text(json.dumps(record), encoding="utf-8")
         return list(json.loads(kept.read_text(encoding="utf-8"))["volumes"])
 
-    def _asked(self, sampler: str, from_solver: bool, seed: int, measure: str) -> list[Candidate]:
+    def _asked(self, sampler: str, from_solver: bool, seed: int, measure: str) -> Iterator[Candidate]:
         """Without the solver there are no scores either: every choice counts as equally harmful."""
         solver = self.solver(measure) if from_solver else Solver(self.pricer, {})
         repair = Repairer(self.pricer, self.limits, solver.damage)
@@ -138,13 +142,14 @@ class Bench:
         study = proposer(self.pricer, repair, solver, self.limits, plan, beyond=1.0)
         for candidate in solver.sweep(self.limits, SEEDS, least_share=0.3) if from_solver else ():
             study.enqueue(candidate)
-        asked: list[Candidate] = []
-        while len(asked) < COUNTS[-1] and (proposal := study.ask()) is not None:
+        for _ in range(COUNTS[-1]):
+            proposal = study.ask()
+            if proposal is None:
+                return
             number, candidate = proposal
-            asked.append(candidate)
             cost = self.pricer.price(candidate).to_json()
             study.tell(number, {"accuracy": self.accuracy(candidate), **cost})
-        return asked
+            yield candidate
 
     def uniform_widths(self) -> list[Candidate]:
         """All widths at the same share, in float and in 8 bits."""

@@ -44,6 +44,12 @@ def test_a_rung_is_clearly_longer_than_a_trial():
     assert rungs(plan(least_epochs=1.0), 4) == ()
 
 
+def test_after_trials_in_one_shot_a_few_steps_are_no_rung():
+    assert rungs(plan(promotion_epochs=1.0, least_epochs=1.0), 100) == (Rung(1, 8),)
+    assert rungs(plan(promotion_epochs=0.5, least_epochs=1.0), 100) == ()
+    assert rungs(plan(promotion_epochs=0.5, trial_epochs=0.1, least_epochs=1.0), 100) == (Rung(0.5, 8),)
+
+
 def test_who_goes_on_adds_most_to_the_front():
     """The most accurate; then a fast one that is not bad; a near copy of the first adds little."""
     trials = [trial(0, 0.90, 4.0), trial(1, 0.899, 3.9), trial(2, 0.80, 1.0), trial(3, 0.50, 0.9)]
