@@ -6,8 +6,8 @@
 optuna: 10,000 trials that do nothing, 40 sites, 3 objectives, asked for and told by `study.Study` and by
 Optuna alone with the same sampler, distributions and values, all in memory. Processor time, taken in turns.
 tune:   trials that do nothing through Ray Tune on one reused worker.
-memory: a whole search in this process, 1,100 real trials of a toy network on handwritten digits: how much
-        the process has grown from trial 100 to trial 1,100.
+memory: a whole search in this process, 1,100 real trials of a toy network on a few handwritten digits: how
+        much the process has grown from trial 100 to trial 1,100.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,13 @@ def memory_growth() -> None:
     from autocompress.transforms.sites import bind
 
     torch.manual_seed(0)
-    data = load_data("digits")
+    digits = load_data("digits")
+    data = replace(
+        digits,
+        train=digits.train.subset(256),
+        validation=digits.validation.subset(64),
+        calibration=digits.calibration.subset(64),
+    )
     channels = (data.input_shape[0], 16, 16, 16, 16)
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(channels):
