@@ -33,7 +33,7 @@ from autocompress.transforms.sites import BoundSpace, bind
 class Answer:
     """The candidate that is expected to lose least within limits; predicted, not trained or measured.
 
-    `expected_damage` is the sum of its choices' scores, in nats of the output distribution's divergence.
+    `expected_damage` is the sum of its choices' scores, by the measure that the run found to rank best.
     """
 
     candidate: Candidate

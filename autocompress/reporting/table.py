@@ -116,7 +116,7 @@ def answer_table(answer: Answer) -> Table:
     row(table, "memory", size(predicted.peak_memory_bytes))
     row(table, "file size", size(predicted.file_bytes))
     row(table, "packed size", size(predicted.packed_bytes))
-    row(table, "expected damage", f"{significant(answer.expected_damage)} nats, summed over its choices")
+    row(table, "expected damage", f"{significant(answer.expected_damage)}, summed over its choices")
     row(table, "limits", limits(answer.limits.to_json()))
     table.add_section()
     groups: dict[tuple[str, str], list[str]] = {}
