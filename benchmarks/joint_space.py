@@ -205,7 +205,7 @@ def main() -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("--images", type=int, default=500, help="held-out training images of an evaluation")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(METHODS), help="those of METHODS, with commas")
     parser.add_argument("--keep", default="runs/joint-space")
     arguments = parser.parse_args()
     limit_threads(1)
@@ -223,7 +223,7 @@ def main() -> int:
         print(f"rank correlation of summed scores by {measure} and one-shot accuracy over {PROBES} random "
               f"candidates inside the limit: {ranks[measure]:.3f}", flush=True)  # fmt: skip
     measure = max(ranks, key=lambda name: ranks[name])
-    rows: dict[str, list[list[float]]] = {name: [] for name in arguments.methods.split(",")}
+    rows: dict[str, list[list[float]]] = {name: [] for name in arguments.methods.split(",") if name}
     for seed in range(arguments.seeds):
         for name, found in rows.items():
             found.append(bench.volumes(name, seed, measure))
@@ -232,9 +232,9 @@ def main() -> int:
     for name, found in rows.items():
         print(f"  {name:24}", "   ".join(shown(column) for column in zip(*found, strict=True)))
     for name, candidates in (
-        ("solver alone", bench.solver(measure).sweep(bench.limits, COUNTS[0], least_share=0.3)),
         ("uniform width", bench.uniform_widths()),
         ("uniform depth", bench.uniform_depths()),
+        ("solver alone", bench.solver(measure).sweep(bench.limits, COUNTS[0], least_share=0.3)),
     ):
         print(
             f"{name}: hypervolume {bench.volume(candidates):.3f} with its {len(candidates)} candidates",
