@@ -209,9 +209,9 @@ class Sparsity(Part):
 class Quantize(Part):
     """How layers get their 8 bits before any training; see `quality.quantization`."""
 
-    ranges: RangeMethod = "auto"
+    ranges: RangeMethod = "mse"
     equalise: bool = False
-    correct_biases: bool = False
+    correct_biases: bool = True
     rounding: Literal["nearest", "adaptive"] = "nearest"
 
 

@@ -40,9 +40,9 @@ CALIBRATION_SIZE = 512
 TARGET_POINTS = 0.1
 RANGES: tuple[RangeMethod, ...] = ("minmax", "percentile", "mse", "entropy", "auto")
 MORE = {
-    "equalised": {"equalise": True},
+    "equalised": {"equalise": True, "correct_biases": False},
     "biases corrected": {"correct_biases": True},
-    "adaptive rounding": {"rounding": "adaptive"},
+    "adaptive rounding": {"rounding": "adaptive", "correct_biases": False},
     "adaptive rounding, biases corrected": {"rounding": "adaptive", "correct_biases": True},
     "equalised, adaptive rounding, biases corrected": {
         "equalise": True,
@@ -93,7 +93,7 @@ def main() -> int:
     bench = Bench(network, weights, reference, data, held_out, arguments.seeds)
     print(f"float32: {held_out.accuracy:.2%} on {data.validation.size} held-out images")
     print("| way | points lost | divergence / 1000 |\n|---|---|---|")
-    found = {name: bench.row(name, Quantize(ranges=name)) for name in RANGES}
+    found = {name: bench.row(name, Quantize(ranges=name, correct_biases=False)) for name in RANGES}
     ranges = min(found, key=lambda name: found[name][0])
     for more, settings in MORE.items():
         if not (network.steps and "equalise" in settings):

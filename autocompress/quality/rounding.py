@@ -53,14 +53,12 @@ def fit_rounding(
     if not layers or not (adaptive or biases):
         return
     images, _ = next(iter(examples.batches(batch_that_fits(network, reference.source_network))))
-    targets = _outputs(reference, layers, images, rows)
+    targets = _outputs(reference, layers, images, rows, means=not adaptive)
 
     def fit(node: Node, values: dict[str, Any]) -> None:
         if node.name not in targets:
             return
-        at = places(node, len(images), rows)
-        weight = student.tensor_named(node.args[1].name)
-        inputs = input_rows(node, values[node.args[0].node].float(), tuple(weight.shape), at)
+        inputs = _inputs(student, node, values, rows, means=not adaptive)
         target = targets.pop(node.name)
         bias = student.tensor_named(node.args[2].name) if _has_bias(node) else None
         if adaptive:
@@ -80,17 +78,26 @@ def _has_bias(node: Node) -> bool:
     return len(node.args) > 2 and isinstance(node.args[2], Param)
 
 
-def _outputs(module: GraphModule, layers: list[Node], images: Tensor, rows: int) -> dict[str, Tensor]:
-    """What the layers compute at the sampled places: `(rows, channels)`."""
+def _inputs(module: GraphModule, node: Node, values: dict[str, Any], rows: int, means: bool) -> Tensor:
+    """What the layer multiplies at sampled places, `(rows, groups, fan_in)`; their mean alone, as one row, is
+    enough for the mean of what it computes."""
+    value = values[node.args[0].node].float()
+    shape = tuple(module.tensor_named(node.args[1].name).shape)
+    found = input_rows(node, value, shape, places(node, len(value), rows))
+    return found.mean(0, keepdim=True) if means else found
+
+
+def _outputs(
+    module: GraphModule, layers: list[Node], images: Tensor, rows: int, means: bool
+) -> dict[str, Tensor]:
+    """What the layers compute for `_inputs`: `(rows, channels)`."""
     wanted = {node.name for node in layers}
     found: dict[str, Tensor] = {}
 
     def record(node: Node, values: dict[str, Any]) -> None:
         if node.name in wanted:
-            weight = _rounded(module, node)
-            at = places(node, len(images), rows)
-            inputs = input_rows(node, values[node.args[0].node], tuple(weight.shape), at)
-            product = _product(inputs, _matrices(weight, groups_of(node)))
+            inputs = _inputs(module, node, values, rows, means)
+            product = _product(inputs, _matrices(_rounded(module, node), groups_of(node)))
             bias = module.tensor_named(node.args[2].name) if _has_bias(node) else 0
             found[node.name] = product + bias
 
