@@ -39,7 +39,7 @@ from autocompress.transforms.quantize import with_bits
 CALIBRATION_SIZE = 512
 TARGET_POINTS = 0.1
 RANGES: tuple[RangeMethod, ...] = ("minmax", "percentile", "mse", "entropy", "auto")
-MORE = {
+MORE: dict[str, dict[str, object]] = {
     "equalised": {"equalise": True, "correct_biases": False},
     "biases corrected": {"correct_biases": True},
     "adaptive rounding": {"rounding": "adaptive", "correct_biases": False},
@@ -79,6 +79,8 @@ def main() -> int:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", default="8", choices=("8", "4", "3", "2", "ternary", "binary"))
+    parser.add_argument("--ranges", nargs="+", choices=RANGES, default=list(RANGES))
+    parser.add_argument("--more", nargs="*", choices=list(MORE), default=list(MORE))
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     opened = open_teacher(arguments.teacher, arguments.data)
@@ -93,12 +95,13 @@ def main() -> int:
     bench = Bench(network, weights, reference, data, held_out, arguments.seeds)
     print(f"float32: {held_out.accuracy:.2%} on {data.validation.size} held-out images")
     print("| way | points lost | divergence / 1000 |\n|---|---|---|")
-    found = {name: bench.row(name, Quantize(ranges=name, correct_biases=False)) for name in RANGES}
+    plain = {name: Quantize(ranges=name, correct_biases=False) for name in arguments.ranges}
+    found = {name: bench.row(name, way) for name, way in plain.items()}
     ranges = min(found, key=lambda name: found[name][0])
-    for more, settings in MORE.items():
-        if not (network.steps and "equalise" in settings):
+    for more in arguments.more:
+        if not (network.steps and "equalise" in MORE[more]):
             name = f"{ranges}, {more}"
-            found[name] = bench.row(name, Quantize(ranges=ranges, **settings))
+            found[name] = bench.row(name, Quantize.model_validate({"ranges": ranges, **MORE[more]}))
     best = min(found, key=lambda name: found[name][0])
     test = Reference(data.test, logits_of(teacher, data.test))
     lost = [test.compare(run)[0] for run in found[best][1]]
