@@ -21,10 +21,15 @@ INT8_BITS = 7.0
 SHARED_SLOPE, SHARED_BITS_LESS = 0.74, 0.3
 """The index of a shared value takes so many times the logarithm of how many there are, less so many bits."""
 
-HEADER_BYTES, NODE_BYTES, PARAM_BYTES = 100.0, 11.0, 15.0
+HEADER_BYTES, NODE_BYTES, PARAM_BYTES = 350.0, 11.0, 15.0
+"""Of the header: what it says of the student itself, of an operation, of a tensor."""
+
+LEARNING_BYTES = 24
+"""What the coder takes to learn what a tensor is like."""
+
 HEADROOM = 1.1
-"""Files came out up to a tenth larger than the sum of these numbers: budgets are held against what is that
-much larger."""
+"""What is coded may take a tenth more than these numbers say: budgets are held against that. Floats that are
+stored as they are take what they take."""
 
 STORED_BYTES = 70.0
 """Of an entry in the header of `model.safetensors`, beside its name."""
@@ -45,7 +50,7 @@ def packed_bytes(network: Network, plain_bytes: int) -> int:
         else:
             in_int8 = node.bits == 8 and network.quantizer_of(node.inputs[0]) is not None
             total += count * bits_a_weight(node, in_int8) / 8 + _table_bytes(node, in_int8, spec.shape[0])
-    return round(HEADROOM * total)
+    return round(total)
 
 
 def is_coded(node: Node) -> bool:
@@ -55,13 +60,14 @@ def is_coded(node: Node) -> bool:
 
 def bits_a_weight(node: Node, in_int8: bool = False) -> float:
     """Of a layer's weight, zeros and all."""
+    places = HEADROOM * entropy_bits(node.density)
     if node.grid is not None:
         value = float(GRID_BITS[node.grid.form])
     elif node.codebook:
-        value = max(SHARED_SLOPE * log2(node.codebook) - SHARED_BITS_LESS, 0.3)
+        value = HEADROOM * max(SHARED_SLOPE * log2(node.codebook) - SHARED_BITS_LESS, 0.3)
     else:
-        value = INT8_BITS if in_int8 else 32.0
-    return entropy_bits(node.density) + node.density * value
+        value = HEADROOM * INT8_BITS if in_int8 else 32.0
+    return places + node.density * value
 
 
 def entropy_bits(share: float) -> float:
@@ -72,10 +78,11 @@ def entropy_bits(share: float) -> float:
 
 
 def _table_bytes(node: Node, in_int8: bool, channels: int) -> int:
-    """Of the codebook, or of the scales; the steps of a grid are parameters of their own."""
+    """Of the codebook, or of the scales, and of the start; the steps of a grid are parameters of their own."""
+    start = LEARNING_BYTES if is_coded(node) else 0
     if node.grid is not None:
-        return 0
-    return 4 * (node.codebook or (channels if in_int8 else 0))
+        return start
+    return start + 4 * (node.codebook or (channels if in_int8 else 0))
 
 
 def _has_weight(node: Node) -> bool:

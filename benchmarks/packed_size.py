@@ -58,7 +58,8 @@ def main() -> int:
     folded = fold_batch_norms(network, weights)
     assert folded[1] is not None
     print(f"{arguments.teacher}: seed {arguments.seed}")
-    print_bits(folded[0], folded[1], arguments.layers)
+    if arguments.layers:
+        print_bits(folded[0], folded[1], arguments.layers)
     print_headers(*folded)
     print_errors(bind(parse_space(SPACE), network), weights, arguments.candidates, arguments.seed)
     return 0

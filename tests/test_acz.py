@@ -381,7 +381,8 @@ def test_pack_writes_the_file_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_sparse_values_and_their_places_have_to_fit() -> None:
-    array = np.where(np.arange(400) % 7 == 0, np.arange(400) / 3, 0).astype(np.float32).reshape(20, 20)
+    numbers = np.arange(1600)
+    array = np.where(numbers % 4 == 0, numbers / 3, 0).astype(np.float32).reshape(40, 40)
     (sparse,) = (form for form in candidates(array) if isinstance(form, Sparse))
     np.testing.assert_array_equal(tensors_of(written({"a": array}))["a"], array)
     spec = ParamSpec(array.shape)
