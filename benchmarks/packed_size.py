@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def print_bits(network: Network, weights: Weights, count: int) -> None:
-    """Of a value that is not pruned, without places and codebook, on layers evenly spread over the network."""
+    """Of a value that is not pruned, without places and codebook, on layers spread over the network."""
     names = [node.params[0] for node in network.nodes if node.op in ("conv2d", "linear")]
     names = [name for name in names if weights[name].size >= 2000]
     chosen = [names[round(place)] for place in np.linspace(0, len(names) - 1, count)]
