@@ -78,7 +78,7 @@ def entropy_bits(share: float) -> float:
 
 
 def _table_bytes(node: Node, in_int8: bool, channels: int) -> int:
-    """Of the codebook, or of the scales, and of the start; the steps of a grid are parameters of their own."""
+    """Of the codebook, or of the scales, and of the start; steps of a grid are parameters by themselves."""
     start = LEARNING_BYTES if is_coded(node) else 0
     if node.grid is not None:
         return start
