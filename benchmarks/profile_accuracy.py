@@ -16,6 +16,7 @@ import json
 import random
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -317,8 +318,13 @@ def shape_features(kernel: Kernel) -> list[float]:
     return [
         kernel.in_channels, kernel.out_channels, kernel.height, kernel.width, kernel.kernel_height,
         kernel.stride, kernel.groups, kernel.macs, kernel.weights, kernel.in_elements, kernel.out_elements,
-        kernel.adds, float(bool(kernel.activation)),
+        kernel.adds, float(bool(kernel.activation)), number(kernel.layout), number(kernel.op),
     ]  # fmt: skip
+
+
+def number(name: str) -> float:
+    """Equal for equal names, so that trees can tell them apart."""
+    return float(zlib.crc32(name.encode()))
 
 
 def show_bytes(profile: DeviceProfile, test: Sequence[Sample]) -> None:
