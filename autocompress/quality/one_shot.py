@@ -207,7 +207,8 @@ class OneShot:
             yield values[network.output].float()
 
     def _fitted(self, module: GraphModule, kept: KeptChannels, fixed: frozenset[str]) -> dict[str, Range]:
-        """Fits the module in place, but for the layers that are `fixed`; returns the ranges of the values that can be 8-bit."""
+        """Fits the module in place, but for the layers that are `fixed`; returns the ranges of the values
+        that can be 8-bit."""
         network, teacher = module.source_network, self.workshop.teacher
         changed = changed_values(network, teacher.source_network)
         layers = {node.name for node in changed_layers(network, teacher.source_network, kept)} - fixed
