@@ -1,11 +1,12 @@
 """Accuracy of a candidate without training: cut, fitted in closed form, batch norms recalibrated, quantized.
 
+Replaced blocks and layers take what they learned from the teacher's (`blockwise`), once for each choice.
 The candidate runs once over calibration images. On the way every layer whose input is no longer the
-teacher's is fitted to what the teacher computes (`compensate`), batch norms after the first change take the
-statistics that they meet, and ranges for 8-bit values are collected. What lies before the first change keeps
-the teacher's weights and statistics. Then it is evaluated on held-out training images, batch by batch, and
-stopped where it cannot reach its rival any more (`racing`). Both passes go on from the end of the last block
-that the candidate shares with an earlier one (`prefixes`).
+teacher's is fitted to what the teacher computes (`compensate`), batch norms after the first change take
+the statistics that they meet, and ranges for 8-bit values are collected. What lies before the first
+change keeps the teacher's weights and statistics. Then it is evaluated on held-out training images, batch
+by batch, and stopped where it cannot reach its rival any more (`racing`). Both passes go on from the end
+of the last block that the candidate shares with an earlier one (`prefixes`).
 """
 
 from __future__ import annotations
@@ -139,9 +140,10 @@ class OneShot:
         assert weights is not None
         if network.steps or any(sparse_layers(network)) or any(sharing_layers(network)):
             return workshop.quantized(workshop.start(candidate))
+        fixed = workshop.take_learned(network, weights, candidate)
         module = build(network, weights)
         kept = kept_channels(workshop.bound, candidate, workshop.saliency)
-        ranges = self._fitted(module, kept)
+        ranges = self._fitted(module, kept, fixed)
         folded, weights = fold_batch_norms(network, module.export_weights())
         assert weights is not None
         return build(with_ranges(folded, ranges) if plan(folded) else folded, weights)
@@ -204,11 +206,12 @@ class OneShot:
                         self.cache.put(known[index + 1], Kept(values[places[index + 1]]))
             yield values[network.output].float()
 
-    def _fitted(self, module: GraphModule, kept: KeptChannels) -> dict[str, Range]:
-        """Fits the module in place; returns the ranges of the values that can be 8-bit."""
+    def _fitted(self, module: GraphModule, kept: KeptChannels, fixed: frozenset[str]) -> dict[str, Range]:
+        """Fits the module in place, but for the layers that are `fixed`; returns the ranges of the values
+        that can be 8-bit."""
         network, teacher = module.source_network, self.workshop.teacher
         changed = changed_values(network, teacher.source_network)
-        layers = {node.name for node in changed_layers(network, teacher.source_network, kept)}
+        layers = {node.name for node in changed_layers(network, teacher.source_network, kept)} - fixed
         sources = _sources_of_ranges(network)
         if not changed and not sources:
             return {}

@@ -57,7 +57,7 @@ class Workshop:
         norms recalibrated. Where it `trains`, zeros that training is to find are not made yet."""
         network, weights = apply(self.bound, self.weights, dense(self.bound, candidate), self.saliency)
         assert weights is not None
-        fixed = self._take_learned(network, weights, candidate)
+        fixed = self.take_learned(network, weights, candidate)
         module = build(network, weights)
         kept = kept_channels(self.bound, candidate, self.saliency)
         compensate(module, self.teacher, self.data.calibration, kept, fixed=fixed)
@@ -86,7 +86,7 @@ class Workshop:
         compensate(sparse, self.teacher, self.data.calibration, kept, fixed=fixed)
         return sparse
 
-    def _take_learned(self, network: Network, weights: Weights, candidate: Candidate) -> frozenset[str]:
+    def take_learned(self, network: Network, weights: Weights, candidate: Candidate) -> frozenset[str]:
         """Puts what replacements learned from the teacher's parts into `weights`, where the candidate changes
         nothing else about them; returns the layers that took it."""
         fixed: set[str] = set()
