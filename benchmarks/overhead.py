@@ -30,7 +30,7 @@ from autocompress.evaluation import Evaluate, Factory, Result, Task
 FOLDER = Path("runs/overhead")
 OBJECTIVES = ("accuracy", "latency_ms", "file_bytes")
 SITES, TRIALS = 40, 10_000
-MEMORY_FROM, MEMORY_TO = 100, 1_100
+MEMORY_FROM, MEMORY_TO, STEP = 100, 1_100, 50
 
 
 def sites() -> tuple[Site, ...]:
@@ -141,7 +141,7 @@ rules:
 """
 
 
-def memory_growth() -> None:
+def memory_growth(end: int) -> None:
     import psutil
     import torch
     from torch import nn
@@ -184,17 +184,18 @@ def memory_growth() -> None:
     process, used = psutil.Process(), dict[int, int]()
 
     class Weighing(InProcess):
-        """Notes the memory of this process after every hundredth trial."""
+        """Notes the memory of this process now and then."""
 
         def run(self, ask: Any, tell: Any, stop: Any) -> None:
             def weighed(result: Result) -> None:
                 tell(result)
-                if result.trial % 100 == 99:
+                if result.trial % STEP == STEP - 1:
                     used[result.trial + 1] = process.memory_info().rss
+                    print(f"trial {result.trial + 1}: {used[result.trial + 1] / 2**20:.0f} MiB", flush=True)
 
             super().run(ask, weighed, stop)
 
-    plan = Plan(MEMORY_TO, 0.1, 0.1, 0.1, 0, students=1, sampler="engine", seed=0)
+    plan = Plan(end, 0.1, 0.1, 0.1, 0, students=1, sampler="engine", seed=0)
     shutil.rmtree(FOLDER, ignore_errors=True)
     with RunStore.create(FOLDER, {"identity": {}}, {}) as store:
         Search(
@@ -202,10 +203,9 @@ def memory_growth() -> None:
             Weighing(Evaluator(workshop, FOLDER / "distilled")),
             lambda _: {"certified": True}, FOLDER / "distilled", Console(quiet=True),
         ).run()  # fmt: skip
-    shown = " ".join(f"{used[number] / 2**20:.0f}" for number in sorted(used))
     print(
-        f"memory: from trial {MEMORY_FROM} to {MEMORY_TO} of a toy network "
-        f"{used[MEMORY_TO] / used[MEMORY_FROM] - 1:+.1%}, target 5 %; MiB after each hundred trials: {shown}",
+        f"memory: from trial {MEMORY_FROM} to {end} of a toy network "
+        f"{used[end] / used[MEMORY_FROM] - 1:+.1%}, target 5 %",
         flush=True,
     )
 
@@ -215,6 +215,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", default=["optuna", "tune", "memory"])
     parser.add_argument("--samplers", nargs="+", default=["random", "nsga2"])
     parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--memory-trials", type=int, default=MEMORY_TO, help="a multiple of 50 above 100")
     parser.add_argument("--tune-trials", type=int, default=400)
     arguments = parser.parse_args()
     if "optuna" in arguments.parts:
@@ -223,7 +224,7 @@ def main() -> int:
     if "tune" in arguments.parts:
         through_tune(arguments.tune_trials)
     if "memory" in arguments.parts:
-        memory_growth()
+        memory_growth(arguments.memory_trials)
     return 0
 
 
