@@ -42,6 +42,11 @@ class Site:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+def few_bits(site: Site) -> tuple[Option, ...]:
+    """The options of a `bits` site below 8, where it offers 8 too: they compute as 8 bits do."""
+    return site.options[: site.options.index(8)] if site.kind == "bits" and 8 in site.options else ()
+
+
 def eight_bits(site: Site) -> Option:
     """The option of a `bits` site that computes on integers with the least harm: 8 where it is offered."""
     return site.options[-2] if len(site.options) > 1 else site.default

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from autocompress.candidate import PACKED_KINDS, Candidate, Option, Site
+from autocompress.candidate import PACKED_KINDS, Candidate, Option, Site, few_bits
 from autocompress.cost import kernels
 from autocompress.kernels import Kernel
 from autocompress.pricing import Pricer, with_choice
@@ -56,12 +56,12 @@ def payoff(pricer: Pricer) -> Payoff:
 
 
 def only_packed(bound: BoundSpace) -> dict[tuple[str, Option], str]:
-    """The choices of sparsity and shared values, which no runtime here computes any faster with."""
+    """The choices of sparsity, of shared values and of fewer than 8 bits, which no runtime here computes any
+    faster with."""
     return {
         (site.name, option): PACKED_REASON
         for site in bound.free
-        if site.kind in PACKED_KINDS
-        for option in site.options
+        for option in (site.options if site.kind in PACKED_KINDS else few_bits(site))
         if option != site.default
     }
 
@@ -77,7 +77,7 @@ def _only_smaller(pricer: Pricer) -> dict[tuple[str, Option], str]:
             (site.name, option): f"{words}, so it only makes the file smaller"
             for site in bound.of_kind("bits")
             for option in site.options
-            if option != site.default and (words := judge.never_faster(site, option))
+            if option not in (site.default, *few_bits(site)) and (words := judge.never_faster(site, option))
         }
         if not more:
             return found
@@ -97,8 +97,6 @@ class _Judge:
 
     def never_faster(self, site: Site, option: Option) -> str:
         """In words; empty where the option is faster on the float or the low-bit teacher."""
-        if option != 8 and 8 in site.options:
-            return f"{_named(option)} weights compute in 8 bits and take their time"
         low = with_choice(self.pricer.low_bits, site.name, option)
         pairs = (
             (Candidate(), with_choice(Candidate(), site.name, option)),

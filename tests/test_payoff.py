@@ -81,10 +81,11 @@ def test_fewer_than_8_bits_take_the_time_of_8():
     eight, four = (few.price(Candidate.of({"bits:blocks.0.conv1": bits})) for bits in (8, 4))
     assert (eight.latency_ms, eight.file_bytes) == (four.latency_ms, four.file_bytes)
     found = payoff(few)
-    assert found.useless == payoff(pricer).useless
-    assert {option for _, option in found.only_smaller} == {"binary", 4}
-    reason = "4-bit weights compute in 8 bits and take their time, so it only makes the file smaller"
-    assert found.only_smaller["bits:blocks.0.conv1", 4] == reason
+    assert found.useless == payoff(pricer).useless and found.only_smaller == {}
+    told = {key: reason for key, reason in found.only_packed.items() if key[0].startswith("bits:")}
+    assert {option for _, option in told} == {"binary", 4}
+    assert set(told.values()) == {"makes only student.acz smaller, and nothing faster"}
+    assert four.packed_bytes < eight.packed_bytes
 
 
 def test_a_width_that_saves_nothing_is_told_with_both_times(monkeypatch: pytest.MonkeyPatch):
