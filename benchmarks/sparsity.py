@@ -38,7 +38,7 @@ from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.thin import Thinning, marked, mask_of, share, thinned
 
 CALIBRATION_SIZE, BATCH = 512, 128
-AT_ONCE: tuple[Option, ...] = (0.5, "2:4", 0.25)
+AT_ONCE: tuple[Option, ...] = (0.5, "2:4", 0.3)
 CODEBOOKS = (32, 16, 8, 4)
 
 

@@ -258,3 +258,14 @@ def test_training_that_finds_its_zeros_ends_at_the_density(method: str) -> None:
     assert (kept.reshape(16, 4, 4, 3, 3).sum(2) == 2).all()
     untrained = shop.start(candidate).export_weights()["conv2.weight"]
     assert density(untrained) == 0.5, "without training they are made at once"
+
+
+def test_rounding_to_8_bits_leaves_zeros_alone() -> None:
+    data = stripes()
+    network, weights = trace(tiny_net(width=16), data.input_shape)
+    rules = "quantize: {rounding: adaptive}\n" + SPACE.replace("METHOD", "magnitude")
+    bound = bind(parse_space(rules), network)
+    shop = Workshop(bound, weights, data, importances(bound, weights, data))
+    module = shop.start(Candidate.of({"sparsity:conv2": 0.25, "bits:conv2": 8}))
+    zeros = module.export_weights()["conv2.weight"] == 0
+    assert (shop.quantized(module).export_weights()["conv2.weight"][zeros] == 0).all() and zeros.any()

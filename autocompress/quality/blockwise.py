@@ -16,11 +16,16 @@ from torch.nn import functional
 from autocompress.data_splits import Split
 from autocompress.distill.train import one_cycle
 from autocompress.graph.module import GraphModule, build
+from autocompress.kernels import macs
 from autocompress.network import INPUT, Network, Weights, redirect
 
 STEPS, BATCH = 200, 64
 LEARNING_RATE = 3e-3
+MOST_MACS = 1e12
+"""Multiply-adds that learning a part may take; large parts take fewer steps."""
+
 MOST_VALUE_BYTES = 2**26
+_PASSES = 3
 HELD_OUT = 4
 """One in so many images is kept to judge by."""
 
@@ -69,12 +74,13 @@ def learned(
     better than those given, by the squared error on images that were not learned from, or where the part is
     no region of its own.
 
-    Adam with one cycle of the learning rate. The arguments are not modified. Equal arguments give equal
-    weights.
+    Adam with one cycle of the learning rate, in at most `steps` steps. The arguments are not modified. Equal
+    arguments give equal weights.
     """
     own = region(network, part)
     if own is None or part.source not in (INPUT, *teacher.source_network.by_name):
         return None
+    steps = min(steps, int(MOST_MACS / (_PASSES * BATCH * max(1, macs(own)))))
     inputs, targets = _recorded(teacher, part, examples)
     held = torch.arange(len(inputs)) % HELD_OUT == 0
     if held.all():

@@ -21,13 +21,14 @@ from autocompress.transforms.sites import BoundSpace
 def probed(bound: BoundSpace, weights: Weights) -> BoundSpace:
     """The space without the choices that make the network fail."""
     drops: dict[tuple[str, Option], str] = {}
+    merges: list[tuple[str, Option]] = [(site.name, "merge") for site in bound.of_kind("merge")]
     widths = [(site.name, site.options[0]) for site in bound.of_kind("width")]
     blocks = [
         (site.name, option) for site in bound.of_kind("block") for option in site.options if option != "keep"
     ]
     for choices in (
         widths,
-        [(site.name, "merge") for site in bound.of_kind("merge")],
+        merges,
         [item for item in blocks if item[1] == "drop"],
         [b for b in blocks if b[1] != "drop"],
     ):

@@ -332,7 +332,8 @@ class _Binder:
         if locked or isinstance(found, str):
             return _locked(name, "merge", node.name, merging.KEEP, layers, locked)
         settings = {"into": found.second, "activation": found.activation}
-        return _site(name, "merge", node.name, [merging.MERGE, merging.KEEP], merging.KEEP, layers, settings)
+        options: list[Option] = [merging.MERGE, merging.KEEP]
+        return _site(name, "merge", node.name, options, merging.KEEP, layers, settings)
 
     def sparsity(self, node: Node) -> Site | None:
         """None where no rule asks for one, as for structures."""
