@@ -161,8 +161,7 @@ class GraphModule(nn.Module):
         value, zero = value.float(), quantizer.zero_point
         scale = self._learned.get(quantizer)
         if scale is None and not torch.is_grad_enabled():
-            # The same numbers, many times faster, but without gradients.
-            return torch.quantize_per_tensor(value, quantizer.scale, zero, torch.quint8).dequantize()
+            return _rounded(value, quantizer)
         if scale is None:
             return torch.fake_quantize_per_tensor_affine(value, quantizer.scale, zero, 0, ACTIVATION_LEVELS)
         return learned_affine(value, scale, zero, ACTIVATION_LEVELS)
@@ -205,6 +204,13 @@ def _register(root: nn.Module, name: str, value: Tensor) -> None:
         root.register_parameter(leaf, value)
     else:
         root.register_buffer(leaf, value)
+
+
+def _rounded(value: Tensor, quantizer: Quantizer) -> Tensor:
+    """The numbers of `fake_quantize_per_tensor_affine`, many times faster, but without gradients."""
+    inverse = float(1 / np.float32(quantizer.scale))
+    low, high = -quantizer.zero_point, ACTIVATION_LEVELS - quantizer.zero_point
+    return value.mul(inverse).round_().clamp_(low, high).mul_(quantizer.scale)
 
 
 def fake_quantize_weight(weight: Tensor) -> Tensor:
