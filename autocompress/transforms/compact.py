@@ -33,7 +33,7 @@ from autocompress.transforms.replace_layer import POINTWISE, ConvArgs, Link, con
 KEEP_BATCH_NORM = frozenset({"ghost", "sign_sharing", "fire"})
 """They do not end in a convolution, so that a batch norm behind the layer is not folded into it."""
 
-CP_SWEEPS = 10
+CP_SWEEPS = 20
 """Of the decomposition that an inverted bottleneck starts from; its block learns more afterwards."""
 
 Array = NDArray[Any]
