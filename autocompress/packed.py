@@ -24,8 +24,8 @@ SHARED_SLOPE, SHARED_BITS_LESS = 0.74, 0.3
 HEADER_BYTES, NODE_BYTES, PARAM_BYTES = 350.0, 11.0, 15.0
 """Of the header: what it says of the student itself, of an operation, of a tensor."""
 
-LEARNING_BYTES = 24
-"""What the coder takes to learn what a tensor is like."""
+LEARNING_BYTES, INT8_LEARNING_BYTES = 24, 180
+"""What the coder takes to learn what a tensor is like; more where 255 levels occur."""
 
 HEADROOM = 1.1
 """What is coded may take a tenth more than these numbers say: budgets are held against that. Floats that are
@@ -82,7 +82,9 @@ def _table_bytes(node: Node, in_int8: bool, channels: int) -> int:
     start = LEARNING_BYTES if is_coded(node) else 0
     if node.grid is not None:
         return start
-    return start + 4 * (node.codebook or (channels if in_int8 else 0))
+    if node.codebook:
+        return start + 4 * node.codebook
+    return start + INT8_LEARNING_BYTES + 4 * channels if in_int8 else start
 
 
 def _has_weight(node: Node) -> bool:
