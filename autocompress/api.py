@@ -111,7 +111,7 @@ def inspect(
     profile = None if device is None else load_profile(device)
     from autocompress.cost import CostModel
     from autocompress.payoff import only_packed, payoff
-    from autocompress.preparation import bound_space, open_teacher, seen_by
+    from autocompress.preparation import bound_space, measured_choices, open_teacher, seen_by
     from autocompress.pricing import Pricer
 
     opened = open_teacher(teacher, data, input_size)
@@ -120,9 +120,9 @@ def inspect(
     if profile is None:
         return Inspection(bound.sites, bound.dropped, bound.log10_size, None, None, only_packed=packed)
     view = seen_by(profile, opened, bound, loaded_space)
-    everything = Pricer(bound, CostModel(view))
+    everything = Pricer(measured_choices(bound, view), CostModel(view))
     found = payoff(everything)
-    kept = bound.without(found.useless) if found.useless else bound
+    kept = everything.bound.without(found.useless) if found.useless else everything.bound
     pricer = Pricer(kept, everything.cost_model)
     return Inspection(
         kept.sites,

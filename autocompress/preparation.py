@@ -132,7 +132,7 @@ def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] 
 
     `budgeted` names the costs that have a budget. Raises SpaceError when no choice is left.
     """
-    bound = _in_measured_forms(_in_measured_precisions(bound, profile), profile)
+    bound = measured_choices(bound, profile)
     everything = Pricer(bound, CostModel(profile))
     dropped = payoff(everything).dropped(budgeted)
     if not dropped:
@@ -143,6 +143,11 @@ def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] 
             NOTHING_PAYS, fix="run: autocompress inspect --device, which lists each of them with the reason"
         )
     return Pricer(kept, everything.cost_model)
+
+
+def measured_choices(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
+    """The space without what the device's runtime, or this profile, has no kernels of."""
+    return _in_measured_forms(_in_measured_precisions(bound, profile), profile)
 
 
 def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,7 @@ def measure_profile(
 ) -> DeviceProfile:
     """See `api_profile.profile`. Raises ProfileError for a folder that exists and for too few networks."""
     check_asked(networks, output, "profile folder", free=overwrite or resume)
+    check_threads(threads)
     engine = get_runtime(runtime)
     check_transparent(engine)
     opened = open_teacher(teacher, data, input_size)
@@ -96,6 +98,17 @@ def check_asked(networks: int, output: Path, kind: str, *, free: bool) -> None:
     if output.exists() and not free:
         raise ProfileError(
             f"the {kind} {output} exists", fix="give --resume, --overwrite, or another --output"
+        )
+
+
+def check_threads(threads: int) -> None:
+    """Raises ProfileError for more threads than this process may use CPUs."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or threads
+    if threads > usable:
+        raise ProfileError(
+            f"{threads} threads were asked for and this process may use {usable} CPUs",
+            why="threads that share a CPU wait for each other, and no search would use the profile",
+            fix=f"give --threads {usable} or fewer",
         )
 
 

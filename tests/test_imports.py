@@ -25,7 +25,7 @@ from autocompress.device.kit.folder import Kit
 from autocompress.device.profile import load_profile
 from autocompress.device.runtimes import get_runtime
 from autocompress.errors import ProfileError
-from autocompress.kernels import kernels
+from autocompress.kernels import CONVERSIONS, kernels
 from autocompress.kits import import_dumps
 from autocompress.runtime_layouts import Layouts
 
@@ -85,6 +85,10 @@ def test_a_real_onnxruntime_profile(kit: Kit, tmp_path: Path, index: int):
     found = [row.kernel for row in load_profile(tmp_path / "p").table.rows]
     expected = kernels(kit_samples()[index].network, profile.layouts)
     assert {kernel for kernel in found if kernel.macs} == {kernel for kernel in expected if kernel.macs}
+    assert {kernel for kernel in found if kernel.op in CONVERSIONS} == {
+        kernel for kernel in expected if kernel.op in CONVERSIONS
+    }
+    assert profile.validation["import"]["kernels_not_found"] == []
     assert profile.runtime == "onnxruntime"
 
 

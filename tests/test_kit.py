@@ -223,6 +223,7 @@ RESULTS = {
     "text": (edit_line(2, latency_ms=["1", "2"]), "not a number"),
     "no list": (edit_line(2, latency_ms=3), "TypeError"),
     "unequal": (edit_line(2, latency_ms=[1.0]), "has no times"),
+    "another unit": (edit_line(2, latency_ms=[9e5], reference_ms=[1.0]), "and its operations"),
     "negative nodes": (edit_line(2, nodes=[["a", "Conv", -3, []]]), "the time -3"),
     "nodes without time": (edit_line(2, nodes=[["a", "Conv", 0, []]]), "has no times"),
     "nodes of another form": (edit_line(2, nodes=[["a", "Conv"]]), "ValueError"),

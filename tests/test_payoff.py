@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 from priced_networks import Arithmetic, small_pricer
+from torch import nn
 
-from autocompress.api import Inspection
+from autocompress.api import Inspection, inspect
 from autocompress.budgets import Budgets
 from autocompress.candidate import Candidate
 from autocompress.errors import SpaceError
@@ -112,3 +114,20 @@ def test_where_nothing_pays_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch
     assert found.conclusion == "No choice of the space makes anything faster or smaller on this device."
     assert found.to_json()["conclusion"] == found.conclusion
     assert Inspection(pricer.bound.sites, (), 1.0, None, None).conclusion == ""
+
+
+class Averaged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def test_inspect_drops_the_bits_that_a_profile_of_floats_does_not_know() -> None:
+    found = inspect(Averaged(), device="epyc-zen5-torch-1-thread", input_size=32)
+    reasons = {why for name, _, why in found.dropped if name.startswith("bits:")}
+    assert reasons == {"torch was measured without 8-bit kernels"}
+    assert found.teacher_cost is not None and found.teacher_cost.latency_ms > 0

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from autocompress.api_profile import profile
 from autocompress.cost import file_features_count
 from autocompress.device import latency_table
 from autocompress.device.profile import DeviceProfile, Fit, load_profile
@@ -344,3 +345,10 @@ def test_everything_that_decides_a_price_is_in_the_fingerprint():
     ]
     assert len({base.fingerprint, *(one.fingerprint for one in changed)}) == 6
     assert replace(base, name="other").fingerprint == base.fingerprint
+
+
+def test_more_threads_than_cpus_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="4096 threads were asked for") as caught:
+        profile("timm:resnet18", "resnet", tmp_path / "p", threads=4096, input_size=64)
+    assert "--threads" in caught.value.fix
+    assert not (tmp_path / "p").exists()

@@ -38,6 +38,13 @@ _KINDS = (
     ("relu", re.compile(r"\A(tfl\.)?(aten::)?relu6?_?\Z", re.IGNORECASE)),
     ("add", re.compile(r"\A(tfl\.)?(aten::)?add_?(\.tensor)?\Z|\badd \(", re.IGNORECASE)),
 )
+_TURNS = {
+    "ReorderInput": {"to_blocked"},
+    "ReorderOutput": {"from_blocked"},
+    "Transpose": {"to_channels_last", "to_channels_first"},
+}
+"""Operators that a runtime adds to change layouts, and our kernels for them."""
+
 _OURS = {"mean": "pool", "adaptive_avg_pool2d": "pool", "avg_pool2d": "pool", "max_pool2d": "pool"}
 
 
@@ -67,7 +74,7 @@ def attribute_operators(
     )
     best: list[list[int]] = []
     for way in ways:
-        owners = way()
+        owners = _with_turns(operators, way(), kernels)
         if not best or _share(owners, kernels) > _share(best, kernels):
             best = owners
         if _share(best, kernels) >= LEAST_MATCHED:
@@ -77,6 +84,21 @@ def attribute_operators(
         why=f"only {_share(best, kernels):.0%} of the layers that compute are found in it",
         fix="give the model that was profiled with --model, or the --teacher that it was exported from",
     )
+
+
+def _with_turns(
+    operators: Sequence[OperatorTime], owners: Sequence[list[int]], kernels: Sequence[Kernel]
+) -> list[list[int]]:
+    """Changes of layout, whose names say nothing: in order, where as many are left on both sides."""
+    filled = [list(found) for found in owners]
+    named = {index for found in owners for index in found}
+    for op, conversions in _TURNS.items():
+        theirs = [place for place, one in enumerate(operators) if one.op == op and not filled[place]]
+        ours = [i for i, kernel in enumerate(kernels) if kernel.op in conversions and i not in named]
+        if len(theirs) == len(ours):
+            for place, index in zip(theirs, ours, strict=True):
+                filled[place] = [index]
+    return filled
 
 
 def _shared_out(

@@ -45,6 +45,9 @@ MOST_BYTES = 256 * 1024**2
 MOST_MODEL_BYTES = 2 * 1024**3
 MOST_DEVICE_BYTES = 1024**2
 MOST_MS, MOST_NODE_US = 1e7, 1e9
+MOST_APART = 50
+"""A network and the sum of its operations differ less than that many times, unless a unit is wrong."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -328,6 +331,13 @@ def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> Resul
         _refuse(path, f"{where} is not a result: {type(error).__name__} {error}", _AGAIN)
     if not own or len(own) != len(beside) or not sum(node.time_us for node, _ in nodes):
         _refuse(path, f"{where}: it has no times")
+    together_us = sum(node.time_us for node, _ in nodes)
+    if not 1 / MOST_APART <= 1e3 * median(own) / together_us <= MOST_APART:
+        _refuse(
+            path,
+            f"{where}: the network takes {median(own):g} ms, and its operations {together_us:g} µs together",
+            "give latency_ms in milliseconds and the times of nodes in microseconds",
+        )
     digest = data.get("optimized_sha256")
     optimized = _optimized(path, entry.name, str(digest)) if digest is not None else b""
     return Result(entry.name, median(own), median(beside), nodes, optimized)
