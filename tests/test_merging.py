@@ -130,3 +130,11 @@ def test_merging_does_not_write_over_a_profile(tmp_path: Path):
         api_profile.merge_profiles([tmp_path / "a"], tmp_path / "c")
     assert len(api_profile.merge_profiles([tmp_path / "a"], tmp_path / "c", overwrite=True).sources) == 1
     assert api_profile.diff_profiles(tmp_path / "a", tmp_path / "c")["all"]["median_ratio"] == 1.0
+
+
+def test_a_measurement_does_not_count_twice():
+    (source,) = example().sources
+    once = replace(example(), sources=(replace(source, measured_at="2026-01-01T00:00:00+00:00"),))
+    with pytest.raises(ProfileError, match="cannot be merged") as caught:
+        merge_profiles([once, other(), replace(once, name="copy")])
+    assert "count twice" in caught.value.why

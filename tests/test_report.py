@@ -127,7 +127,7 @@ def test_inspection_of_many_sites_shares_rows() -> None:
     assert "layer[1-4].[0-24].conv1" in text
     assert "100 decisions at 101 sites, 10^47.7 candidates" in text
     assert "gives the [red]classes[/]" in text
-    assert "layer[0-2].conv" in text and "saves 0 bytes only, and alike" in text
+    assert "layer[0-2].conv" in text and "saves 0 bytes only (and the like)" in text
     assert "1.50 ms" in text and "0.0500 ms" in text and "30×" in text and "128×" in text
     assert len(text.splitlines()) < 40
 

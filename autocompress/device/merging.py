@@ -36,6 +36,7 @@ def merge_profiles(profiles: Sequence[DeviceProfile], name: str = "merged") -> D
     first = profiles[0]
     for other in profiles[1:]:
         _check_same(first, other)
+    _check_once(profiles)
     table = LatencyTable(_pooled_rows(profiles))
     weights = [sum(source.networks for source in profile.sources) or 1 for profile in profiles]
     return replace(
@@ -65,6 +66,22 @@ def _check_same(first: DeviceProfile, other: DeviceProfile) -> None:
                 why=f"one has {mine}, the other {theirs}",
                 fix="merge profiles of one device, runtime, number of threads and batch size",
             )
+
+
+def _check_once(profiles: Sequence[DeviceProfile]) -> None:
+    """Raises ProfileError for a measurement that two profiles hold, which would count twice."""
+    holder: dict[tuple[Any, ...], str] = {}
+    for profile in profiles:
+        for source in filter(lambda source: source.measured_at, profile.sources):
+            plain = (source.network, source.space, source.input_shape, source.seed, source.measured_at)
+            if plain in holder:
+                raise ProfileError(
+                    f"the profiles {holder[plain]!r} and {profile.name!r} cannot be merged",
+                    where=source.network,
+                    why=f"both hold what was measured of it at {source.measured_at}, which would count twice",
+                    fix="merge profiles that were measured apart",
+                )
+            holder[plain] = profile.name
 
 
 def _own_sources(profile: DeviceProfile) -> list[Source]:

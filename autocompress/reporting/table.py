@@ -250,7 +250,7 @@ def _reasons_table(title: str, rows: Iterable[tuple[str, str, str, str]]) -> Tab
 
 def _shared(reasons: Sequence[str]) -> str:
     (first, _), *others = Counter(reasons).most_common()
-    return f"{first}, and alike" if others else first
+    return f"{first} (and the like)" if others else first
 
 
 def _reach_table(inspection: Inspection) -> Table:
