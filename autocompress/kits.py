@@ -69,7 +69,7 @@ def make_kit(
     opened = open_teacher(teacher, data, input_size)
     source = source_of(opened, space, seed)
     if resume and (output / MANIFEST).exists():
-        return _same_kit(read_kit(output), source, runtime, threads, batch)
+        return _same_kit(read_kit(output), source, runtime, threads, batch, networks)
     if overwrite and output.exists():
         _remove_kit(output)
     bound = bound_space(opened, space)
@@ -189,9 +189,10 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
         raise ProfileError(f"the profile folder {output} exists", fix="give --overwrite, or another folder")
 
 
-def _same_kit(kit: Kit, source: dict[str, Any], runtime: str, threads: int, batch: int) -> Kit:
-    wanted = {**source, "runtime": runtime, "threads": threads, "batch": batch}
+def _same_kit(kit: Kit, source: dict[str, Any], runtime: str, threads: int, batch: int, networks: int) -> Kit:
+    wanted = {**source, "runtime": runtime, "threads": threads, "batch": batch, "networks": networks}
     there = {**kit.source, "runtime": kit.runtime, "threads": kit.threads, "batch": kit.batch}
+    there["networks"] = len(kit.entries)
     differ = [name for name, value in wanted.items() if there.get(name) != value]
     if differ:
         raise ProfileError(

@@ -531,7 +531,7 @@ def open_engine(wanted: str | None, threads: int) -> Any:
 
 def measure(arguments: argparse.Namespace) -> None:
     kit = Kit(Path(__file__).resolve().parent)
-    threads = arguments.threads or kit.data["threads"]
+    threads = kit.data["threads"] if arguments.threads is None else arguments.threads
     if threads < 1:
         fail("--threads must be 1 or more")
     output: Path = arguments.output or kit.folder
@@ -568,6 +568,9 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on\n")
         return INTERRUPTED
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror or error}\n")
+        return 2
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         sys.stderr.write(f"error: {type(error).__name__}: {first}\n")
