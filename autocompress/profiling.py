@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.candidate import Candidate
-from autocompress.device.doctor import device_description
+from autocompress.device.doctor import device_description, usable_cores
 from autocompress.device.latency_table import LatencyTable
 from autocompress.device.layouts import detect_layouts
 from autocompress.device.profile import DeviceProfile
@@ -103,8 +102,8 @@ def check_asked(networks: int, output: Path, kind: str, *, free: bool) -> None:
 
 def check_threads(threads: int) -> None:
     """Raises ProfileError for more threads than this process may use CPUs."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or threads
-    if threads > usable:
+    usable = usable_cores()
+    if usable is not None and threads > usable:
         raise ProfileError(
             f"{threads} threads were asked for and this process may use {usable} CPUs",
             why="threads that share a CPU wait for each other, and no search would use the profile",

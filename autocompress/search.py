@@ -22,6 +22,7 @@ from typing import Any
 from autocompress.agent import Agent
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
+from autocompress.device.statistics import rank_correlation
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, read_crash
@@ -30,7 +31,6 @@ from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Rung, Trial, ranked, rungs
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
-from autocompress.quality.scores import rank_correlation
 from autocompress.run_store import RunStore
 from autocompress.samplers import proposer
 from autocompress.seeding import starting_points
@@ -175,11 +175,10 @@ class Search:
         if self._solver.table is not None and not is_known:
             self.store.append("choices_priced", table=self._solver.table.to_json())
         self._decide(what)
-        repaired = map(self.repair, self.starts)
         inside = [
             candidate
-            for candidate in repaired
-            if max(self.limits.excess(self.pricer.price(candidate), upper=True).values()) <= 0
+            for candidate in map(self.repair, self.starts)
+            if not self.limits.violated(self.pricer.price(candidate), upper=True)
         ]
         for candidate in (*found, *inside):
             self._study.enqueue(candidate)

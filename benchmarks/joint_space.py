@@ -30,13 +30,14 @@ import numpy as np
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option, Site
 from autocompress.device.profile import load_profile
+from autocompress.device.statistics import rank_correlation
 from autocompress.pareto import hypervolume
 from autocompress.preparation import bound_space, open_teacher, priced, seen_by
 from autocompress.pricing import Repairer
 from autocompress.promotion import Plan
 from autocompress.quality.evaluator import importances
 from autocompress.quality.one_shot import OneShot
-from autocompress.quality.scores import MEASURES, rank_correlation, score
+from autocompress.quality.scores import MEASURES, score
 from autocompress.quality.student import Workshop, limit_threads
 from autocompress.samplers import proposer
 from autocompress.solver import Solver

@@ -12,6 +12,7 @@ from torch import nn
 
 from autocompress.candidate import Candidate
 from autocompress.data import Data, load_data
+from autocompress.device.statistics import rank_correlation
 from autocompress.distill.train import distil
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
@@ -26,7 +27,6 @@ from autocompress.quality.scores import (
     choices_to_score,
     divergence,
     gradient_weighted_error,
-    rank_correlation,
     ranked,
     score,
 )

@@ -56,6 +56,11 @@ def doctor() -> dict[str, Any]:
     return {**found, "problems": _problems(found)}
 
 
+def usable_cores() -> int | None:
+    """CPUs that this process may run on; None where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def machine() -> dict[str, Any]:
     """What identifies a device: the part of `doctor` that profiles and runs record."""
     return {
@@ -64,7 +69,7 @@ def machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "cpu_quota": _cpu_quota(),
         "governor": _governor(),
     }

@@ -18,6 +18,7 @@ from autocompress.device.latency_table import LatencyTable, Row
 from autocompress.device.measurements import Timed
 from autocompress.device.profile import Fit
 from autocompress.device.refinement import LEAST_KERNEL_US, refined
+from autocompress.device.statistics import rank_correlation
 from autocompress.errors import ProfileError
 from autocompress.kernels import Kernel
 
@@ -176,8 +177,6 @@ def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _rank_correlation(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> float | None:
     """Spearman's; None where it is not defined."""
-    from scipy.stats import spearmanr
-
     if len(measured) < 3 or np.ptp(measured) == 0 or np.ptp(predicted) == 0:
         return None
-    return float(spearmanr(measured, predicted).statistic)
+    return rank_correlation(measured.tolist(), predicted.tolist())

@@ -90,3 +90,12 @@ def drift(medians: Sequence[float]) -> float:
     if half == 0:
         return 0.0
     return float(abs(np.median(medians[half:]) / np.median(medians[:half]) - 1))
+
+
+def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
+    """Spearman's, equal values sharing the mean of their places; 0 where either side does not vary."""
+    from scipy.stats import spearmanr
+
+    if len(set(left)) < 2 or len(set(right)) < 2:
+        return 0.0
+    return float(spearmanr(left, right).statistic)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from autocompress.candidate import Candidate, Option
 from autocompress.data_splits import Split
+from autocompress.device.statistics import rank_correlation
 from autocompress.quality.one_shot import OneShot
 from autocompress.transforms.sites import BoundSpace
 
@@ -104,22 +105,6 @@ class Ranking:
     measure: str
     correlation: float
     count: int
-
-
-def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
-    """Spearman's; 0 where either does not vary."""
-    a, b = _ranks(left), _ranks(right)
-    a, b = a - a.mean(), b - b.mean()
-    norm = float((a.square().sum() * b.square().sum()).sqrt())
-    return float((a * b).sum()) / norm if norm > 0 else 0.0
-
-
-def _ranks(values: Sequence[float]) -> Tensor:
-    """Places from 0; equal values share the mean of theirs."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    _, inverse, counts = tensor.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts.double() + 1) / 2)[inverse]
 
 
 def ranked(

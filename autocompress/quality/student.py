@@ -90,8 +90,9 @@ class Workshop:
         """Puts what replacements learned from the teacher's parts into `weights`, where the candidate changes
         nothing else about them; returns the layers that took it."""
         fixed: set[str] = set()
+        canonical = self.bound.canonical(candidate)
         for site in (*self.bound.of_kind("block"), *self.bound.of_kind("structure")):
-            option = self.bound.canonical(candidate).get(site)
+            option = canonical.get(site)
             if option == site.default or option == "drop":
                 continue
             found = self._learned_part(site, option)
