@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from autocompress.candidate import Cost, Option, Site
 from autocompress.errors import BudgetError
@@ -160,6 +160,7 @@ def compress(
     students: int = 4,
     batch_size: int = 128,
     learning_rate: float | None = None,
+    train_on: Literal["auto", "cpu", "cuda"] = "auto",
     time_limit_s: float | None = None,
     trial_timeout_s: float | None = None,
     console: Console | None = None,
@@ -183,6 +184,7 @@ def compress(
             distillation; set from the size of the data where not given.
             `trial_epochs=0` evaluates candidates in one shot, without training.
         students: how many finalists are distilled and certified.
+        train_on: "cuda", "cpu", or "auto": the GPU that torch sees, else the processor.
         time_limit_s: what all of it should take; how much is scored, tried, promoted and distilled is
             decided by it, from measured speeds.
 
@@ -217,6 +219,7 @@ def compress(
         students=students,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        train_on=train_on,
         time_limit_s=time_limit_s,
         trial_timeout_s=trial_timeout_s,
     )

@@ -21,6 +21,7 @@ from autocompress.certify import Certificate, Device, count, examine, student_re
 from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
+from autocompress.distill.speed import device_named
 from autocompress.errors import NothingFeasibleError
 from autocompress.evaluation import Executor, InProcess
 from autocompress.export.onnx import to_onnx
@@ -95,6 +96,7 @@ class _Prepared:
 
 
 def _prepare(request: Request, console: Console) -> _Prepared:
+    device_named(request.train_on)
     opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
@@ -277,6 +279,7 @@ class _Campaign:
             request.seed,
             request.batch_size,
             request.learning_rate,
+            request.train_on,
         )
 
     def _evaluator(self, workshop: Workshop) -> Evaluator | None:

@@ -83,7 +83,7 @@ def search_options(command: Command) -> Command:
             default=0.0,
             show_default=True,
             metavar="GPUS",
-            help="GPUs that Ray keeps for a worker, such as 0.25; training itself runs on processors.",
+            help="GPUs that Ray keeps for a worker, such as 0.25.",
         ),
         click.option(
             "--sampler",
@@ -120,6 +120,13 @@ def search_options(command: Command) -> Command:
             "--learning-rate",
             type=click.FloatRange(min=0, min_open=True),
             help="Peak learning rate of distillation.  [default: chosen for the kind of network]",
+        ),
+        click.option(
+            "--train-on",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Where students are trained: auto takes the GPU that torch sees, else the processor.",
         ),
         click.option(
             "--time",

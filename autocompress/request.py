@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from autocompress.budgets import Budgets
 from autocompress.device.doctor import machine
@@ -47,6 +47,7 @@ class Request:
     students: int = 4
     batch_size: int = 128
     learning_rate: float | None = None
+    train_on: Literal["auto", "cpu", "cuda"] = "auto"
     time_limit_s: float | None = None
     trial_timeout_s: float | None = None
 
@@ -70,13 +71,13 @@ class Request:
         )
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Raises InputError for numbers, a run folder or a device profile that cannot be used."""
+        """Raises InputError for numbers, a run folder, a device profile that cannot be used."""
         for name in ("trials", "students", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}", fix="give 1 or more")
         check_available(self.run, resume=resume, overwrite=overwrite)
-        self.profile.check_here(machine())
-        get_runtime(self.profile.runtime)
+        runtime = get_runtime(self.profile.runtime)
+        self.profile.check_here({**machine(), **runtime.describe(self.profile.threads)})
 
 
 RECORDED = tuple(

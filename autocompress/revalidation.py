@@ -49,8 +49,8 @@ def validate_profile(
     """
     if networks < FEWEST_NETWORKS:
         raise ProfileError(f"{networks} networks are too few", fix=f"give {FEWEST_NETWORKS} or more")
-    profile.check_here(machine())
     runtime = get_runtime(profile.runtime)
+    profile.check_here({**machine(), **runtime.describe(profile.threads)})
     source = _source(profile, teacher)
     loaded = _space(profile, source, space)
     size = input_size if data is not None or source is None else input_size or _side(source)
@@ -105,7 +105,8 @@ def compared(
 def updated(folder: Path, profile: DeviceProfile, found: Mapping[str, Any]) -> DeviceProfile:
     """The profile with these errors in place of its own, in `folder` too.
 
-    With several sources only those of the one that was checked are replaced. Raises ProfileError when
+    With several sources only those of the one that was checked are replaced, and the totals are made of all.
+    A check of fewer networks than were known does not make the error smaller. Raises ProfileError when
     the profile has no source of its own for what was checked.
     """
     index = found["source"]
@@ -119,6 +120,9 @@ def updated(folder: Path, profile: DeviceProfile, found: Mapping[str, Any]) -> D
             "rank_correlation", "error95", "by_precision")  # fmt: skip
     own = {name: found[name] for name in kept if name in found}
     own |= {"network": profile.sources[index].network, "validated_at": found["measured_at"]}
+    before = profile.validation_of(index)
+    if found["count"] < before.get("count", 0):
+        own["error95"] = max(found["error95"], before.get("error95") or 0.0)
     summaries = [dict(profile.validation_of(i)) for i in range(len(profile.sources))]
     summaries[index] = own
     for one in summaries:
@@ -127,11 +131,30 @@ def updated(folder: Path, profile: DeviceProfile, found: Mapping[str, Any]) -> D
     if len(profile.sources) == 1:
         top: dict[str, Any] = {**own, "unpredicted": [], "networks": found["networks"]}
     else:
-        errors = [one["error95"] for one in summaries if one.get("error95") is not None]
-        top = {**profile.validation, "error95": max(errors)}
+        top = {**_totals(summaries), "networks": profile.validation.get("networks", [])}
     validation = {**top, "sources": summaries}
     write_validation(folder, validation)
     return replace(profile, validation=validation)
+
+
+def _totals(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of several sources' errors: means weighted with their networks, the largest of the others."""
+    known = [one for one in summaries if one.get("count")]
+    count = sum(one["count"] for one in known)
+
+    def mean(name: str) -> float | None:
+        values = [one[name] for one in known]
+        if None in values:
+            return None
+        return float(sum(one["count"] * value for one, value in zip(known, values, strict=True)) / count)
+
+    means = ("mean_error", "within_5_percent", "within_10_percent", "rank_correlation")
+    return {
+        "count": count,
+        **{name: mean(name) for name in means},
+        **{name: max(one[name] for one in known) for name in ("largest_error", "error95")},
+        "unpredicted": [],
+    }
 
 
 def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> Source | None:

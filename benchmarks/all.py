@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ COMMANDS = (("startup.py",), ("demo.py", "--again"))
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     codes = []
     for script, *options in COMMANDS:
         print(f"\n== {script} ==", flush=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option, Site
@@ -38,7 +39,7 @@ from autocompress.promotion import Plan
 from autocompress.quality.evaluator import importances
 from autocompress.quality.one_shot import OneShot
 from autocompress.quality.scores import MEASURES, score
-from autocompress.quality.student import Workshop, limit_threads
+from autocompress.quality.student import Workshop
 from autocompress.samplers import proposer
 from autocompress.solver import Solver
 from autocompress.space import load_space
@@ -209,7 +210,7 @@ def main() -> int:
     parser.add_argument("--methods", default=",".join(METHODS), help="those of METHODS, with commas")
     parser.add_argument("--keep", default="runs/joint-space")
     arguments = parser.parse_args()
-    limit_threads(1)
+    torch.set_num_threads(1)
     bench = Bench(arguments)
     teacher = bench.accuracy(Candidate())
     options = sum(len(site.options) for site in bench.bound.free)

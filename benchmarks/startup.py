@@ -7,6 +7,7 @@ Each command runs in a fresh process; medians and ranges of seven runs after one
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ STUDENTS = 20
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     autocompress = str(Path(sys.executable).with_name("autocompress"))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

@@ -317,6 +317,15 @@ def test_it_is_used_on_its_own_machine_only():
         replace(example(), threads=4).check_here({"cpu": "An Example", "usable_cores": 2})
 
 
+def test_a_profile_of_a_gpu_holds_for_that_gpu_on_any_processor():
+    profile = replace(example(), device={"cpu": "An Example", "gpu": "A GPU"})
+    profile.check_here({"cpu": "Another", "gpu": "A GPU"})
+    with pytest.raises(ProfileError, match="another machine"):
+        profile.check_here({"cpu": "An Example", "gpu": "Another GPU"})
+    with pytest.raises(ProfileError, match="another machine"):
+        profile.check_here({"cpu": "An Example"})
+
+
 def test_a_kernel_is_scaled_and_relieved_of_the_profiler():
     fit = Fit({"conv.fp32": 0.5, "add.fp32": 2.0}, {"conv.fp32": 1.5, "add.fp32": 0.5}, 10.0)
     convolution = Kernel("conv", "fp32", kernel_height=3, kernel_width=3)

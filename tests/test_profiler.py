@@ -99,8 +99,8 @@ def samples() -> list[Sample]:
     return found
 
 
-def profile(device: Device, samples: list[Sample], folder: Path, **options: Any) -> Any:
-    described = {"device": {"cpu": "none"}, "source": {"space": "joint"}}
+def profile(device: Device, samples: list[Sample], folder: Path, seed: int = 0, **options: Any) -> Any:
+    described = {"device": {"cpu": "none"}, "source": {"space": "joint", "seed": seed}}
     return make_profile(samples, device, 1, 1, folder, **described, **options)
 
 
@@ -186,6 +186,14 @@ def test_damage_inside_is_reported_with_its_line(device: Device, samples: list[S
     with pytest.raises(ProfileError, match="damaged") as caught:
         profile(device, samples[:8], tmp_path / "p", resume=True)
     assert "line 4" in caught.value.where
+
+
+def test_with_another_seed_nothing_is_resumed(device: Device, samples: list[Sample], tmp_path: Path):
+    profile(device, samples[:8], tmp_path / "p", seed=1)
+    before = (tmp_path / "p" / "kernels.csv").read_bytes()
+    with pytest.raises(ProfileError, match="not of this profiling"):
+        profile(device, samples[8:16], tmp_path / "p", seed=2, resume=True)
+    assert (tmp_path / "p" / "kernels.csv").read_bytes() == before
 
 
 def test_measurements_of_another_setting_are_not_mixed_in(tmp_path: Path):

@@ -84,6 +84,26 @@ def test_an_update_replaces_the_validation_and_nothing_else(device: Path, made: 
     assert after.fingerprint == before.fingerprint
 
 
+def test_an_update_of_one_source_makes_the_totals_of_all(device: Path):
+    profile = load_profile(device)
+    first = {"count": 20, "mean_error": 0.02, "largest_error": 0.2, "within_5_percent": 0.9,
+             "within_10_percent": 1.0, "rank_correlation": 0.9, "error95": 0.08}  # fmt: skip
+    second = {**first, "count": 60, "mean_error": 0.04, "largest_error": 0.1, "error95": 0.05}
+    merged = replace(
+        profile,
+        sources=(profile.sources[0], replace(profile.sources[0], network="another")),
+        validation={**first, "count": 80, "sources": [first, second], "networks": []},
+    )
+    found = {**first, "count": 10, "mean_error": 0.01, "error95": 0.03, "source": 0, "networks": [],
+             "measured_at": "now"}  # fmt: skip
+    after = updated(device, merged, found).validation
+    assert after["count"] == 70
+    assert after["mean_error"] == pytest.approx((10 * 0.01 + 60 * 0.04) / 70)
+    assert after["largest_error"] == 0.2
+    assert after["sources"][0]["error95"] == 0.08, "a check of fewer networks made the error smaller"
+    assert after["error95"] == 0.08
+
+
 def test_another_seed_measures_other_networks(device: Path, made: Path):
     first, second = (validate(device, made, seed=seed) for seed in (1, 2))
     assert {one["network"] for one in first["networks"]} != {one["network"] for one in second["networks"]}

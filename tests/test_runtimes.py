@@ -125,6 +125,11 @@ class RuntimeContract:
     """What every runtime must do where it can be used."""
 
     name: str
+    tolerance = 1e-5
+    """Of outputs around 1."""
+
+    def assert_close(self, found: np.ndarray, wanted: np.ndarray) -> None:
+        np.testing.assert_allclose(found, wanted, rtol=10 * self.tolerance, atol=self.tolerance)
 
     @pytest.fixture
     def runtime(self) -> Runtime:
@@ -144,7 +149,7 @@ class RuntimeContract:
         inputs = np.random.default_rng(1).standard_normal((batch, IN_CHANNELS, SIZE, SIZE)).astype(np.float32)
         session = runtime.load(model(batch), threads=1)
         assert tuple(session.input_shape) == inputs.shape
-        np.testing.assert_allclose(session.run(inputs), expected(inputs), rtol=1e-4, atol=1e-5)
+        self.assert_close(session.run(inputs), expected(inputs))
 
     def test_bytes_and_files_are_the_same_model(self, runtime: Runtime, tmp_path: Path):
         path = tmp_path / "model.onnx"
@@ -157,7 +162,7 @@ class RuntimeContract:
         inputs = np.arange(IN_CHANNELS * SIZE * SIZE, dtype=np.float64).reshape(1, SIZE, SIZE, IN_CHANNELS)
         inputs = (inputs / inputs.size).transpose(0, 3, 1, 2)
         found = runtime.load(model(), threads=1).run(inputs)
-        np.testing.assert_allclose(found, expected(inputs), rtol=1e-4, atol=1e-5)
+        self.assert_close(found, expected(inputs))
 
     def test_timing_runs_return_nothing_and_change_nothing(self, runtime: Runtime):
         session = runtime.load(model(), threads=1)
@@ -178,7 +183,7 @@ class RuntimeContract:
     def test_a_network_in_floats_gives_what_onnx_runtime_gives(self, runtime: Runtime):
         _, data = small_network("fp32")
         wanted = outputs(get_runtime("onnxruntime").load(data, threads=1))
-        np.testing.assert_allclose(outputs(runtime.load(data, threads=1)), wanted, rtol=1e-4, atol=1e-5)
+        self.assert_close(outputs(runtime.load(data, threads=1)), wanted)
 
     def test_a_network_in_8_bits_is_run_or_refused(self, runtime: Runtime):
         _, data = small_network("int8")
@@ -362,6 +367,22 @@ class TestTorchCompile(RuntimeContract):
 class TestTorchCuda(RuntimeContract):
     name = "torch-cuda"
 
+    def test_every_operation_that_computes_takes_time(self, runtime: Runtime):
+        network, data = small_network("fp32")
+        times = {time.name: time.time_us for time in runtime.node_times(data, threads=1, repeats=20)}
+        computing = {node.name for node in network.nodes if node.op in ("conv2d", "relu", "add")}
+        assert all(times[name] > 0 for name in computing & times.keys())
+
+
+class TestTorchCudaFp16(RuntimeContract):
+    name = "torch-cuda-fp16"
+    tolerance = 3e-3
+
+
+class TestTorchCudaBf16(RuntimeContract):
+    name = "torch-cuda-bf16"
+    tolerance = 2e-2
+
 
 class TestOnnxRuntimeCuda(RuntimeContract):
     name = "onnxruntime-cuda"
@@ -398,7 +419,7 @@ def test_a_runtime_that_is_not_installed_says_what_to_install(monkeypatch: pytes
 
 def test_without_a_gpu_its_runtimes_say_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runtimes, "_NVIDIA", ())
-    for name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cuda"):
+    for name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cuda", "torch-cuda-bf16"):
         assert "NVIDIA GPU" in known_runtime(name).available()
 
 

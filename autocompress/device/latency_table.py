@@ -115,9 +115,9 @@ class LatencyTable:
 def predicted_without(table: LatencyTable) -> Iterator[tuple[Row, float, list[float], float]]:
     """Rows that lie far from their family's line, each with the time in µs that the rest of the family
     makes one expect, those of the nearest rows, and its own, none below `LEAST_US`. Families of fewer
-    than `FEWEST_TO_JUDGE` rows say nothing."""
+    than `FEWEST_TO_JUDGE` rows say nothing, nor do kernels that others took in, which take no time."""
     for key in dict.fromkeys(row.kernel.family for row in table.rows):
-        family = table.rows_of(key)
+        family = [row for row in table.rows_of(key) if row.operations]
         if len(family) < FEWEST_TO_JUDGE:
             continue
         for row, strays in zip(family, _Curve(family).strays(), strict=True):

@@ -34,6 +34,9 @@ LEAST_SHARE = 0.05
 UNKNOWN_RELATIVE_ERROR = 0.1
 """The least error of a network that the profile was not validated on."""
 
+ELSEWHERE_RELATIVE_ERROR = 0.25
+"""Where neither the network, nor its space at its input size, was measured: errors up to 48 % were seen."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -124,14 +127,15 @@ class DeviceProfile:
         """The same profile with the fit and the error of the source that speaks for a network.
 
         A network that no source speaks for gets the pooled fit and, as its error, the largest of the
-        pooled one, ± 10 % and what the table says of its kernels. Raises ProfileError for one of
+        pooled one, ± 25 % and what the table says of its kernels. Raises ProfileError for one of
         whose `network_kernels` nothing is known.
         """
         self.check_prices(network_kernels)
         found = match(self.sources, input_shape, space_fingerprint, teacher_fingerprint, network_kernels)
         least = LEAST_RELATIVE_ERROR
         if not found.trusted:
-            least = max(UNKNOWN_RELATIVE_ERROR, self.relative_error, self._table_error(network_kernels))
+            least = UNKNOWN_RELATIVE_ERROR if found.index is not None else ELSEWHERE_RELATIVE_ERROR
+            least = max(least, self.relative_error, self._table_error(network_kernels))
         elif found.also:
             least = max(self._source_error(index) for index in found.also)
         view = replace(self, basis=found.basis, least_relative_error=least)
@@ -191,9 +195,11 @@ class DeviceProfile:
                 )
 
     def check_here(self, machine: Mapping[str, Any]) -> None:
-        """Raises ProfileError when `machine` is another one than was profiled, or has too few CPUs."""
+        """Raises ProfileError when `machine` has another processor than was profiled, or another GPU where
+        the profile is of one, or too few CPUs."""
+        keys = ("gpu",) if self.device.get("gpu") else ("cpu", "cpu_id")
         mine, here = (
-            [data.get(key) for key in ("cpu", "cpu_id") if self.device.get(key) is not None]
+            [data.get(key) for key in keys if self.device.get(key) is not None]
             for data in (self.device, machine)
         )
         if not mine or mine != here:

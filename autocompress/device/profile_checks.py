@@ -17,7 +17,10 @@ from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_text import refuse
 
 MOST_APART = 20.0
-"""No fit and no cliff explains more than this many times; milliseconds and microseconds are 1000 apart."""
+"""No fit explains more than this many times; milliseconds and microseconds are 1000 apart."""
+
+MOST_ASTRAY = 100.0
+"""Nor does a cliff, or a size that no other row has, explain more than this."""
 
 LONGEST_KERNEL = 2.0
 """No kernel takes longer than this many times the slowest network."""
@@ -28,7 +31,7 @@ _FIX = "all times in kernels.csv are microseconds, all those in validation.json 
 def check_units(path: Path, profile: DeviceProfile) -> None:
     """Raises ProfileError for rows, or for a whole table, that contradict the validation or each other.
 
-    A staircase that is not monotone, and cliffs of up to twenty times, are fine.
+    A staircase that is not monotone, and cliffs of up to a hundred times, are fine.
     """
     measured_ms = [float(point["measured_ms"]) for point in profile.validation.get("networks", ())]
     measured_ms += [source.teacher_latency_ms for source in profile.sources if source.teacher_latency_ms]
@@ -79,12 +82,12 @@ def _check_families(path: Path, table: LatencyTable) -> None:
 
 
 def _strays(table: LatencyTable) -> list[tuple[Row, float]]:
-    """Rows further than `MOST_APART` times from what the others of their family say, and from their
+    """Rows further than `MOST_ASTRAY` times from what the others of their family say, and from their
     neighbours."""
     found = []
     for row, expected_us, nearest_us, shown_us in predicted_without(table):
         if all(
-            abs(math.log(shown_us / other)) > math.log(MOST_APART) for other in (expected_us, *nearest_us)
+            abs(math.log(shown_us / other)) > math.log(MOST_ASTRAY) for other in (expected_us, *nearest_us)
         ):
             found.append((row, expected_us))
     return sorted(found, key=lambda item: -abs(math.log(item[0].median_us / item[1])))

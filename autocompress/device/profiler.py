@@ -86,7 +86,14 @@ def make_profile(
     Raises NoisyDeviceError when the machine is too noisy, ProfileError when files cannot be used.
     """
     layouts = detect_layouts(runtime, threads)
-    setting = {"runtime": runtime.name, "threads": threads, "batch": batch, "reference": samples[0].name}
+    setting = {
+        "runtime": runtime.name,
+        "threads": threads,
+        "batch": batch,
+        "reference": samples[0].name,
+        "space": source.get("space_fingerprint"),
+        "seed": source.get("seed"),
+    }
     try:
         known = Measurements(output / FILE, setting, resume=resume)
         bench = Bench(runtime, threads, layouts, known, settings or QuietSettings(), progress)

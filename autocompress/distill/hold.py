@@ -47,7 +47,7 @@ def held(student: GraphModule) -> Held:
     for node in network.nodes:
         if node.density == 1 and not node.codebook:
             continue
-        weight = student.tensor_named(node.params[0]).detach().numpy()
+        weight = student.tensor_named(node.params[0]).detach().cpu().numpy()
         values, index = np.unique(weight, return_inverse=True)
         if len(values) <= node.codebook:
             indices[node.params[0]] = index.reshape(weight.shape)
@@ -64,7 +64,7 @@ def hold_zeros(student: GraphModule, masks: Mapping[str, NDArray[np.bool_]]) -> 
         parameter = student.tensor_named(name)
         kept = torch.from_numpy(np.ascontiguousarray(mask))
         with torch.no_grad():
-            parameter.mul_(kept)
+            parameter.mul_(kept.to(parameter.device))
         handles.append(parameter.register_hook(_masked(kept)))
     return Held(handles)
 
@@ -82,7 +82,7 @@ def hold_shared(student: GraphModule, indices: Mapping[str, NDArray[np.integer[A
         parameter = student.tensor_named(name)
         flat = torch.from_numpy(np.ascontiguousarray(groups).astype(np.int64).ravel())
         roots = torch.bincount(flat).clamp_min(1).to(parameter.dtype).sqrt()
-        fixed = parameter.detach() == 0
+        fixed = parameter.detach().cpu() == 0
         handles.append(parameter.register_hook(_pooled(flat, roots, fixed)))
     return Held(handles, lambda: _equalise(student, indices))
 
@@ -92,18 +92,20 @@ def _equalise(student: GraphModule, indices: Mapping[str, NDArray[np.integer[Any
         parameter = student.tensor_named(name)
         _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
         with torch.no_grad():
-            values = parameter.reshape(-1)[torch.from_numpy(first)]
+            values = parameter.reshape(-1).cpu()[torch.from_numpy(first)]
             parameter.copy_(values[torch.from_numpy(inverse.ravel())].reshape(parameter.shape))
 
 
 def _masked(kept: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: gradient * kept
+    """A parameter may have moved to a GPU since."""
+    return lambda gradient: gradient * kept.to(gradient.device)
 
 
 def _pooled(flat: Tensor, roots: Tensor, fixed: Tensor) -> Callable[[Tensor], Tensor]:
     def pooled(gradient: Tensor) -> Tensor:
-        sums = torch.zeros_like(roots).index_add_(0, flat, gradient.reshape(-1))
-        return (sums / roots)[flat].reshape(gradient.shape).masked_fill(fixed, 0.0)
+        index, scale, zero = (tensor.to(gradient.device) for tensor in (flat, roots, fixed))
+        sums = torch.zeros_like(scale).index_add_(0, index, gradient.reshape(-1))
+        return (sums / scale)[index].reshape(gradient.shape).masked_fill(zero, 0.0)
 
     return pooled
 
@@ -127,14 +129,14 @@ class GradualPruning:
     def __call__(self, done: int, total: int, _loss: float) -> None:
         share = done / max(1.0, self._until * total)
         if done % self._every == 0 and share < 1 + self._every / (self._until * total):
-            scores = {name: tensor.detach().numpy() for name, tensor in self._tensors.items()}
+            scores = {name: tensor.detach().cpu().numpy() for name, tensor in self._tensors.items()}
             masks = global_masks(scores, gradual_density(self._density, share))
             self._masks = {name: torch.from_numpy(mask).float() for name, mask in masks.items()}
         with torch.no_grad():
             for name, tensor in self._tensors.items():
-                tensor.mul_(self._masks[name])
+                tensor.mul_(self._masks[name].to(tensor.device))
 
     @property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
         """Those of the last step."""
-        return {name: mask.numpy() > 0 for name, mask in self._masks.items()}
+        return {name: mask.cpu().numpy() > 0 for name, mask in self._masks.items()}

@@ -82,7 +82,7 @@ class Thinner:
 
     def scores(self) -> dict[str, NDArray[np.floating]]:
         """How much each element or channel is worth by now."""
-        return {name: one.scores().detach().numpy() for name, one in self._pressures.items()}
+        return {name: one.scores().detach().cpu().numpy() for name, one in self._pressures.items()}
 
     def settle(self) -> None:
         """Cuts once, and keeps to it: at every later call the same elements are zero."""
@@ -93,7 +93,7 @@ class Thinner:
                 self._masks[name] = _broadcast(kept, self._tensors[name]).float()
         with torch.no_grad():
             for name, tensor in self._tensors.items():
-                tensor.mul_(self._masks[name])
+                tensor.mul_(self._masks[name].to(tensor.device))
 
 
 def _broadcast(values: Tensor, tensor: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _sizes(tensor: Tensor, channels: bool) -> Tensor:
 
 def _threshold(sizes: Tensor, share: float) -> float:
     """The size that `share` of them exceed."""
-    return float(np.quantile(sizes.numpy(), min(1.0, max(0.0, 1 - share))))
+    return float(np.quantile(sizes.cpu().numpy(), min(1.0, max(0.0, 1 - share))))
 
 
 class _Shrinking:
@@ -149,9 +149,9 @@ class _Gated:
         self._tensor, self._density = tensor, density
         self._weight = tensor.detach().clone()
         shape = tensor.shape[:1] if channels else tensor.shape
-        self._logits = torch.full(shape, _FIRST_LOGIT, requires_grad=True)
+        self._logits = torch.full(shape, _FIRST_LOGIT, device=tensor.device, requires_grad=True)
         self._optimizer = torch.optim.Adam([self._logits], lr=_GATE_RATES[0])
-        self._pull_of_loss = torch.zeros(shape)
+        self._pull_of_loss = torch.zeros(shape, device=tensor.device)
         self._random = torch.Generator().manual_seed(0)
         self._handle = tensor.register_hook(self._through_gates)
         self._close_some()
@@ -192,7 +192,8 @@ class _Gated:
         return _broadcast((self._sample * (high - low) + low).clamp(0, 1), self._tensor)
 
     def _close_some(self) -> None:
-        noise = torch.rand(self._logits.shape, generator=self._random).clamp(1e-6, 1 - 1e-6)
+        noise = torch.rand(self._logits.shape, generator=self._random).to(self._logits.device)
+        noise = noise.clamp(1e-6, 1 - 1e-6)
         self._sample = torch.sigmoid((noise.log() - (1 - noise).log() + self._logits.detach()) / _TEMPERATURE)
         with torch.no_grad():
             self._tensor.copy_(self._weight * self._gates())

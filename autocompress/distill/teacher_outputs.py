@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from autocompress.data_splits import Split
+from autocompress.distill.speed import CPU
 from autocompress.teacher import eval_mode
 
 MAXIMUM_BYTES = 256 * 2**20
@@ -25,21 +28,35 @@ class TeacherOutputs:
         self.maximum_bytes = maximum_bytes
         self._kept: dict[Key, Tensor] = {}
         self._bytes = 0
+        self._copies: dict[torch.device, nn.Module] = {}
+
+    def teacher_on(self, device: torch.device) -> nn.Module:
+        """The teacher itself on the processor, a copy that is kept on a GPU."""
+        if device.type == "cpu":
+            return self.teacher
+        if device not in self._copies:
+            self._copies[device] = copy.deepcopy(self.teacher).to(device)
+        return self._copies[device]
 
     def outputs(self, key: Key, images: Tensor) -> Tensor:
-        """Float32 outputs for `images`, from before where `key` was asked already."""
+        """Float32 outputs for `images`, where those lie; from before where `key` was asked already."""
         known = self._kept.get(key)
         if known is not None:
-            return known
-        with eval_mode(self.teacher), torch.no_grad():
-            outputs: Tensor = self.teacher(images).float()
+            return known.to(images.device)
+        teacher = self.teacher_on(images.device)
+        with eval_mode(teacher), torch.no_grad():
+            outputs: Tensor = teacher(images).float()
         if self._bytes + outputs.nbytes <= self.maximum_bytes:
             self._kept[key] = outputs
             self._bytes += outputs.nbytes
         return outputs
 
-    def of_all(self, split: Split, batch_size: int) -> Tensor:
+    def of_all(self, split: Split, batch_size: int, device: torch.device = CPU) -> Tensor:
         """Float32 outputs for every image of the split, in order and without augmentation."""
-        batches = enumerate(split.batches(batch_size))
         key = split.fingerprint()
-        return torch.cat([self.outputs((key, batch_size, step), images) for step, (images, _) in batches])
+        return torch.cat(
+            [
+                self.outputs((key, batch_size, step), images.to(device))
+                for step, (images, _) in enumerate(split.batches(batch_size))
+            ]
+        )

@@ -14,8 +14,16 @@ from torch import Tensor, nn
 
 from autocompress.data import Data
 from autocompress.data_splits import Split, TensorSplit
-from autocompress.distill.cpu_speed import Precision, autocast, layout_for, uses_bfloat16
 from autocompress.distill.losses import ClassLoss, FeatureLoss, Loss, label_loss
+from autocompress.distill.speed import (
+    DeviceName,
+    Precision,
+    autocast,
+    device_named,
+    layout_for,
+    placed,
+    uses_bfloat16,
+)
 from autocompress.distill.teacher_outputs import TeacherOutputs
 from autocompress.errors import AutocompressError
 from autocompress.graph.module import GraphModule
@@ -67,6 +75,7 @@ def distil(
     augment: bool = True,
     seed: int = 0,
     precision: Precision = "auto",
+    train_on: DeviceName = "auto",
     progress: Progress | None = None,
     time_limit_s: float | None = None,
     stop: Callable[[], bool] | None = None,
@@ -82,33 +91,57 @@ def distil(
     The loss is `ClassLoss(temperature, alpha)` unless another is given; without a teacher it is the
     cross-entropy with the labels. `features` needs a student and a teacher that are GraphModules.
     A `TeacherOutputs` shared by calls with one seed and batch size computes the teacher once for all.
-    Equal arguments give equal weights, except under `time_limit_s`. `stop()` is asked at every step.
+    It trains on a GPU where torch sees one, unless `train_on` says "cpu"; the student comes back to where it
+    was. On the processor equal arguments give equal weights, except under `time_limit_s`; on a GPU sums may
+    come out in another order. `stop()` is asked at every step.
 
-    Raises DivergedError when the loss is not finite.
+    Raises DivergedError when the loss is not finite, InputError for a GPU that is not there.
     """
+    device = device_named(train_on)
     answers = TeacherOutputs(teacher) if isinstance(teacher, nn.Module) else teacher
-    run = _Run(
-        student=student,
-        answers=answers,
-        all_answers=_all_answers(answers, data.train, batch_size, augment, epochs),
-        loss=loss or (ClassLoss(temperature, alpha) if answers else label_loss),
-        features=features,
-        bfloat16=uses_bfloat16(precision),
-        layout=layout_for(student, next(data.train.batches(2))[0]),
-    )
+    with placed(student, device):
+        run = _Run(
+            student=student,
+            answers=answers,
+            all_answers=_all_answers(answers, data.train, batch_size, augment, epochs, device),
+            loss=loss or (ClassLoss(temperature, alpha) if answers else label_loss),
+            features=features,
+            device=device,
+            bfloat16=uses_bfloat16(precision, device),
+            layout=layout_for(student, next(data.train.batches(2))[0].to(device)),
+        )
+        return _trained(
+            run, data.train, epochs, batch_size, learning_rate, augment, seed, progress, time_limit_s, stop
+        )
+
+
+def _trained(
+    run: _Run,
+    split: Split,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float | None,
+    augment: bool,
+    seed: int,
+    progress: Progress | None,
+    time_limit_s: float | None,
+    stop: Callable[[], bool] | None,
+) -> Distilled:
+    student = run.student
     optimizer, default_rate = make_optimizer(student, learning_rate)
     rate = default_rate if learning_rate is None else learning_rate
-    steps_per_epoch = len(data.train.order(batch_size, False, 0, True))
+    steps_per_epoch = len(split.order(batch_size, False, 0, True))
     total = max(1, round(epochs * steps_per_epoch))
     clock = _Clock(total, time_limit_s)
     losses: list[list[float]] = []
     student.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if run.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for epoch, step, positions, images, labels in _passes(data.train, batch_size, augment, seed):
+        for epoch, step, positions, images, labels in _passes(split, batch_size, augment, seed):
             if clock.done >= clock.total or (stop is not None and stop()):
                 break
             set_learning_rate(optimizer, rate * one_cycle(clock.done / clock.total))
+            images, labels = run.laid_out(images), labels.to(run.device)
             told = run.told(positions, (seed, batch_size, augment, epoch, step), images)
             value = run.step(optimizer, images, labels if told is None else told, labels)
             _check_loss(value, clock.done, rate)
@@ -192,11 +225,16 @@ def _passes(
 
 
 def _all_answers(
-    answers: TeacherOutputs | None, split: Split, batch_size: int, augment: bool, epochs: float
+    answers: TeacherOutputs | None,
+    split: Split,
+    batch_size: int,
+    augment: bool,
+    epochs: float,
+    device: torch.device,
 ) -> Tensor | None:
     """The teacher's outputs for all images where they do not change from epoch to epoch."""
     fixed = isinstance(split, TensorSplit) and not (augment and split.augmentation != "none")
-    return answers.of_all(split, batch_size) if answers and fixed and epochs >= 1 else None
+    return answers.of_all(split, batch_size, device) if answers and fixed and epochs >= 1 else None
 
 
 @dataclass
@@ -228,21 +266,22 @@ class _Run:
     all_answers: Tensor | None
     loss: Loss
     features: FeatureLoss | None
+    device: torch.device
     bfloat16: bool
-    layout: torch.memory_format = torch.contiguous_format
+    layout: torch.memory_format
 
     def told(self, positions: Tensor, key: tuple[object, ...], images: Tensor) -> Tensor | None:
         """The teacher's outputs for a batch; None without a teacher."""
         if self.all_answers is not None:
-            return self.all_answers[positions]
-        return self.answers.outputs(key, self._laid_out(images)) if self.answers else None
+            return self.all_answers[positions.to(self.device)]
+        return self.answers.outputs(key, images) if self.answers else None
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=self.layout)
+    def laid_out(self, images: Tensor) -> Tensor:
+        """On the device, in the layout that suits the student."""
+        return images.to(self.device).contiguous(memory_format=self.layout)
 
     def step(self, optimizer: torch.optim.Optimizer, images: Tensor, told: Tensor, labels: Tensor) -> float:
-        images = self._laid_out(images)
-        with autocast(self.bfloat16):
+        with autocast(self.bfloat16, self.device):
             loss = self._loss(images, told, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -253,7 +292,7 @@ class _Run:
     def _loss(self, images: Tensor, told: Tensor, labels: Tensor) -> Tensor:
         if self.features is None or self.answers is None:
             return self.loss(self.student(images).float(), told, labels)
-        student, teacher = self.student, self.answers.teacher
+        student, teacher = self.student, self.answers.teacher_on(self.device)
         if not isinstance(student, GraphModule) or not isinstance(teacher, GraphModule):
             raise TypeError("features are read off GraphModules, for the student and for the teacher")
         output = student.source_network.output

@@ -80,7 +80,7 @@ class GraphModule(nn.Module):
     def settle_quantizers(self) -> None:
         """Writes what was learned into `source_network`; zero points stay as they are."""
         settled = {
-            one: Quantizer(max(abs(float(scale)), MINIMUM_SCALE), one.zero_point)
+            one: Quantizer(max(abs(float(scale.detach())), MINIMUM_SCALE), one.zero_point)
             for one, scale in self._learned.items()
         }
 

@@ -35,7 +35,7 @@ def learned_affine(value: Tensor, scale: Tensor, zero_point: int, levels: int) -
     """`value` at the nearest multiples of `scale` `(1,)`, from -zero_point to levels - zero_point of them;
     gradients as in `on_grid`."""
     factor = (value[0].numel() * levels) ** -0.5
-    zero = torch.tensor([float(zero_point)])
+    zero = torch.tensor([float(zero_point)], device=value.device)
     scale = scale.abs().clamp_min(LEAST_STEP)
     return torch._fake_quantize_learnable_per_tensor_affine(value, scale, zero, 0, levels, factor)
 

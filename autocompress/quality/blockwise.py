@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autocompress.data_splits import Split
+from autocompress.distill.speed import autocast, layout_for, uses_bfloat16
 from autocompress.distill.train import one_cycle
 from autocompress.graph.module import GraphModule, build
 from autocompress.kernels import macs
@@ -100,10 +101,13 @@ def _recorded(teacher: GraphModule, part: Part, examples: Split) -> tuple[Tensor
     inputs, targets, taken = [], [], 0
     with torch.no_grad():
         for images, _ in examples.batches(BATCH):
-            values = teacher.forward_values(images, {part.source, part.output})
+            values = {INPUT: teacher.rounded_input(images)}
+            for _, node in teacher.steps(values, keep={part.source, part.output}):
+                if node.name == part.output:
+                    break
             inputs.append(values[part.source])
             targets.append(values[part.output])
-            taken += sum(4 * value.numel() for value in values.values())
+            taken += sum(4 * values[name].numel() for name in (part.source, part.output))
             if taken > MOST_VALUE_BYTES:
                 break
     return torch.cat(inputs), torch.cat(targets)
@@ -112,13 +116,17 @@ def _recorded(teacher: GraphModule, part: Part, examples: Split) -> tuple[Tensor
 def _regress(module: GraphModule, inputs: Tensor, targets: Tensor, steps: int) -> None:
     optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
     scale = targets.var().clamp_min(1e-12)
+    half, layout = uses_bfloat16("auto"), layout_for(module, inputs[:2])
+    inputs = inputs.contiguous(memory_format=layout)
     module.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * one_cycle(step / steps)
         at = torch.randint(len(inputs), (min(BATCH, len(inputs)),))
         optimizer.zero_grad(set_to_none=True)
-        (functional.mse_loss(module(inputs[at]), targets[at]) / scale).backward()
+        with autocast(half):
+            outputs = module(inputs[at])
+        (functional.mse_loss(outputs.float(), targets[at]) / scale).backward()
         optimizer.step()
     module.eval()
 

@@ -25,6 +25,7 @@ from autocompress.quality.layer_rows import groups_of, input_rows, places, solva
 
 ROWS = 8192
 RIDGE = 0.1
+SINGLE_RIDGE = 0.01
 LARGEST_VALUE_BYTES = 2**28
 
 KeptChannels = Mapping[str, NDArray[np.bool_]]
@@ -201,11 +202,15 @@ def least_squares(rows: Tensor, error: Tensor, ridge: float) -> Tensor:
     """The `(groups, out, fan_in)` matrices C with least |error - rows · Cᵀ|² + penalty · |C|² per group.
 
     `rows` is `(n, groups, fan_in)`, `error` `(n, groups, out)`. The penalty is `ridge` times n times
-    the mean square of the rows of the group. Solved in double precision.
+    the mean square of the rows of the group. Solved in single precision where the ridge is at least
+    `SINGLE_RIDGE`, which is enough for it, else in double.
     """
     x, y = rows.permute(1, 0, 2), error.permute(1, 0, 2)
-    gram, moment = (x.mT @ x).double(), (x.mT @ y).double()
-    size = gram.shape[-1]
+    gram, moment = x.mT @ x, x.mT @ y
     mean_square = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-    gram = gram + (ridge * mean_square)[:, None, None] * torch.eye(size, dtype=gram.dtype)
-    return torch.linalg.solve(gram, moment).mT.to(rows.dtype)
+    gram.diagonal(dim1=1, dim2=2).add_((ridge * mean_square)[:, None])
+    if ridge >= SINGLE_RIDGE:
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if not info.any():
+            return torch.cholesky_solve(moment, factor).mT
+    return torch.linalg.solve(gram.double(), moment.double()).mT.to(rows.dtype)

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.data_splits import Batch, Split
-from autocompress.distill.cpu_speed import Precision, autocast, layout_for, uses_bfloat16
+from autocompress.distill.speed import (
+    CPU,
+    DeviceName,
+    Precision,
+    autocast,
+    device_named,
+    layout_for,
+    placed,
+    uses_bfloat16,
+    without_tf32,
+)
 from autocompress.graph.module import GraphModule
 from autocompress.teacher import eval_mode
 
@@ -37,19 +47,26 @@ def evaluate(
     split: Split,
     batch_size: int = EVALUATION_BATCH,
     precision: Precision = "float32",
+    on: DeviceName = "cpu",
 ) -> Evaluation:
     """Top-1 accuracy in eval mode; the module is left in the mode it came in.
 
     Outputs that are not finite count as wrong and make the loss infinite. `precision` "auto" is
-    faster where the processor has bfloat16, and good enough to compare candidates.
+    faster where the processor has bfloat16, and good enough to compare candidates. It may be computed
+    `on` a GPU, without TF32.
     """
-    with eval_mode(model), torch.inference_mode(), autocast(uses_bfloat16(precision)):
-        return _summarise((model(images), labels) for images, labels in _laid_out(model, split, batch_size))
+    device = device_named(on)
+    half = autocast(uses_bfloat16(precision, device), device)
+    with placed(model, device), eval_mode(model), torch.inference_mode(), half, without_tf32(device):
+        return _summarise(
+            (model(images).cpu(), labels) for images, labels in _laid_out(model, split, batch_size, device)
+        )
 
 
-def _laid_out(model: nn.Module, split: Split, batch_size: int) -> Iterator[Batch]:
+def _laid_out(model: nn.Module, split: Split, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
     layout = None
     for images, labels in split.batches(batch_size):
+        images = images.to(device)
         layout = layout or layout_for(model, images)
         yield images.contiguous(memory_format=layout), labels
 

@@ -25,7 +25,7 @@ from autocompress.export.package import save_student
 from autocompress.graph.coupling import Coupling
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights, to_json
-from autocompress.quality.evaluate import Evaluation, evaluate
+from autocompress.quality.evaluate import Evaluation
 from autocompress.quality.layer_rows import collect_moments, solvable_layers
 from autocompress.quality.one_shot import OneShot, Rival
 from autocompress.quality.saliency import Method, saliency
@@ -77,7 +77,7 @@ class Evaluator:
         module = workshop.rung(candidate, weights, epochs - done, part=int(payload.get("rung", 1)))
         if done < epochs:
             save_checkpoint(path, module.export_weights(), epochs)
-        result = evaluate(workshop.quantized(module), workshop.data.validation)
+        result = workshop.validated(workshop.quantized(module))
         return {**_values(result), "trained_epochs": epochs - done}
 
     def _final(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from autocompress.candidate import Candidate
 from autocompress.data_splits import Batch, Split
-from autocompress.distill.cpu_speed import layout_for
+from autocompress.distill.speed import layout_for
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import INPUT, Network, Node
 from autocompress.quality.calibrate import Range, range_of
@@ -85,7 +85,8 @@ class OneShot:
 
     `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to (fewer
     where values are large, see `batch_that_fits`, and so with `batch`);
-    `maximum_bytes` what is kept of shared blocks, 0 for nothing. A race is looked at after `batch` images,
+    `maximum_bytes` what is kept of shared blocks, 0 for nothing; `reach` how many layers are fitted behind each
+    change, all by default. A race is looked at after `batch` images,
     and then whenever their number has doubled.
     """
 
@@ -94,6 +95,7 @@ class OneShot:
     maximum_bytes: int = PREFIX_BYTES
     fit_images: int = FIT_IMAGES
     batch: int = BATCH
+    reach: int | None = None
     _targets: dict[str, Tensor] = field(default_factory=dict, init=False)
     _correct: dict[str, Correct] = field(default_factory=dict, init=False)
 
@@ -212,6 +214,8 @@ class OneShot:
         network, teacher = module.source_network, self.workshop.teacher
         changed = changed_values(network, teacher.source_network)
         layers = {node.name for node in changed_layers(network, teacher.source_network, kept)} - fixed
+        if self.reach is not None:
+            layers = _behind_changes(network, teacher.source_network, layers, self.reach)
         sources = _sources_of_ranges(network)
         if not changed and not sources:
             return {}
@@ -285,6 +289,20 @@ class _Seen:
     @property
     def loss(self) -> float:
         return self.losses / self.count
+
+
+def _behind_changes(network: Network, teacher: Network, layers: set[str], reach: int) -> set[str]:
+    """Of the layers, the first so many after every node that is not the teacher's own."""
+    found, left = set(), 0
+    for node in network.nodes:
+        old = teacher.by_name.get(node.name)
+        same = old is not None and node.but(bits=old.bits) == old
+        if not same or any(network.params[name] != teacher.params[name] for name in node.params):
+            left = reach
+        if node.name in layers and left:
+            found.add(node.name)
+            left -= 1
+    return found
 
 
 def _sources_of_ranges(network: Network) -> dict[str, str]:

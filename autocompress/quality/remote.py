@@ -57,6 +57,7 @@ def remote_evaluator(
         "seed": workshop.seed,
         "batch_size": workshop.batch_size,
         "learning_rate": workshop.learning_rate,
+        "train_on": workshop.train_on,
         "batch": batch,
     }
     if all(isinstance(getattr(workshop.data, name), TensorSplit) for name in _SPLITS):
@@ -83,6 +84,7 @@ def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
         seed=int(config["seed"]),
         batch_size=int(config["batch_size"]),
         learning_rate=config["learning_rate"],
+        train_on=config["train_on"],
     )
     folder = Path(config["folder"])
     if folder.parent.is_dir():

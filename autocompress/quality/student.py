@@ -12,6 +12,7 @@ from autocompress.candidate import Candidate, Option, Site
 from autocompress.data import Data
 from autocompress.distill.hold import held
 from autocompress.distill.sparse_training import METHODS, Thinner
+from autocompress.distill.speed import DeviceName, device_named, placed
 from autocompress.distill.teacher_outputs import TeacherOutputs
 from autocompress.distill.train import Distilled, distil
 from autocompress.graph.module import GraphModule, build
@@ -43,6 +44,7 @@ class Workshop:
     seed: int = 0
     batch_size: int = 128
     learning_rate: float | None = None
+    train_on: DeviceName = "auto"
     teacher: GraphModule = field(init=False)
     outputs: TeacherOutputs = field(init=False)
     _learned: dict[tuple[str, Option], Weights] = field(init=False, default_factory=dict)
@@ -136,7 +138,7 @@ class Workshop:
         """
         if epochs <= 0:
             return None
-        with held(module):
+        with placed(module, device_named(self.train_on)), held(module):
             thinners = _thinners(module, thinnings or {})
 
             def report(done: int, total: int, loss: float) -> None:
@@ -152,6 +154,7 @@ class Workshop:
                 epochs=epochs,
                 batch_size=self.batch_size,
                 learning_rate=learning_rate or self.learning_rate,
+                train_on=self.train_on,
                 seed=self.seed + part,
                 progress=report,
                 stop=stop,
@@ -178,7 +181,11 @@ class Workshop:
         """Accuracy on validation data after a short distillation, in the candidate's own precision."""
         module = self.start(candidate, trains=epochs > 0)
         self.train(module, epochs, thinnings=self._thinnings(module, candidate))
-        return evaluate(self.quantized(module), self.data.validation)
+        return self.validated(self.quantized(module))
+
+    def validated(self, module: GraphModule) -> Evaluation:
+        """Accuracy on validation data, computed where students are trained."""
+        return evaluate(module, self.data.validation, on=self.train_on)
 
     def gone_on(self, candidate: Candidate, weights: Weights) -> GraphModule:
         """The student as an earlier training left it. Raises KeyError for the weights of another one."""
@@ -220,7 +227,7 @@ class Workshop:
         if run is not None and not run.finished:
             return None
         student = self.quantized(module)
-        evaluation = evaluate(student, self.data.validation)
+        evaluation = self.validated(student)
         if quantized_epochs > 0 and _gains_by_tuning(student.source_network):
             tuned = build(student.source_network, student.export_weights())
             tuned.learn_quantizers()
@@ -228,7 +235,7 @@ class Workshop:
             tuned.settle_quantizers()
             if extra is not None and not extra.finished:
                 return None
-            better = evaluate(tuned, self.data.validation)
+            better = self.validated(tuned)
             if (better.accuracy, -better.loss) > (evaluation.accuracy, -evaluation.loss):
                 student, evaluation = tuned, better
         return Finished(student.source_network, student.export_weights(), evaluation)

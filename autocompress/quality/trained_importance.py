@@ -42,6 +42,7 @@ def trained_importance(teacher: GraphModule, data: Data, method: str, seed: int 
         data,
         epochs=min(MOST_EPOCHS, MOST_STEPS / max(1, steps)),
         seed=seed,
+        train_on="cpu",
         progress=thinner,
     )
     return {name: np.array(found) for name, found in thinner.scores().items()}

@@ -98,7 +98,9 @@ _MODULES = {
     "openvino": f"{_HERE}.openvino",
     "torch": f"{_HERE}.torch",
     "torch-compile": f"{_HERE}.torch",
-    "torch-cuda": f"{_HERE}.torch",
+    "torch-cuda": f"{_HERE}.torch_cuda",
+    "torch-cuda-bf16": f"{_HERE}.torch_cuda",
+    "torch-cuda-fp16": f"{_HERE}.torch_cuda",
 }
 
 

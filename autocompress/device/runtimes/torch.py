@@ -1,4 +1,4 @@
-"""torch, operation by operation or compiled, on the CPU or a GPU. Files run in floats only.
+"""torch on the CPU, operation by operation or compiled. Files run in floats only.
 
 Threads are one number for the whole process in torch; a session sets its own for each of its runs.
 """
@@ -22,7 +22,6 @@ from autocompress.device.runtimes import (
     check_transparent,
     middle_mean,
     model_bytes,
-    no_nvidia_gpu,
     not_installed,
     random_input,
 )
@@ -32,22 +31,22 @@ if TYPE_CHECKING:
 
 
 class TorchSession:
-    def __init__(self, function: Any, shape: tuple[int, ...], threads: int, device: str) -> None:
+    def __init__(self, function: Any, shape: tuple[int, ...], threads: int) -> None:
         import torch
 
-        self._torch, self._function, self._device = torch, function, device
+        self._torch, self._function = torch, function
         self.threads = threads
         self.input_shape = shape
-        self._feed = torch.from_numpy(random_input(shape)).to(device)
+        self._feed = torch.from_numpy(random_input(shape))
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         torch = self._torch
         before = torch.get_num_threads()
-        x = torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).to(self._device)
+        x = torch.from_numpy(np.ascontiguousarray(inputs, np.float32))
         try:
             torch.set_num_threads(self.threads)
             with torch.inference_mode():
-                found: NDArray[Any] = self._function(x).cpu().numpy()
+                found: NDArray[Any] = self._function(x).numpy()
             return found
         finally:
             torch.set_num_threads(before)
@@ -59,14 +58,11 @@ class TorchSession:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
             self._function(self._feed)
-        if self._device == "cuda":
-            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
 class TorchRuntime:
     name: str
-    device: str = "cpu"
     compiles: bool = False
     package: str = "torch"
     precisions: tuple[str, ...] = ("fp32",)
@@ -79,8 +75,6 @@ class TorchRuntime:
         missing = not_installed("torch")
         if missing:
             return missing
-        if self.device == "cuda":
-            return no_nvidia_gpu() or _no_cuda()
         return _no_compiler() if self.compiles else ""
 
     def describe(self, threads: int) -> dict[str, Any]:
@@ -90,7 +84,7 @@ class TorchRuntime:
             "runtime": self.name,
             "version": torch.__version__,
             "build": torch.version.git_version,
-            "provider": torch.cuda.get_device_name() if self.device == "cuda" else "CPU",
+            "provider": "CPU",
             "intra_op_threads": threads,
             "memory_format": "contiguous",
         }
@@ -104,8 +98,8 @@ class TorchRuntime:
         graph = self._graph(model)
         from autocompress.device.runtimes.torch_timing import TimedCalls
 
-        calls = TimedCalls(graph.module, self.device)
-        session = TorchSession(calls.run, graph.input_shape, threads, self.device)
+        calls = TimedCalls(graph.module)
+        session = TorchSession(calls.run, graph.input_shape, threads)
         for _ in range(WARM_UP_RUNS + repeats):
             session.run_once()
         times: dict[str, float] = {}
@@ -123,13 +117,11 @@ class TorchRuntime:
         data = model_bytes(model, self.name)
         from autocompress.device.runtimes.torch_graph import torch_graph
 
-        graph = torch_graph(data, self.name)
-        graph.module.to(self.device)
-        return graph
+        return torch_graph(data, self.name)
 
     def _session(self, graph: TorchGraph, threads: int) -> TorchSession:
         function = _compiled(graph.module) if self.compiles else graph.module
-        session = TorchSession(function, graph.input_shape, threads, self.device)
+        session = TorchSession(function, graph.input_shape, threads)
         try:
             with _frozen_weights() if self.compiles else contextlib.nullcontext():
                 session.run(random_input(graph.input_shape))
@@ -155,12 +147,6 @@ def _frozen_weights() -> contextlib.AbstractContextManager[Any]:
     return config.patch(freezing=True)  # type: ignore[no-any-return,attr-defined]
 
 
-def _no_cuda() -> str:
-    import torch
-
-    return "" if torch.cuda.is_available() else "this torch sees no CUDA GPU: install the build for CUDA"
-
-
 def _no_compiler() -> str:
     """Inductor writes C++."""
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
@@ -174,6 +160,5 @@ RUNTIMES = {
     for runtime in (
         TorchRuntime("torch"),
         TorchRuntime("torch-compile", compiles=True),
-        TorchRuntime("torch-cuda", device="cuda"),
     )
 }
