@@ -6,14 +6,10 @@ Everything that can be wrong with the request is found before anything is traine
 from __future__ import annotations
 
 import json
-import math
-import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from autocompress.budgets import Budgets, Limits, check_reachable
 from autocompress.candidate import Candidate
@@ -33,25 +29,15 @@ from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.promotion import scaled
 from autocompress.quality.evaluator import RUNGS, Evaluator, discard, importances, save_teacher
-from autocompress.quality.one_shot import OneShot
 from autocompress.quality.remote import Receiving, remote_evaluator
-from autocompress.quality.scores import Damage, Ranking, described, ranked, score
 from autocompress.quality.student import Workshop
 from autocompress.reporting.card import student_card
 from autocompress.request import RECORDED, Request
 from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
+from autocompress.scoring import Scoring
 from autocompress.search import Search
-from autocompress.solver import MOST_DAMAGE, Solver
 from autocompress.transforms.rank_start import rank_starts
-from autocompress.transforms.sampling import random_candidate
 from autocompress.workers import executor
-
-SCORE_MACS = 2e13
-"""What scoring may take: ten minutes or so of one core, less for small networks."""
-SCORE_SHARE = 0.15
-"""Of the time limit, where there is one."""
-TIMED_IMAGES = 32
-PROBES, PROBE_IMAGES = 16, 256
 
 
 def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Console) -> Front:
@@ -147,35 +133,56 @@ class _Campaign:
     def run(self) -> None:
         started = time.monotonic()
         limits, teacher = self._teacher()
-        weights = self.prepared.opened.weights
-        saliency = importances(self.bound, weights, self.data)
-        workshop = self._workshop(saliency)
-        damage = self._damage(workshop, limits)
-        steps = len(self.data.train.order(self.request.batch_size, False, 0, True))
-        plan = replace(scaled(self.request.plan, steps), epoch_images=steps * self.request.batch_size)
-        if plan.time_limit_s is not None:
-            plan = replace(plan, time_limit_s=max(1.0, plan.time_limit_s - (time.monotonic() - started)))
+        workshop = self._workshop(importances(self.bound, self.prepared.opened.weights, self.data))
         evaluator = self._evaluator(workshop)
         runner = self._executor(evaluator, workshop)
         try:
-            search = Search(
-                pricer=self.prepared.pricer,
-                repair=Repairer(self.prepared.pricer, limits, damage),
-                limits=limits,
-                plan=plan,
-                store=self.store,
-                executor=runner,
-                certify=lambda candidate: self._certify(candidate, limits, teacher),
-                distilled_folder=self.paths.distilled,
-                console=self.console,
-                starts=rank_starts(self.bound, weights),
-            )
+            damage = self._scoring(workshop, limits, runner).damage(self.history)
+            search = self._search(started, limits, teacher, damage, runner)
             if evaluator is not None:
                 evaluator.progress, evaluator.stop = search.show_step, search.stopped
             search.run(self.history)
             discard(self.paths.distilled / RUNGS)
         finally:
             runner.close()
+
+    def _scoring(self, workshop: Workshop, limits: Limits, runner: Executor) -> Scoring:
+        request = self.request
+        return Scoring(
+            workshop,
+            self.prepared.pricer,
+            limits,
+            self.store,
+            runner,
+            self.console,
+            request.seed,
+            request.time_limit_s,
+        )
+
+    def _search(
+        self,
+        started: float,
+        limits: Limits,
+        teacher: Mapping[str, Any],
+        damage: Mapping[tuple[str, Any], float],
+        runner: Executor,
+    ) -> Search:
+        steps = len(self.data.train.order(self.request.batch_size, False, 0, True))
+        plan = replace(scaled(self.request.plan, steps), epoch_images=steps * self.request.batch_size)
+        if plan.time_limit_s is not None:
+            plan = replace(plan, time_limit_s=max(1.0, plan.time_limit_s - (time.monotonic() - started)))
+        return Search(
+            pricer=self.prepared.pricer,
+            repair=Repairer(self.prepared.pricer, limits, damage),
+            limits=limits,
+            plan=plan,
+            store=self.store,
+            executor=runner,
+            certify=lambda candidate: self._certify(candidate, limits, teacher),
+            distilled_folder=self.paths.distilled,
+            console=self.console,
+            starts=rank_starts(self.bound, self.prepared.opened.weights),
+        )
 
     def _teacher(self) -> tuple[Limits, Mapping[str, Any]]:
         """The teacher's measured record and the limits that follow; measured once a run."""
@@ -213,61 +220,6 @@ class _Campaign:
         )
         check_reachable(limits, self.prepared.pricer.smallest)
         return limits, record
-
-    def _damage(self, workshop: Workshop, limits: Limits) -> dict[tuple[str, Any], float]:
-        """Scores of single choices by the measure that ranks joint candidates best; computed once a run."""
-        known = next((event for event in self.history if event["event"] == "scored"), None)
-        if known is not None:
-            return {(name, option): value for name, option, value in known["damage"]}
-        started = time.monotonic()
-        one_shot = OneShot(workshop, images=PROBE_IMAGES, fit_images=self._score_images(workshop))
-        with self.console.stage("scoring choices", None) as stage:
-            scores = score(one_shot, progress=lambda done, total: stage.update(done, total))
-        count, seconds = len(next(iter(scores.values()))), time.monotonic() - started
-        rankings = self._rankings(one_shot, scores, limits)
-        # The record has no infinities; the solver takes nothing for worse than this.
-        damage = {
-            choice: value if math.isfinite(value) else MOST_DAMAGE
-            for choice, value in scores[rankings[0].measure].items()
-        }
-        self.store.append(
-            "scored",
-            damage=[[name, option, value] for (name, option), value in damage.items()],
-            measure=rankings[0].measure,
-            rankings=[asdict(ranking) for ranking in rankings],
-        )
-        text = f"scored {count} choices in {seconds:.0f} s on {one_shot.fit_images} images each"
-        text += f"; {described(rankings)}"
-        self.store.append("decision", text=text)
-        self.console.say(text)
-        return damage
-
-    def _rankings(self, one_shot: OneShot, scores: Mapping[str, Damage], limits: Limits) -> list[Ranking]:
-        """How well each measure ranks random candidates inside the budgets by their loss in one shot."""
-        pricer, rng = self.prepared.pricer, random.Random(self.request.seed)
-        repair = Repairer(pricer, limits, {})
-        drawn = (repair(random_candidate(self.bound, rng)) for _ in range(PROBES))
-        probes = list({probe.key: probe for probe in drawn}.values())
-        losses = [one_shot(probe).evaluation.loss for probe in probes]
-        return ranked({name: Solver(pricer, one).harm for name, one in scores.items()}, probes, losses)
-
-    def _score_images(self, workshop: Workshop) -> int:
-        """Fewer for large networks: all choices together get a fixed number of multiply-adds, or a share of
-        the time limit, by the speed of the teacher."""
-        choices = sum(len(site.options) for site in self.bound.free)
-        affordable = SCORE_MACS / (2 * choices * max(1, self.prepared.pricer.teacher.macs))
-        limit = self.request.time_limit_s
-        if limit is not None:
-            affordable = min(affordable, SCORE_SHARE * limit / (2 * choices * self._image_s(workshop)))
-        return 2 ** min(max(int(math.log2(max(affordable, 1))), 5), 8)
-
-    def _image_s(self, workshop: Workshop) -> float:
-        """Seconds of the teacher for an image, in a batch."""
-        images, _ = next(iter(self.data.calibration.batches(TIMED_IMAGES)))
-        started = time.perf_counter()
-        with torch.inference_mode():
-            workshop.teacher(images)
-        return (time.perf_counter() - started) / len(images)
 
     def _workshop(self, saliency: Mapping[str, Any]) -> Workshop:
         request = self.request

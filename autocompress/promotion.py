@@ -8,7 +8,7 @@ rung with what adds most hypervolume to those taken already, and then with what 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from autocompress.candidate import Candidate, Cost
@@ -131,6 +131,15 @@ def ranked(trials: Sequence[Trial], epochs: float = 0.0, count: int | None = Non
         front.append(places[order[-1].number])
     rest.sort(key=lambda trial: _behind(places[trial.number], front))
     return (order + rest)[:count]
+
+
+def with_favourite(chosen: list[Trial], pool: Sequence[Trial], harm: Callable[[Trial], float]) -> list[Trial]:
+    """The chosen trials, the last of them replaced by the one of the pool with the least harm, unless it is
+    among them."""
+    favourite = min(pool, key=lambda trial: (harm(trial), trial.number), default=None)
+    if favourite is None or not chosen or any(trial.number == favourite.number for trial in chosen):
+        return chosen
+    return [*chosen[:-1], favourite]
 
 
 def _beyond(points: Sequence[Point]) -> Point:

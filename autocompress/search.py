@@ -29,7 +29,7 @@ from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, read_cra
 from autocompress.pareto import hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
-from autocompress.promotion import Plan, Rung, Trial, ranked, rungs
+from autocompress.promotion import Plan, Rung, Trial, ranked, rungs, with_favourite
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunStore
 from autocompress.samplers import proposer
@@ -373,12 +373,18 @@ class Search:
         self._decide(f"summed scores rank the {len(known)} trials at {correlation:.2f}")
 
     def _queue_rung(self) -> None:
-        """The best of the rung below, those left out that were on this one before an interruption."""
+        """The best of the rung below, those left out that were on this one before an interruption.
+
+        The candidate of the least summed score is on the first rung whatever its trial found, since trials
+        are less sure of what training makes of a candidate than their accuracies look.
+        """
         rung, below = self._rungs[self._rung], self._rungs[self._rung - 1].epochs if self._rung else 0.0
         self._rung += 1
         pool = [trial for trial in self._known_trials() if math.isfinite(trial.at(below))]
-        todo = [trial for trial in ranked(pool, below, rung.count) if rung.epochs not in trial.trained]
-        for trial in todo:
+        chosen = ranked(pool, below, rung.count)
+        if below == 0 and self.repair.damage:
+            chosen = with_favourite(chosen, pool, lambda trial: self._solver.harm(trial.candidate))
+        for trial in (trial for trial in chosen if rung.epochs not in trial.trained):
             before = max((epochs for epochs in trial.trained if epochs < rung.epochs), default=0.0)
             payload = {"epochs": rung.epochs, "before": before, "rung": self._rung}
             length = self._length(rung.epochs - before)

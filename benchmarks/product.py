@@ -51,7 +51,7 @@ HEADROOM = 0.985
 MEASURE = "divergence"
 SEEDS_OF_SEARCH = 6
 IMAGES = 500
-PROMOTED, FINALISTS = 6, 2
+PROMOTED = 6
 RUNG_EPOCHS, QUANTIZED_EPOCHS = 0.5, 0.5
 ENGINE, SOLVER, EVENLY, WIDTHS = "engine", "solver alone", "blocks dropped evenly", "widths alike"
 
@@ -207,7 +207,7 @@ class Bench:
                 module = shop.rung(candidate, None, RUNG_EPOCHS, part=1)
                 rungs.append((shop.validated(shop.quantized(module)).accuracy, candidate, module))
             rungs.sort(key=lambda item: -item[0])
-        finalists = rungs[:FINALISTS] or [(0.0, candidate, None) for candidate in candidates]
+        finalists = rungs[: self.arguments.finalists] or [(0.0, candidate, None) for candidate in candidates]
         students = []
         for _, candidate, start in finalists:
             left = epochs - QUANTIZED_EPOCHS - (0.0 if start is None else RUNG_EPOCHS)
@@ -284,6 +284,7 @@ def main() -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--finalists", type=int, default=2, help="of the engine, trained for all epochs")
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--part", default="0/1", help="I/N: every N-th job from the I-th on")
     parser.add_argument("--keep", default="runs/product")

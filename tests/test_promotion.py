@@ -8,7 +8,7 @@ import pytest
 
 from autocompress.agent import Agent
 from autocompress.candidate import Candidate, Cost
-from autocompress.promotion import Plan, Rung, Trial, ranked, rungs
+from autocompress.promotion import Plan, Rung, Trial, ranked, rungs, with_favourite
 
 PLAN = Plan(
     trials=100,
@@ -55,6 +55,16 @@ def test_who_goes_on_adds_most_to_the_front():
     trials = [trial(0, 0.90, 4.0), trial(1, 0.899, 3.9), trial(2, 0.80, 1.0), trial(3, 0.50, 0.9)]
     assert [found.number for found in ranked(trials, count=2)] == [0, 2]
     assert {found.number for found in ranked(trials)} == {0, 1, 2, 3}
+
+
+def test_the_least_harmed_goes_on_whatever_its_trial_found():
+    trials = [trial(0, 0.5, 4.0), trial(1, 0.9, 3.9), trial(2, 0.8, 1.0)]
+    harm = {0: 0.1, 1: 0.2, 2: 0.3}
+    chosen = ranked(trials, count=2)
+    found = with_favourite(chosen, trials, lambda one: harm[one.number])
+    assert [one.number for one in found] == [1, 0]
+    assert with_favourite(found, trials, lambda one: harm[one.number]) == found
+    assert with_favourite([], [], lambda one: harm[one.number]) == []
 
 
 def test_what_is_beaten_follows_by_how_little_it_is_beaten():

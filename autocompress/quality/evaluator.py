@@ -29,13 +29,14 @@ from autocompress.quality.evaluate import Evaluation
 from autocompress.quality.layer_rows import collect_moments, solvable_layers
 from autocompress.quality.one_shot import OneShot, Rival
 from autocompress.quality.saliency import Method, saliency
+from autocompress.quality.scores import Scorer
 from autocompress.quality.student import CALIBRATION_BATCH, Progress, Workshop
 from autocompress.quality.surgeon import obs_importance
 from autocompress.quality.trained_importance import TRAINED, trained_importance
 from autocompress.transforms.apply import MOMENTS, Saliency
 from autocompress.transforms.sites import BoundSpace
 
-TRIAL, PROMOTION, FINAL = "trial", "promotion", "final"
+SCORE, TRIAL, PROMOTION, FINAL = "score", "trial", "promotion", "final"
 _NETWORK, _WEIGHTS = "network.json", "weights.safetensors"
 RUNGS = "rungs"
 """Folder of the checkpoints, beside those of the distilled students."""
@@ -48,16 +49,25 @@ class Evaluator:
     def __init__(self, workshop: Workshop, folder: Path, batch: int = 1) -> None:
         self.workshop, self.folder, self.batch = workshop, folder, batch
         self.one_shot = OneShot(workshop)
+        self._scorers: dict[int, Scorer] = {}
         self.progress: Progress | None = None
         self.stop: Callable[[], bool] | None = None
 
     def __call__(self, task: Task) -> Mapping[str, Any]:
         candidate = Candidate.of(task.candidate)
+        if task.stage == SCORE:
+            return self._score(candidate, task.payload)
         if task.stage == FINAL:
             return self._final(candidate, task.payload)
         if task.stage == PROMOTION:
             return self._rung(candidate, task.payload)
         return self._trial(candidate, task.payload)
+
+    def _score(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        images = int(payload["images"])
+        if images not in self._scorers:
+            self._scorers[images] = Scorer(OneShot(self.workshop, fit_images=images))
+        return self._scorers[images](candidate)
 
     def _trial(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         epochs = float(payload["epochs"])

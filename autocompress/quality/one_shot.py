@@ -84,10 +84,9 @@ class OneShot:
     """Evaluates candidates of a workshop. One per process.
 
     `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to (fewer
-    where values are large, see `batch_that_fits`, and so with `batch`);
-    `maximum_bytes` what is kept of shared blocks, 0 for nothing; `reach` how many layers are fitted behind each
-    change, all by default. A race is looked at after `batch` images,
-    and then whenever their number has doubled.
+    where values are large, see `batch_that_fits`, and so with `batch`); `reach` is how many layers are fitted
+    behind each change, all by default; `maximum_bytes` what is kept of shared blocks, 0 for nothing.
+    A race is looked at after `batch` images, and then whenever their number has doubled.
     """
 
     workshop: Workshop

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,32 +63,34 @@ MEASURES: Mapping[str, Callable[[Tensor, Tensor], float]] = {
 last features that all candidates have in common, the outputs."""
 
 
-def score(
-    one_shot: OneShot,
-    progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> dict[str, Damage]:
-    """{measure: {(site, option): damage}} for every choice of `choices_to_score`.
+class Scorer:
+    """Scores candidates by what they change of the teacher's outputs: {measure: damage} for each.
 
     On as many calibration images as layers are fitted to, and on others where there are enough.
     """
-    workshop = one_shot.workshop
-    split = _unfitted(workshop.data.calibration, one_shot.fit_images)
-    images = [images for images, _ in split.batches(BATCH)]
-    outputs = partial(one_shot.outputs, batches=images, of="scores")
-    teacher = torch.cat(list(outputs(one_shot.student(Candidate()))))
-    todo = list(choices_to_score(workshop.bound))
-    damage: dict[str, Damage] = {measure: {} for measure in MEASURES}
-    for index, choice in enumerate(todo):
-        if stop is not None and stop():
-            break
-        changed = torch.cat(list(outputs(one_shot.student(Candidate.of([choice])))))
-        for measure, compute in MEASURES.items():
-            value = compute(changed, teacher)
-            damage[measure][choice] = value if value == value else float("inf")
-        if progress is not None:
-            progress(index + 1, len(todo))
-    return damage
+
+    def __init__(self, one_shot: OneShot) -> None:
+        self._one_shot = one_shot
+        split = _unfitted(one_shot.workshop.data.calibration, one_shot.fit_images)
+        self._images = [images for images, _ in split.batches(BATCH)]
+        self._teacher = self._outputs(Candidate())
+
+    def __call__(self, candidate: Candidate) -> dict[str, float]:
+        """Damage that is no number is infinite."""
+        changed = self._outputs(candidate)
+        values = {measure: compute(changed, self._teacher) for measure, compute in MEASURES.items()}
+        return {name: value if value == value else float("inf") for name, value in values.items()}
+
+    def _outputs(self, candidate: Candidate) -> Tensor:
+        one_shot = self._one_shot
+        return torch.cat(list(one_shot.outputs(one_shot.student(candidate), self._images, "scores")))
+
+
+def score(one_shot: OneShot) -> dict[str, Damage]:
+    """{measure: {(site, option): damage}} for every choice of `choices_to_score`."""
+    scorer = Scorer(one_shot)
+    found = {choice: scorer(Candidate.of([choice])) for choice in choices_to_score(one_shot.workshop.bound)}
+    return {measure: {choice: one[measure] for choice, one in found.items()} for measure in MEASURES}
 
 
 def _unfitted(calibration: Split, fitted: int) -> Split:

@@ -1,0 +1,88 @@
+"""Scores as tasks: each is computed once in a run, wherever it stopped, and one that fails spoils no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from priced_networks import SPACE, Arithmetic, small_resnet
+
+from autocompress.budgets import Limits
+from autocompress.candidate import Candidate
+from autocompress.cost import CostModel
+from autocompress.data import load_data
+from autocompress.evaluation import InProcess, Task
+from autocompress.graph.trace import trace
+from autocompress.pricing import Pricer
+from autocompress.progress import Console
+from autocompress.quality.evaluator import SCORE, Evaluator, importances
+from autocompress.quality.one_shot import OneShot
+from autocompress.quality.scores import choices_to_score, score
+from autocompress.quality.student import Workshop
+from autocompress.run_store import RunStore, read_run
+from autocompress.scoring import Scoring
+from autocompress.solver import MOST_DAMAGE
+from autocompress.space import parse_space
+from autocompress.transforms.sites import bind
+
+
+@pytest.fixture(scope="module")
+def workshop() -> Workshop:
+    data = load_data("digits,size=16")
+    network, weights = trace(small_resnet(in_channels=3, classes=10), data.input_shape)
+    assert weights is not None
+    bound = bind(parse_space(SPACE), network)
+    return Workshop(bound, weights, data, importances(bound, weights, data))
+
+
+class Bench:
+    """Evaluates like a worker; notes what it was asked, and can fail or be brought down."""
+
+    def __init__(self, workshop: Workshop, folder: Path, fails_at: int = -1, killed_at: int = -1) -> None:
+        self.evaluate, self.asked = Evaluator(workshop, folder), list[Mapping[str, Any]]()
+        self.fails_at, self.killed_at = fails_at, killed_at
+
+    def __call__(self, task: Task) -> Mapping[str, Any]:
+        assert task.stage == SCORE
+        if len(self.asked) == self.killed_at:
+            raise KeyboardInterrupt
+        self.asked.append(task.candidate)
+        if len(self.asked) - 1 == self.fails_at:
+            raise MemoryError("no room")
+        return self.evaluate(task)
+
+
+def scored(workshop: Workshop, bench: Bench, run: Path) -> dict[Any, float]:
+    pricer = Pricer(workshop.bound, CostModel(Arithmetic()))
+    limits = Limits(latency_ms=0.9 * pricer.teacher.latency_ms)
+    with RunStore.create(run, {"identity": {}}, {}, resume=run.exists(), overwrite=False) as store:
+        console = Console(quiet=True)
+        scoring = Scoring(workshop, pricer, limits, store, InProcess(bench), console)
+        return scoring.damage(read_run(run).events)
+
+
+def test_an_interrupted_scoring_goes_on_where_it_stopped(workshop: Workshop, tmp_path: Path):
+    choices = [Candidate.of([choice]).to_json() for choice in choices_to_score(workshop.bound)]
+    first = Bench(workshop, tmp_path, killed_at=5)
+    with pytest.raises(KeyboardInterrupt):
+        scored(workshop, first, tmp_path / "run")
+    second = Bench(workshop, tmp_path)
+    found = scored(workshop, second, tmp_path / "run")
+    assert first.asked + second.asked == choices
+    third = Bench(workshop, tmp_path)
+    assert scored(workshop, third, tmp_path / "run") == found
+    assert third.asked == []
+    whole = score(OneShot(workshop, fit_images=256))
+    assert found in [pytest.approx(damage) for damage in whole.values()]
+
+
+def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_path: Path):
+    found = scored(workshop, Bench(workshop, tmp_path, fails_at=3), tmp_path / "run")
+    choices = list(choices_to_score(workshop.bound))
+    assert found[choices[3]] == MOST_DAMAGE
+    assert all(value < 100 for choice, value in found.items() if choice != choices[3])
+    failed = [event for event in read_run(tmp_path / "run").events if event.get("reason")]
+    assert [(event["site"], event["option"]) for event in failed] == [choices[3]]
+    assert "no room" in failed[0]["reason"]
