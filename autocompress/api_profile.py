@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import ProfileError
+from autocompress.errors import InputError, ProfileError
 from autocompress.progress import Console
 
 if TYPE_CHECKING:
@@ -121,10 +121,18 @@ def profile_kit(
 
     With `ssh`, a host, it is run there, and the profile is written to the folder `profile`, by default
     `profile` within `output`. Without it the result is None: run the script, then `profile_import`.
+    Raises InputError for what only `ssh` uses without it.
     """
     from autocompress.device.kit.remote import Host
     from autocompress.space import load_space
 
+    if ssh is None:
+        _refuse_unused(
+            "without --ssh",
+            ssh_option=bool(ssh_options),
+            python=python != "python3",
+            profile=profile is not None,
+        )
     host = None if ssh is None else Host(ssh, tuple(ssh_options), python)
     loaded_space = load_space(space)
     from autocompress import kits
@@ -137,7 +145,15 @@ def profile_kit(
     if host is None:
         return None
     target = Path(output) / "profile" if profile is None else Path(profile)
-    return kits.measure_kit_over_ssh(kit, host, target, console, overwrite=overwrite or resume)
+    own = resume and profile is None
+    return kits.measure_kit_over_ssh(kit, host, target, console, overwrite=overwrite or own)
+
+
+def _refuse_unused(why: str, **given: bool) -> None:
+    """Raises InputError for options that were given and would be ignored."""
+    unused = [f"--{name.replace('_', '-')}" for name, is_given in given.items() if is_given]
+    if unused:
+        raise InputError(f"{', '.join(unused)} cannot be used {why}", fix=f"leave out {' and '.join(unused)}")
 
 
 def profile_import(
@@ -164,6 +180,16 @@ def profile_import(
 
     paths = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
     if kind is None and len(paths) == 1 and (paths[0].is_dir() or paths[0].suffix == ".jsonl"):
+        _refuse_unused(
+            "with a kit, which says that itself",
+            model=bool(models),
+            teacher=teacher is not None,
+            latency=bool(latencies),
+            threads=threads != 1,
+            batch=batch != 1,
+            device_name=device_name is not None,
+            input_size=input_size is not None,
+        )
         return kits.import_kit(
             paths[0], Path(output), kit=None if kit is None else Path(kit), overwrite=overwrite
         )

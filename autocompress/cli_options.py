@@ -33,8 +33,8 @@ INPUT_SIZE = click.option(
 RUN = click.argument("run", type=FOLDER)
 TEACHER_HELP = "timm:NAME[,key=value…], package.module:callable, or file.py:callable."
 RUNTIME_HELP = (
-    "What runs the networks: onnxruntime, openvino or torch; `doctor` says which are installed, and "
-    "docs/runtimes.md what each can do."
+    "What runs the networks: onnxruntime, openvino, torch, torch-cuda, …; `doctor` says which are installed, "
+    "and docs/runtimes.md what each can do."
 )
 DATA_HELP = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, package.module:callable, or file.py:callable."
 

@@ -26,7 +26,7 @@ from autocompress.device.statistics import rank_correlation
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, read_crash
-from autocompress.pareto import hypervolume, non_dominated
+from autocompress.pareto import NAMES, hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Rung, Trial, ranked, rungs, with_favourite
@@ -85,7 +85,7 @@ class Search:
     _final_epochs: float = 0.0
     _stop_asked: bool = False
     _bar: Stage | None = None
-    _scale: float = 1.0
+    _scales: dict[str, float] = field(default_factory=dict)
     _shown: float = -math.inf
 
     def run(self, history: Sequence[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
@@ -401,9 +401,13 @@ class Search:
         return [trial.candidate for trial in order[:count]]
 
     def _is_expected_to_fit(self, trial: Trial) -> bool:
-        """By its predicted cost, corrected by what was measured on the students so far."""
-        latency = self.limits.latency_ms
-        return latency is None or trial.cost.latency_ms * self._scale <= latency * LATENCY_HEADROOM
+        """By its predicted costs, corrected by what was measured on the students so far."""
+        cost = trial.cost.to_json()
+        room = {"latency_ms": LATENCY_HEADROOM}
+        return all(
+            cost[name] * self._scales.get(name, 1.0) <= limit * room.get(name, 1.0)
+            for name, limit in self.limits.as_dict.items()
+        )
 
     def _queue_finals(self) -> None:
         todo = [
@@ -465,22 +469,30 @@ class Search:
 
     def _plan_repair(self) -> None:
         """No student kept the budgets: choose others, with predictions corrected by what was measured."""
-        ratios = [
-            student["latency_ms_ci95"][1] / self._by_key(key).cost.latency_ms
-            for key, student in self._finished.items()
-        ]
-        self._scale = max([1.0, *ratios])
+        self._scales = {name: max(1.0, self._overrun(name)) for name in self.limits.as_dict}
         self._finalists = [
             candidate
             for candidate in self._choose_finalists(self.plan.students + len(self._finished))
             if candidate.key not in self._finished
         ][: self.plan.students]
         if self._finalists:
+            above = [
+                f"{NAMES[name]} up to {scale - 1:.1%}" for name, scale in self._scales.items() if scale > 1
+            ]
+            told = f", {' and '.join(above)} above the prediction" if above else ""
             self._decide(
-                f"no student kept the budgets, latency came out up to {self._scale - 1:.1%} above the "
-                f"prediction; trying {len(self._finalists)} candidates that leave that much room"
+                f"no student kept the budgets{told}; trying {len(self._finalists)} candidates that leave "
+                "that much room"
             )
         self._queue_finals()
+
+    def _overrun(self, name: str) -> float:
+        """Largest ratio of a measured cost, at its upper end, to the predicted one."""
+        ratios = [0.0]
+        for key, student in self._finished.items():
+            measured = student["latency_ms_ci95"][1] if name == "latency_ms" else student[name]
+            ratios.append(measured / max(self._by_key(key).cost.to_json()[name], 1e-9))
+        return max(ratios)
 
     def _by_key(self, key: str) -> Trial:
         return next(trial for trial in self._trials.values() if trial.candidate.key == key)

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from kit_samples import COUNT, QUICKLY, SOURCE, kit_samples, small_kit
 
+from autocompress import api_profile
 from autocompress.cli import main
 from autocompress.device.doctor import machine
 from autocompress.device.kit import folder as kit_folder
@@ -441,3 +442,18 @@ def test_what_goes_wrong_over_ssh_is_said(host: Host, tmp_path: Path):
     closed = replace(host, options=(f"Port={free_port()}", *host.options[1:]))
     with pytest.raises(InputError, match="cannot be reached"):
         run_remotely(kit, closed, "onnxruntime", 1)
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="--ssh-option, --python cannot be used without --ssh") as caught:
+        api_profile.profile_kit(
+            "timm:resnet18", "resnet", tmp_path / "kit", ssh_options=["Port=2"], python="python4"
+        )
+    assert "leave out --ssh-option and --python" in str(caught.value)
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="--threads, --device-name cannot be used with a kit"):
+        api_profile.profile_import(
+            tmp_path / "results.jsonl", tmp_path / "made", threads=2, device_name="phone"
+        )
+    assert not (tmp_path / "kit").exists()
+    assert not (tmp_path / "made").exists()

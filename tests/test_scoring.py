@@ -1,4 +1,4 @@
-"""Scores as tasks: each is computed once in a run, wherever it stopped, and one that fails spoils no other."""
+"""Scores as tasks: each is computed once in a run, wherever it stopped; one that fails spoils no other."""
 
 from __future__ import annotations
 

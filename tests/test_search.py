@@ -46,11 +46,11 @@ def limits(pricer: Pricer) -> Limits:
 
 
 class Bench:
-    """Runs searches in one folder. A student measures what was predicted, times `slower`."""
+    """Runs searches in one folder. A student measures what was predicted, times `slower` and `larger`."""
 
     def __init__(self, root: Path, pricer: Pricer, limits: Limits) -> None:
         self.root, self.pricer, self.limits = root, pricer, limits
-        self.slower = 1.0
+        self.slower = self.larger = 1.0
         self.tasks: list[Task] = []
 
     def evaluate(self, task: Task) -> Mapping[str, Any]:
@@ -66,6 +66,7 @@ class Bench:
         cost = self.pricer.price(candidate)
         latency = self.slower * cost.latency_ms
         measured = {**cost.to_json(), "latency_ms": latency, "latency_ms_ci95": [latency, latency]}
+        measured["file_bytes"] *= self.larger
         violated = self.limits.violated(measured, upper=True)
         student = {**measured, "key": candidate.key, "accuracy": 0.9, "certified": not violated}
         store.append("certified", candidate=candidate.key, student=student, violated=violated)
@@ -338,14 +339,20 @@ def test_a_trial_that_brought_the_process_down_is_recorded_and_not_repeated(benc
     assert not note.exists()
 
 
-def test_when_no_student_keeps_the_budgets_faster_ones_are_tried(bench: Bench):
-    bench.slower = 1.25
+@pytest.mark.parametrize(("slower", "larger", "told"), [(1.25, 1.0, "latency"), (1.0, 1.15, "size")])
+def test_when_no_student_keeps_the_budgets_others_that_leave_room_are_tried(
+    bench: Bench, slower: float, larger: float, told: str
+):
+    bench.slower, bench.larger = slower, larger
+    file_bytes = round(0.3 * bench.pricer.teacher.file_bytes)
+    bench.limits = Limits(latency_ms=bench.limits.latency_ms, file_bytes=file_bytes)
     students = bench.run(Plan(**{**vars(PLAN), "students": 1}))
     first = [student for student in students if not student["certified"]]
     repaired = [student for student in students if student["certified"]]
     assert first and repaired
-    assert max(s["latency_ms_ci95"][1] for s in repaired) <= bench.limits.latency_ms
-    assert any("above the prediction" in event["text"] for event in read_run(bench.root).decisions)
+    assert not any(bench.limits.violated(student, upper=True) for student in repaired)
+    texts = [event["text"] for event in read_run(bench.root).decisions]
+    assert any(f"{told} up to" in text and "above the prediction" in text for text in texts)
 
 
 def test_students_that_noise_disturbed_are_measured_again_after_the_others(bench: Bench):
