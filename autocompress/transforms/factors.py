@@ -8,6 +8,8 @@ smaller Gram matrix, which is far quicker and exact enough in double precision.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -105,7 +107,13 @@ def _start(dense: Double, axis: int, rank: int, rng: np.random.Generator) -> Dou
 
 def _top_vectors(symmetric: Double, count: int) -> Double:
     """The eigenvectors of the largest eigenvalues, as columns."""
-    return np.ascontiguousarray(np.linalg.eigh(symmetric)[1][:, ::-1][:, :count])
+    return np.ascontiguousarray(_eigenvectors(symmetric.tobytes(), len(symmetric))[:, ::-1][:, :count])
+
+
+@lru_cache(maxsize=4)
+def _eigenvectors(content: bytes, size: int) -> Double:
+    """Of a symmetric matrix, by rising eigenvalue; kept, as the ranks of one layer ask for the same."""
+    return np.asarray(np.linalg.eigh(np.frombuffer(content).reshape(size, size))[1])
 
 
 def _balanced(first: Double, second: Double) -> tuple[Double, Double]:
