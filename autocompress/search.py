@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,12 @@ from typing import Any
 from autocompress.agent import Agent
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
+from autocompress.certified import Certified, Certify
 from autocompress.device.statistics import rank_correlation
 from autocompress.effects import EffectTable
-from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TooManyFailuresError
+from autocompress.errors import InterruptedSearchError, TooManyFailuresError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, read_crash
-from autocompress.pareto import NAMES, hypervolume, non_dominated
+from autocompress.pareto import hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Rung, Trial, ranked, rungs, with_favourite
@@ -41,16 +42,10 @@ FEWEST_TO_RANK = 8
 FAILURES_ALLOWED = 5
 ALIKE_FAILURES = 3
 FAILURE_SHARE = 0.3
-LATENCY_HEADROOM = 0.98
 REPAIR_ROUNDS = 2
-NOISY_ROUNDS = 4
 REJECTIONS_IN_A_ROW = 200
 SHOWN_EVERY_S = 0.3
 LABELS = {TRIAL: "trials", PROMOTION: "longer training", FINAL: "final distillation"}
-
-
-Certify = Callable[[Candidate], Mapping[str, Any]]
-"""Examines a distilled candidate's files, records the outcome, and returns its student record."""
 
 
 @dataclass
@@ -69,7 +64,6 @@ class Search:
     starts: Sequence[Candidate] = ()
     """Candidates to try first beside the solver's, once they are repaired into the budgets."""
     _trials: dict[int, Trial] = field(default_factory=dict)
-    _finished: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _queue: deque[Task] = field(default_factory=deque)
     _outstanding: int = 0
     _in_stage: int = 0
@@ -85,7 +79,6 @@ class Search:
     _final_epochs: float = 0.0
     _stop_asked: bool = False
     _bar: Stage | None = None
-    _scales: dict[str, float] = field(default_factory=dict)
     _shown: float = -math.inf
 
     def run(self, history: Sequence[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
@@ -101,6 +94,7 @@ class Search:
         """
         self._started = time.monotonic()
         self._agent = Agent(self.plan)
+        self._certified = Certified(self.certify, self.limits, self._decide, self._check_stopped)
         table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
         self._solver = Solver(
             self.pricer, self.repair.damage, None if table is None else EffectTable.from_json(table)
@@ -113,11 +107,11 @@ class Search:
             for round_number in range(1 + REPAIR_ROUNDS):
                 self._evaluate()
                 self._check_stopped()
-                self._certify_all()
-                if not self._needs_repair() or round_number == REPAIR_ROUNDS:
+                self._certified.measure(self._waiting(distilled=True))
+                if self._certified.has_any or round_number == REPAIR_ROUNDS:
                     break
                 self._plan_repair()
-        return list(self._finished.values())
+        return list(self._certified.students.values())
 
     def _replay(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Rebuilds what is known from events; a trial that had started but not finished runs first."""
@@ -133,7 +127,7 @@ class Search:
             elif kind == "promoted":
                 self._by_key(event["candidate"]).trained[event["epochs"]] = event["accuracy"]
             elif kind == "certified":
-                self._finished[event["candidate"]] = event["student"]
+                self._certified.students[event["candidate"]] = event["student"]
             elif kind == "decision" and event.get("trials") == self.plan.trials:
                 self._enough = event["reason"]
         crash = read_crash(self.store.paths.crash)
@@ -392,7 +386,7 @@ class Search:
 
     def _choose_finalists(self, count: int) -> list[Candidate]:
         """The best of the highest rung that are expected to fit, then those of the rungs below."""
-        fitting = [trial for trial in self._known_trials() if self._is_expected_to_fit(trial)]
+        fitting = [trial for trial in self._known_trials() if self._certified.is_expected_to_fit(trial.cost)]
         order: list[Trial] = []
         for epochs in (*(rung.epochs for rung in reversed(self._rungs)), 0.0):
             taken = {trial.number for trial in order}
@@ -400,21 +394,8 @@ class Search:
             order += ranked(pool, epochs)
         return [trial.candidate for trial in order[:count]]
 
-    def _is_expected_to_fit(self, trial: Trial) -> bool:
-        """By its predicted costs, corrected by what was measured on the students so far."""
-        cost = trial.cost.to_json()
-        room = {"latency_ms": LATENCY_HEADROOM}
-        return all(
-            cost[name] * self._scales.get(name, 1.0) <= limit * room.get(name, 1.0)
-            for name, limit in self.limits.as_dict.items()
-        )
-
     def _queue_finals(self) -> None:
-        todo = [
-            candidate
-            for candidate in self._finalists
-            if candidate.key not in self._finished and not (self.distilled_folder / candidate.key).is_dir()
-        ]
+        todo = self._waiting(distilled=False)
         if not todo:
             return
         self._final_epochs, quantized, why = self._agent.final_epochs(len(todo), self._elapsed_s())
@@ -432,67 +413,25 @@ class Search:
         """How much longer than a trial a training may take; a trial in one shot counts as 0.01 epochs."""
         return max(1.0, epochs / (self.plan.trial_epochs or 0.01))
 
-    def _certify_all(self) -> None:
-        """Measures the distilled students; those that noise disturbed are measured again after the others.
-
-        Raises NoisyDeviceError when the noise does not end and no student is certified.
-        """
-        waiting = [
+    def _waiting(self, distilled: bool) -> list[Candidate]:
+        """The finalists that were not measured yet, those that are, or are not, distilled."""
+        return [
             candidate
             for candidate in self._finalists
-            if candidate.key not in self._finished and (self.distilled_folder / candidate.key).is_dir()
+            if candidate.key not in self._certified.students
+            and (self.distilled_folder / candidate.key).is_dir() == distilled
         ]
-        noise: NoisyDeviceError | None = None
-        for _ in range(NOISY_ROUNDS):
-            waiting, noise = self._certify_each(waiting)
-            if noise is None:
-                return
-        if noise is not None and not any(student["certified"] for student in self._finished.values()):
-            raise noise
-        self._decide(f"{len(waiting)} students could not be measured; resume the run on a calmer machine")
-
-    def _certify_each(self, candidates: list[Candidate]) -> tuple[list[Candidate], NoisyDeviceError | None]:
-        """The students whose measurement noise disturbed, and the last such error."""
-        disturbed, noise = [], None
-        for candidate in candidates:
-            try:
-                self._finished[candidate.key] = self.certify(candidate)
-            except NoisyDeviceError as error:
-                noise = error
-                disturbed.append(candidate)
-                self._decide(f"the measurement of {candidate.key} was disturbed: {error.why}")
-            self._check_stopped()
-        return disturbed, noise
-
-    def _needs_repair(self) -> bool:
-        return not any(student["certified"] for student in self._finished.values())
 
     def _plan_repair(self) -> None:
         """No student kept the budgets: choose others, with predictions corrected by what was measured."""
-        self._scales = {name: max(1.0, self._overrun(name)) for name in self.limits.as_dict}
-        self._finalists = [
-            candidate
-            for candidate in self._choose_finalists(self.plan.students + len(self._finished))
-            if candidate.key not in self._finished
-        ][: self.plan.students]
+        told = self._certified.learn(lambda key: self._by_key(key).cost)
+        known = self._certified.students
+        chosen = self._choose_finalists(self.plan.students + len(known))
+        self._finalists = [one for one in chosen if one.key not in known][: self.plan.students]
         if self._finalists:
-            above = [
-                f"{NAMES[name]} up to {scale - 1:.1%}" for name, scale in self._scales.items() if scale > 1
-            ]
-            told = f", {' and '.join(above)} above the prediction" if above else ""
-            self._decide(
-                f"no student kept the budgets{told}; trying {len(self._finalists)} candidates that leave "
-                "that much room"
-            )
+            why = f"no student kept the budgets{told and f', {told}'}"
+            self._decide(f"{why}; trying {len(self._finalists)} candidates that leave that much room")
         self._queue_finals()
-
-    def _overrun(self, name: str) -> float:
-        """Largest ratio of a measured cost, at its upper end, to the predicted one."""
-        ratios = [0.0]
-        for key, student in self._finished.items():
-            measured = student["latency_ms_ci95"][1] if name == "latency_ms" else student[name]
-            ratios.append(measured / max(self._by_key(key).cost.to_json()[name], 1e-9))
-        return max(ratios)
 
     def _by_key(self, key: str) -> Trial:
         return next(trial for trial in self._trials.values() if trial.candidate.key == key)
