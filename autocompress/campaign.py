@@ -18,7 +18,7 @@ from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
 from autocompress.distill.speed import device_named
-from autocompress.errors import NothingFeasibleError
+from autocompress.errors import InputError, NothingFeasibleError
 from autocompress.evaluation import Executor, InProcess
 from autocompress.export.onnx import to_onnx
 from autocompress.export.package import coded_again, load_student, packed_size, read_spec, save_student
@@ -82,7 +82,7 @@ class _Prepared:
 
 
 def _prepare(request: Request, console: Console) -> _Prepared:
-    device_named(request.train_on)
+    _check_training(request)
     opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
@@ -90,6 +90,17 @@ def _prepare(request: Request, console: Console) -> _Prepared:
     _check_budgets(request.budgets, pricer)
     device = Device(request.profile.runtime, request.profile.threads, request.profile.batch)
     return _Prepared(opened, pricer, device)
+
+
+def _check_training(request: Request) -> None:
+    """Raises InputError for a GPU that is not there, or that no worker was given."""
+    if not request.workers and request.ray_address is None:
+        device_named(request.train_on)
+    elif request.train_on == "cuda" and not request.gpus_per_trial:
+        raise InputError(
+            "training on a GPU was asked for and workers are given none",
+            fix="say what of a GPU each takes: --gpus-per-trial 0.5",
+        )
 
 
 def _check_budgets(budgets: Budgets, pricer: Pricer) -> None:

@@ -71,13 +71,13 @@ def examine(
         NoisyDeviceError: no two blocks of timings agree.
     """
     check_model(onnx.load(model_path))
-    session = get_runtime(device.runtime).load(model_path, device.threads)
+    runtime = get_runtime(device.runtime)
+    session = runtime.load(model_path, device.threads)
     parity = None
     if module is not None:
         images = next(iter(data.validation.batches(PARITY_EXAMPLES)))[0]
-        parity = check_parity(
-            module, session.run, images, quantized=_is_quantized(module), runtime_batch=device.batch
-        )
+        rounds = runtime.rounds or _is_quantized(module)
+        parity = check_parity(module, session.run, images, rounds=rounds, runtime_batch=device.batch)
     validation = evaluate_session(session.run, whole_batches(data.validation, device.batch), device.batch)
     test = None
     if data.test is not None:

@@ -83,7 +83,7 @@ def search_options(command: Command) -> Command:
             default=0.0,
             show_default=True,
             metavar="GPUS",
-            help="GPUs that Ray keeps for a worker, such as 0.25.",
+            help="GPUs that Ray keeps for a worker, such as 0.25; without any, workers may not see one.",
         ),
         click.option(
             "--sampler",

@@ -121,6 +121,12 @@ def updated(folder: Path, profile: DeviceProfile, found: Mapping[str, Any]) -> D
     own = {name: found[name] for name in kept if name in found}
     own |= {"network": profile.sources[index].network, "validated_at": found["measured_at"]}
     before = profile.validation_of(index)
+    if not found["count"]:
+        raise ProfileError(
+            f"the device profile {profile.name!r} was checked on no network",
+            why="all that were measured are among those it was made from",
+            fix="give another --seed, or more --networks",
+        )
     if found["count"] < before.get("count", 0):
         own["error95"] = max(found["error95"], before.get("error95") or 0.0)
     summaries = [dict(profile.validation_of(i)) for i in range(len(profile.sources))]
@@ -131,30 +137,31 @@ def updated(folder: Path, profile: DeviceProfile, found: Mapping[str, Any]) -> D
     if len(profile.sources) == 1:
         top: dict[str, Any] = {**own, "unpredicted": [], "networks": found["networks"]}
     else:
-        top = {**_totals(summaries), "networks": profile.validation.get("networks", [])}
+        top = {**profile.validation, **_totals(summaries)}
+        kinds = sorted({kind for one in summaries for kind in one.get("by_precision", ())})
+        top["by_precision"] = {
+            kind: _totals([one.get("by_precision", {}).get(kind, {}) for one in summaries]) for kind in kinds
+        }
     validation = {**top, "sources": summaries}
     write_validation(folder, validation)
     return replace(profile, validation=validation)
 
 
 def _totals(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of several sources' errors: means weighted with their networks, the largest of the others."""
+    """Of several sources' errors: means weighted with their networks, the largest of the others; without what
+    one of them does not say."""
     known = [one for one in summaries if one.get("count")]
-    count = sum(one["count"] for one in known)
-
-    def mean(name: str) -> float | None:
-        values = [one[name] for one in known]
-        if None in values:
-            return None
-        return float(sum(one["count"] * value for one, value in zip(known, values, strict=True)) / count)
-
-    means = ("mean_error", "within_5_percent", "within_10_percent", "rank_correlation")
-    return {
-        "count": count,
-        **{name: mean(name) for name in means},
-        **{name: max(one[name] for one in known) for name in ("largest_error", "error95")},
-        "unpredicted": [],
-    }
+    found: dict[str, Any] = {"count": sum(one["count"] for one in known)}
+    for name in ("mean_error", "within_5_percent", "within_10_percent", "rank_correlation"):
+        values = [one.get(name) for one in known]
+        if None not in values:
+            total = sum(one["count"] * value for one, value in zip(known, values, strict=True))
+            found[name] = float(total / found["count"])
+    for name in ("largest_error", "error95"):
+        numbers = [float(one[name]) for one in known if one.get(name) is not None]
+        if len(numbers) == len(known):
+            found[name] = max(numbers)
+    return found
 
 
 def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> Source | None:

@@ -14,7 +14,8 @@ import torch
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
-from autocompress.evaluation import Executor, Result, Task
+from autocompress.errors import TooManyFailuresError
+from autocompress.evaluation import Executor, Result, Task, read_crash
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.quality.evaluator import SCORE
@@ -31,6 +32,10 @@ SCORE_SHARE = 0.15
 """Of the time limit, where there is one."""
 TIMED_IMAGES = 32
 PROBES, PROBE_IMAGES = 16, 256
+ALIKE_FAILURES = 3
+LENGTH = 10.0
+"""Of a task: the first of a process also reads the data and runs the teacher."""
+BROUGHT_DOWN = "it brought the process down"
 
 
 @dataclass
@@ -51,49 +56,63 @@ class Scoring:
         known = next((event for event in history if event["event"] == "scored"), None)
         if known is not None:
             return {(name, option): value for name, option, value in known["damage"]}
-        started, images = time.monotonic(), self._images()
-        scores = self._scores(history, images)
-        seconds = time.monotonic() - started
-        rankings = self._rankings(scores, images)
+        begun = next((event for event in history if event["event"] == "scoring_started"), None)
+        images = self._images() if begun is None else int(begun["images"])
+        if begun is None:
+            self.store.append("scoring_started", images=images)
+        found = _Found(history)
+        self._score(found, images)
+        rankings = self._rankings(found.by_measure, images)
         best = rankings[0].measure
+        damage = found.by_measure[best]
         self.store.append(
             "scored",
-            damage=[[name, option, value] for (name, option), value in scores[best].items()],
+            damage=[[name, option, value] for (name, option), value in damage.items()],
             measure=best,
             rankings=[asdict(ranking) for ranking in rankings],
         )
-        text = f"scored {len(scores[best])} choices in {seconds:.0f} s on {images} images each"
+        failed = f", {found.failed} of which failed" if found.failed else ""
+        text = f"scored {len(damage)} choices in {found.seconds:.0f} s on {images} images each{failed}"
         text += f"; {described(rankings)}"
         self.store.append("decision", text=text)
         self.console.say(text)
-        return scores[best]
+        return damage
 
-    def _scores(self, history: Sequence[Mapping[str, Any]], images: int) -> dict[str, Damage]:
+    def _score(self, found: _Found, images: int) -> None:
+        """Computes what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
         choices = list(choices_to_score(self.workshop.bound))
-        found: dict[tuple[str, Option], Mapping[str, float]] = {
-            (event["site"], event["option"]): event["damage"]
-            for event in history
-            if event["event"] == "choice_scored"
-        }
         payload = {"images": images}
         todo = deque(
-            Task(number, Candidate.of([choice]).to_json(), SCORE, payload)
+            Task(number, Candidate.of([choice]).to_json(), SCORE, payload, LENGTH)
             for number, choice in enumerate(choices)
-            if choice not in found
+            if choice not in found.damage
         )
 
         def tell(result: Result) -> None:
-            site, option = choices[result.trial]
-            found[site, option] = _finite(result)
-            failure = {} if result.ok else {"reason": result.error, "detail": result.detail[-2000:]}
-            self.store.append(
-                "choice_scored", site=site, option=option, damage=found[site, option], **failure
-            )
-            stage.update(len(found), len(choices))
+            found.add(self._recorded(choices[result.trial], result))
+            if found.failed == found.count == ALIKE_FAILURES:
+                raise TooManyFailuresError(
+                    f"the first {ALIKE_FAILURES} choices could not be scored",
+                    why=result.error,
+                    fix=f"mend that, then: autocompress resume {self.store.paths.root}; the choice_scored "
+                    "events of the run have the traceback",
+                )
+            stage.update(len(found.damage), len(choices))
 
+        crash = read_crash(self.store.paths.crash)
+        if crash and todo:
+            died = todo.popleft()
+            result = Result(died.trial, False, error=f"{BROUGHT_DOWN}: {crash.splitlines()[0]}", detail=crash)
+            found.add(self._recorded(choices[died.trial], result))
         with self.console.stage("scoring choices", len(choices)) as stage:
             self.executor.run(lambda: todo.popleft() if todo else None, tell, lambda: False)
-        return {measure: {choice: found[choice][measure] for choice in choices} for measure in MEASURES}
+
+    def _recorded(self, choice: tuple[str, Option], result: Result) -> Mapping[str, Any]:
+        failure = {} if result.ok else {"reason": result.error, "detail": result.detail[-2000:]}
+        return self.store.append(
+            "choice_scored", site=choice[0], option=choice[1], damage=_finite(result),
+            seconds=result.seconds, **failure,
+        )  # fmt: skip
 
     def _rankings(self, scores: Mapping[str, Damage], images: int) -> list[Ranking]:
         """How well each measure ranks random candidates inside the budgets by their loss in one shot."""
@@ -122,6 +141,32 @@ class Scoring:
         with torch.inference_mode():
             self.workshop.teacher(images)
         return (time.perf_counter() - started) / len(images)
+
+
+class _Found:
+    """Scores so far. Those that failed in an earlier part of the run, but for one that brought its process
+    down, are forgotten, so that they are tried once more."""
+
+    def __init__(self, history: Sequence[Mapping[str, Any]]) -> None:
+        self.damage: dict[tuple[str, Option], Mapping[str, float]] = {}
+        self.seconds, self.count, self.failed = 0.0, 0, 0
+        for event in history:
+            if event["event"] == "choice_scored" and not _may_succeed(event):
+                self.add(event)
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        self.damage[event["site"], event["option"]] = event["damage"]
+        self.seconds += event["seconds"]
+        self.count += 1
+        self.failed += "reason" in event
+
+    @property
+    def by_measure(self) -> dict[str, Damage]:
+        return {name: {choice: one[name] for choice, one in self.damage.items()} for name in MEASURES}
+
+
+def _may_succeed(event: Mapping[str, Any]) -> bool:
+    return "reason" in event and not event["reason"].startswith(BROUGHT_DOWN)
 
 
 def _finite(result: Result) -> dict[str, float]:

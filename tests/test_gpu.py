@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from autocompress.campaign import _check_training
 from autocompress.data import Data, load_data
 from autocompress.distill.losses import FeatureLoss
 from autocompress.distill.speed import CPU, device_named, placed
 from autocompress.distill.train import distil
+from autocompress.errors import InputError
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
 from autocompress.quality.evaluate import evaluate
@@ -77,6 +80,15 @@ def test_without_a_gpu_it_is_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(Exception, match="GPU is not possible") as caught:
         device_named("cuda")
     assert "--train-on cpu" in str(caught.value)
+
+
+def test_workers_that_are_given_no_gpu_cannot_train_on_one():
+    asked = SimpleNamespace(workers=2, ray_address=None, gpus_per_trial=0.0, train_on="cuda")
+    with pytest.raises(InputError, match="workers are given none") as caught:
+        _check_training(asked)
+    assert "--gpus-per-trial" in str(caught.value)
+    _check_training(SimpleNamespace(**{**vars(asked), "gpus_per_trial": 0.5}))
+    _check_training(SimpleNamespace(**{**vars(asked), "train_on": "auto"}))
 
 
 @gpu

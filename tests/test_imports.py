@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,11 @@ def onnxruntime_dump(model: Path, folder: Path, runs: int = 20) -> Path:
     return Path(session.end_profiling())
 
 
+def _named(name: str, op: str) -> tuple[str, str]:
+    """Which of several layout changes gets a number behind its name differs from session to session."""
+    return re.sub(r"_token_\d+$", "", name), op
+
+
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_real_onnxruntime_profile(kit: Kit, tmp_path: Path, index: int):
     dump = onnxruntime_dump(model_of(kit, index), tmp_path)
@@ -77,7 +83,7 @@ def test_a_real_onnxruntime_profile(kit: Kit, tmp_path: Path, index: int):
     events = [event for event in json.loads(dump.read_text()) if event["cat"] == "Node"]
     assert {operator.count for operator in operators} == {20}
     theirs = get_runtime("onnxruntime").node_times(model_of(kit, index).read_bytes(), 1, 1)
-    assert [(one.name, one.op) for one in operators] == [(one.name, one.op) for one in theirs]
+    assert [_named(one.name, one.op) for one in operators] == [_named(one.name, one.op) for one in theirs]
     for operator in operators:
         times = sorted(event["dur"] for event in events if event["name"] == f"{operator.name}_kernel_time")
         assert operator.time_us == pytest.approx(sum(times[5:15]) / 10)

@@ -191,11 +191,11 @@ def test_timm_model_in_float_and_8_bits(name: str) -> None:
     x = torch.randn(3, 3, 64, 64)
     model = to_onnx(network, weights)
     check_model(model)
-    assert check_parity(module, runner(model), x, quantized=False).max_error < 1e-4
+    assert check_parity(module, runner(model), x, rounds=False).max_error < 1e-4
     in_8_bits = quantized(network, weights, x)
     model = to_onnx(in_8_bits, weights)
     check_model(model)
-    parity = check_parity(build(in_8_bits, weights), runner(model), x, quantized=True)
+    parity = check_parity(build(in_8_bits, weights), runner(model), x, rounds=True)
     assert parity.mean_error < 0.05
 
 
@@ -329,7 +329,7 @@ def test_linear_layers_on_sequences_run_as_integer_gemm(tmp_path: Path) -> None:
     model = to_onnx(one, weights)
     found = kernels(model, tmp_path)
     assert found["QGemm"] == 2 and found["QuantizeLinear"] == 2 and not found["DequantizeLinear"]
-    check_parity(build(one, weights), runner(model), x, quantized=True)
+    check_parity(build(one, weights), runner(model), x, rounds=True)
 
 
 def test_float_layer_between_8_bit_layers(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_float_layer_between_8_bit_layers(tmp_path: Path) -> None:
     model = to_onnx(one, weights)
     found = kernels(model, tmp_path)
     assert found["QLinearConv"] == 2 and found["Conv"] == 1
-    check_parity(build(one, weights), runner(model), x, quantized=True)
+    check_parity(build(one, weights), runner(model), x, rounds=True)
 
 
 @pytest.mark.skipif(not (DATA / "teachers/cifar_resnet.py").exists(), reason="needs the CIFAR teachers")
@@ -353,10 +353,10 @@ def test_cifar_resnet20(tmp_path: Path) -> None:
     network, weights = fold_batch_norms(*trace(teacher, (3, 32, 32)))
     assert weights is not None
     x = torch.randn(16, 3, 32, 32)
-    check_parity(teacher, runner(to_onnx(network, weights)), x, quantized=False)
+    check_parity(teacher, runner(to_onnx(network, weights)), x, rounds=False)
     one = quantized(network, weights, x)
     model = to_onnx(one, weights)
-    check_parity(build(one, weights), runner(model), x, quantized=True)
+    check_parity(build(one, weights), runner(model), x, rounds=True)
     assert len(model.SerializeToString()) < 300_000
     found = kernels(model, tmp_path)
     assert found["QLinearConv"] == 19 and found["QLinearAdd"] == 9 and found["QGemm"] == 1
@@ -391,19 +391,19 @@ def test_registry_refuses_duplicates() -> None:
 def test_parity_refuses_what_differs() -> None:
     x = torch.randn(8, 3)
     module = nn.Identity()
-    assert check_parity(module, lambda a: a, x, quantized=False).max_error == 0
+    assert check_parity(module, lambda a: a, x, rounds=False).max_error == 0
     with pytest.raises(StudentError, match="output range"):
-        check_parity(module, lambda a: a + 0.1, x, quantized=False)
-    assert check_parity(module, lambda a: a + 0.01, x, quantized=True).agreement == 1
+        check_parity(module, lambda a: a + 0.1, x, rounds=False)
+    assert check_parity(module, lambda a: a + 0.01, x, rounds=True).agreement == 1
     with pytest.raises(StudentError, match="on average"):
-        check_parity(module, lambda a: -a, x, quantized=True)
+        check_parity(module, lambda a: -a, x, rounds=True)
     nearly_equal = torch.tensor([[1.0, 0.9] + [-1.0] * 98] * 8)
     with pytest.raises(StudentError, match="best class"):
-        check_parity(module, lambda a: a[:, [1, 0, *range(2, 100)]], nearly_equal, quantized=True)
+        check_parity(module, lambda a: a[:, [1, 0, *range(2, 100)]], nearly_equal, rounds=True)
     with pytest.raises(StudentError, match="shape"):
-        check_parity(module, lambda a: a[:, :1], x, quantized=False)
+        check_parity(module, lambda a: a[:, :1], x, rounds=False)
     with pytest.raises(StudentError, match="finite"):
-        check_parity(module, lambda a: a / 0, x, quantized=False)
+        check_parity(module, lambda a: a / 0, x, rounds=False)
 
 
 def test_parity_by_hand() -> None:

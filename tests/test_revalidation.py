@@ -79,7 +79,8 @@ def test_an_update_replaces_the_validation_and_nothing_else(device: Path, made: 
     found = validate(device, made, update=True)
     after = load_profile(device)
     assert after.validation["networks"] == found["networks"]
-    assert after.validation["error95"] == found["error95"]
+    assert found["count"] < before.validation["count"]
+    assert after.validation["error95"] == max(found["error95"], before.validation["error95"])
     assert after.table.rows == before.table.rows
     assert after.fingerprint == before.fingerprint
 
@@ -89,10 +90,11 @@ def test_an_update_of_one_source_makes_the_totals_of_all(device: Path):
     first = {"count": 20, "mean_error": 0.02, "largest_error": 0.2, "within_5_percent": 0.9,
              "within_10_percent": 1.0, "rank_correlation": 0.9, "error95": 0.08}  # fmt: skip
     second = {**first, "count": 60, "mean_error": 0.04, "largest_error": 0.1, "error95": 0.05}
+    second["by_precision"] = {"int8": {"count": 60, "mean_error": 0.04}}
     merged = replace(
         profile,
         sources=(profile.sources[0], replace(profile.sources[0], network="another")),
-        validation={**first, "count": 80, "sources": [first, second], "networks": []},
+        validation={**first, "count": 80, "sources": [first, second], "unpredicted": ["another"]},
     )
     found = {**first, "count": 10, "mean_error": 0.01, "error95": 0.03, "source": 0, "networks": [],
              "measured_at": "now"}  # fmt: skip
@@ -102,6 +104,10 @@ def test_an_update_of_one_source_makes_the_totals_of_all(device: Path):
     assert after["largest_error"] == 0.2
     assert after["sources"][0]["error95"] == 0.08, "a check of fewer networks made the error smaller"
     assert after["error95"] == 0.08
+    assert after["by_precision"]["int8"]["count"] == 60
+    assert after["unpredicted"] == ["another"]
+    with pytest.raises(ProfileError, match="checked on no network"):
+        updated(device, merged, {**found, "count": 0, "error95": None})
 
 
 def test_another_seed_measures_other_networks(device: Path, made: Path):

@@ -13,6 +13,7 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate
 from autocompress.cost import CostModel
 from autocompress.data import load_data
+from autocompress.errors import TooManyFailuresError
 from autocompress.evaluation import InProcess, Task
 from autocompress.graph.trace import trace
 from autocompress.pricing import Pricer
@@ -21,7 +22,7 @@ from autocompress.quality.evaluator import SCORE, SCORE_REACH, Evaluator, import
 from autocompress.quality.one_shot import OneShot
 from autocompress.quality.scores import choices_to_score, score
 from autocompress.quality.student import Workshop
-from autocompress.run_store import RunStore, read_run
+from autocompress.run_store import RunPaths, RunStore, read_run
 from autocompress.scoring import Scoring
 from autocompress.solver import MOST_DAMAGE
 from autocompress.space import parse_space
@@ -40,16 +41,17 @@ def workshop() -> Workshop:
 class Bench:
     """Evaluates like a worker; notes what it was asked, and can fail or be brought down."""
 
-    def __init__(self, workshop: Workshop, folder: Path, fails_at: int = -1, killed_at: int = -1) -> None:
+    def __init__(self, workshop: Workshop, folder: Path, fails_at: int = -1, killed_at: int = -1,
+                 fails_from: int = 10_000) -> None:  # fmt: skip
         self.evaluate, self.asked = Evaluator(workshop, folder), list[Mapping[str, Any]]()
-        self.fails_at, self.killed_at = fails_at, killed_at
+        self.fails_at, self.killed_at, self.fails_from = fails_at, killed_at, fails_from
 
     def __call__(self, task: Task) -> Mapping[str, Any]:
         assert task.stage == SCORE
         if len(self.asked) == self.killed_at:
             raise KeyboardInterrupt
         self.asked.append(task.candidate)
-        if len(self.asked) - 1 == self.fails_at:
+        if len(self.asked) - 1 == self.fails_at or len(self.asked) > self.fails_from:
             raise MemoryError("no room")
         return self.evaluate(task)
 
@@ -76,6 +78,25 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(workshop: Workshop, tmp
     assert third.asked == []
     whole = score(OneShot(workshop, fit_images=256, reach=SCORE_REACH))
     assert found in [pytest.approx(damage) for damage in whole.values()]
+
+
+def test_a_choice_that_brought_the_process_down_is_not_tried_again(workshop: Workshop, tmp_path: Path):
+    choices = list(choices_to_score(workshop.bound))
+    with pytest.raises(KeyboardInterrupt):
+        scored(workshop, Bench(workshop, tmp_path, killed_at=2), tmp_path / "run")
+    RunPaths(tmp_path / "run").crash.write_text("Fatal Python error: Segmentation fault\n\nThread 1\n")
+    second = Bench(workshop, tmp_path)
+    found = scored(workshop, second, tmp_path / "run")
+    assert found[choices[2]] == MOST_DAMAGE
+    assert second.asked == [Candidate.of([choice]).to_json() for choice in choices[3:]]
+
+
+def test_scores_that_fail_from_the_start_end_the_run_and_are_tried_again(workshop: Workshop, tmp_path: Path):
+    with pytest.raises(TooManyFailuresError, match="first 3 choices") as caught:
+        scored(workshop, Bench(workshop, tmp_path, fails_from=0), tmp_path / "run")
+    assert "no room" in caught.value.why
+    found = scored(workshop, Bench(workshop, tmp_path), tmp_path / "run")
+    assert max(found.values()) < MOST_DAMAGE
 
 
 def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_path: Path):

@@ -22,14 +22,14 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 def device_named(name: str) -> torch.device:
     """`auto` is the GPU that torch sees, else the processor. Raises InputError for one that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "training on a GPU is not possible here",
             why="torch sees none",
             fix="install torch for CUDA, or train on the processor: --train-on cpu",
         )
-    return torch.device(name)
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else CPU
 
 
 @contextmanager

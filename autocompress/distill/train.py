@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -23,6 +24,7 @@ from autocompress.distill.speed import (
     layout_for,
     placed,
     uses_bfloat16,
+    without_tf32,
 )
 from autocompress.distill.teacher_outputs import TeacherOutputs
 from autocompress.errors import AutocompressError
@@ -99,7 +101,8 @@ def distil(
     """
     device = device_named(train_on)
     answers = TeacherOutputs(teacher) if isinstance(teacher, nn.Module) else teacher
-    with placed(student, device):
+    half = uses_bfloat16(precision, device)
+    with placed(student, device), nullcontext() if half else without_tf32(device):
         run = _Run(
             student=student,
             answers=answers,
@@ -107,7 +110,7 @@ def distil(
             loss=loss or (ClassLoss(temperature, alpha) if answers else label_loss),
             features=features,
             device=device,
-            bfloat16=uses_bfloat16(precision, device),
+            bfloat16=half,
             layout=layout_for(student, next(data.train.batches(2))[0].to(device)),
         )
         return _trained(

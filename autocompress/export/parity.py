@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from autocompress.errors import StudentError
 
 FLOAT_ERROR = 1e-3
-QUANTIZED_ERROR = 0.05
-QUANTIZED_AGREEMENT = 0.9
+ROUNDED_ERROR = 0.05
+ROUNDED_AGREEMENT = 0.9
 _TIE = 0.01
 
 Runner = Callable[[NDArray[np.float32]], NDArray[Any]]
@@ -40,7 +40,7 @@ class Parity:
 
 
 def check_parity(
-    module: nn.Module, run: Runner, batch: Tensor, *, quantized: bool, runtime_batch: int = 1
+    module: nn.Module, run: Runner, batch: Tensor, *, rounds: bool, runtime_batch: int = 1
 ) -> Parity:
     """Compares the module's outputs with the runtime's on the same examples.
 
@@ -48,12 +48,13 @@ def check_parity(
         module: in eval mode; computes with simulated quantization where the file has 8 bits.
         run: runs the exported file on a float32 array of `runtime_batch` examples.
         batch: examples `(N, …)`; a rest smaller than `runtime_batch` is left out.
-        quantized: whether the file has 8-bit operations. They may round a few values to the
-            neighbouring level, so means and best classes are compared; floats are compared closely.
+        rounds: whether the file has 8-bit operations, or the runtime computes in half precision. A few
+            values may be rounded to the neighbouring level then, so means and best classes are compared;
+            floats are compared closely.
 
     Raises:
         StudentError: the outputs differ in shape, are not finite, or differ by more than 0.1 % of
-            their range (quantized: by 5 % on average, or in the best class of over 10 %).
+            their range (with `rounds`: by 5 % on average, or in the best class of over 10 %).
     """
     count = len(batch) // runtime_batch * runtime_batch
     if count == 0:
@@ -64,7 +65,7 @@ def check_parity(
     pieces = [run(piece.contiguous().numpy()) for piece in inputs.split(runtime_batch)]
     actual = np.concatenate(pieces).astype(np.float64)
     parity = compare(expected, actual)
-    reason = _failure(parity, quantized)
+    reason = _failure(parity, rounds)
     if reason:
         raise StudentError(
             "the exported file computes something else than the model",
@@ -113,12 +114,12 @@ def _agreement(expected: NDArray[np.float64], actual: NDArray[np.float64], tie: 
     return float((chosen >= expected.max(axis=1) - tie).mean())
 
 
-def _failure(parity: Parity, quantized: bool) -> str:
-    if not quantized:
+def _failure(parity: Parity, rounds: bool) -> str:
+    if not rounds:
         too_far = parity.max_error > FLOAT_ERROR
         return f"they differ by {parity.max_error:.2%} of the output range" if too_far else ""
-    if parity.mean_error > QUANTIZED_ERROR:
+    if parity.mean_error > ROUNDED_ERROR:
         return f"they differ by {parity.mean_error:.1%} of the output range on average"
-    if parity.agreement < QUANTIZED_AGREEMENT:
+    if parity.agreement < ROUNDED_AGREEMENT:
         return f"the best class is the same for only {parity.agreement:.0%} of the examples"
     return ""

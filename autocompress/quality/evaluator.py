@@ -59,6 +59,7 @@ class Evaluator:
         candidate = Candidate.of(task.candidate)
         if task.stage == SCORE:
             return self._score(candidate, task.payload)
+        self._scorers.clear()
         if task.stage == FINAL:
             return self._final(candidate, task.payload)
         if task.stage == PROMOTION:

@@ -54,7 +54,8 @@ class Session(Protocol):
 class Runtime(Protocol):
     """`package` is the distribution whose version counts, `precisions` what it computes in by
     kernels of that precision: networks of others are not profiled with it. `opaque` says why its
-    operations cannot be timed one by one, empty where they can."""
+    operations cannot be timed one by one, empty where they can; `rounds` whether it computes in less
+    than float32 what a file has in floats."""
 
     @property
     def name(self) -> str: ...
@@ -67,6 +68,9 @@ class Runtime(Protocol):
 
     @property
     def opaque(self) -> str: ...
+
+    @property
+    def rounds(self) -> bool: ...
 
     def available(self) -> str:
         """Empty where the runtime can be used, else why not and what to install."""

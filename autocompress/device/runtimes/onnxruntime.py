@@ -60,6 +60,7 @@ class OnnxRuntime:
     precisions: tuple[str, ...]
     opaque: str = ""
     package: str = "onnxruntime"
+    rounds: bool = False
 
     def available(self) -> str:
         if self.provider == _CPU:

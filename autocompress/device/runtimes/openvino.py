@@ -67,6 +67,7 @@ class OpenVino:
     package = "openvino"
     precisions = ("fp32", "int8")
     opaque = ""
+    rounds = False
 
     def available(self) -> str:
         return not_installed("openvino", "openvino")

@@ -66,6 +66,7 @@ class TorchRuntime:
     compiles: bool = False
     package: str = "torch"
     precisions: tuple[str, ...] = ("fp32",)
+    rounds: bool = False
 
     @property
     def opaque(self) -> str:

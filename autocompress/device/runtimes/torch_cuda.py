@@ -61,7 +61,7 @@ class TorchCudaRuntime:
             "intra_op_threads": threads,
             "computes_in": self.number_format,
             "tf32": False,
-            "memory_format": "contiguous" if self._exact else "channels last",
+            "memory_format": "contiguous" if not self.rounds else "channels last",
             "launch": "CUDA graph",
         }
 
@@ -90,8 +90,8 @@ class TorchCudaRuntime:
         return b""
 
     @property
-    def _exact(self) -> bool:
-        return self.number_format == "float32"
+    def rounds(self) -> bool:
+        return self.number_format != "float32"
 
     def _graph(self, model: bytes | Path) -> TorchGraph:
         data = model_bytes(model, self.name)
@@ -101,7 +101,7 @@ class TorchCudaRuntime:
 
         graph = torch_graph(data, self.name)
         graph.module.to("cuda", getattr(torch, self.number_format))
-        if not self._exact:
+        if self.rounds:
             graph.module.to(memory_format=torch.channels_last)
         return graph
 
@@ -109,7 +109,7 @@ class TorchCudaRuntime:
         import torch
 
         x = torch.from_numpy(inputs).to("cuda", getattr(torch, self.number_format))
-        channels_last = x.ndim == 4 and not self._exact
+        channels_last = x.ndim == 4 and self.rounds
         return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
