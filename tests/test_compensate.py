@@ -74,6 +74,14 @@ def test_rows_times_weight_is_what_the_layer_computes(name: str, limit: int) -> 
     np.testing.assert_allclose(moments.second, second, rtol=1e-3, atol=1e-5)
 
 
+def test_least_squares_of_fewer_rows_than_unknowns() -> None:
+    """Both ways to the solution, by the smaller and by the larger matrix."""
+    rows, error = torch.randn(40, 2, 90), torch.randn(40, 2, 3)
+    found = least_squares(rows, error, 0.1)
+    twice = least_squares(rows.repeat(3, 1, 1), error.repeat(3, 1, 1), 0.1)
+    torch.testing.assert_close(found, twice, rtol=1e-3, atol=1e-5)
+
+
 def test_least_squares_against_numpy() -> None:
     rows, error = torch.randn(200, 2, 5), torch.randn(200, 2, 3)
     free = least_squares(rows, error, 0.0)

@@ -18,7 +18,7 @@ from autocompress.evaluation import InProcess, Task
 from autocompress.graph.trace import trace
 from autocompress.pricing import Pricer
 from autocompress.progress import Console
-from autocompress.quality.evaluator import SCORE, SCORE_REACH, Evaluator, importances
+from autocompress.quality.evaluator import SCORE, SCORE_ROWS, Evaluator, importances
 from autocompress.quality.one_shot import OneShot
 from autocompress.quality.scores import choices_to_score, score
 from autocompress.quality.student import Workshop
@@ -76,7 +76,7 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(workshop: Workshop, tmp
     third = Bench(workshop, tmp_path)
     assert scored(workshop, third, tmp_path / "run") == found
     assert third.asked == []
-    whole = score(OneShot(workshop, fit_images=256, reach=SCORE_REACH))
+    whole = score(OneShot(workshop, fit_images=256, fit_rows=SCORE_ROWS))
     assert found in [pytest.approx(damage) for damage in whole.values()]
 
 

@@ -206,11 +206,17 @@ def least_squares(rows: Tensor, error: Tensor, ridge: float) -> Tensor:
     `SINGLE_RIDGE`, which is enough for it, else in double.
     """
     x, y = rows.permute(1, 0, 2), error.permute(1, 0, 2)
-    gram, moment = x.mT @ x, x.mT @ y
-    mean_square = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-    gram.diagonal(dim1=1, dim2=2).add_((ridge * mean_square)[:, None])
+    penalty = ridge * (x.square().sum((1, 2)) / x.shape[-1]).clamp_min(1e-12)
+    if x.shape[1] < x.shape[2]:  # By the matrix of the rows, which is the smaller one: the same solution.
+        return _solved(x @ x.mT, y, penalty, ridge).mT @ x
+    return _solved(x.mT @ x, x.mT @ y, penalty, ridge).mT
+
+
+def _solved(gram: Tensor, right: Tensor, penalty: Tensor, ridge: float) -> Tensor:
+    """(gram + penalty · 1)⁻¹ · right for each group; changes `gram`."""
+    gram.diagonal(dim1=1, dim2=2).add_(penalty[:, None])
     if ridge >= SINGLE_RIDGE:
         factor, info = torch.linalg.cholesky_ex(gram)
         if not info.any():
-            return torch.cholesky_solve(moment, factor).mT
-    return torch.linalg.solve(gram.double(), moment.double()).mT.to(rows.dtype)
+            return torch.cholesky_solve(right, factor)
+    return torch.linalg.solve(gram.double(), right.double()).to(right.dtype)

@@ -41,8 +41,8 @@ _NETWORK, _WEIGHTS = "network.json", "weights.safetensors"
 RUNGS = "rungs"
 """Folder of the checkpoints, beside those of the distilled students."""
 _EPOCHS = "epochs of the checkpoint"
-SCORE_REACH = 4
-"""Layers that are fitted behind a choice that is scored: a third of the time of fitting all."""
+SCORE_ROWS = 1024
+"""Places that layers are fitted at behind a choice that is scored: more rank candidates no better."""
 
 
 class Evaluator:
@@ -69,7 +69,7 @@ class Evaluator:
     def _score(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         images = int(payload["images"])
         if images not in self._scorers:
-            self._scorers[images] = Scorer(OneShot(self.workshop, fit_images=images, reach=SCORE_REACH))
+            self._scorers[images] = Scorer(OneShot(self.workshop, fit_images=images, fit_rows=SCORE_ROWS))
         return self._scorers[images](candidate)
 
     def _trial(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:

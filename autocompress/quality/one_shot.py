@@ -84,9 +84,9 @@ class OneShot:
     """Evaluates candidates of a workshop. One per process.
 
     `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to (fewer
-    where values are large, see `batch_that_fits`, and so with `batch`); `reach` is how many layers are fitted
-    behind each change, all by default; `maximum_bytes` what is kept of shared blocks, 0 for nothing.
-    A race is looked at after `batch` images, and then whenever their number has doubled.
+    where values are large, see `batch_that_fits`, and so with `batch`), `fit_rows` the places of them that a
+    layer is fitted at; `maximum_bytes` what is kept of shared blocks, 0 for nothing. A race is looked at
+    after `batch` images, and then whenever their number has doubled.
     """
 
     workshop: Workshop
@@ -94,7 +94,7 @@ class OneShot:
     maximum_bytes: int = PREFIX_BYTES
     fit_images: int = FIT_IMAGES
     batch: int = BATCH
-    reach: int | None = None
+    fit_rows: int = FIT_ROWS
     _targets: dict[str, Tensor] = field(default_factory=dict, init=False)
     _correct: dict[str, Correct] = field(default_factory=dict, init=False)
 
@@ -176,7 +176,7 @@ class OneShot:
         """Places that a layer is fitted at; what the teacher computes there is kept for all layers."""
         network = self.workshop.teacher.source_network
         channels = sum(network.params[node.params[0]].shape[0] for node in solvable_layers(network))
-        return max(FEWEST_ROWS, min(FIT_ROWS, TARGET_BYTES // (4 * max(1, channels))))
+        return max(FEWEST_ROWS, min(self.fit_rows, TARGET_BYTES // (4 * max(1, channels))))
 
     def outputs(self, student: GraphModule, batches: Iterable[Tensor], of: str) -> Iterator[Tensor]:
         """What a student computes for one batch of images after the other, `(N, classes)` float32.
@@ -213,8 +213,6 @@ class OneShot:
         network, teacher = module.source_network, self.workshop.teacher
         changed = changed_values(network, teacher.source_network)
         layers = {node.name for node in changed_layers(network, teacher.source_network, kept)} - fixed
-        if self.reach is not None:
-            layers = _behind_changes(network, teacher.source_network, layers, self.reach)
         sources = _sources_of_ranges(network)
         if not changed and not sources:
             return {}
@@ -288,20 +286,6 @@ class _Seen:
     @property
     def loss(self) -> float:
         return self.losses / self.count
-
-
-def _behind_changes(network: Network, teacher: Network, layers: set[str], reach: int) -> set[str]:
-    """Of the layers, the first so many after every node that is not the teacher's own."""
-    found, left = set(), 0
-    for node in network.nodes:
-        old = teacher.by_name.get(node.name)
-        same = old is not None and node.but(bits=old.bits) == old
-        if not same or any(network.params[name] != teacher.params[name] for name in node.params):
-            left = reach
-        if node.name in layers and left:
-            found.add(node.name)
-            left -= 1
-    return found
 
 
 def _sources_of_ranges(network: Network) -> dict[str, str]:
