@@ -118,7 +118,7 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
         model = to_onnx(*student)
         check_model(model)
         session = get_runtime("onnxruntime").load(model.SerializeToString(), 1)
-        check_parity(build(*student), session.run, images, quantized=precision != "fp32")
+        check_parity(build(*student), session.run, images, rounds=precision != "fp32")
         save_student(
             tmp_path / precision,
             network=student[0],
@@ -134,7 +134,7 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
         assert sum(stored[param].nbytes for param in counted) == weight_bytes(priced)
         loaded = load_student(tmp_path / precision)
         assert loaded.source_network == student[0]
-        check_parity(loaded, session.run, images, quantized=precision != "fp32")
+        check_parity(loaded, session.run, images, rounds=precision != "fp32")
     assert all(np.array_equal(before[param], value) for param, value in weights.items())
 
 

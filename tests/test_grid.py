@@ -195,7 +195,7 @@ def test_student_computes_the_same_as_a_file_and_from_every_file(form: str, tmp_
     module = build(shipped, values)
     model = to_onnx(shipped, values)
     session = get_runtime("onnxruntime").load(model.SerializeToString(), 1)
-    check_parity(module, session.run, images, quantized=True)
+    check_parity(module, session.run, images, rounds=True)
     save_student(
         tmp_path / "s",
         network=shipped,
