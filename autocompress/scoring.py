@@ -72,8 +72,8 @@ class Scoring:
             rankings=[asdict(ranking) for ranking in rankings],
         )
         failed = f", {found.failed} of which failed" if found.failed else ""
-        text = f"scored {len(damage)} choices in {found.seconds:.0f} s on {images} images each{failed}"
-        text += f"; {described(rankings)}"
+        text = f"scored {len(damage)} choices in {found.seconds:.0f} s of work"
+        text += f" on {images} images each{failed}; {described(rankings)}"
         self.store.append("decision", text=text)
         self.console.say(text)
         return damage
