@@ -152,6 +152,14 @@ def _crashes_noted(file: Path | None) -> Iterator[None]:
             file.unlink()
 
 
+BROUGHT_DOWN = "it brought the process down"
+
+
+def brought_down(crash: str) -> str:
+    """The reason for what was under way in a crash, as of `read_crash`."""
+    return f"{BROUGHT_DOWN}: {crash.splitlines()[0]}"
+
+
 def read_crash(file: Path) -> str:
     """What an `InProcess` executor that was brought down left behind, and forgets it; empty if nothing."""
     if not file.is_file():

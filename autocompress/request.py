@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autocompress.budgets import Budgets
-from autocompress.device.doctor import machine
+from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile, load_profile
-from autocompress.device.runtimes import get_runtime
 from autocompress.errors import InputError, RunError
 from autocompress.promotion import PATIENCE, Plan
 from autocompress.run_store import check_available, read_run
@@ -71,13 +70,12 @@ class Request:
         )
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Raises InputError for numbers, a run folder, a device profile that cannot be used."""
+        """Raises InputError for numbers, a run folder or a device profile that cannot be used."""
         for name in ("trials", "students", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}", fix="give 1 or more")
         check_available(self.run, resume=resume, overwrite=overwrite)
-        runtime = get_runtime(self.profile.runtime)
-        self.profile.check_here({**machine(), **runtime.describe(self.profile.threads)})
+        self.profile.check_here(device_description(self.profile.runtime, self.profile.threads))
 
 
 RECORDED = tuple(

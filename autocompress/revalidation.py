@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.cost import CostModel
-from autocompress.device.doctor import device_description, machine
+from autocompress.device.doctor import device_description
 from autocompress.device.fitting import summary, without_drift
 from autocompress.device.measure import machine_lock
 from autocompress.device.measurements import FILE, Measurements, Timed
@@ -50,7 +50,7 @@ def validate_profile(
     if networks < FEWEST_NETWORKS:
         raise ProfileError(f"{networks} networks are too few", fix=f"give {FEWEST_NETWORKS} or more")
     runtime = get_runtime(profile.runtime)
-    profile.check_here({**machine(), **runtime.describe(profile.threads)})
+    profile.check_here(device_description(profile.runtime, profile.threads))
     source = _source(profile, teacher)
     loaded = _space(profile, source, space)
     size = input_size if data is not None or source is None else input_size or _side(source)

@@ -15,7 +15,7 @@ import torch
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
 from autocompress.errors import TooManyFailuresError
-from autocompress.evaluation import Executor, Result, Task, read_crash
+from autocompress.evaluation import BROUGHT_DOWN, Executor, Result, Task, brought_down, read_crash
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.quality.evaluator import SCORE
@@ -35,7 +35,6 @@ PROBES, PROBE_IMAGES = 16, 256
 ALIKE_FAILURES = 3
 LENGTH = 10.0
 """Of a task: the first of a process also reads the data and runs the teacher."""
-BROUGHT_DOWN = "it brought the process down"
 
 
 @dataclass
@@ -90,7 +89,7 @@ class Scoring:
 
         def tell(result: Result) -> None:
             found.add(self._recorded(choices[result.trial], result))
-            if found.failed == found.count == ALIKE_FAILURES:
+            if found.failed == len(found.damage) == ALIKE_FAILURES:
                 raise TooManyFailuresError(
                     f"the first {ALIKE_FAILURES} choices could not be scored",
                     why=result.error,
@@ -102,7 +101,7 @@ class Scoring:
         crash = read_crash(self.store.paths.crash)
         if crash and todo:
             died = todo.popleft()
-            result = Result(died.trial, False, error=f"{BROUGHT_DOWN}: {crash.splitlines()[0]}", detail=crash)
+            result = Result(died.trial, False, error=brought_down(crash), detail=crash)
             found.add(self._recorded(choices[died.trial], result))
         with self.console.stage("scoring choices", len(choices)) as stage:
             self.executor.run(lambda: todo.popleft() if todo else None, tell, lambda: False)
@@ -149,7 +148,7 @@ class _Found:
 
     def __init__(self, history: Sequence[Mapping[str, Any]]) -> None:
         self.damage: dict[tuple[str, Option], Mapping[str, float]] = {}
-        self.seconds, self.count, self.failed = 0.0, 0, 0
+        self.seconds, self.failed = 0.0, 0
         for event in history:
             if event["event"] == "choice_scored" and not _may_succeed(event):
                 self.add(event)
@@ -157,7 +156,6 @@ class _Found:
     def add(self, event: Mapping[str, Any]) -> None:
         self.damage[event["site"], event["option"]] = event["damage"]
         self.seconds += event["seconds"]
-        self.count += 1
         self.failed += "reason" in event
 
     @property

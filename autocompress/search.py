@@ -26,7 +26,7 @@ from autocompress.certified import Certified, Certify
 from autocompress.device.statistics import rank_correlation
 from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError, TooManyFailuresError
-from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, read_crash
+from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, brought_down, read_crash
 from autocompress.pareto import hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
@@ -143,7 +143,7 @@ class Search:
         event = self.store.append(
             "trial_failed", trial=number, candidate=candidate.key, choices=candidate.to_json(),
             predicted=self.pricer.price(candidate).to_json(),
-            reason=f"it brought the process down: {crash.splitlines()[0]}", detail=crash[-2000:],
+            reason=brought_down(crash), detail=crash[-2000:],
         )  # fmt: skip
         return self._remember(event)
 

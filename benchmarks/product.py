@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joint_space import PROFILE, evenly
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate
@@ -44,7 +45,6 @@ from autocompress.samplers import proposer
 from autocompress.solver import Solver
 from autocompress.space import load_space
 
-PROFILE = "epyc-zen5-onnxruntime-1-thread"
 SHARES = (0.30, 0.215, 0.15)
 HEADROOM = 0.985
 """Of the limit, so that what is measured keeps it too."""
@@ -182,8 +182,7 @@ class Bench:
         if method == EVENLY:
             sites = [site for site in self.bound.of_kind("block") if "drop" in site.options]
             for count in range(len(sites) + 1):
-                places = [int((index + 0.5) * len(sites) / count) for index in range(count)]
-                yield Candidate.of({**low, **{sites[place].name: "drop" for place in places}})
+                yield Candidate.of({**low, **{site.name: "drop" for site in evenly(sites, count)}})
             return
         widths = self.bound.of_kind("width")
         for share in sorted({option for site in widths for option in site.options}, reverse=True):

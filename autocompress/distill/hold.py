@@ -62,9 +62,9 @@ def hold_zeros(student: GraphModule, masks: Mapping[str, NDArray[np.bool_]]) -> 
     handles = []
     for name, mask in masks.items():
         parameter = student.tensor_named(name)
-        kept = torch.from_numpy(np.ascontiguousarray(mask))
+        kept = torch.from_numpy(np.ascontiguousarray(mask)).to(parameter.device)
         with torch.no_grad():
-            parameter.mul_(kept.to(parameter.device))
+            parameter.mul_(kept)
         handles.append(parameter.register_hook(_masked(kept)))
     return Held(handles)
 
@@ -82,8 +82,8 @@ def hold_shared(student: GraphModule, indices: Mapping[str, NDArray[np.integer[A
         parameter = student.tensor_named(name)
         flat = torch.from_numpy(np.ascontiguousarray(groups).astype(np.int64).ravel())
         roots = torch.bincount(flat).clamp_min(1).to(parameter.dtype).sqrt()
-        fixed = parameter.detach().cpu() == 0
-        handles.append(parameter.register_hook(_pooled(flat, roots, fixed)))
+        flat, roots = flat.to(parameter.device), roots.to(parameter.device)
+        handles.append(parameter.register_hook(_pooled(flat, roots, parameter.detach() == 0)))
     return Held(handles, lambda: _equalise(student, indices))
 
 

@@ -90,7 +90,8 @@ class Thinner:
             for name, found in self.scores().items():
                 self._pressures[name].release()
                 kept = torch.from_numpy(self._chosen[name][1](found))
-                self._masks[name] = _broadcast(kept, self._tensors[name]).float()
+                tensor = self._tensors[name]
+                self._masks[name] = _broadcast(kept, tensor).float().to(tensor.device)
         with torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.mul_(self._masks[name].to(tensor.device))

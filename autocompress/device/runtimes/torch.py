@@ -103,11 +103,9 @@ class TorchRuntime:
         session = TorchSession(calls.run, graph.input_shape, threads)
         for _ in range(WARM_UP_RUNS + repeats):
             session.run_once()
-        times: dict[str, float] = {}
-        for call, values in calls.times_us().items():
-            origin = graph.origins[call]
-            times[origin] = times.get(origin, 0.0) + middle_mean(values[-repeats:])
-        return [NodeTime(name, graph.operators[name], us, (name,)) for name, us in times.items()]
+        return graph.node_times(
+            {call: middle_mean(values[-repeats:]) for call, values in calls.times_us().items()}
+        )
 
     def optimized(self, model: bytes, threads: int) -> bytes:
         """Torch has no such file; the times name their origins."""

@@ -78,11 +78,7 @@ class TorchCudaRuntime:
         del threads
         graph = self._graph(model)
         calls = _timed_calls(graph.module, math.ceil(repeats / _REPEATS))
-        times: dict[str, float] = {}
-        for call, us in calls(self._laid_out(random_input(graph.input_shape))).items():
-            origin = graph.origins[call]
-            times[origin] = times.get(origin, 0.0) + us
-        return [NodeTime(name, graph.operators[name], us, (name,)) for name, us in times.items()]
+        return graph.node_times(calls(self._laid_out(random_input(graph.input_shape))))
 
     def optimized(self, model: bytes, threads: int) -> bytes:
         """Torch has no such file; the times name their origins."""

@@ -6,7 +6,7 @@ hand. Each torch call remembers the ONNX node that it was made for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import fx
 
-from autocompress.device.runtimes import torch_shapes  # noqa: F401  (it registers its operators)
+from autocompress.device.runtimes import NodeTime, torch_shapes  # noqa: F401  (it registers its operators)
 from autocompress.device.runtimes.torch_operators import OPERATORS
 from autocompress.errors import InputError
 
@@ -32,6 +32,14 @@ class TorchGraph:
     origins: dict[str, str]
     operators: dict[str, str]
     input_shape: tuple[int, ...]
+
+    def node_times(self, call_us: Mapping[str, float]) -> list[NodeTime]:
+        """Times of the module's calls → those of the ONNX nodes that they carry out."""
+        times: dict[str, float] = {}
+        for call, us in call_us.items():
+            origin = self.origins[call]
+            times[origin] = times.get(origin, 0.0) + us
+        return [NodeTime(name, self.operators[name], us, (name,)) for name, us in times.items()]
 
 
 def torch_graph(model: bytes, runtime: str) -> TorchGraph:
