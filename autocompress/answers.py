@@ -23,7 +23,7 @@ from autocompress.network import from_json
 from autocompress.pareto import NAMES
 from autocompress.pricing import Pricer, Repairer
 from autocompress.run_store import RunRecord, read_run
-from autocompress.solver import Solver
+from autocompress.solver import Pairs, Solver, pairs_of_rows
 from autocompress.space import parse_space
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import BoundSpace, bind
@@ -81,7 +81,7 @@ class Answers:
         found = kernels(deployed(apply(bound, None, Candidate())[0])[0], profile.layouts)
         teacher = str(record.config["identity"]["teacher"])
         view = profile.for_network(network.input_shape, space.fingerprint, teacher, found)
-        solver = Solver(Pricer(bound, CostModel(view)), damage, table)
+        solver = Solver(Pricer(bound, CostModel(view)), damage, table, _pairs(record))
         return cls(str(run), solver, Limits.from_json(record.limits))
 
     def solve(
@@ -136,6 +136,11 @@ def _scores(record: RunRecord) -> dict[tuple[str, Option], float]:
             fix=f"go on with it: autocompress resume {record.paths.root}",
         )
     return {(name, option): value for name, option, value in scored["damage"]}
+
+
+def _pairs(record: RunRecord) -> Pairs:
+    event = next((event for event in record.events if event["event"] == "pairs_scored"), {"pairs": ()})
+    return pairs_of_rows(event["pairs"])
 
 
 def _priced_choices(record: RunRecord) -> EffectTable | None:

@@ -25,7 +25,7 @@ from autocompress.export.package import coded_again, load_student, packed_size, 
 from autocompress.graph.module import build
 from autocompress.pareto import Front, front_of
 from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
-from autocompress.pricing import Pricer, Repairer
+from autocompress.pricing import Damage, Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.promotion import scaled
 from autocompress.quality.evaluator import RUNGS, Evaluator, discard, importances, save_teacher
@@ -36,6 +36,7 @@ from autocompress.request import RECORDED, Request
 from autocompress.run_store import RunPaths, RunStore, environment_record, read_run
 from autocompress.scoring import Scoring
 from autocompress.search import Search
+from autocompress.solver import Pairs
 from autocompress.transforms.rank_start import rank_starts
 from autocompress.workers import executor
 
@@ -148,8 +149,10 @@ class _Campaign:
         evaluator = self._evaluator(workshop)
         runner = self._executor(evaluator, workshop)
         try:
-            damage = self._scoring(workshop, limits, runner).damage(self.history)
-            search = self._search(started, limits, teacher, damage, runner)
+            scoring = self._scoring(workshop, limits, runner)
+            damage = scoring.damage(self.history)
+            pairs = scoring.pairs(self.history, damage)
+            search = self._search(started, limits, teacher, damage, pairs, runner)
             if evaluator is not None:
                 evaluator.progress, evaluator.stop = search.show_step, search.stopped
             search.run(self.history)
@@ -175,7 +178,8 @@ class _Campaign:
         started: float,
         limits: Limits,
         teacher: Mapping[str, Any],
-        damage: Mapping[tuple[str, Any], float],
+        damage: Damage,
+        pairs: Pairs,
         runner: Executor,
     ) -> Search:
         steps = len(self.data.train.order(self.request.batch_size, False, 0, True))
@@ -193,6 +197,7 @@ class _Campaign:
             distilled_folder=self.paths.distilled,
             console=self.console,
             starts=rank_starts(self.bound, self.prepared.opened.weights),
+            pairs=pairs,
         )
 
     def _teacher(self) -> tuple[Limits, Mapping[str, Any]]:

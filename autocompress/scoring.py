@@ -1,13 +1,17 @@
-"""The scores of a search: each single choice is a task of the executor, recorded as soon as it is known."""
+"""The scores of a search: each single choice is a task of the executor, recorded as soon as it is known.
+
+So are pairs of choices, where the solver's answer hurts much more or less than the sum of its choices.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +19,7 @@ import torch
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
 from autocompress.errors import TooManyFailuresError
-from autocompress.evaluation import BROUGHT_DOWN, Executor, Result, Task, brought_down, read_crash
+from autocompress.evaluation import BROUGHT_DOWN, Executor, Result, Task, Tell, brought_down, read_crash
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.quality.evaluator import SCORE
@@ -23,7 +27,7 @@ from autocompress.quality.one_shot import OneShot
 from autocompress.quality.scores import MEASURES, Damage, Ranking, choices_to_score, described, ranked
 from autocompress.quality.student import Workshop
 from autocompress.run_store import RunStore
-from autocompress.solver import MOST_DAMAGE, Solver
+from autocompress.solver import MOST_DAMAGE, Pairs, Solver, pairs_of_rows
 from autocompress.transforms.sampling import random_candidate
 
 SCORE_MACS = 2e13
@@ -32,7 +36,15 @@ SCORE_SHARE = 0.15
 """Of the time limit, where there is one."""
 TIMED_IMAGES = 32
 PROBES, PROBE_IMAGES = 16, 256
+PAIR_ROUNDS = 3
+NOT_ADDITIVE = 0.25
+"""An answer whose damage differs from what is expected by more than this share has its pairs scored."""
+COUNTING_TERM = 0.02
+"""Of an answer's damage: what pairs add or take that is less does not count."""
+CHOICES_A_PAIR = 8
+"""Pairs of a round: at most one for so many choices that were scored, and those of four choices at least."""
 ALIKE_FAILURES = 3
+Pair = tuple[tuple[str, Option], tuple[str, Option]]
 LENGTH = 10.0
 """Of a task: the first of a process also reads the data and runs the teacher."""
 
@@ -49,20 +61,24 @@ class Scoring:
     console: Console
     seed: int = 0
     time_limit_s: float | None = None
+    measure: str = field(init=False, default="")
+    images: int = field(init=False, default=0)
+    """For each score; known once `damage` has answered, as is the measure."""
 
     def damage(self, history: Sequence[Mapping[str, Any]]) -> Damage:
         """By the measure that ranks joint candidates best. What `history` has is not computed again."""
         known = next((event for event in history if event["event"] == "scored"), None)
-        if known is not None:
-            return {(name, option): value for name, option, value in known["damage"]}
         begun = next((event for event in history if event["event"] == "scoring_started"), None)
-        images = self._images() if begun is None else int(begun["images"])
+        images = self.images = self._images() if begun is None else int(begun["images"])
+        if known is not None:
+            self.measure = known["measure"]
+            return {(name, option): value for name, option, value in known["damage"]}
         if begun is None:
             self.store.append("scoring_started", images=images)
         found = _Found(history)
         self._score(found, images)
         rankings = self._rankings(found.by_measure, images)
-        best = rankings[0].measure
+        best = self.measure = rankings[0].measure
         damage = found.by_measure[best]
         self.store.append(
             "scored",
@@ -72,20 +88,48 @@ class Scoring:
         )
         failed = f", {found.failed} of which failed" if found.failed else ""
         text = f"scored {len(damage)} choices in {found.seconds:.0f} s of work"
-        text += f" on {images} images each{failed}; {described(rankings)}"
+        self._say(f"{text} on {images} images each{failed}; {described(rankings)}")
+        return damage
+
+    def pairs(self, history: Sequence[Mapping[str, Any]], damage: Damage) -> Pairs:
+        """What pairs of choices hurt beyond their sum; empty where the solver's answer shows that sums will
+        do. Each round scores the pairs of the answer's worst choices and solves again."""
+        known = next((event for event in history if event["event"] == "pairs_scored"), None)
+        if known is not None:
+            return pairs_of_rows(known["pairs"])
+        joint = _Joint(self, history)
+        solver = Solver(self.pricer, damage)
+        tried: set[Pair] = set()
+        for _ in range(PAIR_ROUNDS):
+            answer = solver.solve(self.limits, rebase=False)
+            if answer is None or len(answer.choices) < 2:
+                break
+            (hurts,) = joint.damage([answer])
+            expected = solver.harm(answer)
+            is_additive = abs(hurts - expected) <= NOT_ADDITIVE * max(expected, hurts)
+            what = f"the solver's answer hurts {hurts:.3g}, the sum of its choices says {expected:.3g}"
+            new = [] if is_additive else _worst_pairs(answer, damage, tried)
+            if not new:
+                self._say(f"{what}: {'sums will do' if is_additive else 'all its pairs are known'}")
+                break
+            tried.update(new)
+            together = joint.damage(Candidate.of(pair) for pair in new)
+            terms = {pair: both - sum(damage[choice] for choice in pair)
+                     for pair, both in zip(new, together, strict=True)}  # fmt: skip
+            counting = {pair: term for pair, term in terms.items() if abs(term) > COUNTING_TERM * hurts}
+            solver.pairs = {**solver.pairs, **counting}
+            self._say(f"{what}; pairs of them that were scored: {len(new)}, that count: {len(counting)}")
+        rows = [[*one, *other, term] for (one, other), term in solver.pairs.items()]
+        self.store.append("pairs_scored", pairs=rows)
+        return solver.pairs
+
+    def _say(self, text: str) -> None:
         self.store.append("decision", text=text)
         self.console.say(text)
-        return damage
 
     def _score(self, found: _Found, images: int) -> None:
         """Computes what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
         choices = list(choices_to_score(self.workshop.bound))
-        payload = {"images": images}
-        todo = deque(
-            Task(number, Candidate.of([choice]).to_json(), SCORE, payload, LENGTH)
-            for number, choice in enumerate(choices)
-            if choice not in found.damage
-        )
 
         def tell(result: Result) -> None:
             found.add(self._recorded(choices[result.trial], result))
@@ -96,21 +140,41 @@ class Scoring:
                     fix=f"mend that, then: autocompress resume {self.store.paths.root}; the choice_scored "
                     "events of the run have the traceback",
                 )
-            stage.update(len(found.damage), len(choices))
 
-        crash = read_crash(self.store.paths.crash)
-        if crash and todo:
-            died = todo.popleft()
-            result = Result(died.trial, False, error=brought_down(crash), detail=crash)
-            found.add(self._recorded(choices[died.trial], result))
-        with self.console.stage("scoring choices", len(choices)) as stage:
-            self.executor.run(lambda: todo.popleft() if todo else None, tell, lambda: False)
+        todo = {
+            number: Candidate.of([choice])
+            for number, choice in enumerate(choices)
+            if choice not in found.damage
+        }
+        self._run("scoring choices", todo, images, tell, len(choices))
+
+    def _run(
+        self, label: str, candidates: Mapping[int, Candidate], images: int, tell: Tell, total: int
+    ) -> None:
+        """Scores candidates by their numbers. What brought the last process down is told as failed."""
+        payload = {"images": images}
+        todo = deque(
+            Task(number, candidate.to_json(), SCORE, payload, LENGTH)
+            for number, candidate in candidates.items()
+        )
+        crash = read_crash(self.store.paths.crash) if todo else ""
+        if crash:
+            tell(Result(todo.popleft().trial, False, error=brought_down(crash), detail=crash))
+        done = total - len(todo)
+        with self.console.stage(label, total) as stage:
+
+            def told(result: Result) -> None:
+                nonlocal done
+                tell(result)
+                done += 1
+                stage.update(done, total)
+
+            self.executor.run(lambda: todo.popleft() if todo else None, told, lambda: False)
 
     def _recorded(self, choice: tuple[str, Option], result: Result) -> Mapping[str, Any]:
-        failure = {} if result.ok else {"reason": result.error, "detail": result.detail[-2000:]}
         return self.store.append(
             "choice_scored", site=choice[0], option=choice[1], damage=_finite(result),
-            seconds=result.seconds, **failure,
+            seconds=result.seconds, **_failure(result),
         )  # fmt: skip
 
     def _rankings(self, scores: Mapping[str, Damage], images: int) -> list[Ranking]:
@@ -171,3 +235,44 @@ def _finite(result: Result) -> dict[str, float]:
     """By measure. What could not be scored is taken for as bad as the solver takes anything to be."""
     values = {measure: float(result.values.get(measure, math.nan)) for measure in MEASURES}
     return {name: value if math.isfinite(value) else MOST_DAMAGE for name, value in values.items()}
+
+
+def _worst_pairs(answer: Candidate, damage: Damage, tried: Collection[Pair]) -> list[Pair]:
+    """Those of the answer's choices that hurt most by themselves, as many as are worth their time."""
+    scored = sorted((choice for choice in answer.choices if choice in damage), key=str)
+    worst = sorted(scored, key=lambda choice: -damage[choice])
+    count = max(4, math.isqrt(2 * len(damage) // CHOICES_A_PAIR))
+    ordered = sorted(worst[:count], key=str)
+    return [pair for pair in itertools.combinations(ordered, 2) if pair not in tried]
+
+
+class _Joint:
+    """Damages of joint candidates by the measure that is used, as tasks of the executor; each is recorded."""
+
+    def __init__(self, scoring: Scoring, history: Sequence[Mapping[str, Any]]) -> None:
+        self.scoring = scoring
+        self.known: dict[str, float] = {
+            event["candidate"]: event["damage"] for event in history if event["event"] == "joint_scored"
+        }
+
+    def damage(self, candidates: Iterable[Candidate]) -> list[float]:
+        """Of each; what could not be scored is as bad as the solver takes anything to be."""
+        wanted = list(candidates)
+        missing = dict(enumerate(one for one in wanted if one.key not in self.known))
+        scoring = self.scoring
+
+        def tell(result: Result) -> None:
+            one = missing[result.trial]
+            self.known[one.key] = _finite(result)[scoring.measure]
+            scoring.store.append(
+                "joint_scored", candidate=one.key, choices=one.to_json(), damage=self.known[one.key],
+                seconds=result.seconds, **_failure(result),
+            )  # fmt: skip
+
+        if missing:
+            scoring._run("scoring pairs", missing, scoring.images, tell, len(missing))
+        return [self.known[one.key] for one in wanted]
+
+
+def _failure(result: Result) -> dict[str, str]:
+    return {} if result.ok else {"reason": result.error, "detail": result.detail[-2000:]}

@@ -35,7 +35,7 @@ from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunStore
 from autocompress.samplers import proposer
 from autocompress.seeding import starting_points
-from autocompress.solver import Solver
+from autocompress.solver import Pairs, Solver
 from autocompress.study import Told
 
 FEWEST_TO_RANK = 8
@@ -63,6 +63,7 @@ class Search:
     console: Console = field(default_factory=Console)
     starts: Sequence[Candidate] = ()
     """Candidates to try first beside the solver's, once they are repaired into the budgets."""
+    pairs: Pairs = field(default_factory=dict)
     _trials: dict[int, Trial] = field(default_factory=dict)
     _queue: deque[Task] = field(default_factory=deque)
     _outstanding: int = 0
@@ -96,9 +97,8 @@ class Search:
         self._agent = Agent(self.plan)
         self._certified = Certified(self.certify, self.limits, self._decide, self._check_stopped)
         table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
-        self._solver = Solver(
-            self.pricer, self.repair.damage, None if table is None else EffectTable.from_json(table)
-        )
+        priced = None if table is None else EffectTable.from_json(table)
+        self._solver = Solver(self.pricer, self.repair.damage, priced, self.pairs)
         self._study = proposer(self.pricer, self.repair, self._solver, self.limits, self.plan)
         self._replay(history)
         if not self._trials:

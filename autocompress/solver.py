@@ -3,8 +3,9 @@
 Each site takes one of its options; damages and costs are summed. That makes a multiple-choice knapsack
 (Kellerer et al. 2004, doi:10.1007/978-3-540-24777-7), as in HAWQ-V3 (arXiv:2011.10680) and LANA
 (arXiv:2107.10624), which scipy's HiGHS solves exactly. A choice that spans sites, such as a dropped
-block, takes the sites inside it away. Costs are only nearly additive, so every answer is priced exactly
-and the limits that the knapsack sees are corrected until the exact price keeps the user's.
+block, takes the sites inside it away. What two choices hurt beyond their sum counts where it is given.
+Costs are only nearly additive, so every answer is priced exactly and the limits that the knapsack sees
+are corrected until the exact price keeps the user's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option, Site
 from autocompress.effects import Choice, EffectTable, effects_of
 from autocompress.pricing import LEAST_DAMAGE, UNKNOWN_DAMAGE, Damage, Pricer, with_choice
+
+Pairs = Mapping[tuple[Choice, Choice], float]
+"""What two choices hurt beyond the sum of what each hurts by itself; negative where they hurt less."""
+
 
 MOST_DAMAGE = 1e3
 CORRECTIONS = 16
@@ -43,6 +48,11 @@ def harm(damage: Damage, site: Site, option: Option) -> float:
     return MOST_DAMAGE if math.isnan(found) else min(max(found, LEAST_DAMAGE / 10), MOST_DAMAGE)
 
 
+def pairs_of_rows(rows: Iterable[Sequence[Any]]) -> dict[tuple[Choice, Choice], float]:
+    """Of rows (site, option, other site, its option, term), as a run keeps them."""
+    return {((one, first), (other, second)): float(term) for one, first, other, second, term in rows}
+
+
 def knapsack(
     sites: Sequence[Site],
     table: EffectTable,
@@ -50,12 +60,13 @@ def knapsack(
     limits: Limits,
     margin: float = 0.0,
     forbidden: Iterable[Candidate] = (),
+    pairs: Pairs | None = None,
 ) -> Candidate | None:
     """The choices of the least summed damage whose summed costs keep the limits; None if there are none.
 
     `margin` is what a latency may err by, as a share of it: its upper end is limited. `forbidden`
-    candidates are not answered. Of equally damaged candidates the faster is taken. Optimal to a
-    relative gap of 1e-4.
+    candidates are not answered. Of equally damaged candidates the faster is taken. Each of `pairs` is
+    one more variable, one where both choices are taken (Fortet 1960). Optimal to a relative gap of 1e-4.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -65,6 +76,9 @@ def knapsack(
     index = {choice: column for column, choice in enumerate(columns)}
     rows = [*_one_choice_each(sites, table, index), *_limited(table, columns, limits, margin)]
     rows += [_not_again(sites, table, index, candidate) for candidate in forbidden]
+    terms = {pair: term for pair, term in (pairs or {}).items() if index.keys() >= {*pair}}
+    rows = [(np.pad(row, (0, len(terms))), low, high) for row, low, high in rows]
+    rows += _both_taken(terms, index)
     matrix = np.array([row for row, _, _ in rows])
     lower, upper = (
         np.array(side, float) for side in zip(*((low, high) for _, low, high in rows), strict=True)
@@ -75,15 +89,15 @@ def knapsack(
     objective += _TIE_BREAK * latency / max(table.latency_ms, 1e-12)
     with silent_stdout():
         found = milp(
-            objective,
-            integrality=np.ones(len(columns)),
+            np.r_[objective, list(terms.values())],
+            integrality=np.r_[np.ones(len(columns)), np.zeros(len(terms))],
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(matrix, lower, upper),
             options={"mip_rel_gap": _RELATIVE_GAP, "node_limit": _NODES},
         )
     if found.x is None:
         return None
-    taken = [columns[column] for column in np.flatnonzero(found.x > 0.5)]
+    taken = [columns[column] for column in np.flatnonzero(found.x[: len(columns)] > 0.5)]
     return Candidate.of({name: option for name, option in taken if option != by_name[name].default})
 
 
@@ -145,6 +159,21 @@ def _not_again(
     return own, 0, own.sum() - 1
 
 
+def _both_taken(terms: Pairs, index: Mapping[Choice, int]) -> Iterator[_Row]:
+    """The variable of each pair is the product of its choices': the objective pushes it to the right end."""
+    for number, ((one, other), term) in enumerate(terms.items()):
+        both = np.zeros(len(index) + len(terms))
+        both[len(index) + number] = 1
+        if term > 0:
+            both[[index[one], index[other]]] = -1
+            yield both, -1, np.inf
+            continue
+        for choice in (one, other):
+            only = both.copy()
+            only[index[choice]] = -1
+            yield only, -np.inf, 0
+
+
 def _limited(table: EffectTable, columns: Sequence[Choice], limits: Limits, margin: float) -> Iterator[_Row]:
     """Rows of the limited costs, each as a share of its limit; memory is one row for each cut."""
     effects = [table.effects[choice] for choice in columns]
@@ -178,6 +207,7 @@ class Solver:
     pricer: Pricer
     damage: Damage
     table: EffectTable | None = None
+    pairs: Pairs = field(default_factory=dict)
 
     def solve(self, limits: Limits, rebase: bool = True) -> Candidate | None:
         """The least damaged candidate found that keeps the limits by its exact price, latency at the
@@ -208,7 +238,8 @@ class Solver:
     def guess(self, limits: Limits, damage: Damage) -> Candidate | None:
         """The knapsack's answer for other damages, not priced: it may break the limits by a little."""
         margin = self.pricer.cost_model.device.relative_error
-        answer = knapsack(self.pricer.bound.free, self._priced_once(), damage, limits, margin)
+        table = self._priced_once()
+        answer = knapsack(self.pricer.bound.free, table, damage, limits, margin, pairs=self.pairs)
         return None if answer is None else self.pricer.bound.canonical(answer)
 
     def _priced_once(self) -> EffectTable:
@@ -217,10 +248,17 @@ class Solver:
         return self.table
 
     def harm(self, candidate: Candidate) -> float:
-        """Summed damage of a candidate's choices that are not moot."""
+        """Summed damage of a candidate's choices that are not moot, and of its pairs; at least what its worst
+        choice hurts by itself, as sums of pairs can be far off."""
         sites = self.pricer.bound.by_name
         choices = self.pricer.bound.canonical(candidate).choices
-        return sum(harm(self.damage, sites[name], option) for name, option in choices)
+        single = [harm(self.damage, sites[name], option) for name, option in choices]
+        taken = set(choices) if self.pairs else ()
+        return max(sum(single) + sum(self.pairs_of(taken).values()), *single, 0.0)
+
+    def pairs_of(self, choices: Collection[Choice]) -> Pairs:
+        """The pairs of which both choices are among these."""
+        return {pair: term for pair, term in self.pairs.items() if pair[0] in choices and pair[1] in choices}
 
     def _corrected(self, table: EffectTable, limits: Limits) -> tuple[Candidate | None, Candidate | None]:
         """Solves, prices exactly, and moves the limits that the knapsack sees by what it was wrong.
@@ -233,7 +271,7 @@ class Solver:
         for _ in range(CORRECTIONS):
             sites = self.pricer.bound.free
             forbidden = [candidate for _, candidate in tried.values()]
-            answer = knapsack(sites, table, self.damage, _limits(seen), margin, forbidden)
+            answer = knapsack(sites, table, self.damage, _limits(seen), margin, forbidden, self.pairs)
             if answer is None or (best is not None and self.harm(answer) >= self.harm(best)):
                 break
             candidate = self.pricer.bound.canonical(answer)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ from autocompress.pricing import Pricer
 from autocompress.progress import Console
 from autocompress.quality.evaluator import SCORE, SCORE_ROWS, Evaluator, importances
 from autocompress.quality.one_shot import OneShot
-from autocompress.quality.scores import choices_to_score, score
+from autocompress.quality.scores import Scorer, choices_to_score, score
 from autocompress.quality.student import Workshop
 from autocompress.run_store import RunPaths, RunStore, read_run
 from autocompress.scoring import Scoring
-from autocompress.solver import MOST_DAMAGE
+from autocompress.solver import MOST_DAMAGE, Pairs
 from autocompress.space import parse_space
 from autocompress.transforms.sites import bind
 
@@ -36,6 +38,14 @@ def workshop() -> Workshop:
     assert weights is not None
     bound = bind(parse_space(SPACE), network)
     return Workshop(bound, weights, data, importances(bound, weights, data))
+
+
+@pytest.fixture(scope="module")
+def widths(workshop: Workshop) -> Workshop:
+    """With three widths to choose and nothing else."""
+    bound = workshop.bound
+    locked = {site.name: "not asked for" for kind in ("block", "bits") for site in bound.of_kind(kind)}
+    return replace(workshop, bound=bound.lock(locked))
 
 
 class Bench:
@@ -56,13 +66,25 @@ class Bench:
         return self.evaluate(task)
 
 
-def scored(workshop: Workshop, bench: Bench, run: Path) -> dict[Any, float]:
+@contextmanager
+def scoring_of(workshop: Workshop, bench: Bench, run: Path, is_tight: bool = False) -> Iterator[Scoring]:
     pricer = Pricer(workshop.bound, CostModel(Arithmetic()))
-    limits = Limits(latency_ms=0.9 * pricer.teacher.latency_ms)
+    limits = Limits(
+        latency_ms=1.05 * pricer.smallest.latency_ms if is_tight else 0.9 * pricer.teacher.latency_ms
+    )
     with RunStore.create(run, {"identity": {}}, {}, resume=run.exists(), overwrite=False) as store:
-        console = Console(quiet=True)
-        scoring = Scoring(workshop, pricer, limits, store, InProcess(bench), console)
+        yield Scoring(workshop, pricer, limits, store, InProcess(bench), Console(quiet=True))
+
+
+def scored(workshop: Workshop, bench: Bench, run: Path) -> dict[Any, float]:
+    with scoring_of(workshop, bench, run) as scoring:
         return scoring.damage(read_run(run).events)
+
+
+def paired(workshop: Workshop, bench: Bench, run: Path) -> Pairs:
+    with scoring_of(workshop, bench, run, is_tight=True) as scoring:
+        events = read_run(run).events
+        return scoring.pairs(events, scoring.damage(events))
 
 
 def test_an_interrupted_scoring_goes_on_where_it_stopped(workshop: Workshop, tmp_path: Path):
@@ -107,3 +129,49 @@ def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_pat
     failed = [event for event in read_run(tmp_path / "run").events if event.get("reason")]
     assert [(event["site"], event["option"]) for event in failed] == [choices[3]]
     assert "no room" in failed[0]["reason"]
+
+
+def test_pairs_are_scored_where_sums_will_not_do(
+    widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("autocompress.scoring.NOT_ADDITIVE", -1.0)
+    count = len(list(choices_to_score(widths.bound)))
+    first = Bench(widths, tmp_path, killed_at=count + 2)
+    with pytest.raises(KeyboardInterrupt):
+        paired(widths, first, tmp_path / "run")
+    second = Bench(widths, tmp_path)
+    pairs = paired(widths, second, tmp_path / "run")
+    asked = [Candidate.of(one).key for one in first.asked + second.asked]
+    assert len(asked) == len(set(asked)) > count + 2
+    third = Bench(widths, tmp_path)
+    assert paired(widths, third, tmp_path / "run") == pairs
+    assert third.asked == []
+    assert pairs
+    events = read_run(tmp_path / "run").events
+    damage, measure = (next(event for event in events if event["event"] == "scored")[name]
+                       for name in ("damage", "measure"))  # fmt: skip
+    single = {(site, option): value for site, option, value in damage}
+    scorer = Scorer(OneShot(widths, fit_images=256, fit_rows=SCORE_ROWS))
+    for pair, term in list(pairs.items())[:3]:
+        both = scorer(Candidate.of(pair))[measure]
+        assert term == pytest.approx(both - sum(single[choice] for choice in pair), abs=1e-9)
+
+
+def test_pairs_are_left_alone_where_sums_will_do(
+    widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("autocompress.scoring.NOT_ADDITIVE", 1.0)
+    bench = Bench(widths, tmp_path)
+    assert paired(widths, bench, tmp_path / "run") == {}
+    assert len(bench.asked) <= len(list(choices_to_score(widths.bound))) + 1
+    said = [event["text"] for event in read_run(tmp_path / "run").events if event["event"] == "decision"]
+    assert "sums will do" in said[-1]
+
+
+def test_a_pair_that_cannot_be_scored_is_not_taken(
+    widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("autocompress.scoring.NOT_ADDITIVE", -1.0)
+    count = len(list(choices_to_score(widths.bound)))
+    pairs = paired(widths, Bench(widths, tmp_path, fails_at=count + 1), tmp_path / "run")
+    assert max(pairs.values()) > 0.9 * MOST_DAMAGE

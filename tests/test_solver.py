@@ -98,6 +98,47 @@ def test_an_additive_problem_is_solved_as_by_brute_force(seed: int):
     assert size <= limits.file_bytes * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("seed", range(25))
+def test_pairs_count_where_both_choices_are_taken(seed: int):
+    table, damage = random_problem(seed)
+    rng = random.Random(-seed - 1)
+    limits = Limits(rng.uniform(1.5, 4))
+    choices = sorted(damage, key=str)
+    every = [(one, other) for one, other in itertools.combinations(choices, 2) if one[0] != other[0]]
+    pairs = {pair: rng.uniform(-0.8, 1.5) for pair in rng.sample(every, 6)}
+
+    def total(candidate: Candidate) -> float:
+        taken = set(candidate.choices)
+        single = sum(harm(damage, site, candidate.get(site)) for site in SITES)
+        return single + sum(term for pair, term in pairs.items() if taken.issuperset(pair))
+
+    feasible = []
+    for options in itertools.product(*(site.options for site in SITES)):
+        named = zip(SITES, options, strict=True)
+        if options[0] != "drop" or options[1] == 1.0:
+            candidate = Candidate.of((site.name, one) for site, one in named if one != site.default)
+            feasible += [candidate] if summed(table, candidate)[0] <= limits.latency_ms else []
+    found = knapsack(SITES, table, damage, limits, pairs=pairs)
+    assert (found is None) == (not feasible)
+    if found is not None:
+        assert summed(table, found)[0] <= limits.latency_ms * (1 + 1e-6)
+        assert total(found) == pytest.approx(min(map(total, feasible)), rel=1e-3, abs=1e-5)
+
+
+def test_a_pair_that_hurts_is_avoided(pricer: Pricer):
+    damage = made_up_damage(pricer, 0)
+    limits = Limits(latency_ms=0.3 * pricer.teacher.latency_ms)
+    plain = Solver(pricer, damage).solve(limits)
+    assert plain is not None
+    one, other = sorted((choice for choice in plain.choices if choice in damage), key=str)[:2]
+    solver = Solver(pricer, damage, pairs={(one, other): 50.0})
+    found = solver.solve(limits)
+    assert found is not None
+    assert not {one, other} <= set(found.choices)
+    assert solver.harm(plain) == pytest.approx(Solver(pricer, damage).harm(plain) + 50)
+    assert solver.harm(found) == Solver(pricer, damage).harm(found)
+
+
 @pytest.fixture(scope="module")
 def pricer() -> Pricer:
     return small_pricer()[0]
