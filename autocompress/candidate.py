@@ -19,7 +19,7 @@ KINDS = ("block", "merge", "width", "rank", "structure", "bits", "sparsity", "co
 PACKED_KINDS = frozenset({"sparsity", "codebook"})
 """The kinds that make nothing smaller but `student.acz`, and nothing faster."""
 
-BITS: tuple[Option, ...] = ("binary", "ternary", 2, 3, 4, 8, 32)
+BITS: tuple[Option, ...] = ("xnor", "binary", "ternary", 2, 3, 4, 8, 32)
 """Options of a `bits` site, from the fewest to the most on disk."""
 
 

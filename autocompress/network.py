@@ -59,8 +59,17 @@ class Quantizer:
     zero_point: int
 
 
+XNOR, BINARIZE = "xnor", "binarize"
+"""The form of binary weights that read binary values, and the operation that makes these."""
+
 GRID_BITS: Mapping[str, int] = {"binary": 1, "ternary": 2, "2": 2, "3": 3, "4": 4}
 """Forms of a `Grid`, and the bits that tell one of its values from the others."""
+
+
+def grid_form(option: float | str) -> str | None:
+    """The form of the weights of a layer of so many bits; None for 8 and more, which need no grid."""
+    form = "binary" if option == XNOR else str(option)
+    return form if form in GRID_BITS else None
 
 
 @dataclass(frozen=True, slots=True)

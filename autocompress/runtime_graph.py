@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autocompress.network import INPUT, Network, Node
+from autocompress.network import BINARIZE, INPUT, Network, Node
 
 CONVOLUTIONS = frozenset({"conv2d", "conv2d.padding"})
 LAYERS = CONVOLUTIONS | {"linear"}
@@ -180,6 +180,8 @@ class _Splitter:
             return node.bits == 8 and stored[:1] == [True]
         if node.op in _MOVES:
             return stored[0]
+        if node.op == BINARIZE:
+            return False
         return result.quantizer is not None and all(stored)
 
     def _activation(self, node: Node) -> Node | None:

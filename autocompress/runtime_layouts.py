@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from autocompress.network import INPUT, Network, Param
+from autocompress.network import BINARIZE, INPUT, Network, Param
 from autocompress.runtime_graph import CONVOLUTIONS, Operation, split
 
 _POOLS = frozenset({"mean.dim", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"})
@@ -23,6 +23,7 @@ _FOLLOW_LAYOUT = frozenset(
         *("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor", "cat", "slice.Tensor", "pad", "quantize"),
         *("dequantize", "relu", "relu6", "hardtanh", "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu"),
         *("tanh", "leaky_relu", "mean.dim", "adaptive_avg_pool2d", "max_pool2d", "constant_pad_nd"),
+        BINARIZE,
     }
 )
 """Work on channels last as well as on channels first."""

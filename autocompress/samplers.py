@@ -20,7 +20,7 @@ from autocompress.study import Study, Told
 
 ENGINE = "engine"
 SAMPLERS = (ENGINE, *OPTUNA)
-WORTH_BEYOND_LIMIT = 3.0
+WORTH_BEYOND_LIMIT = 30.0
 """How far beyond the limit hypervolume is measured: the more, the more accuracy just inside it counts."""
 IDEAS, DOUBT = 2, 0.5
 _MOST_LISTED = 2_500

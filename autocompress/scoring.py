@@ -5,12 +5,11 @@ So are pairs of choices, where the solver's answer hurts much more or less than 
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
 from autocompress.errors import TooManyFailuresError
 from autocompress.evaluation import BROUGHT_DOWN, Executor, Result, Task, Tell, brought_down, read_crash
+from autocompress.pairs import pair_terms
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.quality.evaluator import SCORE
@@ -36,15 +36,7 @@ SCORE_SHARE = 0.15
 """Of the time limit, where there is one."""
 TIMED_IMAGES = 32
 PROBES, PROBE_IMAGES = 16, 256
-PAIR_ROUNDS = 3
-NOT_ADDITIVE = 0.25
-"""An answer whose damage differs from what is expected by more than this share has its pairs scored."""
-COUNTING_TERM = 0.02
-"""Of an answer's damage: what pairs add or take that is less does not count."""
-CHOICES_A_PAIR = 8
-"""Pairs of a round: at most one for so many choices that were scored, and those of four choices at least."""
 ALIKE_FAILURES = 3
-Pair = tuple[tuple[str, Option], tuple[str, Option]]
 LENGTH = 10.0
 """Of a task: the first of a process also reads the data and runs the teacher."""
 
@@ -92,36 +84,15 @@ class Scoring:
         return damage
 
     def pairs(self, history: Sequence[Mapping[str, Any]], damage: Damage) -> Pairs:
-        """What pairs of choices hurt beyond their sum; empty where the solver's answer shows that sums will
-        do. Each round scores the pairs of the answer's worst choices and solves again."""
+        """What pairs of choices hurt beyond their sum, where that matters; see `pairs.pair_terms`."""
         known = next((event for event in history if event["event"] == "pairs_scored"), None)
         if known is not None:
             return pairs_of_rows(known["pairs"])
-        joint = _Joint(self, history)
-        solver = Solver(self.pricer, damage)
-        tried: set[Pair] = set()
-        for _ in range(PAIR_ROUNDS):
-            answer = solver.solve(self.limits, rebase=False)
-            if answer is None or len(answer.choices) < 2:
-                break
-            (hurts,) = joint.damage([answer])
-            expected = solver.harm(answer)
-            is_additive = abs(hurts - expected) <= NOT_ADDITIVE * max(expected, hurts)
-            what = f"the solver's answer hurts {hurts:.3g}, the sum of its choices says {expected:.3g}"
-            new = [] if is_additive else _worst_pairs(answer, damage, tried)
-            if not new:
-                self._say(f"{what}: {'sums will do' if is_additive else 'all its pairs are known'}")
-                break
-            tried.update(new)
-            together = joint.damage(Candidate.of(pair) for pair in new)
-            terms = {pair: both - sum(damage[choice] for choice in pair)
-                     for pair, both in zip(new, together, strict=True)}  # fmt: skip
-            counting = {pair: term for pair, term in terms.items() if abs(term) > COUNTING_TERM * hurts}
-            solver.pairs = {**solver.pairs, **counting}
-            self._say(f"{what}; pairs of them that were scored: {len(new)}, that count: {len(counting)}")
-        rows = [[*one, *other, term] for (one, other), term in solver.pairs.items()]
+        solver, joint = Solver(self.pricer, damage), _Joint(self, history)
+        found = pair_terms(solver, self.limits, joint.damage, self._say)
+        rows = [[*one, *other, term] for (one, other), term in found.items()]
         self.store.append("pairs_scored", pairs=rows)
-        return solver.pairs
+        return found
 
     def _say(self, text: str) -> None:
         self.store.append("decision", text=text)
@@ -237,15 +208,6 @@ def _finite(result: Result) -> dict[str, float]:
     return {name: value if math.isfinite(value) else MOST_DAMAGE for name, value in values.items()}
 
 
-def _worst_pairs(answer: Candidate, damage: Damage, tried: Collection[Pair]) -> list[Pair]:
-    """Those of the answer's choices that hurt most by themselves, as many as are worth their time."""
-    scored = sorted((choice for choice in answer.choices if choice in damage), key=str)
-    worst = sorted(scored, key=lambda choice: -damage[choice])
-    count = max(4, math.isqrt(2 * len(damage) // CHOICES_A_PAIR))
-    ordered = sorted(worst[:count], key=str)
-    return [pair for pair in itertools.combinations(ordered, 2) if pair not in tried]
-
-
 class _Joint:
     """Damages of joint candidates by the measure that is used, as tasks of the executor; each is recorded."""
 
@@ -255,10 +217,9 @@ class _Joint:
             event["candidate"]: event["damage"] for event in history if event["event"] == "joint_scored"
         }
 
-    def damage(self, candidates: Iterable[Candidate]) -> list[float]:
+    def damage(self, candidates: Sequence[Candidate]) -> list[float]:
         """Of each; what could not be scored is as bad as the solver takes anything to be."""
-        wanted = list(candidates)
-        missing = dict(enumerate(one for one in wanted if one.key not in self.known))
+        missing = dict(enumerate(one for one in candidates if one.key not in self.known))
         scoring = self.scoring
 
         def tell(result: Result) -> None:
@@ -271,7 +232,7 @@ class _Joint:
 
         if missing:
             scoring._run("scoring pairs", missing, scoring.images, tell, len(missing))
-        return [self.known[one.key] for one in wanted]
+        return [self.known[one.key] for one in candidates]
 
 
 def _failure(result: Result) -> dict[str, str]:

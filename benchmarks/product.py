@@ -34,15 +34,16 @@ from autocompress.device.profile import load_profile
 from autocompress.export.onnx import to_onnx
 from autocompress.export.package import load_student, save_student
 from autocompress.graph.module import GraphModule, build
+from autocompress.pairs import pair_terms
 from autocompress.preparation import bound_space, open_teacher, priced, seen_by
 from autocompress.pricing import Repairer
 from autocompress.promotion import Plan
 from autocompress.quality.evaluator import importances
 from autocompress.quality.one_shot import OneShot
-from autocompress.quality.scores import score
+from autocompress.quality.scores import Scorer, score
 from autocompress.quality.student import Workshop
 from autocompress.samplers import proposer
-from autocompress.solver import Solver
+from autocompress.solver import Solver, pairs_of_rows
 from autocompress.space import load_space
 
 SHARES = (0.30, 0.215, 0.15)
@@ -53,7 +54,9 @@ SEEDS_OF_SEARCH = 6
 IMAGES = 500
 PROMOTED = 6
 RUNG_EPOCHS, QUANTIZED_EPOCHS = 0.5, 0.5
-ENGINE, SOLVER, EVENLY, WIDTHS = "engine", "solver alone", "blocks dropped evenly", "widths alike"
+ENGINE, SOLVER, SUMS = "engine", "solver alone", "solver alone, sums only"
+EVENLY, WIDTHS = "blocks dropped evenly", "widths alike"
+METHODS = (ENGINE, SOLVER, SUMS, EVENLY, WIDTHS)
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,7 @@ class Bench:
 
     def jobs(self) -> list[Job]:
         seeds = range(self.arguments.seeds)
-        return [
-            Job(share, seed, method)
-            for method in (ENGINE, SOLVER, EVENLY, WIDTHS)
-            for share in SHARES
-            for seed in seeds
-        ]
+        return [Job(share, seed, method) for method in METHODS for share in SHARES for seed in seeds]
 
     def teacher_record(self) -> dict[str, Any]:
         """Measured latency and accuracies of the float teacher's file."""
@@ -131,13 +129,23 @@ class Bench:
     def one_shot(self) -> OneShot:
         return OneShot(self.workshop(), IMAGES, 2**30)
 
-    @cached_property
-    def solver(self) -> Solver:
+    def solver(self, share: float, with_pairs: bool = True) -> Solver:
+        """As of a search: with the terms of pairs where sums of scores will not do for this limit."""
+
         def scored() -> list[list[Any]]:
             return [[*choice, value] for choice, value in score(self.one_shot)[MEASURE].items()]
 
+        def paired() -> list[list[Any]]:
+            scorer = Scorer(self.one_shot)
+            limits = self.limits(share)
+            found = pair_terms(solver, limits, lambda some: [scorer(one)[MEASURE] for one in some], print)
+            return [[*one, *other, term] for (one, other), term in found.items()]
+
         rows = self._kept("scores.json", scored)
-        return Solver(self.pricer, {(site, option): value for site, option, value in rows})
+        solver = Solver(self.pricer, {(site, option): value for site, option, value in rows})
+        if with_pairs:
+            solver.pairs = pairs_of_rows(self._kept(f"pairs-{share:g}.json", paired))
+        return solver
 
     def candidates(self, job: Job) -> list[Candidate]:
         """The best of the method for the limit, the most promising first; kept."""
@@ -148,17 +156,18 @@ class Bench:
         limits = self.limits(job.share)
         if job.method == ENGINE:
             return self._searched(job, limits)
-        if job.method == SOLVER:
-            answer = self.solver.solve(limits)
+        if job.method in (SOLVER, SUMS):
+            answer = self.solver(job.share, job.method == SOLVER).solve(limits)
             return [] if answer is None else [self.bound.canonical(answer)]
         every = map(self.bound.canonical, self._by_hand(job.method))
         return next(([one] for one in every if not limits.violated(self.pricer.price(one))), [])
 
     def _searched(self, job: Job, limits: Limits) -> list[Candidate]:
-        repair = Repairer(self.pricer, limits, self.solver.damage)
+        solver = self.solver(job.share)
+        repair = Repairer(self.pricer, limits, solver.damage)
         plan = Plan(self.arguments.evaluations, 0, 0, 0, 0, 1, seed=job.seed)
-        study = proposer(self.pricer, repair, self.solver, limits, plan)
-        for candidate in self.solver.sweep(limits, SEEDS_OF_SEARCH, least_share=0.9):
+        study = proposer(self.pricer, repair, solver, limits, plan)
+        for candidate in solver.sweep(limits, SEEDS_OF_SEARCH, least_share=0.9):
             study.enqueue(candidate)
         found: list[tuple[float, Candidate]] = []
         started = time.monotonic()
@@ -263,7 +272,7 @@ def report(bench: Bench) -> None:
     print(f"{bench.arguments.epochs} epochs each; test accuracy of each seed; latency of the first")
     for share in SHARES:
         print(f"limit {share:.1%} of the teacher, {share * teacher['latency_ms']:.3f} ms:")
-        for method in (ENGINE, SOLVER, EVENLY, WIDTHS):
+        for method in METHODS:
             jobs = [job for job in bench.jobs() if (job.share, job.method) == (share, method)]
             rows = [row for row in map(bench.measured, jobs) if row is not None]
             if not rows:

@@ -20,9 +20,9 @@ from autocompress.export.onnx import to_onnx
 from autocompress.export.package import load_student, save_student
 from autocompress.export.parity import check_parity
 from autocompress.graph.module import build
-from autocompress.graph.rounding import learned_affine, on_grid
+from autocompress.graph.rounding import best_binary_step, binarized, learned_affine, on_grid
 from autocompress.graph.trace import trace
-from autocompress.network import GRID_BITS, Network, Weights, from_json, to_json
+from autocompress.network import BINARIZE, GRID_BITS, XNOR, Network, Weights, from_json, to_json
 from autocompress.quality.calibrate import collect_ranges
 from autocompress.space import parse_space
 from autocompress.teacher import load_teacher
@@ -162,7 +162,7 @@ SPACE = """
 name: few-bits
 rules:
   - match: {layer: any}
-    bits: [32, 8, 4, 3, 2, ternary, binary]
+    bits: [32, 8, 4, 3, 2, ternary, binary, xnor]
 """
 
 
@@ -174,13 +174,16 @@ def student(form: str) -> tuple[BoundSpace, Network, Weights]:
     bound = bind(parse_space(SPACE), network)
     option = int(form) if form.isdigit() else form
     rng = random.Random(0)
-    choices = {site.name: rng.choice((8, option)) for site in bound.of_kind("bits")}
+    choices = {
+        site.name: rng.choice((8, option if option in site.options else 8)) for site in bound.of_kind("bits")
+    }
     changed, cut = apply(bound, weights, Candidate.of(choices))
     assert cut is not None and changed == apply(bound, None, Candidate.of(choices))[0]
+    cut |= {node.params[0]: np.full(1, 0.3, np.float32) for node in changed.nodes if node.op == BINARIZE}
     return bound, changed, cut
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, XNOR])
 def test_student_computes_the_same_as_a_file_and_from_every_file(form: str, tmp_path: Path) -> None:
     _, network, weights = student(form)
     images = inputs((3, 32, 32), 16)
@@ -239,7 +242,7 @@ def test_integers_of_few_bits_are_what_the_file_holds(form: str) -> None:
     assert all(set(np.unique(one)) <= {-3, -1, 0, 1, 3} for one in few)
 
 
-@pytest.mark.parametrize("form", ["3", "ternary"])
+@pytest.mark.parametrize("form", ["3", "ternary", XNOR])
 def test_onnx_runtime_runs_its_integer_kernels(form: str) -> None:
     convolutions, model = shipped_as_onnx(form)
     ran = get_runtime("onnxruntime").node_times(model, 1, 2)
@@ -247,7 +250,7 @@ def test_onnx_runtime_runs_its_integer_kernels(form: str) -> None:
     assert not any(one.op in ("Conv", "FusedConv", "Gemm") for one in ran)
 
 
-@pytest.mark.parametrize("form", ["3", "ternary"])
+@pytest.mark.parametrize("form", ["3", "ternary", XNOR])
 def test_openvino_runs_its_integer_kernels(form: str) -> None:
     missing = known_runtime("openvino").available()
     if missing:
@@ -269,6 +272,74 @@ def shipped_as_onnx(form: str) -> tuple[set[str], bytes]:
     shipped = with_ranges(folded, collect_ranges(build(folded, values), plan(folded), [batch]))
     model = to_onnx(shipped, values).SerializeToString()
     return {node.name for node in shipped.nodes if node.op == "conv2d"}, model
+
+
+def test_binary_values_by_hand() -> None:
+    """Step 2: up to 1 becomes 0, more becomes 2. In units of the step they are 0.05, 0.45, 0.55, 2.5."""
+    value = torch.tensor([[0.1, 0.9, 1.1, 5.0]], requires_grad=True)
+    step = torch.tensor([2.0], requires_grad=True)
+    found = binarized(value, step)
+    np.testing.assert_allclose(found.detach(), [[0, 0, 2, 2]])
+    found.sum().backward()
+    np.testing.assert_allclose(value.grad, [[1, 1, 1, 0]])
+    np.testing.assert_allclose(step.grad, [(-0.05 - 0.45 + (1 - 0.55) + 1) / 4**0.5], rtol=1e-5)
+
+
+def test_the_step_of_binary_values_has_the_least_error() -> None:
+    value = torch.from_numpy(np.random.default_rng(0).normal(size=5000)).clamp_min(0)
+
+    def error(step: float) -> float:
+        return float((binarized(value[None], torch.tensor([step])) - value).square().mean())
+
+    found = best_binary_step(value)
+    assert error(found) <= min(map(error, np.linspace(0.05, 4, 200).tolist())) * (1 + 1e-6)
+    assert best_binary_step(torch.zeros(3)) > 0
+
+
+def test_binary_values_are_zeros_and_ones_where_nothing_is_negative() -> None:
+    """Layers behind a relu read them; the first and those behind an addition alone keep all their values."""
+    from onnx import numpy_helper
+
+    bound, network, weights = student(XNOR)
+    offered = {site.target for site in bound.of_kind("bits") if XNOR in site.options}
+    assert network.nodes[0].name not in offered
+    binary = [node for node in network.nodes if node.op == BINARIZE]
+    assert binary and {node.name.removesuffix(f".{BINARIZE}") for node in binary} <= offered
+    folded, values = fold_batch_norms(network, weights)
+    images = inputs((3, 32, 32), 8)
+    shipped = with_ranges(folded, {**collect_ranges(build(folded, values), plan(folded), [(images, images)])})
+    names = [node.name for node in binary]
+    for name, value in build(shipped, values).forward_values(images, names).items():
+        quantizer = shipped.by_name[name].quantizer
+        assert quantizer is not None and quantizer.zero_point == 0
+        assert set((value / quantizer.scale).unique().tolist()) <= {0.0, 1.0}
+    model = to_onnx(shipped, values)
+    clips = {node.name: node for node in model.graph.node if node.op_type == "Clip"}
+    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    for node in binary:
+        step = float(constants[clips[node.name].input[2]])
+        assert step == pytest.approx(float(values[node.params[0]][0]))
+
+
+def test_learned_steps_of_binary_values_are_settled() -> None:
+    _, network, weights = student(XNOR)
+    folded, values = fold_batch_norms(network, weights)
+    images = inputs((3, 32, 32), 8)
+    shipped = with_ranges(folded, collect_ranges(build(folded, values), plan(folded), [(images, images)]))
+    module = build(shipped, values)
+    module.learn_quantizers()
+    with torch.no_grad():
+        for node in shipped.nodes:
+            if node.op == BINARIZE:
+                module.tensor_named(node.params[0]).mul_(1.25)
+    expected = module(images).detach()
+    module.settle_quantizers()
+    settled = build(module.source_network, module.export_weights())
+    torch.testing.assert_close(settled(images), expected, rtol=1e-4, atol=1e-4)
+    session = get_runtime("onnxruntime").load(
+        to_onnx(module.source_network, module.export_weights()).SerializeToString(), 1
+    )
+    check_parity(settled, session.run, images, rounds=True)
 
 
 def test_gradient_of_a_learned_scale_by_hand() -> None:

@@ -134,7 +134,7 @@ def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_pat
 def test_pairs_are_scored_where_sums_will_not_do(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.scoring.NOT_ADDITIVE", -1.0)
+    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1.0)
     count = len(list(choices_to_score(widths.bound)))
     first = Bench(widths, tmp_path, killed_at=count + 2)
     with pytest.raises(KeyboardInterrupt):
@@ -146,21 +146,19 @@ def test_pairs_are_scored_where_sums_will_not_do(
     third = Bench(widths, tmp_path)
     assert paired(widths, third, tmp_path / "run") == pairs
     assert third.asked == []
-    assert pairs
     events = read_run(tmp_path / "run").events
-    damage, measure = (next(event for event in events if event["event"] == "scored")[name]
-                       for name in ("damage", "measure"))  # fmt: skip
-    single = {(site, option): value for site, option, value in damage}
+    measure = next(event["measure"] for event in events if event["event"] == "scored")
+    joint = [event for event in events if event["event"] == "joint_scored"]
+    assert len(joint) == len(asked) - count
     scorer = Scorer(OneShot(widths, fit_images=256, fit_rows=SCORE_ROWS))
-    for pair, term in list(pairs.items())[:3]:
-        both = scorer(Candidate.of(pair))[measure]
-        assert term == pytest.approx(both - sum(single[choice] for choice in pair), abs=1e-9)
+    for event in joint[:3]:
+        assert event["damage"] == pytest.approx(scorer(Candidate.of(event["choices"]))[measure], abs=1e-9)
 
 
 def test_pairs_are_left_alone_where_sums_will_do(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.scoring.NOT_ADDITIVE", 1.0)
+    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", 1.0)
     bench = Bench(widths, tmp_path)
     assert paired(widths, bench, tmp_path / "run") == {}
     assert len(bench.asked) <= len(list(choices_to_score(widths.bound))) + 1
@@ -168,10 +166,12 @@ def test_pairs_are_left_alone_where_sums_will_do(
     assert "sums will do" in said[-1]
 
 
-def test_a_pair_that_cannot_be_scored_is_not_taken(
+def test_a_pair_that_cannot_be_scored_is_the_worst(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.scoring.NOT_ADDITIVE", -1.0)
+    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1.0)
     count = len(list(choices_to_score(widths.bound)))
-    pairs = paired(widths, Bench(widths, tmp_path, fails_at=count + 1), tmp_path / "run")
-    assert max(pairs.values()) > 0.9 * MOST_DAMAGE
+    paired(widths, Bench(widths, tmp_path, fails_at=count + 1), tmp_path / "run")
+    joint = [event for event in read_run(tmp_path / "run").events if event["event"] == "joint_scored"]
+    assert joint[1]["damage"] == MOST_DAMAGE
+    assert "no room" in joint[1]["reason"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.export.onnx_rules import Tensor, exports, not_expressible
-from autocompress.network import Node
+from autocompress.network import BINARIZE, Node
 
 if TYPE_CHECKING:
     from autocompress.export.onnx import Emitter
@@ -54,6 +54,15 @@ def clamp(e: Emitter, node: Node, x: Tensor, min: float | None = None, max: floa
         min, max = None, min if max is None else max
     bounds = ["" if bound is None else e.name(float(bound)) for bound in (min, max)]
     return e.op("Clip", x.name, *(bounds if bounds[1] else bounds[:1]), name=node.name)
+
+
+@exports(BINARIZE)
+def binarize(e: Emitter, node: Node, x: Tensor, step: Any) -> str | Tensor:
+    """Quantized, it is what rounding to 0 or 1 times the step leaves of a value between 0 and the step."""
+    if node.quantizer is not None:
+        return clamp(e, node, x, 0.0, float(step[0]))
+    above = e.op("Greater", x.name, e.name(float(step[0]) / 2), name=f"{node.name}/above")
+    return e.op("Where", above, e.name(float(step[0])), e.name(0.0), name=node.name)
 
 
 @exports("hardsigmoid")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autocompress.graph.operations import dtype_named, implementation
 from autocompress.graph.rounding import learned_affine, on_grid
-from autocompress.network import INPUT, Network, Node, Param, Quantizer, Ref, Weights
+from autocompress.network import BINARIZE, INPUT, Network, Node, Param, Quantizer, Ref, Weights
 
 WEIGHT_LEVELS = 127
 ACTIVATION_LEVELS = 255
@@ -73,7 +73,9 @@ class GraphModule(nn.Module):
         """Makes the scales of all quantizers parameters, learned like steps (LSQ, arXiv:1902.08153), until
         `settle_quantizers`. Values with equal quantizers share one."""
         network = self.source_network
-        found = [network.quantizer_of(value) for value in (INPUT, *network.by_name)]
+        found = [
+            network.quantizer_of(value) for value in (INPUT, *network.by_name) if not self._is_binary(value)
+        ]
         self._learned = {one: nn.Parameter(torch.tensor([one.scale])) for one in found if one is not None}
         self.quantizer_scales = nn.ParameterList(self._learned.values())
 
@@ -88,10 +90,22 @@ class GraphModule(nn.Module):
             return None if quantizer is None else settled.get(quantizer, quantizer)
 
         network = self.source_network
-        nodes = [node.but(quantizer=new(node.quantizer)) for node in network.nodes]
+        nodes = [
+            node.but(quantizer=self._settled_step(node) or new(node.quantizer)) for node in network.nodes
+        ]
         self.source_network = replace(network.with_nodes(nodes), input_quantizer=new(network.input_quantizer))
         self._learned = {}
         self.quantizer_scales = nn.ParameterList()
+
+    def _is_binary(self, value: str) -> bool:
+        return value in self.source_network.by_name and self.source_network.by_name[value].op == BINARIZE
+
+    def _settled_step(self, node: Node) -> Quantizer | None:
+        """That of a binary value, whose scale is its learned step."""
+        if node.op != BINARIZE or node.quantizer is None:
+            return None
+        step = float(self.tensor_named(node.params[0]).detach())
+        return Quantizer(max(step, MINIMUM_SCALE), 0)
 
     def tensor_named(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")
@@ -153,7 +167,8 @@ class GraphModule(nn.Module):
         elif node.bits == 8 and self.source_network.quantizer_of(node.inputs[0]) is not None:
             args[1] = fake_quantize_weight(args[1])
         kwargs = {key: resolve(value, values, tensors) for key, value in node.kwargs}
-        return self._fake_quantize(self._functions[node.name](*args, **kwargs), node.quantizer)
+        result = self._functions[node.name](*args, **kwargs)
+        return result if node.op == BINARIZE else self._fake_quantize(result, node.quantizer)
 
     def _fake_quantize(self, value: Any, quantizer: Quantizer | None) -> Any:
         if quantizer is None:

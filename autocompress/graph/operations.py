@@ -1,7 +1,8 @@
 """The ATen operations a traced network may contain, and how each treats the axes of its input.
 
 The list is closed on purpose: a student folder from a stranger can name only these, all of which
-are pure functions of tensors, and a teacher that uses another one is refused with its name.
+are pure functions of tensors, and a teacher that uses another one is refused with its name. `binarize`
+is our own; only students have it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from autocompress.network import BINARIZE
+
 POINTWISE = frozenset(
     """relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh elu leaky_relu mish softplus
     log_sigmoid exp log sqrt rsqrt neg abs square reciprocal erf sin cos clamp clamp_min clamp_max
-    pow.Tensor_Scalar selu celu prelu floor round to.dtype dropout""".split()
+    pow.Tensor_Scalar selu celu prelu floor round to.dtype dropout binarize""".split()
 )
 """One input; every element of the output depends on the element at the same place."""
 
@@ -69,6 +72,10 @@ def implementation(op: str) -> Callable[..., Any]:
         return {"mul": operator.mul, "floordiv": operator.floordiv, "add": operator.add, "sub": operator.sub}[
             op.removeprefix("operator.")
         ]
+    if op == BINARIZE:
+        from autocompress.graph.rounding import binarized
+
+        return binarized
     import torch
 
     name, _, overload = op.partition(".")

@@ -12,6 +12,7 @@ from autocompress.network import GRID_BITS
 
 LARGEST_INTEGER = 127
 LEAST_STEP = 1e-12
+_ROUNDS = 10
 
 
 def on_grid(weight: Tensor, steps: Tensor, form: str) -> Tensor:
@@ -29,6 +30,31 @@ def on_grid(weight: Tensor, steps: Tensor, form: str) -> Tensor:
     ratio = weight / step.detach() if largest == 1 else (weight / step).clamp(-largest, largest)
     odd = (2 * torch.floor(weight.detach() / step.detach() / 2) + 1).clamp(-largest, largest)
     return (ratio + (odd - ratio).detach()) * step
+
+
+def binarized(value: Tensor, step: Tensor) -> Tensor:
+    """`step` `(1,)` where `value` is above half of it, else 0: the signs of a binary network (XNOR-Net,
+    Rastegari et al. 2016, arXiv:1603.05279) for values that are never negative. Gradients as in `on_grid`;
+    none where the value is above the step."""
+    value = value.float()
+    factor = value[0].numel() ** -0.5
+    step = step.clamp_min(LEAST_STEP)
+    step = step * factor + (step - step * factor).detach()
+    ratio = (value / step).clamp(0, 1)
+    above = (value.detach() > step.detach() / 2).to(value.dtype)
+    return (ratio + (above - ratio).detach()) * step
+
+
+def best_binary_step(value: Tensor) -> float:
+    """The step of least squared error for `binarized` values: the mean of what is above its half."""
+    value = value.detach().float()
+    step = float(value.clamp_min(0).mean()) * 2
+    for _ in range(_ROUNDS):
+        above = value[value > step / 2]
+        if not len(above):
+            break
+        step = float(above.mean())
+    return max(step, LEAST_STEP)
 
 
 def learned_affine(value: Tensor, scale: Tensor, zero_point: int, levels: int) -> Tensor:

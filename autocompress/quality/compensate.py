@@ -4,8 +4,8 @@ Student and teacher run over the same images. Layer by layer, in execution order
 student whose input is no longer the teacher's gets the weight that best reproduces the teacher's
 output from the input it now has: ridge regression towards the weight it had, from the Gram matrix
 of its input rows (He et al. 2017, arXiv:1707.06168, and Luo et al. 2017, arXiv:1707.06342, for
-the layer after the pruned one). Batch norms on the way take the statistics they meet, so every
-layer is fitted to the network as it will be.
+the layer after the pruned one). Batch norms on the way take the statistics they meet, and binary values
+the step of least error, so every layer is fitted to the network as it will be.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from autocompress.data_splits import Split
 from autocompress.graph.module import GraphModule
-from autocompress.network import Network, Node, Param
+from autocompress.graph.rounding import best_binary_step
+from autocompress.network import BINARIZE, Network, Node, Param
 from autocompress.quality.layer_rows import groups_of, input_rows, places, solvable_layers, visited
 
 ROWS = 8192
@@ -49,12 +50,14 @@ def compensate(
     """
     network, reference = student.source_network, teacher.source_network
     layers = tuple(node for node in changed_layers(network, reference, kept) if node.name not in fixed)
-    if not layers:
+    if not layers and all(node.op != BINARIZE for node in network.nodes):
         return ()
     images, _ = next(iter(examples.batches(batch_that_fits(network, reference))))
     targets = layer_outputs(teacher, layers, images, rows)
 
     def fit(node: Node, values: dict[str, Any]) -> None:
+        if node.op == BINARIZE:
+            student.tensor_named(node.params[0]).fill_(best_binary_step(values[node.inputs[0]]))
         if node.name in targets:
             fit_layer(student, node, values, targets.pop(node.name), kept, ridge, rows)
 

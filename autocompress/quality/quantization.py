@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from autocompress.data_splits import Batch, Split
 from autocompress.graph.module import GraphModule, build
-from autocompress.network import Network, Weights
+from autocompress.network import BINARIZE, Network, Weights
 from autocompress.quality.calibrate import Method, observe, ranges_of
 from autocompress.quality.rounding import fit_rounding
 from autocompress.space_rules import Quantize
@@ -47,7 +47,12 @@ def quantized(
     batches = list(examples.batches(BATCH))
     methods = get_args(Method) if settings.ranges == "auto" else (settings.ranges,)
     seen = observe(rounded, values, batches)
-    students = [build(with_ranges(network, ranges_of(seen, method)), weights) for method in methods]
+    binary = {
+        node.name: (0.0, float(weights[node.params[0]][0])) for node in network.nodes if node.op == BINARIZE
+    }
+    students = [
+        build(with_ranges(network, {**ranges_of(seen, method), **binary}), weights) for method in methods
+    ]
     student = students[0] if len(students) == 1 else _closest(students, reference, batches)
     fit_rounding(
         student,

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from autocompress.candidate import Option
 from autocompress.network import (
-    GRID_BITS,
+    BINARIZE,
     INPUT,
+    XNOR,
     Grid,
     Network,
     Node,
@@ -28,6 +29,7 @@ from autocompress.network import (
     Quantizer,
     Ref,
     Weights,
+    grid_form,
     unique_name,
 )
 from autocompress.transforms.grid import fit_steps, integers_of, levels_of, step_count
@@ -68,6 +70,7 @@ _MOVES = frozenset(
 
 _ARITHMETIC = frozenset({"add.Tensor", "mul.Tensor"})
 _POOLS = frozenset({"adaptive_avg_pool2d", "mean.dim"})
+_KEEP_SIGNS = (_MOVES - {"pad", "constant_pad_nd"}) | _POOLS | {"avg_pool2d"}
 _ACTIVATIONS = frozenset(
     {
         *("relu", "relu6", "hardtanh", "leaky_relu", "sigmoid", "tanh"),
@@ -137,7 +140,7 @@ def with_ranges(
     for name in (INPUT, *(node.name for node in network.nodes)):
         if name in planned:
             source = _source(network, name)
-            chosen[name] = chosen[source] if source in chosen else _quantizer(name, ranges)
+            chosen[name] = chosen[source] if source in chosen else _quantizer(network, name, ranges)
     nodes = [
         node if node.quantizer is chosen.get(node.name) else node.but(quantizer=chosen.get(node.name))
         for node in network.nodes
@@ -151,26 +154,54 @@ def with_bits(
     """The network with the named layers in these bits; names of nothing that has a weight are passed over.
 
     Below 8 bits a layer computes in 8 and its weight is on a grid, whose steps become a parameter,
-    fitted to the weight.
+    fitted to the weight. `xnor` is a binary weight behind a `binarize`, whose step calibration is to find,
+    where what the layer reads is never negative; elsewhere a binary weight alone.
     """
     params, fitted = dict(network.params), None if weights is None else dict(weights)
-    nodes = []
+    nodes: list[Node] = []
     for node in network.nodes:
         option = chosen.get(node.name, 32)
         if option == 32 or node.op not in _LAYERS or not isinstance(node.args[1], Param):
             nodes.append(node)
             continue
-        form = str(option)
-        if form not in GRID_BITS:
+        form = grid_form(option)
+        if form is None:
             nodes.append(node.but(bits=int(option)))
             continue
         weight = node.args[1].name
+        if option == XNOR and never_negative(network, node.inputs[0]):
+            binarize = _binarize(network, node, params)
+            if fitted is not None:
+                fitted[binarize.params[0]] = np.ones(1, np.float32)
+            nodes.append(binarize)
+            node = node.but(args=(Ref(binarize.name), *node.args[1:]))
         step = unique_name(f"{weight}_step", params)
         params[step] = ParamSpec((step_count(form, params[weight].shape[0]),))
         if fitted is not None:
             fitted[step] = fit_steps(fitted[weight], form)
         nodes.append(node.but(bits=8, grid=Grid(form, step)))
     return replace(network, nodes=tuple(nodes), params=params), fitted
+
+
+def _binarize(network: Network, node: Node, params: dict[str, ParamSpec]) -> Node:
+    """What makes the input of a layer binary; adds its step to `params`."""
+    step = unique_name(f"{node.name}.input_step", params)
+    params[step] = ParamSpec((1,))
+    source = node.inputs[0]
+    name = unique_name(f"{node.name}.{BINARIZE}", network.by_name)
+    return Node(name, BINARIZE, (Ref(source), Param(step)), network.shape_of(source), module=node.module)
+
+
+def never_negative(network: Network, value: str) -> bool:
+    """Whether a value cannot be below zero, by the operations that make it."""
+    node = network.by_name.get(value)
+    if node is None:
+        return False
+    if node.op == "hardtanh":
+        return _clips_at_zero(node)
+    if node.op in _KEEP_SIGNS:
+        return never_negative(network, node.inputs[0])
+    return node.op in ("relu", "relu6", "sigmoid", "hardsigmoid", BINARIZE)
 
 
 def layer_integers(
@@ -288,10 +319,17 @@ def _source(network: Network, name: str) -> str:
     return _operands(network, node)[0]
 
 
-def _quantizer(name: str, ranges: Mapping[str, tuple[float, float]]) -> Quantizer:
+def _quantizer(network: Network, name: str, ranges: Mapping[str, tuple[float, float]]) -> Quantizer:
     if name not in ranges or not all(map(isfinite, ranges[name])):
         raise ValueError(f"value {name!r} is to be quantized, but its range is {ranges.get(name)}")
     low, high = (float(bound) for bound in ranges[name])
     low, high = min(low, 0.0), max(high, 0.0)
+    if name in network.by_name and network.by_name[name].op == BINARIZE:
+        return binary_quantizer(high)
     scale = float(np.float32(max((high - low) / ACTIVATION_LEVELS, MINIMUM_SCALE)))
     return Quantizer(scale, min(max(round(-low / scale), 0), ACTIVATION_LEVELS))
+
+
+def binary_quantizer(step: float) -> Quantizer:
+    """Of values that are 0 or `step`: the integers are 0 and 1."""
+    return Quantizer(float(np.float32(max(step, MINIMUM_SCALE))), 0)

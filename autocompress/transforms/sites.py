@@ -17,7 +17,7 @@ from autocompress.candidate import BITS, PACKED_KINDS, Candidate, Option, Site
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
-from autocompress.network import GRID_BITS, Network, Node, Param, Ref
+from autocompress.network import XNOR, Network, Node, Param, Ref, grid_form
 from autocompress.space import LayerRule, Space
 from autocompress.space_rules import NONE, Quantize, density_of, n_of_m
 from autocompress.transforms import compact, low_rank, structured
@@ -25,6 +25,7 @@ from autocompress.transforms import merge as merging
 from autocompress.transforms.compact import COMPACT, compact_layers
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.prune import kept_count
+from autocompress.transforms.quantize import never_negative
 from autocompress.transforms.replace_layer import conv_args
 
 _OF_DENSE = frozenset({"rank", "sparsity"})
@@ -79,7 +80,7 @@ class BoundSpace:
         merged = self._merged(candidate, gone, compacted)
         gone |= merged.keys()
         turned = {site.target for site in self.of_kind("structure") if candidate.get(site) != site.default}
-        on_grid = {site.target for site in self.of_kind("bits") if str(candidate.get(site)) in GRID_BITS}
+        on_grid = {site.target for site in self.of_kind("bits") if grid_form(candidate.get(site))}
 
         def counts(site: Site) -> bool:
             if site.kind == "merge":
@@ -317,6 +318,11 @@ class _Binder:
                 name, "bits", node.name, 32, (node.name,), locked or "the rule offers 32 bits only"
             )
         options: list[Option] = [option for option in BITS if option in (*rule.bits, 32)]
+        if XNOR in options and not never_negative(self.network, node.inputs[0]):
+            options.remove(XNOR)
+            if len(options) == 1:
+                why = "xnor needs an input that is never negative, as a relu gives it"
+                return _locked(name, "bits", node.name, 32, (node.name,), why)
         return _site(name, "bits", node.name, options, 32, (node.name,), {})
 
     def merge(self, node: Node) -> Site | None:

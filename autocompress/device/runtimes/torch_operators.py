@@ -45,11 +45,12 @@ def _with(function: Callable[..., Any], *defaults: tuple[str, Any]) -> Operator:
 
 _ALIKE: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs, "Add": operator.add, "Cos": torch.cos, "Div": operator.truediv, "Erf": torch.erf,
-    "Exp": torch.exp, "Floor": torch.floor, "HardSwish": functional.hardswish, "Log": torch.log,
-    "MatMul": torch.matmul, "Mish": functional.mish, "Mul": operator.mul, "Neg": torch.neg, "Pow": torch.pow,
-    "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Round": torch.round, "Selu": functional.selu,
-    "Sigmoid": torch.sigmoid, "Sin": torch.sin, "Softplus": functional.softplus, "Sqrt": torch.sqrt,
-    "Sub": operator.sub, "Tanh": torch.tanh, "Where": torch.where,
+    "Exp": torch.exp, "Floor": torch.floor, "Greater": torch.gt, "HardSwish": functional.hardswish,
+    "Log": torch.log, "MatMul": torch.matmul, "Mish": functional.mish, "Mul": operator.mul,
+    "Neg": torch.neg, "Pow": torch.pow, "Reciprocal": torch.reciprocal, "Relu": torch.relu,
+    "Round": torch.round, "Selu": functional.selu, "Sigmoid": torch.sigmoid, "Sin": torch.sin,
+    "Softplus": functional.softplus, "Sqrt": torch.sqrt, "Sub": operator.sub,
+    "Tanh": torch.tanh, "Where": torch.where,
 }  # fmt: skip
 OPERATORS.update({name: _same(function) for name, function in _ALIKE.items()})
 OPERATORS.update(

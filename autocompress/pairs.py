@@ -1,0 +1,73 @@
+"""Pairs of choices that hurt more or less together than one by one: which to score, and what for.
+
+Scores of single choices are summed. At tight budgets an answer of the solver can hurt several times its sum:
+dropping two blocks in a row, say. What a pair hurts beyond its two choices becomes a term of the solver's.
+Decides, and evaluates nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Sequence
+
+from autocompress.budgets import Limits
+from autocompress.candidate import Candidate, Option
+from autocompress.pricing import Damage
+from autocompress.solver import Pairs, Solver
+
+ROUNDS = 3
+NOT_ADDITIVE = 0.25
+"""An answer whose damage differs from what is expected by more than this share has its pairs scored."""
+CHOICES_A_PAIR, FEWEST_CHOICES = 8, 4
+"""Pairs of a round: one for so many choices that were scored, and those of so many choices at least."""
+
+Pair = tuple[tuple[str, Option], tuple[str, Option]]
+Hurts = Callable[[Sequence[Candidate]], Sequence[float]]
+
+
+def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str], None]) -> Pairs:
+    """Terms with which the solver's answer within the limits hurts least, of those of up to three rounds.
+
+    Each round scores the pairs of the answer's worst choices as `hurts` says, by the measure of the solver's
+    damages, and solves again. Pairs that hurt less than their sum do not count: the solver would look for
+    them, and several together hurt more again. Empty where sums will do. The solver is left with the terms.
+    """
+    tried: set[Pair] = set()
+    best, kept, found = math.inf, solver.pairs, dict(solver.pairs)
+    for number in range(ROUNDS + 1):
+        answer = solver.solve(limits, rebase=False)
+        if answer is None or len(answer.choices) < 2:
+            break
+        (hurt,) = hurts([answer])
+        expected = solver.harm(answer)
+        if hurt < best:
+            best, kept = hurt, solver.pairs
+        what = f"the solver's answer hurts {hurt:.3g}, the sum of its choices says {expected:.3g}"
+        if abs(hurt - expected) <= NOT_ADDITIVE * max(expected, hurt):
+            say(f"{what}: sums will do")
+            break
+        new = _worst_pairs(answer, solver.damage, tried) if number < ROUNDS else []
+        if not new:
+            say(f"{what}; nothing more is tried, the best answer hurts {best:.3g}")
+            break
+        tried.update(new)
+        together = hurts([Candidate.of(pair) for pair in new])
+        terms = {
+            pair: both - sum(solver.damage[choice] for choice in pair)
+            for pair, both in zip(new, together, strict=True)
+        }
+        counting = {pair: term for pair, term in terms.items() if term > 0}
+        solver.pairs = found = {**found, **counting}
+        say(f"{what}; pairs of them that were scored: {len(new)}, that count: {len(counting)}")
+    solver.pairs = kept
+    return kept
+
+
+def _worst_pairs(answer: Candidate, damage: Damage, tried: Collection[Pair]) -> list[Pair]:
+    """Those of the answer's choices that hurt most by themselves, as many as are worth their time."""
+    scored = sorted((choice for choice in answer.choices if choice in damage), key=str)
+    worst = sorted(scored, key=lambda choice: -damage[choice])
+    count = max(FEWEST_CHOICES, math.isqrt(2 * len(damage) // CHOICES_A_PAIR))
+    ordered = sorted(worst[:count], key=str)
+    return [pair for pair in itertools.combinations(ordered, 2) if pair not in tried]
