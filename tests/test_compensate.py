@@ -10,9 +10,13 @@ from written_networks import IMAGE, Net, basic_net, conv, inputs, net
 
 from autocompress.candidate import Candidate
 from autocompress.data_splits import Normalisation, TensorSplit
+from autocompress.device.runtimes import get_runtime
+from autocompress.export.onnx import to_onnx
+from autocompress.export.parity import check_parity
 from autocompress.graph.coupling import couple
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
+from autocompress.network import BINARIZE
 from autocompress.quality.compensate import changed_layers, compensate, least_squares
 from autocompress.quality.evaluate import recalibrate_batch_norms
 from autocompress.quality.evaluator import importances
@@ -286,3 +290,42 @@ def test_ranks_that_mind_the_data_do_so_on_the_inputs_that_are_left() -> None:
 
 def _product_of(reduce: np.ndarray, core: np.ndarray, expand: np.ndarray) -> np.ndarray:
     return np.einsum("si,rsyx,or->oiyx", reduce[:, :, 0, 0], core, expand[:, :, 0, 0])
+
+
+XNOR_SPACE = """
+name: xnor
+rules:
+  - match: {layer: any}
+    bits: [32, 8, xnor]
+"""
+
+
+def test_binary_values_get_their_step_from_the_images_and_layers_are_fitted_behind_them() -> None:
+    data = stripes()
+    module = Residual().eval()
+    recalibrate_batch_norms(module, data.train.batches(64))
+    network, weights = trace(module, (1, 8, 8))
+    bound = bind(parse_space(XNOR_SPACE), network)
+    workshop = Workshop(bound, weights, data, importances(bound, weights, data))
+    candidate = Candidate.of({"bits:a.0": "xnor", "bits:b.0": "xnor"})
+    started = workshop.start(candidate)
+    nodes = {node.name: node for node in started.source_network.nodes if node.op == BINARIZE}
+    assert set(nodes) == {"a.0.binarize", "b.0.binarize"}
+    images, _ = next(iter(data.calibration.batches(512)))
+    values = started.forward_values(images, [*nodes, *(node.inputs[0] for node in nodes.values())])
+    for name, node in nodes.items():
+        step = float(started.tensor_named(node.params[0]))
+        assert set(values[name].unique().tolist()) <= {0.0, step}
+        before = values[node.inputs[0]]
+        assert step == pytest.approx(float(before[before > step / 2].mean()), rel=0.05)
+    plain = build(*apply(bound, weights, candidate, workshop.saliency))  # type: ignore[arg-type]
+    recalibrate_batch_norms(plain, data.calibration.batches(64))
+    with torch.no_grad():
+        wanted = module(images)
+        errors = [float((student(images) - wanted).square().mean()) for student in (started, plain)]
+    assert errors[0] < 0.8 * errors[1]
+    finished = workshop.finish(candidate, epochs=2, quantized_epochs=1)
+    assert finished is not None
+    student = build(finished.network, finished.weights)
+    model = to_onnx(finished.network, finished.weights).SerializeToString()
+    check_parity(student, get_runtime("onnxruntime").load(model, 1).run, images[:16], rounds=True)

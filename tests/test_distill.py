@@ -11,7 +11,7 @@ from autocompress.distill.teacher_outputs import TeacherOutputs
 from autocompress.distill.train import DivergedError, distil, make_optimizer, one_cycle
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
-from autocompress.network import INPUT
+from autocompress.network import BINARIZE, INPUT, XNOR
 from autocompress.quality.calibrate import collect_ranges
 from autocompress.quality.evaluate import evaluate, logits_of, recalibrate_batch_norms
 from autocompress.teacher import fingerprint
@@ -180,7 +180,7 @@ def test_a_folded_quantized_student_learns(teacher: nn.Module):
     assert evaluate(student, DATA.validation).accuracy > 0.9
 
 
-@pytest.mark.parametrize("form", ["2", "binary", "ternary"])
+@pytest.mark.parametrize("form", ["2", "binary", "ternary", "xnor"])
 def test_weights_of_few_values_and_their_steps_are_learned(teacher: nn.Module, form: str):
     network, weights = trace(teacher, (1, 8, 8))
     layers = [node.name for node in network.nodes if node.op in ("conv2d", "linear")]
@@ -194,7 +194,9 @@ def test_weights_of_few_values_and_their_steps_are_learned(teacher: nn.Module, f
     after = evaluate(student, DATA.validation)
     assert after.loss < 0.8 * before.loss and after.accuracy > 0.9
     learned = student.export_weights()
-    assert all((learned[step] != values[step]).any() for step in few.steps)
+    binary = {node.params[0] for node in few.nodes if node.op == BINARIZE}
+    assert bool(binary) == (form == XNOR)
+    assert all((learned[step] != values[step]).any() for step in few.steps | binary)
 
 
 def test_a_loss_that_is_not_finite_is_said():
