@@ -19,7 +19,7 @@ KINDS = ("block", "merge", "width", "rank", "structure", "bits", "sparsity", "co
 PACKED_KINDS = frozenset({"sparsity", "codebook"})
 """The kinds that make nothing smaller but `student.acz`, and nothing faster."""
 
-BITS: tuple[Option, ...] = ("xnor", "binary", "ternary", 2, 3, 4, 8, 32)
+BITS: tuple[Option, ...] = ("binary", "xnor", "ternary", 2, 3, 4, 8, 32)
 """Options of a `bits` site, from the fewest to the most on disk."""
 
 
@@ -43,7 +43,7 @@ class Site:
 
 
 def few_bits(site: Site) -> tuple[Option, ...]:
-    """The options of a `bits` site below 8, where it offers 8 too: they compute as 8 bits do."""
+    """The options of a `bits` site below 8, where it offers 8 too: they are no faster than 8 bits."""
     return site.options[: site.options.index(8)] if site.kind == "bits" and 8 in site.options else ()
 
 

@@ -35,7 +35,7 @@ INITIAL = 8
 FRESH, MOST_KEPT = 32, 512
 PENDING_PER_PLANNED = 8
 """With many workers, several proposals are planned at once: one for each so many that are under way."""
-MOST_LEARNED, MOST_PENDING = 512, 256
+MOST_LEARNED, MOST_PENDING = 384, 256
 """Of more results than this the surrogate sees those nearest the front and an even share of the others; of
 more candidates under way only the latest. So a proposal takes the same time at any length of a search."""
 _ATTEMPTS = 3

@@ -89,7 +89,8 @@ class Grid:
 class Node:
     """One operation.
 
-    `op` is the ATen name without `aten.` and without `.default`: `conv2d`, `add.Tensor`, `mean.dim`.
+    `op` is the ATen name without `aten.` and without `.default`: `conv2d`, `add.Tensor`, `mean.dim`; or
+    `BINARIZE`.
     `shape` is that of the output, one shape per element for an operation with several outputs,
     and `()` for an integer. `module` is the path of the teacher's module that ran it.
     `bits` is the precision in which a convolution or linear layer computes (32 or 8); a `grid` lets
@@ -171,6 +172,13 @@ class Network:
 
     def quantizer_of(self, value: str) -> Quantizer | None:
         return self.input_quantizer if value == INPUT else self.by_name[value].quantizer
+
+    def is_rounded(self, value: str) -> bool:
+        """Whether a value has a quantizer, or becomes binary for the one node that reads it."""
+        if self.quantizer_of(value) is not None:
+            return True
+        users = [self.by_name[name] for name in self.users[value]]
+        return len(users) == 1 and users[0].op == BINARIZE and users[0].quantizer is not None
 
     @cached_property
     def steps(self) -> frozenset[str]:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Sequence
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
-from autocompress.pricing import Damage
-from autocompress.solver import Pairs, Solver
+from autocompress.pricing import LEAST_DAMAGE, Damage
+from autocompress.solver import Pairs, Solver, harm
 
-ROUNDS = 3
+ROUNDS = 2
 NOT_ADDITIVE = 0.25
-"""An answer whose damage differs from what is expected by more than this share has its pairs scored."""
+"""An answer that hurts more than expected by more than this share has its pairs scored."""
 CHOICES_A_PAIR, FEWEST_CHOICES = 8, 4
 """Pairs of a round: one for so many choices that were scored, and those of so many choices at least."""
 
@@ -27,7 +27,7 @@ Hurts = Callable[[Sequence[Candidate]], Sequence[float]]
 
 
 def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str], None]) -> Pairs:
-    """Terms with which the solver's answer within the limits hurts least, of those of up to three rounds.
+    """Terms with which the solver's answer within the limits hurts least, of those of up to two rounds.
 
     Each round scores the pairs of the answer's worst choices as `hurts` says, by the measure of the solver's
     damages, and solves again. Pairs that hurt less than their sum do not count: the solver would look for
@@ -44,7 +44,7 @@ def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str]
         if hurt < best:
             best, kept = hurt, solver.pairs
         what = f"the solver's answer hurts {hurt:.3g}, the sum of its choices says {expected:.3g}"
-        if abs(hurt - expected) <= NOT_ADDITIVE * max(expected, hurt):
+        if hurt <= (1 + NOT_ADDITIVE) * expected + LEAST_DAMAGE * len(answer.choices):
             say(f"{what}: sums will do")
             break
         new = _worst_pairs(answer, solver.damage, tried) if number < ROUNDS else []
@@ -53,8 +53,9 @@ def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str]
             break
         tried.update(new)
         together = hurts([Candidate.of(pair) for pair in new])
+        sites = solver.pricer.bound.by_name
         terms = {
-            pair: both - sum(solver.damage[choice] for choice in pair)
+            pair: both - sum(harm(solver.damage, sites[name], option) for name, option in pair)
             for pair, both in zip(new, together, strict=True)
         }
         counting = {pair: term for pair, term in terms.items() if term > 0}
@@ -64,10 +65,18 @@ def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str]
     return kept
 
 
+def most_scored(choices: int) -> int:
+    """How many joint candidates may be scored where so many choices are."""
+    return 1 + ROUNDS * (1 + math.comb(_most_choices(choices), 2))
+
+
+def _most_choices(choices: int) -> int:
+    return max(FEWEST_CHOICES, math.isqrt(2 * choices // CHOICES_A_PAIR))
+
+
 def _worst_pairs(answer: Candidate, damage: Damage, tried: Collection[Pair]) -> list[Pair]:
     """Those of the answer's choices that hurt most by themselves, as many as are worth their time."""
     scored = sorted((choice for choice in answer.choices if choice in damage), key=str)
     worst = sorted(scored, key=lambda choice: -damage[choice])
-    count = max(FEWEST_CHOICES, math.isqrt(2 * len(damage) // CHOICES_A_PAIR))
-    ordered = sorted(worst[:count], key=str)
+    ordered = sorted(worst[: _most_choices(len(damage))], key=str)
     return [pair for pair in itertools.combinations(ordered, 2) if pair not in tried]

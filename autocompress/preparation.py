@@ -17,7 +17,7 @@ from autocompress.errors import InputError, SpaceError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.trace import trace
 from autocompress.kernels import Kernel
-from autocompress.network import Network, Weights
+from autocompress.network import XNOR, Network, Weights
 from autocompress.payoff import payoff
 from autocompress.pricing import Pricer, with_choice
 from autocompress.progress import Console
@@ -118,8 +118,7 @@ def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, sp
     Raises ProfileError naming the operations of the teacher that the profile knows nothing of.
     """
     bound = _in_measured_precisions(bound, profile)
-    low = Candidate.of({site.name: eight_bits(site) for site in bound.of_kind("bits")})
-    for candidate in (low, Candidate()):
+    for candidate in (_in_eight_bits(bound), Candidate()):
         found = kernels(deployed(apply(bound, None, candidate)[0])[0], profile.layouts)
         profile.check_prices(found)
     return profile.for_network(
@@ -151,16 +150,18 @@ def measured_choices(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
 
 
 def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without replacements that run operations of which the device measured nothing alike, which
-    could only be priced by operations of another form."""
+    """The space without replacements and binary activations that run operations of which the device measured
+    nothing alike, which could only be priced by operations of another form."""
     known = {row.kernel.form for row in profile.table.rows}
-    low = Candidate.of({site.name: eight_bits(site) for site in bound.of_kind("bits")})
+    low = _in_eight_bits(bound)
     priced_as = {
         base: {kernel.form for kernel in _kernels(bound, base, profile)} for base in (Candidate(), low)
     }
     unknown: dict[tuple[str, Option], str] = {}
     for site in bound.free:
-        for option in site.options if site.kind in REPLACEMENTS else ():
+        for option in site.options:
+            if site.kind not in REPLACEMENTS and option != XNOR:
+                continue
             for base, forms in priced_as.items():
                 found = _kernels(bound, with_choice(base, site.name, option), profile)
                 lacking = {kernel.form: kernel for kernel in found if kernel.form not in known | forms}
@@ -171,6 +172,12 @@ def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
                     )
                     break
     return bound.without(unknown) if unknown else bound
+
+
+def _in_eight_bits(bound: BoundSpace) -> Candidate:
+    """Every layer that can in 8 bits; in 32 those that could only be `xnor`, which may not be measured."""
+    found = {site.name: eight_bits(site) for site in bound.of_kind("bits")}
+    return Candidate.of({name: option for name, option in found.items() if option != XNOR})
 
 
 def _kernels(bound: BoundSpace, candidate: Candidate, profile: DeviceProfile) -> tuple[Kernel, ...]:

@@ -210,7 +210,7 @@ class _Splitter:
         users = network.users[node.name]
         clipped = len(users) == 1 and network.by_name[users[0]].op in _CLIPS
         carrier = network.by_name[users[0]] if clipped else node
-        return carrier.quantizer is not None or node.quantizer is not None
+        return network.is_rounded(carrier.name) or node.quantizer is not None
 
     def _quantize(self, value: str, shape: Any) -> None:
         name = f"{value}:q"

@@ -19,7 +19,7 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
 from autocompress.errors import TooManyFailuresError
 from autocompress.evaluation import BROUGHT_DOWN, Executor, Result, Task, Tell, brought_down, read_crash
-from autocompress.pairs import pair_terms
+from autocompress.pairs import most_scored, pair_terms
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
 from autocompress.quality.evaluator import SCORE
@@ -89,7 +89,13 @@ class Scoring:
         if known is not None:
             return pairs_of_rows(known["pairs"])
         solver, joint = Solver(self.pricer, damage), _Joint(self, history)
-        found = pair_terms(solver, self.limits, joint.damage, self._say)
+        said = {event["text"] for event in history if event["event"] == "decision"}
+
+        def say(text: str) -> None:
+            if text not in said:
+                self._say(text)
+
+        found = pair_terms(solver, self.limits, joint.damage, say)
         rows = [[*one, *other, term] for (one, other), term in found.items()]
         self.store.append("pairs_scored", pairs=rows)
         return found
@@ -162,6 +168,7 @@ class Scoring:
         """Fewer for large networks: all choices together get a fixed number of multiply-adds, or a share of
         the time limit, by the speed of the teacher."""
         choices = sum(len(site.options) for site in self.workshop.bound.free)
+        choices += most_scored(choices)
         affordable = SCORE_MACS / (2 * choices * max(1, self.pricer.teacher.macs))
         if self.time_limit_s is not None:
             limit = SCORE_SHARE * self.time_limit_s
@@ -205,7 +212,10 @@ def _may_succeed(event: Mapping[str, Any]) -> bool:
 def _finite(result: Result) -> dict[str, float]:
     """By measure. What could not be scored is taken for as bad as the solver takes anything to be."""
     values = {measure: float(result.values.get(measure, math.nan)) for measure in MEASURES}
-    return {name: value if math.isfinite(value) else MOST_DAMAGE for name, value in values.items()}
+    return {
+        name: min(value, MOST_DAMAGE) if math.isfinite(value) else MOST_DAMAGE
+        for name, value in values.items()
+    }
 
 
 class _Joint:
@@ -214,7 +224,9 @@ class _Joint:
     def __init__(self, scoring: Scoring, history: Sequence[Mapping[str, Any]]) -> None:
         self.scoring = scoring
         self.known: dict[str, float] = {
-            event["candidate"]: event["damage"] for event in history if event["event"] == "joint_scored"
+            event["candidate"]: event["damage"]
+            for event in history
+            if event["event"] == "joint_scored" and not _may_succeed(event)
         }
 
     def damage(self, candidates: Sequence[Candidate]) -> list[float]:

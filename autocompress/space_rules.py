@@ -26,7 +26,7 @@ BlockChoice = Literal[
     "fire",
     "inverted_bottleneck",
 ]
-Bits = Literal["xnor", "binary", "ternary", 2, 3, 4, 8, 32]
+Bits = Literal["binary", "xnor", "ternary", 2, 3, 4, 8, 32]
 MergeChoice = Literal["merge", "keep"]
 SparsityMethod = Literal["magnitude", "obd", "obs", "l1", "l0", "decay"]
 RangeMethod = Literal["auto", "minmax", "percentile", "mse", "entropy"]
@@ -38,7 +38,7 @@ NONE = "none"
 """The codebook option of a layer whose weights need not share values."""
 
 _N_OF_M = re.compile(r"(\d+):(\d+)\Z")
-_FEWEST_BITS = ("xnor", "binary", "ternary")
+_FEWEST_BITS = ("binary", "xnor", "ternary")
 _CHOICES: tuple[str, ...] = (*get_args(BlockChoice), *get_args(StructureChoice))
 
 

@@ -36,6 +36,7 @@ from autocompress.device.statistics import rank_correlation
 from autocompress.promotion import KEPT_SHARE
 from autocompress.quality.scores import MEASURES
 from autocompress.quality.student import Workshop
+from autocompress.transforms.quantize import plan
 
 QUANTIZED_EPOCHS = 0.5
 DRAWN, DRAWS = 12, 2000
@@ -71,7 +72,8 @@ def trained(bench: Bench, workshop: Workshop, candidate: Candidate, epochs: floa
         module = workshop.rung(candidate, weights, reached - done, part)
         accuracies.append(workshop.validated(workshop.quantized(module)).accuracy)
         done = reached
-    finished = workshop.finish(candidate, epochs - done - QUANTIZED_EPOCHS, QUANTIZED_EPOCHS, start=module)
+    rounded = QUANTIZED_EPOCHS if plan(module.source_network) else 0.0
+    finished = workshop.finish(candidate, epochs - done - rounded, rounded, start=module)
     assert finished is not None
     return Row(
         candidate.to_json(), harm, one_shot, tuple(accuracies), finished.validation.accuracy,

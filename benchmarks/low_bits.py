@@ -1,13 +1,13 @@
-"""Weights of 4, 3 and 2 bits, ternary and binary: accuracy after distillation, and bits a weight on disk.
+"""Weights of few bits, ternary, binary and xnor: accuracy after distillation, and bits a weight on disk.
 
     python benchmarks/low_bits.py --teacher cifar_resnet.py:load,depth=20 --data imagefolder:cifar10 \\
         --forms 4 3 2 binary --epochs 10 10 10 30
 
-The first and the last layer have 8-bit weights, all others the form; activations have 8 bits. A student
-starts from the teacher's weights, learns from its outputs with learned steps, and is then trained for
-`--quantized-epochs` more with its 8-bit activations in the loop, which is kept where it helps on images held
-out of the training data. The test images are read once for each form, through ONNX Runtime from the
-exported file, and choose nothing.
+The first and the last layer have 8-bit weights, all others the form; activations have 8 bits, but what
+`xnor` layers read has one. A student starts from the teacher's weights, learns from its outputs with learned
+steps, and is then trained for `--quantized-epochs` more with its 8-bit activations in the loop, which is kept
+where it helps on images held out of the training data. The test images are read once for each form, through
+ONNX Runtime from the exported file, and choose nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPACE = """
 name: low-bits
 rules:
   - match: {layer: any}
-    bits: [32, 8, 4, 3, 2, ternary, binary]
+    bits: [32, 8, 4, 3, 2, ternary, binary, xnor]
 """
 LIMIT_POINTS = {"4": 0.5, "3": 1.0, "2": 2.5, "binary": 3.0}
 
@@ -56,7 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--forms", nargs="+", default=["4", "3", "2", "ternary", "binary"])
+    parser.add_argument("--forms", nargs="+", default=["4", "3", "2", "ternary", "binary", "xnor"])
     parser.add_argument("--epochs", nargs="+", type=float, default=[10])
     parser.add_argument("--quantized-epochs", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float)

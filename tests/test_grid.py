@@ -14,6 +14,7 @@ from torch import nn
 from written_networks import inputs
 
 from autocompress.candidate import Candidate
+from autocompress.device.profile import load_profile
 from autocompress.device.runtimes import get_runtime, known_runtime
 from autocompress.export.acz import load_acz, save_acz, tensor_bytes
 from autocompress.export.onnx import to_onnx
@@ -23,6 +24,7 @@ from autocompress.graph.module import build
 from autocompress.graph.rounding import best_binary_step, binarized, learned_affine, on_grid
 from autocompress.graph.trace import trace
 from autocompress.network import BINARIZE, GRID_BITS, XNOR, Network, Weights, from_json, to_json
+from autocompress.preparation import measured_choices
 from autocompress.quality.calibrate import collect_ranges
 from autocompress.space import parse_space
 from autocompress.teacher import load_teacher
@@ -316,9 +318,65 @@ def test_binary_values_are_zeros_and_ones_where_nothing_is_negative() -> None:
     model = to_onnx(shipped, values)
     clips = {node.name: node for node in model.graph.node if node.op_type == "Clip"}
     constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    rounding = {node.name: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for node in binary:
         step = float(constants[clips[node.name].input[2]])
         assert step == pytest.approx(float(values[node.params[0]][0]))
+        assert float(constants[rounding[f"{node.name}/q"].input[1]]) == pytest.approx(step, rel=1e-6)
+
+
+def xnor_pair(bits: int) -> tuple[Network, Weights]:
+    """A convolution of so many bits whose relu an xnor layer alone reads, behind one of 8 bits, as shipped."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    network, weights = trace(nn.Sequential(*layers).eval(), (3, 12, 12))
+    first, second, third = (node.name for node in network.nodes if node.op == "conv2d")
+    marked, values = with_bits(network, weights, {first: 8, second: bits, third: XNOR})
+    assert values is not None
+    (binarize,) = (node for node in marked.nodes if node.op == BINARIZE)
+    images = inputs((3, 12, 12), 8)
+    read = build(marked, values).forward_values(images, [binarize.inputs[0]])[binarize.inputs[0]]
+    values[binarize.params[0]] = np.full(1, best_binary_step(read), np.float32)
+    return with_ranges(
+        marked, collect_ranges(build(marked, values), plan(marked), [(images, images)])
+    ), values
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_the_layer_in_front_of_a_binary_value_computes_in_its_own_bits(bits: int) -> None:
+    network, weights = xnor_pair(bits)
+    model = to_onnx(network, weights)
+    ran = get_runtime("onnxruntime").node_times(model.SerializeToString(), 1, 1)
+    assert sum(one.op in ("Conv", "FusedConv") for one in ran) == (bits == 32)
+    images = inputs((3, 12, 12), 8)
+    session = get_runtime("onnxruntime").load(model.SerializeToString(), 1)
+    check_parity(build(network, weights), session.run, images, rounds=True)
+
+
+def test_the_bias_of_an_xnor_layer_is_not_rounded_to_whole_signs() -> None:
+    from onnx import numpy_helper
+
+    network, weights = xnor_pair(8)
+    (layer,) = (node for node in network.nodes if node.grid is not None)
+    model = to_onnx(network, weights)
+    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    (rounded,) = (node for node in model.graph.node if node.name == f"{layer.name}/b")
+    stored = constants[rounded.input[0]] * constants[rounded.input[1]].astype(np.float64)
+    quantizer = network.quantizer_of(layer.inputs[0])
+    assert quantizer is not None
+    signs = quantizer.scale * weights[layer.grid.step]
+    assert (np.abs(stored - weights[layer.args[2].name]) <= 0.51 / 127 * signs).all()
+
+
+def test_xnor_is_left_out_where_the_device_was_measured_without_it() -> None:
+    bound, _, _ = student(XNOR)
+    profile = load_profile("epyc-zen5-onnxruntime-1-thread")
+    left = measured_choices(bound, profile)
+    assert any(XNOR in site.options for site in bound.sites)
+    assert not any(XNOR in site.options for site in left.sites)
+    reasons = {name: reason for name, option, reason in left.dropped if option == XNOR}
+    assert all("binarize" in reason or "negative" in reason for reason in reasons.values())
+    assert "can be negative" in reasons["bits:conv1.0"]
 
 
 def test_learned_steps_of_binary_values_are_settled() -> None:

@@ -134,7 +134,7 @@ def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_pat
 def test_pairs_are_scored_where_sums_will_not_do(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1.0)
+    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))
     first = Bench(widths, tmp_path, killed_at=count + 2)
     with pytest.raises(KeyboardInterrupt):
@@ -158,7 +158,7 @@ def test_pairs_are_scored_where_sums_will_not_do(
 def test_pairs_are_left_alone_where_sums_will_do(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", 1.0)
+    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", 1e6)
     bench = Bench(widths, tmp_path)
     assert paired(widths, bench, tmp_path / "run") == {}
     assert len(bench.asked) <= len(list(choices_to_score(widths.bound))) + 1
@@ -169,9 +169,24 @@ def test_pairs_are_left_alone_where_sums_will_do(
 def test_a_pair_that_cannot_be_scored_is_the_worst(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1.0)
+    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))
     paired(widths, Bench(widths, tmp_path, fails_at=count + 1), tmp_path / "run")
     joint = [event for event in read_run(tmp_path / "run").events if event["event"] == "joint_scored"]
     assert joint[1]["damage"] == MOST_DAMAGE
     assert "no room" in joint[1]["reason"]
+
+
+def test_a_joint_score_that_failed_is_tried_once_more_on_resume(
+    widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1e6)
+    count = len(list(choices_to_score(widths.bound)))
+    first = Bench(widths, tmp_path, fails_at=count, killed_at=count + 2)
+    with pytest.raises(KeyboardInterrupt):
+        paired(widths, first, tmp_path / "run")
+    second = Bench(widths, tmp_path)
+    paired(widths, second, tmp_path / "run")
+    assert second.asked[0] == first.asked[count]
+    said = [event["text"] for event in read_run(tmp_path / "run").events if event["event"] == "decision"]
+    assert len(said) == len(set(said))

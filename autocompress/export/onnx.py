@@ -24,9 +24,26 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.export import onnx_moves, onnx_ops, onnx_pointwise  # noqa: F401  (they register the exporters)
 from autocompress.export.onnx_rules import Tensor, call, rule_for
-from autocompress.network import INPUT, Network, Node, Param, Quantizer, Ref, Weights, flatten, map_args
+from autocompress.network import (
+    BINARIZE,
+    INPUT,
+    Network,
+    Node,
+    Param,
+    Quantizer,
+    Ref,
+    Weights,
+    flatten,
+    map_args,
+)
 from autocompress.transforms.grid import on_grids
-from autocompress.transforms.quantize import carrier, layer_integers, least_weight_scale, runs_in_int8
+from autocompress.transforms.quantize import (
+    WEIGHT_LEVELS,
+    carrier,
+    layer_integers,
+    least_weight_scale,
+    runs_in_int8,
+)
 
 OPSET = 21
 IR_VERSION = 10
@@ -152,8 +169,10 @@ class Emitter:
         if not self.in_int8(node):
             return [self.name(part) for part in (x, weight, bias) if part is not None]
         assert x.quantizer is not None
-        floor = least_weight_scale(bias, x.quantizer.scale)
+        finer = self._finer(node)
+        floor = finer * least_weight_scale(bias, x.quantizer.scale)
         integers, scale = layer_integers(node, self.weights, floor)
+        integers, scale = integers * np.int8(finer), scale / np.float32(finer)
         w = self._dequantized(integers, scale, 0, f"{node.name}/w")
         if bias is None:
             return [x.name, w]
@@ -161,13 +180,20 @@ class Emitter:
         rounded = np.rint(bias.astype(np.float64) / bias_scale).astype(np.int32)
         return [x.name, w, self._dequantized(rounded, bias_scale, 0, f"{node.name}/b")]
 
+    def _finer(self, node: Node) -> int:
+        """By how much the integers of a layer are multiplied and their scale divided: its bias is rounded to
+        that scale times the input's, which were whole signs where both are binary."""
+        reads_binary = self.network.by_name.get(node.inputs[0], node).op == BINARIZE
+        is_binary = node.grid is not None and node.grid.form == "binary"
+        return WEIGHT_LEVELS if reads_binary and is_binary else 1
+
     def kept_in_float(self, node: Node, x: Tensor, result: str) -> str:
         """The result of a layer, guarded against ONNX Runtime's own quantization.
 
         Between a DequantizeLinear and a QuantizeLinear it would round a float layer's weights to 8 bits
         with one scale for the whole tensor. A LeakyRelu of slope 1 prevents it and fuses into the layer.
         """
-        rounded = self.network.quantizer_of(carrier(self.network, node)) is not None
+        rounded = self.network.is_rounded(carrier(self.network, node))
         if self.in_int8(node) or x.quantizer is None or not rounded:
             return result
         guarded: str = self.op("LeakyRelu", result, name=f"{node.name}/float", alpha=1.0)

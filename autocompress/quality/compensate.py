@@ -23,6 +23,7 @@ from autocompress.graph.module import GraphModule
 from autocompress.graph.rounding import best_binary_step
 from autocompress.network import BINARIZE, Network, Node, Param
 from autocompress.quality.layer_rows import groups_of, input_rows, places, solvable_layers, visited
+from autocompress.transforms.grid import fit_steps
 
 ROWS = 8192
 RIDGE = 0.1
@@ -191,8 +192,18 @@ def fit_layer(
         rows, error = rows - row_mean, error - error_mean
     change = least_squares(rows, error.reshape(len(error), groups, -1), ridge)
     weight += change.reshape(weight.shape)
+    refit_step(student, node)
     if bias is not None:
         bias += error_mean - _product(row_mean[None], change)[0]
+
+
+def refit_step(module: GraphModule, node: Node) -> None:
+    """Fits the steps of a layer whose weights are on a grid to the weights as they are now."""
+    if node.grid is not None:
+        weight = module.tensor_named(node.args[1].name).detach().cpu().numpy()
+        with torch.no_grad():
+            steps = torch.from_numpy(fit_steps(weight, node.grid.form))
+            module.tensor_named(node.grid.step).copy_(steps)
 
 
 def is_normalised(network: Network, node: Node) -> bool:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
-
 from autocompress.candidate import Candidate, Option, Site
 from autocompress.data import Data
 from autocompress.distill.hold import held
@@ -18,13 +16,12 @@ from autocompress.distill.train import Distilled, distil
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights
 from autocompress.quality.blockwise import Part, learned
-from autocompress.quality.compensate import KeptChannels, compensate
+from autocompress.quality.compensate import KeptChannels, compensate, refit_step
 from autocompress.quality.evaluate import Evaluation, evaluate, recalibrate_batch_norms
 from autocompress.quality.evidence import evidence
 from autocompress.quality.quantization import quantized
 from autocompress.transforms.apply import Saliency, apply, dense, kept_channels, thinnings_of
 from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.grid import fit_steps
 from autocompress.transforms.quantize import plan
 from autocompress.transforms.sites import BoundSpace
 from autocompress.transforms.thin import Thinning, marked, mask_of, shared, sharing_layers, thinned
@@ -64,7 +61,8 @@ class Workshop:
         kept = kept_channels(self.bound, candidate, self.saliency)
         compensate(module, self.teacher, self.data.calibration, kept, fixed=fixed)
         module = self._thinned(module, candidate, kept, trains, fixed)
-        refit_steps(module)
+        for node in module.source_network.nodes:
+            refit_step(module, node)
         recalibrate_batch_norms(module, self.data.calibration.batches(CALIBRATION_BATCH))
         return module
 
@@ -261,16 +259,6 @@ def _thinners(module: GraphModule, thinnings: Mapping[str, Thinning]) -> list[Th
 
 def _gains_by_tuning(network: Network) -> bool:
     return bool(plan(network)) or any(sharing_layers(network))
-
-
-def refit_steps(module: GraphModule) -> None:
-    """Fits the steps of weights on a grid to the weights as they are now."""
-    with torch.no_grad():
-        for node in module.source_network.nodes:
-            if node.grid is not None:
-                weight = module.tensor_named(node.args[1].name).numpy()
-                steps = torch.from_numpy(fit_steps(weight, node.grid.form))
-                module.tensor_named(node.grid.step).copy_(steps)
 
 
 @dataclass(frozen=True)

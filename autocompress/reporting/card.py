@@ -25,7 +25,7 @@ from autocompress.reporting.units import (
 _KINDS = {
     "width": "share of the channels kept",
     "rank": "rank of the factors, as a share of the full one",
-    "bits": "bits of the weights; activations have 8 where weights have fewer than 32",
+    "bits": "bits of the weights; activations have 8 where weights have fewer than 32, 1 at `xnor`",
     "block": "form of the block",
     "structure": "form of the layer's matrix",
     "merge": "merged with the layer behind it",

@@ -96,10 +96,18 @@ class BoundSpace:
             return not self._is_moot(site, gone, compacted)
 
         return Candidate.of(
-            (name, option)
+            (name, self._without_binary_inputs(name, option, merged))
             for name, option in candidate.choices
             if option != self.by_name[name].default and counts(self.by_name[name])
         )
+
+    def _without_binary_inputs(self, name: str, option: Option, merged: Mapping[str, str]) -> Option:
+        """Binary weights alone where the layer takes one in whose input may be negative."""
+        taken = [first for first, into in merged.items() if into == self.by_name[name].target]
+        if option != XNOR or not taken or "binary" not in self.by_name[name].options:
+            return option
+        reads = self.network.by_name[taken[0]].inputs[0]
+        return option if never_negative(self.network, reads) else "binary"
 
     def without(self, drops: Mapping[tuple[str, Option], str]) -> BoundSpace:
         """The space without these options; `drops` gives the reason for each (site, option)."""
@@ -197,7 +205,7 @@ def bind(space: Space, network: Network) -> BoundSpace:
     names = {node.module for node in network.nodes if node.op in WEIGHTED and node.module}
     space.check_matched(binder.matched, sorted(names | blocks.keys()))
     found = tuple(site for site in sites if site is not None)
-    return BoundSpace(network, coupling, blocks, found, quantize=space.quantize)
+    return BoundSpace(network, coupling, blocks, found, tuple(binder.dropped), space.quantize)
 
 
 class _Binder:
@@ -206,6 +214,7 @@ class _Binder:
     def __init__(self, space: Space, network: Network) -> None:
         self.space, self.network = space, network
         self.matched: set[int] = set()
+        self.dropped: list[tuple[str, Option, str]] = []
 
     def width(self, group: Group) -> Site:
         rule = self._layer_rule(self.network.by_name[group.layers[0]])
@@ -320,9 +329,10 @@ class _Binder:
         options: list[Option] = [option for option in BITS if option in (*rule.bits, 32)]
         if XNOR in options and not never_negative(self.network, node.inputs[0]):
             options.remove(XNOR)
+            why = "what it reads can be negative, as behind a relu it cannot"
             if len(options) == 1:
-                why = "xnor needs an input that is never negative, as a relu gives it"
-                return _locked(name, "bits", node.name, 32, (node.name,), why)
+                return _locked(name, "bits", node.name, 32, (node.name,), f"xnor alone is offered, and {why}")
+            self.dropped.append((name, XNOR, why))
         return _site(name, "bits", node.name, options, 32, (node.name,), {})
 
     def merge(self, node: Node) -> Site | None:
