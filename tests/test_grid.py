@@ -326,7 +326,7 @@ def test_binary_values_are_zeros_and_ones_where_nothing_is_negative() -> None:
 
 
 def xnor_pair(bits: int) -> tuple[Network, Weights]:
-    """A convolution of so many bits whose relu an xnor layer alone reads, behind one of 8 bits, as shipped."""
+    """A convolution of so many bits whose relu an xnor layer alone reads, behind one of 8; shipped."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
     network, weights = trace(nn.Sequential(*layers).eval(), (3, 12, 12))
