@@ -3,17 +3,20 @@
     python benchmarks/factors.py low-rank --teacher cifar_resnet.py:load,depth=20 --data imagefolder:cifar10
     python benchmarks/factors.py compact --teacher cifar_resnet.py:load,depth=20 --data imagefolder:cifar10
     python benchmarks/factors.py structured --data mnist:mnist
+    python benchmarks/factors.py merge --data mnist:mnist
 
 `low-rank`: every k×k convolution is factorised by one method, with the largest share of the rank that leaves
 at most half of the multiply-adds. `compact`: every residual block takes one form. `structured`: a
 784-320-160-10 network is trained on the data, then its two wide layers take a structure, or a low rank of as
-many parameters. Accuracies are on images held out of the training data; calibration images are drawn anew
+many parameters. `merge`: two layers in a row of that network become one, without the activation between.
+Accuracies are on images held out of the training data; calibration images are drawn anew
 for each seed. No test image is read.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,6 +41,7 @@ from autocompress.quality.layer_rows import collect_moments, solvable_layers
 from autocompress.transforms.compact import COMPACT, compact
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.low_rank import FOR_KERNELS, factorize, method_for, parameters, ranks
+from autocompress.transforms.merge import merge
 from autocompress.transforms.structured import STRUCTURES, sizes, structure
 from autocompress.transforms.structured import parameters as structured_parameters
 
@@ -48,7 +52,7 @@ Moments = dict[str, np.ndarray]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("low-rank", "compact", "structured"))
+    parser.add_argument("part", choices=("low-rank", "compact", "structured", "merge"))
     parser.add_argument("--teacher")
     parser.add_argument("--data", required=True)
     parser.add_argument("--seeds", type=int, default=3)
@@ -61,6 +65,8 @@ def main() -> int:
     elif arguments.part == "compact":
         kinds = arguments.forms or list(COMPACT)
         compact_blocks(arguments.teacher, arguments.data, arguments.seeds, arguments.held_out, kinds)
+    elif arguments.part == "merge":
+        merged(arguments.data, arguments.seeds, arguments.epochs)
     else:
         structured(arguments.data, arguments.seeds, arguments.epochs, arguments.forms or list(STRUCTURES))
     return 0
@@ -167,13 +173,8 @@ def structured(data_spec: str, seeds: int, epochs: float, kinds: list[str]) -> N
     found: dict[str, list[tuple[float, float]]] = {}
     counts: dict[str, int] = {}
     for seed in range(seeds):
-        torch.manual_seed(seed)
-        module = nn.Sequential(
-            nn.Flatten(), nn.Linear(784, 320), nn.ReLU(), nn.Linear(320, 160), nn.ReLU(), nn.Linear(160, 10)
-        )
-        distil(module, None, data, epochs=6, seed=seed, learning_rate=0.02)
-        network, weights = trace(module.eval(), data.input_shape)
-        teacher = build(network, weights)
+        teacher = trained_perceptron(data, seed)
+        network, weights = teacher.source_network, teacher.export_weights()
         found.setdefault("dense", []).append((accuracy(teacher, data), float("nan")))
         counts["dense"] = sum(int(np.prod(weight_shape(network, layer))) for layer in wide(network))
         for form, change in forms(kinds).items():
@@ -187,6 +188,38 @@ def structured(data_spec: str, seeds: int, epochs: float, kinds: list[str]) -> N
         before, after = zip(*pairs, strict=True)
         trained = "" if form == "dense" else spread(after)
         print(f"| {form} | {counts[form]} | {spread(before)} | {trained} |", flush=True)
+
+
+def trained_perceptron(data: Data, seed: int) -> GraphModule:
+    torch.manual_seed(seed)
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 320), nn.ReLU(), nn.Linear(320, 160), nn.ReLU(), nn.Linear(160, 10)
+    )
+    distil(module, None, data, epochs=6, seed=seed, learning_rate=0.02)
+    network, weights = trace(module.eval(), data.input_shape)
+    assert weights is not None
+    return build(network, weights)
+
+
+def merged(data_spec: str, seeds: int, epochs: float) -> None:
+    data = load_data(data_spec)
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    for seed in range(seeds):
+        teacher = trained_perceptron(data, seed)
+        network, weights = teacher.source_network, teacher.export_weights()
+        rows.setdefault(f"none, {network.parameter_count}", []).append((accuracy(teacher, data),) * 3)
+        sample = calibrated(data, seed)
+        for layer, into in itertools.pairwise(node.name for node in solvable_layers(network)):
+            student = build(*merge(network, weights, layer))  # type: ignore[arg-type]
+            name = f"{layer} into {into}, {student.source_network.parameter_count}"
+            before = accuracy(student, data)
+            compensate(student, teacher, sample.calibration, {})
+            fitted = accuracy(student, data)
+            distil(student, TeacherOutputs(teacher), data, epochs=epochs, seed=seed)
+            rows.setdefault(name, []).append((before, fitted, accuracy(student, data)))
+    print(f"| merged, parameters | as they are | fitted | after {epochs:g} epochs |\n|---|---|---|---|")
+    for name, found in rows.items():
+        print(f"| {name} | {' | '.join(spread(column) for column in zip(*found, strict=True))} |")
 
 
 Change = Callable[[Network, Weights | None, str], tuple[Network, Weights | None]]
