@@ -7,7 +7,8 @@ Every group of channels keeps the same share, the largest with which at most hal
 left; `inner` leaves the channels of the residual stream alone. Each importance chooses channels on 512
 training images, drawn anew for each seed, and the same images serve to recalibrate batch norms and to
 compensate. Accuracies are on images held out of the training data; the teacher has been trained on them.
-With --epochs, students compensated with the first seed's images are then distilled. No test image is read.
+With --epochs, students compensated with the first seed's images are then distilled, on all training images
+or a share of them. No test image is read.
 """
 
 from __future__ import annotations
@@ -50,11 +51,16 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=2000)
     parser.add_argument("--epochs", type=float, default=0)
+    parser.add_argument(
+        "--share-of-images", type=float, default=1.0, help="of the training images, for these"
+    )
     arguments = parser.parse_args()
     opened = open_teacher(arguments.teacher, arguments.data)
     assert opened.data is not None
     teacher = build(opened.network, opened.weights)
-    data = replace(opened.data, validation=opened.data.validation.subset(arguments.held_out))
+    trained_on = opened.data.train.subset(round(arguments.share_of_images * opened.data.train.size))
+    held_out = opened.data.validation.subset(arguments.held_out)
+    data = replace(opened.data, train=trained_on, validation=held_out)
     print(f"teacher: {accuracy(teacher, data):.2%} on {data.validation.size} held-out images")
     for widths in ("inner", "all") if arguments.widths == "both" else (arguments.widths,):
         bench = Bench.of(teacher, data, widths)
