@@ -1,6 +1,6 @@
 """The scores of a search: each single choice is a task of the executor, recorded as soon as it is known.
 
-So are pairs of choices, where the solver's answer hurts much more or less than the sum of its choices.
+So are pairs of choices, where the solver's answer hurts much more than the sum of its choices.
 """
 
 from __future__ import annotations
