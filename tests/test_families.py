@@ -22,7 +22,7 @@ from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
 from autocompress.kernels import kernels
-from autocompress.network import Network, Weights
+from autocompress.network import XNOR, Network, Weights
 from autocompress.quality.calibrate import collect_ranges
 from autocompress.space import load_space
 from autocompress.teacher import load_teacher
@@ -87,10 +87,13 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
 ) -> None:
     network, weights = traced(spec, size)
     before = {param: value.copy() for param, value in weights.items()}
-    space = probed(bind(load_space(name), network), weights)
+    bound = bind(load_space(name), network)
+    space = probed(bound, weights)
     assert all(bool(site.locked) == (site.options == (site.default,)) for site in space.sites)
     offered = {site.kind for site in space.free}
-    assert offered >= set(KINDS) - {"structure", "merge", *PACKED_KINDS} and not space.dropped
+    assert offered >= set(KINDS) - {"structure", "merge", *PACKED_KINDS}
+    assert space.dropped == bound.dropped
+    assert {option for _, option, _ in bound.dropped} <= {XNOR}
     assert (offered >= PACKED_KINDS) == (name == "all")
     images = inputs((3, size, size), 24)
     rng = random.Random(0)
