@@ -7,6 +7,8 @@ killed at any moment goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import re
 import signal
@@ -45,6 +47,7 @@ FAILURE_SHARE = 0.3
 REPAIR_ROUNDS = 2
 REJECTIONS_IN_A_ROW = 200
 SHOWN_EVERY_S = 0.3
+TRIALS_A_TRIM = 10
 LABELS = {TRIAL: "trials", PROMOTION: "longer training", FINAL: "final distillation"}
 
 
@@ -270,6 +273,8 @@ class Search:
         self.store.append("trial_finished", **common, **result.values, seconds=result.seconds)
         self._study.tell(trial.number, {"accuracy": accuracy, **trial.cost.to_json()})
         self._update_front(trial)
+        if len(self._trials) % TRIALS_A_TRIM == 0:
+            _give_memory_back()
         volume = self._hypervolume(self._front)
         self._agent.saw_trial(result.seconds, volume, result.values.get("images", 0))
 
@@ -496,6 +501,13 @@ class Search:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _give_memory_back() -> None:
+    """Lets the C library return what was freed to the system, where it can. Else it keeps the pages of every
+    trial's tensors and of the surrogate's growing matrices."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _accuracy(trial: Trial) -> float:
