@@ -155,7 +155,7 @@ class _Campaign:
             search = self._search(started, limits, teacher, damage, pairs, runner)
             if evaluator is not None:
                 evaluator.progress, evaluator.stop = search.show_step, search.stopped
-            search.run(self.history)
+            search.run(read_run(self.request.run).events)
             discard(self.paths.distilled / RUNGS)
         finally:
             runner.close()

@@ -58,6 +58,11 @@ class Quantizer:
     scale: float
     zero_point: int
 
+    @classmethod
+    def binary(cls, step: float) -> Quantizer:
+        """Of values that are 0 or `step`: the integers are 0 and 1."""
+        return cls(float(np.float32(max(step, 1e-12))), 0)
+
 
 XNOR, BINARIZE = "xnor", "binarize"
 """The form of binary weights that read binary values, and the operation that makes these."""

@@ -34,7 +34,7 @@ def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str]
     them, and several together hurt more again. Empty where sums will do. The solver is left with the terms.
     """
     tried: set[Pair] = set()
-    best, kept, found = math.inf, solver.pairs, dict(solver.pairs)
+    best, kept = math.inf, solver.pairs
     for number in range(ROUNDS + 1):
         answer = solver.solve(limits, rebase=False)
         if answer is None or len(answer.choices) < 2:
@@ -59,7 +59,7 @@ def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str]
             for pair, both in zip(new, together, strict=True)
         }
         counting = {pair: term for pair, term in terms.items() if term > 0}
-        solver.pairs = found = {**found, **counting}
+        solver.pairs = {**solver.pairs, **counting}
         say(f"{what}; pairs of them that were scored: {len(new)}, that count: {len(counting)}")
     solver.pairs = kept
     return kept

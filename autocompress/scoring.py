@@ -84,7 +84,8 @@ class Scoring:
         return damage
 
     def pairs(self, history: Sequence[Mapping[str, Any]], damage: Damage) -> Pairs:
-        """What pairs of choices hurt beyond their sum, where that matters; see `pairs.pair_terms`."""
+        """What pairs of choices hurt beyond their sum, where that matters; see `pairs.pair_terms`. The run
+        keeps what single choices cost, which is found on the way."""
         known = next((event for event in history if event["event"] == "pairs_scored"), None)
         if known is not None:
             return pairs_of_rows(known["pairs"])
@@ -97,6 +98,8 @@ class Scoring:
 
         found = pair_terms(solver, self.limits, joint.damage, say)
         rows = [[*one, *other, term] for (one, other), term in found.items()]
+        if solver.table is not None:
+            self.store.append("choices_priced", table=solver.table.to_json())
         self.store.append("pairs_scored", pairs=rows)
         return found
 

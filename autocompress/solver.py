@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,12 +253,8 @@ class Solver:
         sites = self.pricer.bound.by_name
         choices = self.pricer.bound.canonical(candidate).choices
         single = [harm(self.damage, sites[name], option) for name, option in choices]
-        taken = set(choices) if self.pairs else ()
-        return max(sum(single) + sum(self.pairs_of(taken).values()), *single, 0.0)
-
-    def pairs_of(self, choices: Collection[Choice]) -> Pairs:
-        """The pairs of which both choices are among these."""
-        return {pair: term for pair, term in self.pairs.items() if pair[0] in choices and pair[1] in choices}
+        terms = (term for pair, term in self.pairs.items() if pair[0] in choices and pair[1] in choices)
+        return max(sum(single) + sum(terms), *single, 0.0)
 
     def _corrected(self, table: EffectTable, limits: Limits) -> tuple[Candidate | None, Candidate | None]:
         """Solves, prices exactly, and moves the limits that the knapsack sees by what it was wrong.

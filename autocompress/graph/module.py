@@ -104,8 +104,7 @@ class GraphModule(nn.Module):
         """That of a binary value, whose scale is its learned step."""
         if node.op != BINARIZE or node.quantizer is None:
             return None
-        step = float(self.tensor_named(node.params[0]).detach())
-        return Quantizer(max(step, MINIMUM_SCALE), 0)
+        return Quantizer.binary(float(self.tensor_named(node.params[0]).detach()))
 
     def tensor_named(self, name: str) -> Tensor:
         owner, _, leaf = name.rpartition(".")

@@ -12,10 +12,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, Option
-from autocompress.network import BINARIZE, INPUT, Network, Weights
+from autocompress.network import INPUT, Network, Weights
 from autocompress.transforms import compact, depth, low_rank, merge, prune, quantize, structured
 from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import plan, with_ranges
+from autocompress.transforms.quantize import NOT_NEGATIVE, plan, with_ranges
 from autocompress.transforms.sites import BoundSpace
 from autocompress.transforms.thin import Evidence, Thinning, marked, thinned
 
@@ -26,7 +26,7 @@ element, or of each output channel; under `MOMENTS`, layer → second moments of
 
 MOMENTS = "moments"
 
-_NOT_NEGATIVE = frozenset({"relu", "relu6", "hardtanh", "sigmoid", "hardsigmoid", BINARIZE})
+_NOT_NEGATIVE = NOT_NEGATIVE | {"hardtanh"}
 CHAIN_SUFFIXES = (
     *("reduce", "core", "depthwise", "left", "right"),
     *("primary", "cheap", "squeeze", "point", "spread", "up", "down"),

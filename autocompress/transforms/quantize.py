@@ -70,6 +70,7 @@ _MOVES = frozenset(
 
 _ARITHMETIC = frozenset({"add.Tensor", "mul.Tensor"})
 _POOLS = frozenset({"adaptive_avg_pool2d", "mean.dim"})
+NOT_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", BINARIZE})
 _KEEP_SIGNS = (_MOVES - {"pad", "constant_pad_nd"}) | _POOLS | {"avg_pool2d"}
 _ACTIVATIONS = frozenset(
     {
@@ -201,7 +202,7 @@ def never_negative(network: Network, value: str) -> bool:
         return _clips_at_zero(node)
     if node.op in _KEEP_SIGNS:
         return never_negative(network, node.inputs[0])
-    return node.op in ("relu", "relu6", "sigmoid", "hardsigmoid", BINARIZE)
+    return node.op in NOT_NEGATIVE
 
 
 def layer_integers(
@@ -325,11 +326,6 @@ def _quantizer(network: Network, name: str, ranges: Mapping[str, tuple[float, fl
     low, high = (float(bound) for bound in ranges[name])
     low, high = min(low, 0.0), max(high, 0.0)
     if name in network.by_name and network.by_name[name].op == BINARIZE:
-        return binary_quantizer(high)
+        return Quantizer.binary(high)
     scale = float(np.float32(max((high - low) / ACTIVATION_LEVELS, MINIMUM_SCALE)))
     return Quantizer(scale, min(max(round(-low / scale), 0), ACTIVATION_LEVELS))
-
-
-def binary_quantizer(step: float) -> Quantizer:
-    """Of values that are 0 or `step`: the integers are 0 and 1."""
-    return Quantizer(float(np.float32(max(step, MINIMUM_SCALE))), 0)
