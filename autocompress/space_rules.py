@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 LayerKind = Literal["conv", "linear", "depthwise"]
 BlockKind = Literal["residual"]
 Importance = Literal[
-    "l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd", "obs", "slimming", "l0"
+    "l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd", "obs", "slimming", "l0", "decay"
 ]
 RankMethod = Literal["auto", "svd", "tucker2", "spatial_svd", "cp"]
 StructureChoice = Literal["dense", "monarch", "kronecker", "circulant", "toeplitz_2", "toeplitz_4"]

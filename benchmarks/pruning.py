@@ -7,8 +7,8 @@ Every group of channels keeps the same share, the largest with which at most hal
 left; `inner` leaves the channels of the residual stream alone. Each importance chooses channels on 512
 training images, drawn anew for each seed, and the same images serve to recalibrate batch norms and to
 compensate. Accuracies are on images held out of the training data; the teacher has been trained on them.
-With --epochs, students compensated with the first seed's images are then distilled, on all training images
-or a share of them. No test image is read.
+With --epochs, each seed's compensated student is then distilled, on all training images or a share of them,
+in that seed's order. No test image is read.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from autocompress.transforms.prune import Keep, keep_mask, kept_outputs, prune
 CALIBRATION_SIZE = 512
 BATCH = 128
 STEPS = ("nothing", "recalibrated", "compensated")
+TRAINED = "trained"
 
 
 def main() -> int:
@@ -64,19 +65,24 @@ def main() -> int:
     print(f"teacher: {accuracy(teacher, data):.2%} on {data.validation.size} held-out images")
     for widths in ("inner", "all") if arguments.widths == "both" else (arguments.widths,):
         bench = Bench.of(teacher, data, widths)
-        bench.describe(widths)
+        bench.describe(widths, arguments.epochs)
         table(bench, arguments.importance, arguments.seeds, arguments.epochs)
     return 0
 
 
 def table(bench: Bench, methods: list[str], seeds: int, epochs: float) -> None:
     found: dict[str, dict[str, list[float]]] = {}
+    steps = (*STEPS, TRAINED) if epochs else STEPS
     for method in methods:
-        results = [dict(bench.steps(method, seed)) for seed in range(seeds)]
-        found[method] = {step: [100 * result[step] for result in results] for step in STEPS}
-        trained = f", {100 * bench.trained(method, epochs):.2f} after {epochs:g} epochs" if epochs else ""
-        row = " | ".join(spread(found[method][step]) for step in STEPS)
-        print(f"| {method} | {row} |{trained}", flush=True)
+        results = [dict(bench.steps(method, seed, epochs)) for seed in range(seeds)]
+        found[method] = {step: [100 * result[step] for result in results] for step in steps}
+        row = " | ".join(spread(found[method][step], 2 if step == TRAINED else 1) for step in steps)
+        print(f"| {method} | {row} |", flush=True)
+    if {"l1", "obs"} <= found.keys() and epochs:
+        plain, surgeon = (float(np.median(found[method][TRAINED])) for method in ("l1", "obs"))
+        print(
+            f"after {epochs:g} epochs: obs {surgeon:.2f}, l1 {plain:.2f}: at least as good: {surgeon >= plain}"
+        )
     if "l1" in found:
         plain = np.median(found["l1"]["nothing"])
         best = max(found, key=lambda method: np.median(found[method]["compensated"]))
@@ -84,8 +90,9 @@ def table(bench: Bench, methods: list[str], seeds: int, epochs: float) -> None:
         print(f"{best}, compensated: {gain:+.1f} points against plain l1; at least 15: {gain >= 15}")
 
 
-def spread(values: list[float]) -> str:
-    return f"{np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+def spread(values: list[float], digits: int) -> str:
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), np.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
 
 
 @dataclass(frozen=True)
@@ -109,15 +116,17 @@ class Bench:
         fitting = next(c for c in counts if shipped_macs(cut(coupling, c)) <= half)
         return cls(teacher, data, coupling, fitting)
 
-    def describe(self, widths: str) -> None:
+    def describe(self, widths: str, epochs: float) -> None:
         total, left = shipped_macs(self.coupling.network), shipped_macs(cut(self.coupling, self.counts))
         print(f"\n{widths}: {len(self.counts)} groups, {left / total:.1%} of {total / 1e6:.1f} million MACs")
-        print("| importance | nothing | recalibrated | compensated and recalibrated |\n|---|---|---|---|")
+        trained = f" after {epochs:g} epochs |" if epochs else ""
+        print(f"| importance | nothing | recalibrated | compensated and recalibrated |{trained}")
+        print("|---|---|---|---|" + "---|" * bool(epochs))
 
     def with_calibration(self, seed: int) -> Data:
         return replace(self.data, calibration=self.data.train.subset(CALIBRATION_SIZE, seed))
 
-    def steps(self, method: str, seed: int) -> Iterator[tuple[str, float]]:
+    def steps(self, method: str, seed: int, epochs: float) -> Iterator[tuple[str, float]]:
         """(what was done, accuracy on held-out images)."""
         data = self.with_calibration(seed)
         mask = self.mask(method, data)
@@ -125,7 +134,11 @@ class Bench:
         yield STEPS[0], accuracy(student, data)
         recalibrate_batch_norms(student, data.calibration.batches(BATCH))
         yield STEPS[1], accuracy(student, data)
-        yield STEPS[2], accuracy(self.compensated(mask, data), data)
+        student = self.compensated(mask, data)
+        yield STEPS[2], accuracy(student, data)
+        if epochs:
+            distil(student, TeacherOutputs(self.teacher), data, epochs=epochs, seed=seed)
+            yield TRAINED, accuracy(student, data)
 
     def mask(self, method: str, data: Data) -> Keep:
         scores = importance(self.coupling, self.teacher, data, method, self.counts)
@@ -141,12 +154,6 @@ class Bench:
         compensate(student, self.teacher, data.calibration, kept_outputs(self.coupling, mask))
         recalibrate_batch_norms(student, data.calibration.batches(BATCH))
         return student
-
-    def trained(self, method: str, epochs: float) -> float:
-        data = self.with_calibration(0)
-        student = self.compensated(self.mask(method, data), data)
-        distil(student, TeacherOutputs(self.teacher), data, epochs=epochs)
-        return accuracy(student, data)
 
 
 def accuracy(student: GraphModule, data: Data) -> float:

@@ -12,7 +12,7 @@ from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
 from autocompress.quality.evaluator import importances
-from autocompress.quality.saliency import saliency
+from autocompress.quality.saliency import output_curvature, saliency
 from autocompress.quality.surgeon import Reader, obs_importance, removal_losses
 from autocompress.space import parse_space
 from autocompress.transforms.prune import atom_scores
@@ -46,32 +46,63 @@ def test_diagonal_curvature_of_a_linear_classifier() -> None:
         saliency(layer, [], "obd")
 
 
-def lost(data: np.ndarray, weight: np.ndarray, gone: np.ndarray) -> float:
-    """The share of the output that the best weights on the other columns cannot make."""
+def test_curvature_by_the_outputs_of_the_layers_of_a_classifier() -> None:
+    """Of z = W₂ relu(W₁x) it is mean(diag(p) − ppᵀ) by z; W₂ takes it back through the relu."""
+    torch.manual_seed(0)
+    module = net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Linear(5, 4), b=nn.Linear(4, 3))
+    network, weights = trace(module, (5,))
+    x = torch.randn(64, 5)
+    layers = [node for node in network.nodes if node.op == "linear"]
+    found = output_curvature(build(network, weights), layers, [x] * 400)
+    with torch.no_grad():
+        hidden = module.a(x).double()
+        p = module.b(F.relu(module.a(x))).softmax(1).double()
+        by_scores = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+        back = module.b.weight.double() * (hidden > 0)[:, None]
+        by_hidden = back.mT @ by_scores @ back
+    np.testing.assert_allclose(found["b"], by_scores.mean(0), atol=0.01)
+    np.testing.assert_allclose(found["a"], by_hidden.mean(0), atol=0.01)
+
+
+def test_curvature_by_a_convolution_sums_over_its_places() -> None:
+    """Scores are means of a 1×1 convolution over 4 × 4 places: each has a sixteenth of the scores' error."""
+    torch.manual_seed(0)
+    module = net(lambda m, x: m.a(x).mean((2, 3)), a=nn.Conv2d(3, 2, 1))
+    network, weights = trace(module, (3, 4, 4))
+    images = torch.randn(32, 3, 4, 4)
+    found = output_curvature(build(network, weights), [network.by_name["a"]], [images] * 400)
+    with torch.no_grad():
+        p = module(images).softmax(1).double()
+    by_scores = (torch.diag_embed(p) - p[:, :, None] * p[:, None]).mean(0)
+    np.testing.assert_allclose(found["a"], by_scores / 16, rtol=0.05)
+
+
+def lost(data: np.ndarray, weight: np.ndarray, gone: np.ndarray, curvature: np.ndarray) -> float:
+    """Half the error, in that metric, that the best weights on the other columns leave."""
     target = data @ weight.T
     rest = np.delete(data, gone, axis=1)
-    best = rest @ np.linalg.lstsq(rest, target, rcond=None)[0]
-    return float(np.square(target - best).sum() / np.square(target).sum())
+    left = target - rest @ np.linalg.lstsq(rest, target, rcond=None)[0]
+    return float(np.einsum("no,op,np->", left, curvature, left) / len(data) / 2)
 
 
 def test_losses_of_removed_channels_against_least_squares() -> None:
     rng = np.random.default_rng(0)
     columns = np.array([[0, 1], [4, 5], [2, 3], [6, 7]])
-    readers, inputs_of, weights = [], [], []
+    readers, cases = [], []
     for out in (5, 3):
         data = rng.normal(size=(300, 8)) @ rng.normal(size=(8, 8))
         weight = rng.normal(size=(out, 8))
-        readers.append(Reader(weight, data.T @ data / 300, columns))
-        inputs_of.append(data)
-        weights.append(weight)
+        curvature = np.cov(rng.normal(size=(out, 20)))
+        readers.append(Reader(weight, data.T @ data / 300, columns, curvature))
+        cases.append((data, weight, curvature))
     losses = removal_losses(readers, 4, damping=1e-12)
     order = np.argsort(losses)
     gone: list[int] = []
     for channel in order[:3]:
         choices = {
             other: sum(
-                lost(data, weight, np.array([*gone, *columns[other]]))
-                for data, weight in zip(inputs_of, weights, strict=True)
+                lost(data, weight, np.array([*gone, *columns[other]]), curvature)
+                for data, weight, curvature in cases
             )
             for other in range(4)
             if not set(columns[other]) <= set(gone)
@@ -79,7 +110,8 @@ def test_losses_of_removed_channels_against_least_squares() -> None:
         assert min(choices, key=choices.__getitem__) == channel
         assert losses[channel] == pytest.approx(choices[channel], rel=1e-4)
         gone += columns[channel].tolist()
-    assert losses[order[3]] == pytest.approx(2, rel=1e-4)
+    everything = sum(lost(data, weight, np.arange(8), curvature) for data, weight, curvature in cases)
+    assert losses[order[3]] == pytest.approx(everything, rel=1e-4)
 
 
 def test_one_of_two_channels_that_say_the_same_is_cheap_and_the_other_is_not() -> None:
@@ -126,7 +158,7 @@ def test_channels_that_no_dense_layer_reads_are_judged_by_their_weights() -> Non
 def test_a_space_chooses_its_importance() -> None:
     rules = "name: small\nrules:\n  - match: {layer: conv}\n    width: {importance: %s}"
     network, weights = trace(tiny_net(), (1, 8, 8))
-    for method in ("geometric_median", "obd", "obs"):
+    for method in ("geometric_median", "obd", "obs", "decay"):
         bound = bind(parse_space(rules % method), network)
         found = importances(bound, weights, stripes())
         assert found.keys() == {method}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from autocompress.data_splits import Batch
 from autocompress.graph.module import GraphModule
-from autocompress.network import Param, Weights
+from autocompress.network import Node, Param, Weights
 from autocompress.teacher import eval_mode
 
 Method = Literal["l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd"]
@@ -103,13 +104,69 @@ def _objectives(module: nn.Module, batches: Iterable[Batch], loss: Loss, method:
     generator = torch.Generator().manual_seed(0)
     for images, labels in batches:
         outputs = module(images)
-        if method != "obd":
+        if method == "obd":
+            yield from _drawn_losses(outputs, generator)
+        else:
             yield loss(outputs, labels)
-            continue
-        scores = outputs.movedim(1, -1).flatten(0, -2)
-        for _ in range(DRAWS):
-            drawn = torch.multinomial(scores.detach().softmax(1), 1, generator=generator)[:, 0]
-            yield functional.cross_entropy(scores, drawn, reduction="sum") / len(images) ** 0.5
+
+
+def _drawn_losses(outputs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Cross-entropies of a batch, summed, over √batch, at labels drawn from its own predictions."""
+    scores = outputs.movedim(1, -1).flatten(0, -2)
+    for _ in range(DRAWS):
+        drawn = torch.multinomial(scores.detach().softmax(1), 1, generator=generator)[:, 0]
+        yield functional.cross_entropy(scores, drawn, reduction="sum") / len(outputs) ** 0.5
+
+
+def output_curvature(
+    module: GraphModule, layers: Iterable[Node], images: Iterable[Tensor]
+) -> dict[str, NDArray[np.float64]]:
+    """{layer: how an error of its output bends the cross-entropy of an example, `(out, out)`}.
+
+    It is the mean over the examples of g · gᵀ, summed over the layer's places, where g is the gradient of
+    the loss at a drawn label by one place of the output: the outer factor of the curvature of the layer's
+    weight (K-FAC, Martens and Grosse 2015, arXiv:1503.05671). Zero for a layer that no output depends on.
+    """
+    wanted = {node.name: node for node in layers}
+    totals = {
+        name: np.zeros((size, size))
+        for name, node in wanted.items()
+        for size in [node.shape[_channel_axis(node)]]
+    }
+    generator = torch.Generator().manual_seed(0)
+    draws = 0
+    with eval_mode(module), torch.enable_grad():
+        for batch in images if wanted else ():
+            outputs, values = _with_values(module, batch, wanted)
+            for objective in _drawn_losses(outputs, generator):
+                found = torch.autograd.grad(
+                    objective, list(values.values()), allow_unused=True, retain_graph=True
+                )
+                for name, gradient in zip(values, found, strict=True):
+                    if gradient is not None:
+                        rows = gradient.movedim(_channel_axis(wanted[name]), -1).flatten(0, -2)
+                        totals[name] += (rows.mT @ rows).double().cpu().numpy()
+                draws += 1
+    return {name: total / max(1, draws) for name, total in totals.items()}
+
+
+def _with_values(
+    module: GraphModule, images: Tensor, names: Collection[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The outputs and the named values on the way, of one graph."""
+    held: dict[str, Tensor] = {}
+
+    def hold(_node: Node, values: Mapping[str, Tensor]) -> None:
+        held.update({name: values[name] for name in names if name in values})
+
+    outputs = module.forward_visiting(images, hold)
+    if module.source_network.output in names:
+        held[module.source_network.output] = outputs
+    return outputs, held
+
+
+def _channel_axis(node: Node) -> int:
+    return -1 if node.op == "linear" else 1
 
 
 def _batch_norm_scales(module: nn.Module) -> frozenset[str]:

@@ -1,11 +1,14 @@
 """Optimal brain surgeon on channels: who leaves is decided together with what the others then do.
 
-A channel's removal costs what the layers that read it cannot make up for. With the second moments G
-of such a layer's input rows, its weight W and H = G⁻¹, taking the columns c away and changing the
-others optimally raises the squared output error by tr(W_c (H_cc)⁻¹ W_cᵀ) (Hassibi and Stork 1992,
-"Second order derivatives for network pruning: optimal brain surgeon"; Dong et al. 2017, arXiv:1705.07565,
-for the error of one layer). Channels leave one by one, the cheapest first, and after each one W and H
-become those of the compensated layer, so that of two channels that say the same only one is cheap.
+A channel's removal costs what the layers that read it cannot make up for. With the second moments A of such
+a layer's input rows, its weight W and H = A⁻¹, taking the columns c away and changing the others optimally
+raises the squared output error by tr(W_c (H_cc)⁻¹ W_cᵀ) (Hassibi and Stork 1992, "Second order derivatives
+for network pruning: optimal brain surgeon"; Dong et al. 2017, arXiv:1705.07565, for the error of one layer).
+Not all errors of an output matter alike: with the curvature G of the network's loss by the layer's outputs,
+the loss rises by ½ tr(G W_c (H_cc)⁻¹ W_cᵀ), since A ⊗ G is the layer's part of the Hessian (K-FAC, Martens
+and Grosse 2015, arXiv:1503.05671; for pruning Wang et al. 2019, arXiv:1905.05934). Channels leave one by one,
+the cheapest first, and after each one W and H become those of the compensated layer, so that of two channels
+that say the same only one is cheap.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from autocompress.graph.coupling import Coupling, Group
 from autocompress.graph.module import GraphModule
 from autocompress.network import Network, Node, Weights
 from autocompress.quality.layer_rows import Moments, collect_moments, groups_of, solvable_layers
+from autocompress.quality.saliency import output_curvature
 from autocompress.transforms.prune import atom_scores
 
 DAMPING = 0.01
@@ -33,19 +37,20 @@ Array = NDArray[np.float64]
 
 @dataclass
 class Reader:
-    """A layer that reads the channels: `weight` `(out, fan_in)`, `second` `(fan_in, fan_in)`, and the
-    columns of each channel, `(channels, columns each)`."""
+    """A layer that reads the channels: `weight` `(out, fan_in)`, `second` `(fan_in, fan_in)`, the columns of
+    each channel, `(channels, columns each)`, and the `curvature` by its outputs, `(out, out)`."""
 
     weight: Array
     second: Array
     columns: NDArray[np.int64]
+    curvature: Array
 
 
 def removal_losses(readers: Iterable[Reader], channels: int, damping: float = DAMPING) -> Array:
     """For each channel the summed loss once it leaves, `(channels,)`: the order of leaving is ascending.
 
-    A reader's loss is the mean squared error of its output, with the rest compensated, as a share of
-    the mean square of that output. The channels of an earlier removal count as gone.
+    A reader's loss is half the mean squared error of its output in the metric of its curvature, with the rest
+    compensated. The channels of an earlier removal count as gone.
     """
     states = [_State(reader, damping) for reader in readers]
     losses = np.zeros(channels)
@@ -66,20 +71,15 @@ class _State:
 
     def __init__(self, reader: Reader, damping: float) -> None:
         self.columns = reader.columns
-        self.weight = reader.weight.astype(np.float64)
-        second = reader.second.astype(np.float64)
-        energy = float(np.einsum("oi,ij,oj->", self.weight, second, self.weight, optimize=True))
-        self.share = 1 / max(energy, 1e-30)
-        size = len(second)
-        level = damping * max(float(np.trace(second)) / size, 1e-30)
-        self.inverse = np.linalg.inv(second + level * np.eye(size))
+        self.weight = np.linalg.cholesky(_damped(reader.curvature, damping)).T @ reader.weight
+        self.inverse = np.linalg.inv(_damped(reader.second, damping))
 
     def costs(self) -> Array:
-        """The share of the output that is lost if one channel leaves, `(channels,)`."""
+        """What is lost if one channel leaves, `(channels,)`."""
         blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
         weights = self.weight[:, self.columns].transpose(1, 2, 0)
         lost = np.einsum("cko,cko->c", weights, np.linalg.solve(blocks, weights))
-        return self.share * lost
+        return lost / 2
 
     def remove(self, channel: int) -> None:
         gone = self.columns[channel]
@@ -90,22 +90,30 @@ class _State:
         self.inverse[gone, gone] = 1.0
 
 
+def _damped(matrix: Array, damping: float) -> Array:
+    size = len(matrix)
+    level = damping * max(float(np.trace(matrix)) / size, 1e-30)
+    return matrix.astype(np.float64) + level * np.eye(size)
+
+
 def obs_importance(
     coupling: Coupling, module: GraphModule, images: Sequence[Tensor], groups: Iterable[Group]
 ) -> Weights:
     """Losses of the channels of `groups` as importances: parameter → one number per output channel.
 
-    `module` computes `coupling.network`. Batches of images `(N, C, H, W)` are read once per group, or
-    less often where the second moments fit into memory together. A group that no layer reads by a
-    dense weight of its own is judged by its squared weights. Raises ValueError without images.
+    `module` computes `coupling.network`, and gives scores of classes. Batches of images `(N, C, H, W)` are
+    read twice per group, or less often where the second moments fit into memory together. A group that no
+    layer reads by a dense weight of its own is judged by its squared weights. Raises ValueError without
+    images.
     """
     weights = module.export_weights()
     found: Weights = {}
     for part in _that_fit(coupling.network, [(group, _readers(coupling, group)) for group in groups]):
         nodes = {node.name: node for _, readers in part for node, _ in readers}
         moments = collect_moments(module, nodes.values(), images)
+        curvature = output_curvature(module, nodes.values(), images)
         for group, readers in part:
-            losses = _losses(group, readers, weights, moments)
+            losses = _losses(group, readers, weights, moments, curvature)
             place = next(place for place in group.places if place.axis == 0)
             shape = weights[place.param].shape[:1]
             found.setdefault(place.param, np.zeros(shape))[place.indices[:, 0]] = losses
@@ -126,7 +134,13 @@ def _readers(coupling: Coupling, group: Group) -> Readers:
     ]
 
 
-def _losses(group: Group, readers: Readers, weights: Weights, moments: Mapping[str, Moments]) -> Array:
+def _losses(
+    group: Group,
+    readers: Readers,
+    weights: Weights,
+    moments: Mapping[str, Moments],
+    curvature: Mapping[str, Array],
+) -> Array:
     if not readers:
         return atom_scores(group, {name: np.square(value) for name, value in weights.items()})
     described = []
@@ -134,7 +148,8 @@ def _losses(group: Group, readers: Readers, weights: Weights, moments: Mapping[s
         weight = weights[node.params[0]]
         taps = int(np.prod(weight.shape[2:]))
         columns = (indices[:, :, None] * taps + np.arange(taps)).reshape(len(indices), -1)
-        described.append(Reader(weight.reshape(len(weight), -1), moments[node.name].second[0], columns))
+        matrix, second = weight.reshape(len(weight), -1), moments[node.name].second[0]
+        described.append(Reader(matrix, second, columns, curvature[node.name]))
     return removal_losses(described, group.size)
 
 

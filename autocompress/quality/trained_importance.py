@@ -12,7 +12,7 @@ from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Param, Weights
 from autocompress.quality.layer_rows import solvable_layers
 
-TRAINED = {"slimming": "l1", "l0": "l0"}
+TRAINED = {"slimming": "l1", "l0": "l0", "decay": "decay"}
 """Importance → the method of `distill.sparse_training` that finds it."""
 
 SHARE = 0.5
@@ -24,7 +24,8 @@ _PAST_THE_END = 1.01
 
 def trained_importance(teacher: GraphModule, data: Data, method: str, seed: int = 0) -> Weights:
     """Parameter → one importance per channel, `(channels,)`, after a short distillation of a copy under `l1`
-    (network slimming, Liu et al. 2017, arXiv:1708.06519) or `l0` (Louizos et al. 2018, arXiv:1712.01312).
+    (network slimming, Liu et al. 2017, arXiv:1708.06519), `l0` (Louizos et al. 2018, arXiv:1712.01312) or
+    `decay` (Hanson and Pratt 1989).
 
     Scales of batch norms are pressed, and the filters of layers whose outputs no batch norm scales. Training
     takes at most `MOST_EPOCHS` passes over the training data and `MOST_STEPS` steps. `teacher` is not
