@@ -80,9 +80,7 @@ def table(bench: Bench, methods: list[str], seeds: int, epochs: float) -> None:
         print(f"| {method} | {row} |", flush=True)
     if {"l1", "obs"} <= found.keys() and epochs:
         plain, surgeon = (float(np.median(found[method][TRAINED])) for method in ("l1", "obs"))
-        print(
-            f"after {epochs:g} epochs: obs {surgeon:.2f}, l1 {plain:.2f}: at least as good: {surgeon >= plain}"
-        )
+        print(f"after {epochs:g} epochs: obs {surgeon:.2f}, l1 {plain:.2f}: no worse: {surgeon >= plain}")
     if "l1" in found:
         plain = np.median(found["l1"]["nothing"])
         best = max(found, key=lambda method: np.median(found[method]["compensated"]))
