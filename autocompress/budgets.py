@@ -71,14 +71,14 @@ class Limits:
         """Names of the limits that `cost` breaks; see `excess`. A cost equal to its limit keeps it."""
         return [name for name, excess in self.excess(cost, upper=upper).items() if excess > 0]
 
-    def scaled(self, share: float) -> Limits:
-        """Each limit times `share`; bytes round down."""
+    def scaled(self, shares: float | Mapping[str, float]) -> Limits:
+        """Each limit times its share, or the one for all; bytes round down."""
 
-        def times(value: int | None) -> int | None:
-            return None if value is None else math.floor(value * share)
+        def times(name: str, value: float) -> float:
+            found = value * (shares[name] if isinstance(shares, Mapping) else shares)
+            return found if name == "latency_ms" else math.floor(found)
 
-        latency_ms = None if self.latency_ms is None else self.latency_ms * share
-        return Limits(latency_ms, *(times(getattr(self, name)) for name in LIMITED[1:]))
+        return Limits(**{name: times(name, value) for name, value in self.as_dict.items()})  # type: ignore[arg-type]
 
     def describe(self) -> str:
         return ", ".join(f"{_LABELS[name]} ≤ {show(name, limit)}" for name, limit in self.as_dict.items())

@@ -75,10 +75,13 @@ class Certified:
 
     def is_expected_to_fit(self, cost: Cost) -> bool:
         """By its predicted costs, corrected by what was measured on the students so far."""
+        return not self.tightened().violated(cost)
+
+    def tightened(self) -> Limits:
+        """What predicted costs have to keep so that measured ones are expected to keep the limits."""
         room = {"latency_ms": LATENCY_HEADROOM}
-        return all(
-            _value(cost, name) * self._scales.get(name, 1.0) <= limit * room.get(name, 1.0)
-            for name, limit in self.limits.as_dict.items()
+        return self.limits.scaled(
+            {name: room.get(name, 1.0) / self._scales.get(name, 1.0) for name in self.limits.as_dict}
         )
 
 

@@ -17,8 +17,8 @@ import torch
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
-from autocompress.errors import TooManyFailuresError
 from autocompress.evaluation import BROUGHT_DOWN, Executor, Result, Task, Tell, brought_down, read_crash
+from autocompress.failures import Failures
 from autocompress.pairs import most_scored, pair_terms
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
@@ -36,7 +36,6 @@ SCORE_SHARE = 0.15
 """Of the time limit, where there is one."""
 TIMED_IMAGES = 32
 PROBES, PROBE_IMAGES = 16, 256
-ALIKE_FAILURES = 3
 LENGTH = 10.0
 """Of a task: the first of a process also reads the data and runs the teacher."""
 
@@ -110,16 +109,12 @@ class Scoring:
     def _score(self, found: _Found, images: int) -> None:
         """Computes what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
         choices = list(choices_to_score(self.workshop.bound))
+        failures = Failures(self.store.paths.root, "choices", "choice_scored")
 
         def tell(result: Result) -> None:
             found.add(self._recorded(choices[result.trial], result))
-            if found.failed == len(found.damage) == ALIKE_FAILURES:
-                raise TooManyFailuresError(
-                    f"the first {ALIKE_FAILURES} choices could not be scored",
-                    why=result.error,
-                    fix=f"mend that, then: autocompress resume {self.store.paths.root}; the choice_scored "
-                    "events of the run have the traceback",
-                )
+            if not result.ok:
+                failures.add(result.error, len(found.damage) - found.failed)
 
         todo = {
             number: Candidate.of([choice])

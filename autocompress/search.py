@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import re
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,8 +27,9 @@ from autocompress.candidate import Candidate, Cost
 from autocompress.certified import Certified, Certify
 from autocompress.device.statistics import rank_correlation
 from autocompress.effects import EffectTable
-from autocompress.errors import InterruptedSearchError, TooManyFailuresError
+from autocompress.errors import InterruptedSearchError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, brought_down, read_crash
+from autocompress.failures import Failures
 from autocompress.pareto import hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
@@ -41,9 +42,6 @@ from autocompress.solver import Pairs, Solver
 from autocompress.study import Told
 
 FEWEST_TO_RANK = 8
-FAILURES_ALLOWED = 5
-ALIKE_FAILURES = 3
-FAILURE_SHARE = 0.3
 REPAIR_ROUNDS = 2
 REJECTIONS_IN_A_ROW = 200
 SHOWN_EVERY_S = 0.3
@@ -71,11 +69,10 @@ class Search:
     _queue: deque[Task] = field(default_factory=deque)
     _outstanding: int = 0
     _in_stage: int = 0
-    _failed: int = 0
-    _reasons: list[str] = field(default_factory=list)
     _infeasible: int = 0
     _stage: str = TRIAL
     _enough: str | None = None
+    _enlarged: int | None = None
     _front: list[Trial] = field(default_factory=list)
     _rungs: tuple[Rung, ...] = ()
     _rung: int = 0
@@ -98,6 +95,7 @@ class Search:
         """
         self._started = time.monotonic()
         self._agent = Agent(self.plan)
+        self._failures = Failures(self.store.paths.root, "trials", "trial_failed")
         self._certified = Certified(self.certify, self.limits, self._decide, self._check_stopped)
         table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
         priced = None if table is None else EffectTable.from_json(table)
@@ -160,7 +158,7 @@ class Search:
             self._update_front(trial)
             values = {"accuracy": event["accuracy"], **cost.to_json()}
         elif event["event"] == "trial_failed":
-            self._failed += 1
+            self._failures.count += 1
             self._trials[event["trial"]] = Trial(event["trial"], candidate, cost)
         else:
             self._infeasible += 1
@@ -266,8 +264,8 @@ class Search:
             reason = result.error or "its accuracy or loss is not a finite number"
             self.store.append("trial_failed", **common, reason=reason, detail=result.detail[-2000:])
             self._study.fail(trial.number)
-            self._failed += 1
-            self._check_failures(reason)
+            self._failures.add(reason, len(self._known_trials()))
+            self._failures.check_share(len(self._trials))
             return
         trial.accuracy = accuracy
         self.store.append("trial_finished", **common, **result.values, seconds=result.seconds)
@@ -296,28 +294,6 @@ class Search:
             epochs=rung.epochs, seconds=result.seconds,
         )  # fmt: skip
 
-    def _check_failures(self, reason: str) -> None:
-        """Raises TooManyFailuresError, early where trials fail alike from the start."""
-        self._reasons.append(reason)
-        none_finished = all(trial.accuracy is None for trial in self._trials.values())
-        if (
-            none_finished
-            and len(self._reasons) >= ALIKE_FAILURES
-            and len(set(map(_kind, self._reasons))) == 1
-        ):
-            raise TooManyFailuresError(
-                f"the first {len(self._reasons)} trials failed in the same way",
-                why=reason,
-                fix=f"mend that, then: autocompress resume {self.store.paths.root}; the trial_failed events "
-                "of the run have the traceback",
-            )
-        if self._failed > max(FAILURES_ALLOWED, FAILURE_SHARE * len(self._trials)):
-            raise TooManyFailuresError(
-                f"{self._failed} of {len(self._trials)} trials failed",
-                why=f"the last one: {reason}",
-                fix="read the trial_failed events of the run, or lock the layers involved in the space",
-            )
-
     def _next_stage(self) -> bool:
         """Moves on; false when there is nothing more to evaluate."""
         self._shown = -math.inf
@@ -340,6 +316,8 @@ class Search:
 
     def _has_enough(self) -> bool:
         """Whether no further trial is worth starting; keeps the reason."""
+        if self._enlarged is not None:
+            return len(self._trials) >= self._enlarged
         if self._enough is None and len(self._trials) >= self.plan.trials:
             self._enough = f"{len(self._known_trials())} candidates evaluated, as many as were asked for"
         if self._enough is None:
@@ -430,13 +408,25 @@ class Search:
     def _plan_repair(self) -> None:
         """No student kept the budgets: choose others, with predictions corrected by what was measured."""
         told = self._certified.learn(lambda key: self._by_key(key).cost)
+        why = f"no student kept the budgets{told and f', {told}'}"
         known = self._certified.students
         chosen = self._choose_finalists(self.plan.students + len(known))
         self._finalists = [one for one in chosen if one.key not in known][: self.plan.students]
         if self._finalists:
-            why = f"no student kept the budgets{told and f', {told}'}"
             self._decide(f"{why}; trying {len(self._finalists)} candidates that leave that much room")
-        self._queue_finals()
+            self._queue_finals()
+        else:
+            self._find_room(why)
+
+    def _find_room(self, why: str) -> None:
+        """No trial leaves that much room: back to trials, with the solver's answers to tighter budgets."""
+        found, _ = starting_points(self._solver, self._certified.tightened())
+        inside = (one for one in found if self._certified.is_expected_to_fit(self.pricer.price(one)))
+        count = len(list(islice(filter(self._study.enqueue, inside), self.plan.students)))
+        if count:
+            self._decide(f"{why}, and no trial leaves that much room; trying {count} more that do")
+            self._enlarged = len(self._trials) + count
+            self._stage, self._rung, self._enough = TRIAL, 0, None
 
     def _by_key(self, key: str) -> Trial:
         return next(trial for trial in self._trials.values() if trial.candidate.key == key)
@@ -458,10 +448,10 @@ class Search:
         done = self._known_trials()
         best = max((trial.best_known for trial in done), default=math.nan)
         note = f"best feasible {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
-        note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {self._failed} failed"
-        note += step
+        failed = self._failures.count
+        note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {failed} failed{step}"
         if self._stage == TRIAL:
-            self._bar.update(len(done) + self._failed, self.plan.trials, note)
+            self._bar.update(len(done) + failed, self.plan.trials, note)
         else:
             self._bar.update(self._in_stage - len(self._queue) - self._outstanding, self._in_stage, note)
 
@@ -512,8 +502,3 @@ def _give_memory_back() -> None:
 
 def _accuracy(trial: Trial) -> float:
     return -math.inf if trial.accuracy is None else trial.accuracy
-
-
-def _kind(reason: str) -> str:
-    """A reason without its numbers, so that reasons can be compared."""
-    return re.sub(r"\d+", "#", reason)

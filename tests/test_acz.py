@@ -37,6 +37,7 @@ from autocompress.graph.module import build
 from autocompress.graph.trace import trace
 from autocompress.network import Network, ParamSpec, Weights
 from autocompress.transforms.quantize import dequantize_weight, plan, quantize_weight, with_ranges
+from autocompress.transforms.thin import mask_of
 
 floats = arrays(
     np.float32,
@@ -143,6 +144,20 @@ def test_8_bit_layers_keep_their_integers() -> None:
         loaded["0.weight"], dequantize_weight(*quantize_weight(weights["0.weight"]))
     )
     np.testing.assert_array_equal(loaded["0.bias"], weights["0.bias"])
+
+
+def test_8_bit_layers_with_few_weights_left_are_not_taken_for_shared_ones() -> None:
+    """230 of 2304 weights are at most 231 values: a table of floats is longer than integers with scales."""
+    torch.manual_seed(0)
+    network, weights = trace(nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU()).eval(), (16, 8, 8))
+    network = network.with_nodes(node.but(bits=8) if node.op == "conv2d" else node for node in network.nodes)
+    network = with_ranges(network, dict.fromkeys(plan(network), (-1.0, 1.0)))
+    weight = weights["0.weight"] * mask_of(weights["0.weight"], 0.1)
+    integers, scales = quantize_weight(weight)
+    content = acz_bytes(network, {**weights, "0.weight": weight})
+    exact = Scaled(integers, scales)
+    assert len(content) - len(body_of(exact, "context")[1]) < 700
+    np.testing.assert_array_equal(load_acz(content).export_weights()["0.weight"], exact.values())
 
 
 def test_student_folder_has_one_where_weights_are_shared(tmp_path: Path) -> None:

@@ -355,6 +355,23 @@ def test_when_no_student_keeps_the_budgets_others_that_leave_room_are_tried(
     assert any(f"{told} up to" in text and "above the prediction" in text for text in texts)
 
 
+def test_when_no_trial_leaves_room_either_the_solver_is_asked_again(bench: Bench):
+    """The only trial is as slow as the budget allows, and measured to be slower."""
+    bench.slower = 1.25
+    students = bench.run(Plan(**{**vars(PLAN), "trials": 1, "students": 1}))
+    first, *_, last = students
+    assert not first["certified"] and last["certified"]
+    finished = [trial for trial in bench.trials if trial["event"] == "trial_finished"]
+    assert len(finished) == len(students) == 2
+    assert finished[1]["predicted"]["latency_ms"] * 1.25 <= bench.limits.latency_ms
+    texts = [event["text"] for event in read_run(bench.root).decisions]
+    assert any("latency up to 25.0% above the prediction, and no trial leaves" in text for text in texts)
+    before = read_run(bench.root).events
+    assert bench.run(Plan(**{**vars(PLAN), "trials": 1, "students": 1}), resume=True) == students
+    added = read_run(bench.root).events[len(before) :]
+    assert not any(event["event"].startswith("trial") for event in added)
+
+
 def test_students_that_noise_disturbed_are_measured_again_after_the_others(bench: Bench):
     certify, calls = bench.certify, []
 

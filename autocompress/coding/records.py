@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -33,9 +33,10 @@ _DECODE: tuple[Callable[[bytes, tuple[int, ...]], NDArray[np.int32]], ...] = (de
 _HALF, _SINGLE = 2, 4
 
 
-def smallest(array: NDArray[Any], coder: str = "context") -> Stored:
-    """The form of the array, bit for bit, that takes the fewest bytes."""
-    forms = list(candidates(array))
+def smallest(array: NDArray[Any], coder: str = "context", allowed: Sequence[Stored] = ()) -> Stored:
+    """The form that takes the fewest bytes, of those that give the array back bit for bit and those that are
+    allowed besides."""
+    forms = [*candidates(array), *allowed]
     return min(forms, key=lambda form: len(body_of(form, coder)[1])) if len(forms) > 1 else forms[0]
 
 

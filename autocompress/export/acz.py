@@ -40,8 +40,8 @@ def acz_bytes(
 ) -> bytes:
     """The file's content; `meta` is JSON of the caller's, kept in the header beside the network.
 
-    Weights of 8-bit layers are stored as the integers that the layer computes with, those on a grid as their
-    levels, all others bit for bit, except that zeros lose their sign.
+    Weights of 8-bit layers are stored as the integers that the layer computes with, unless they share few
+    values, those on a grid as their levels, all others bit for bit, except that zeros lose their sign.
     `coder` is `context` (smallest) or `huffman`.
     Raises ValueError when `meta` uses the names `network` or `tensors`.
     """
@@ -113,10 +113,8 @@ def _stored(network: Network, weights: Weights, coder: str) -> Iterator[Stored]:
             yield smallest(levels[name], coder)
             continue
         array = _unsigned_zeros(weights[name])
-        form = smallest(array, coder)
-        if name in in_int8 and shared_values(array) is None:
-            form = Scaled(*quantize_weight(array))
-        yield form
+        rounded = [Scaled(*quantize_weight(array))] if name in in_int8 else []
+        yield smallest(array, coder, rounded)
 
 
 def _unsigned_zeros(array: NDArray[Any]) -> NDArray[Any]:

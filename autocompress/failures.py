@@ -1,0 +1,50 @@
+"""When failed tasks end a run: early where the first ones fail alike, later where too many of them do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autocompress.errors import TooManyFailuresError
+
+ALIKE = 3
+ALLOWED = 5
+ALLOWED_SHARE = 0.3
+
+
+@dataclass
+class Failures:
+    """Of tasks of one kind, `named` in the plural; `event` is the run's at `root` that records one."""
+
+    root: Path
+    named: str
+    event: str
+    count: int = 0
+    _reasons: list[str] = field(default_factory=list)
+
+    def add(self, reason: str, finished: int) -> None:
+        """Counts one more. Raises TooManyFailuresError where none is `finished` and the first fail alike."""
+        self.count += 1
+        self._reasons.append(_kind(reason))
+        if finished == 0 and len(self._reasons) >= ALIKE and len(set(self._reasons)) == 1:
+            raise TooManyFailuresError(
+                f"the first {len(self._reasons)} {self.named} failed in the same way",
+                why=reason,
+                fix=f"mend that, then: autocompress resume {self.root}; the {self.event} events of the run "
+                "have the traceback",
+            )
+
+    def check_share(self, total: int) -> None:
+        """Raises TooManyFailuresError where more than `ALLOWED` and `ALLOWED_SHARE` of the total failed."""
+        if self.count > max(ALLOWED, ALLOWED_SHARE * total):
+            raise TooManyFailuresError(
+                f"{self.count} of {total} {self.named} failed",
+                why=f"kinds of failures: {'; '.join(sorted(set(self._reasons))) or 'of an earlier process'}",
+                fix=f"read the {self.event} events of the run, or lock the layers involved in the space",
+            )
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers, so that reasons can be compared."""
+    return re.sub(r"\d+", "#", reason)
