@@ -21,6 +21,9 @@ INT8_BITS = 7.0
 SHARED_SLOPE, SHARED_BITS_LESS = 0.74, 0.3
 """The index of a shared value takes so many times the logarithm of how many there are, less so many bits."""
 
+BIAS_BITS = 5.5
+"""Of a bias of a layer with shared values, which has few levels."""
+
 HEADER_BYTES, NODE_BYTES, PARAM_BYTES = 350.0, 11.0, 15.0
 """Of the header: what it says of the student itself, of an operation, of a tensor."""
 
@@ -39,13 +42,16 @@ def packed_bytes(network: Network, plain_bytes: int) -> int:
     """Estimated bytes, on the safe side, of the smallest file of a student's weights; `plain_bytes` is what
     they take uncoded."""
     layers = {node.args[1].name: node for node in network.nodes if _has_weight(node)}
+    few_levels = {name for node in layers.values() if node.codebook for name in node.params[1:]}
     if not any(is_coded(node) for node in layers.values()):
         return round(plain_bytes + sum(STORED_BYTES + len(name) for name in network.params))
     total = HEADER_BYTES + NODE_BYTES * len(network.nodes) + PARAM_BYTES * len(network.params)
     for name, spec in network.params.items():
         count = int(np.prod(spec.shape))
         node = layers.get(name)
-        if node is None:
+        if name in few_levels:
+            total += HEADROOM * count * BIAS_BITS / 8 + LEARNING_BYTES
+        elif node is None:
             total += count * np.dtype(spec.dtype).itemsize
         else:
             in_int8 = node.bits == 8 and network.quantizer_of(node.inputs[0]) is not None
@@ -83,7 +89,7 @@ def _table_bytes(node: Node, in_int8: bool, channels: int) -> int:
     if node.grid is not None:
         return start
     if node.codebook:
-        return start + 4 * node.codebook
+        return start + 2 * node.codebook
     return start + INT8_LEARNING_BYTES + 4 * channels if in_int8 else start
 
 

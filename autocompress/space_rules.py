@@ -28,7 +28,7 @@ BlockChoice = Literal[
 ]
 Bits = Literal["binary", "xnor", "ternary", 2, 3, 4, 8, 32]
 MergeChoice = Literal["merge", "keep"]
-SparsityMethod = Literal["magnitude", "obd", "obs", "l1", "l0", "decay"]
+SparsityMethod = Literal["magnitude", "obd", "obs", "l1", "l0", "decay", "gradual"]
 RangeMethod = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 
 FULL = "full"

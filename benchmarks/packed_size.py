@@ -30,7 +30,7 @@ from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import quantize_weight
 from autocompress.transforms.sites import BoundSpace, bind
-from autocompress.transforms.thin import mask_of, share, shared
+from autocompress.transforms.thin import mask_of, rounded, share, shared
 
 SPACE = """
 name: packed
@@ -104,7 +104,7 @@ def print_errors(bound: BoundSpace, weights: Weights, count: int, seed: int) -> 
         candidate = drawn(bound, rng)
         network, cut = deployed(*apply(bound, weights, candidate))
         assert cut is not None
-        actual = len(acz_bytes(network, shared(network, cut)))
+        actual = len(acz_bytes(network, rounded(network, shared(network, cut))))
         estimated = packed_bytes(network, weight_bytes(network))
         errors.append(estimated / actual - 1)
         pairs.append((estimated, actual))

@@ -30,7 +30,7 @@ from autocompress.solver import Solver
 from autocompress.space import parse_space
 from autocompress.transforms.apply import apply, deployed, thinnings_of
 from autocompress.transforms.sites import BoundSpace, bind
-from autocompress.transforms.thin import Thinning, mask_of, share
+from autocompress.transforms.thin import Thinning, mask_of, rounded, share, shared
 
 SPACE = """
 name: thin
@@ -179,6 +179,32 @@ def test_zeros_and_shared_values_outlive_training_and_the_file(method: str, tmp_
     assert packed_size(tmp_path / "s") < (tmp_path / "s" / "model.safetensors").stat().st_size
 
 
+def test_a_finished_student_stores_half_precision_and_few_levels() -> None:
+    """Also after its centroids and biases were tuned, and its biases corrected for rounded weights."""
+    shop = workshop("magnitude")
+    finished = shop.finish(Candidate.of({"codebook:fc": 8, "bits:conv2": 8, "codebook:conv2": 16}), 1, 1)
+    assert finished is not None
+    for layer in ("fc", "conv2"):
+        weight, bias = (finished.weights[name] for name in finished.network.by_name[layer].params)
+        assert np.array_equal(weight.astype(np.float16).astype(np.float32), weight)
+        step = 2.0 ** np.ceil(np.log2(np.abs(bias).max() / 31))
+        assert len(np.unique(bias)) > 2 and np.array_equal(bias, np.rint(bias / step) * step)
+    free = finished.weights[finished.network.by_name["conv1"].params[1]]
+    assert not np.array_equal(free.astype(np.float16).astype(np.float32), free)
+
+
+def test_values_that_half_precision_does_not_have_stay_as_they_are() -> None:
+    network, weights = trace(tiny_net(), stripes().input_shape)
+    network = network.with_nodes(
+        node.but(codebook=2) if node.op == "linear" else node for node in network.nodes
+    )
+    for value in (1e-7, 1e6):
+        weights["fc.weight"] = np.where(weights["fc.weight"] > 0, value, 0).astype(np.float32)
+        weights["fc.bias"] = np.zeros_like(weights["fc.bias"])
+        found = rounded(network, weights)
+        assert all(np.array_equal(found[name], weights[name]) for name in weights)
+
+
 def test_nothing_is_held_where_nothing_was_chosen() -> None:
     shop = workshop()
     module = shop.start(Candidate())
@@ -205,10 +231,7 @@ def test_coded_bytes_are_about_as_estimated() -> None:
         }
         network, cut = apply(bound, as_trained, Candidate.of(choices))
         assert cut is not None
-        for node in network.nodes:
-            if node.codebook:
-                cut[node.params[0]] = share(cut[node.params[0]], node.codebook)
-        actual = len(acz_bytes(network, cut))
+        actual = len(acz_bytes(network, rounded(network, shared(network, cut))))
         assert actual <= packed_bytes(network, 0) < 1.35 * actual
 
 
@@ -247,7 +270,7 @@ def test_a_thinning_knows_its_density() -> None:
     assert Thinning("1:4", "magnitude").density == 0.25
 
 
-@pytest.mark.parametrize("method", ["l1", "l0", "decay"])
+@pytest.mark.parametrize("method", ["l1", "l0", "decay", "gradual"])
 def test_training_that_finds_its_zeros_ends_at_the_density(method: str) -> None:
     shop = workshop(method)
     candidate = Candidate.of({"sparsity:conv2": "2:4"})

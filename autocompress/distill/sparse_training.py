@@ -5,7 +5,9 @@
 - `decay`: small weights decay, large ones hardly (Hanson and Pratt 1989, "Comparing biases for minimal
   network construction with back-propagation");
 - `l0`: each has a gate that is open with a probability which is learned, and the expected number of open
-  gates is penalised (hard concrete distribution, Louizos et al. 2018, arXiv:1712.01312).
+  gates is penalised (hard concrete distribution, Louizos et al. 2018, arXiv:1712.01312);
+- `gradual`: the smallest are zero, few at first and ever more; one that its gradient makes large comes back
+  (Zhu and Gupta 2017, arXiv:1710.01878; Guo et al. 2016, arXiv:1608.04493).
 
 None of them has a strength to choose: it follows from the share that is to stay and the steps that are left.
 When `UNTIL` of the steps are done the best stay, exactly as many as wanted, and train on without the others.
@@ -25,13 +27,14 @@ from autocompress.graph.module import GraphModule
 from autocompress.transforms.sparsify import gradual_density
 
 UNTIL = 0.6
-METHODS = ("l1", "l0", "decay")
+METHODS = ("l1", "l0", "decay", "gradual")
 
 _STEEP = 4.0
 _MOST_DECAY = 0.5
 _STRETCH, _TEMPERATURE = (-0.1, 1.1), 2 / 3
 _FIRST_LOGIT, _WAY, _PULL = 2.0, 12.0, 100.0
 _GATE_RATES = (0.005, 0.5)
+_STEPS_A_MASK = 20
 
 Choose = Callable[[NDArray[np.floating]], NDArray[np.bool_]]
 """Scores of a weight's elements, or of its channels → which stay."""
@@ -211,8 +214,26 @@ class _Gated:
         return gradient * self._gates()
 
 
+class _Pruning(_Shrinking):
+    """What is zero is chosen anew every few steps, and until then set to zero after each."""
+
+    def __init__(self, tensor: Tensor, density: float, channels: bool) -> None:
+        super().__init__(tensor, density, channels)
+        self._steps, self._kept = 0, torch.ones(())
+
+    def step(self, share: float, steps_left: float) -> None:  # noqa: ARG002
+        if self._steps % _STEPS_A_MASK == 0:
+            sizes = _sizes(self._tensor, self._channels)
+            edge = _threshold(sizes, gradual_density(self._density, share))
+            self._kept = _broadcast((sizes >= edge).to(self._tensor), self._tensor)
+        self._steps += 1
+        with torch.no_grad():
+            self._tensor.mul_(self._kept)
+
+
 _PRESSURES: dict[str, Callable[[Tensor, float, bool], Pressure]] = {
     "l1": _Shrinking,
     "decay": _Decaying,
     "l0": _Gated,
+    "gradual": _Pruning,
 }

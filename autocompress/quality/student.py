@@ -24,7 +24,7 @@ from autocompress.transforms.apply import Saliency, apply, dense, kept_channels,
 from autocompress.transforms.fold import fold_batch_norms
 from autocompress.transforms.quantize import plan
 from autocompress.transforms.sites import BoundSpace
-from autocompress.transforms.thin import Thinning, marked, mask_of, shared, sharing_layers, thinned
+from autocompress.transforms.thin import Thinning, marked, mask_of, rounded, shared, sharing_layers, thinned
 
 CALIBRATION_BATCH = 128
 Progress = Callable[[str, int, int], None]
@@ -170,7 +170,7 @@ class Workshop:
         if any(sharing_layers(network)):
             weights = shared(network, weights)
             settings = settings.model_copy(update={"equalise": False, "rounding": "nearest"})
-        return quantized(network, weights, self.data.calibration, settings)
+        return _rounded(quantized(network, weights, self.data.calibration, settings))
 
     def _thinnings(self, module: GraphModule, candidate: Candidate) -> Mapping[str, Thinning]:
         return thinnings_of(self.bound, module.source_network, candidate)
@@ -233,6 +233,7 @@ class Workshop:
             tuned.settle_quantizers()
             if extra is not None and not extra.finished:
                 return None
+            tuned = _rounded(tuned)
             better = self.validated(tuned)
             if (better.accuracy, -better.loss) > (evaluation.accuracy, -evaluation.loss):
                 student, evaluation = tuned, better
@@ -255,6 +256,13 @@ def _thinners(module: GraphModule, thinnings: Mapping[str, Thinning]) -> list[Th
         for method in METHODS
         if any(one.method == method for one in thinnings.values())
     ]
+
+
+def _rounded(module: GraphModule) -> GraphModule:
+    """Shared values and the biases beside them as they are stored; the module itself where there are none."""
+    network = module.source_network
+    shares = any(sharing_layers(network))
+    return build(network, rounded(network, module.export_weights())) if shares else module
 
 
 def _gains_by_tuning(network: Network) -> bool:

@@ -2,7 +2,8 @@
 
 A mark says what a layer's weights will be: `density` is the share of them that is not zero, `codebook` the
 number of values that they share. Zeros are made when a student starts, from its weights at that moment;
-values are shared when it is shipped, because folding a batch norm scales every filter by itself.
+values are shared when it is shipped, because folding a batch norm scales every filter by itself. The values
+are then kept in half precision, and the biases of such layers as few levels of one step.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ Array = NDArray[Any]
 
 RATE_SHARE = 0.5
 """A bit of a shared weight's index is worth this much of the slope of rate and distortion at high rates."""
+
+BIAS_LEVELS = 31
+"""On either side of zero, for the biases of a layer with a codebook."""
 
 _LEAST_WEIGHTS = 1 << 16
 """Values are found on about as many weights of a layer, evenly spread, where it has more."""
@@ -133,6 +137,32 @@ def shared(network: Network, weights: Weights) -> Weights:
     for node in sharing_layers(network):
         changed[node.params[0]] = share(weights[node.params[0]], node.codebook)
     return changed
+
+
+def rounded(network: Network, weights: Weights) -> Weights:
+    """The weights with the values of the marked layers in half precision, where that has them to three
+    digits, and their biases as multiples of a power of two, up to `BIAS_LEVELS` on either side."""
+    changed = dict(weights)
+    for node in sharing_layers(network):
+        weight, *biases = node.params
+        changed[weight] = _halved(weights[weight])
+        changed |= {name: _few_levels(weights[name]) for name in biases}
+    return changed
+
+
+def _halved(weight: Array) -> Array:
+    with np.errstate(over="ignore"):
+        half = weight.astype(np.float16).astype(np.float32)
+    return half if np.allclose(half, weight, rtol=1e-3, atol=0) else weight
+
+
+def _few_levels(bias: Array) -> Array:
+    largest = float(np.abs(bias).max(initial=0))
+    if not np.isfinite(largest) or largest < np.finfo(np.float32).tiny:
+        return bias
+    step = np.float32(2.0 ** np.ceil(np.log2(largest / BIAS_LEVELS)))
+    found: Array = np.rint(bias / step) * step
+    return found.astype(np.float32)
 
 
 def share(weight: Array, count: int) -> NDArray[np.float32]:
