@@ -45,6 +45,8 @@ FEWEST_TO_RANK = 8
 REPAIR_ROUNDS = 2
 REJECTIONS_IN_A_ROW = 200
 SHOWN_EVERY_S = 0.3
+WORST_LATENCY = 1.1
+"""So that accuracy counts where all candidates take the teacher's latency, as those with small files do."""
 TRIALS_A_TRIM = 10
 LABELS = {TRIAL: "trials", PROMOTION: "longer training", FINAL: "final distillation"}
 
@@ -456,9 +458,9 @@ class Search:
             self._bar.update(self._in_stage - len(self._queue) - self._outstanding, self._in_stage, note)
 
     def _hypervolume(self, trials: list[Trial]) -> float:
-        """Of (error, latency) under the teacher's latency and an error of 1, as a share."""
-        reference = self.pricer.teacher.latency_ms
-        points = [(1 - trial.best_known, trial.cost.latency_ms / reference) for trial in trials]
+        """Of (error, latency) under 1 and `WORST_LATENCY` times the teacher's latency, as a share."""
+        worst = WORST_LATENCY * self.pricer.teacher.latency_ms
+        points = [(1 - trial.best_known, trial.cost.latency_ms / worst) for trial in trials]
         return hypervolume(points, (1.0, 1.0)) if points else 0.0
 
     def stopped(self) -> bool:

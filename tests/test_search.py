@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from priced_networks import small_pricer
+from priced_networks import Arithmetic, small_pricer, small_resnet
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
+from autocompress.cost import CostModel
 from autocompress.errors import (
     InputError,
     InterruptedSearchError,
@@ -22,6 +23,7 @@ from autocompress.errors import (
     TooManyFailuresError,
 )
 from autocompress.evaluation import InProcess, Task
+from autocompress.graph.trace import trace
 from autocompress.pareto import front_of
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
@@ -30,6 +32,8 @@ from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunPaths, RunStore, read_run
 from autocompress.search import Search
 from autocompress.solver import Solver
+from autocompress.space import parse_space
+from autocompress.transforms.sites import bind
 
 PLAN = Plan(trials=12, trial_epochs=1, promotion_epochs=3, final_epochs=9, quantized_epochs=1, students=2)
 Evaluate = Callable[[Task], Mapping[str, Any]]
@@ -370,6 +374,23 @@ def test_when_no_trial_leaves_room_either_the_solver_is_asked_again(bench: Bench
     assert bench.run(Plan(**{**vars(PLAN), "trials": 1, "students": 1}), resume=True) == students
     added = read_run(bench.root).events[len(before) :]
     assert not any(event["event"].startswith("trial") for event in added)
+
+
+def test_accuracy_counts_where_every_candidate_takes_the_teachers_latency(bench: Bench):
+    """A budget of the packed size and a space of codebooks: trials go on while they become better."""
+    network, _ = trace(small_resnet(), (1, 16, 16))
+    rules = "name: packed\nrules:\n  - match: {layer: any}\n    codebook: [none, 32, 16, 8, 4]"
+    bench.pricer = Pricer(bind(parse_space(rules), network), CostModel(Arithmetic()))
+    bench.limits = Limits(packed_bytes=bench.pricer.teacher.packed_bytes)
+
+    def ever_better(task: Task) -> Mapping[str, Any]:
+        return {**bench.evaluate(task), "accuracy": 0.5 + 0.01 * task.trial}
+
+    bench.run(Plan(**{**vars(PLAN), "trials": 30, "patience": 5}), evaluate=ever_better)
+    finished = [trial for trial in bench.trials if trial["event"] == "trial_finished"]
+    assert len(finished) == 30
+    latencies = {trial["predicted"]["latency_ms"] for trial in finished}
+    assert latencies == {bench.pricer.teacher.latency_ms}
 
 
 def test_students_that_noise_disturbed_are_measured_again_after_the_others(bench: Bench):
