@@ -80,7 +80,7 @@ def test_an_unknown_method_is_refused() -> None:
         Thinner(build(*teacher()), "l3", {})
 
 
-@pytest.mark.parametrize("method", ["l1", "l0"])
+@pytest.mark.parametrize("method", ["l1", "l0", "decay"])
 def test_channels_that_only_carry_noise_are_found(method: str) -> None:
     """A third of the hidden units are replaced by noise; by chance nine of them would be among the last."""
     network, weights = teacher()

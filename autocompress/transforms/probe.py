@@ -8,6 +8,7 @@ is done for merges and for the choices at blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from autocompress.candidate import Candidate, Option, Site
 from autocompress.graph.module import build
 from autocompress.network import Weights
 from autocompress.transforms.apply import apply
+from autocompress.transforms.sampling import random_weights
 from autocompress.transforms.sites import BoundSpace
 
 
@@ -26,13 +28,10 @@ def probed(bound: BoundSpace, weights: Weights) -> BoundSpace:
     blocks = [
         (site.name, option) for site in bound.of_kind("block") for option in site.options if option != "keep"
     ]
-    for choices in (
-        widths,
-        merges,
-        [item for item in blocks if item[1] == "drop"],
-        [b for b in blocks if b[1] != "drop"],
-    ):
-        for name, option in _failing(choices, lambda c: _runs(bound, weights, c)):
+    dropped = [choice for choice in blocks if choice[1] == "drop"]
+    compact = [choice for choice in blocks if choice[1] != "drop"]
+    for choices, known in ((widths, weights), (merges, weights), (dropped, weights), (compact, None)):
+        for name, option in _failing(choices, partial(_runs, bound, known)):
             site = bound.by_name[name]
             drops.update({(name, other): "the network does not run with it" for other in _like(site, option)})
     return bound.without(drops) if drops else bound
@@ -54,12 +53,13 @@ def _failing(
     return [*_failing(choices[:half], runs), *_failing(choices[half:], runs)]
 
 
-def _runs(bound: BoundSpace, weights: Weights, candidate: Candidate) -> bool:
+def _runs(bound: BoundSpace, weights: Weights | None, candidate: Candidate) -> bool:
     try:
         network, cut = apply(bound, weights, candidate)
-        assert cut is not None
         with torch.no_grad():
-            output = build(network, cut)(torch.zeros(2, *network.input_shape[1:]))
+            output = build(network, random_weights(network) if cut is None else cut)(
+                torch.zeros(2, *network.input_shape[1:])
+            )
         return tuple(output.shape) == (2, *bound.network.shape_of(bound.network.output)[1:])
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError):
         return False
