@@ -102,6 +102,11 @@ class Engine:
         self._queue.append(candidate)
         return True
 
+    @property
+    def queued(self) -> bool:
+        """Whether a candidate that was enqueued waits to be proposed."""
+        return any(candidate.key not in self._seen for candidate in self._queue)
+
     def ask(self) -> tuple[int, Candidate] | None:
         """The number of a new trial and its candidate; None when nothing allowed is left to propose."""
         while self._queue:

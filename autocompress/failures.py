@@ -20,27 +20,31 @@ class Failures:
     root: Path
     named: str
     event: str
+    only_alike: bool = True
     count: int = 0
     _reasons: list[str] = field(default_factory=list)
 
     def add(self, reason: str, finished: int) -> None:
-        """Counts one more. Raises TooManyFailuresError where none is `finished` and the first fail alike."""
+        """Counts one more. Raises TooManyFailuresError where none is `finished` and the first failed alike,
+        or, without `only_alike`, for whatever reasons."""
         self.count += 1
-        self._reasons.append(_kind(reason))
-        if finished == 0 and len(self._reasons) >= ALIKE and len(set(self._reasons)) == 1:
+        self._reasons.append(reason)
+        alike = len(set(map(_kind, self._reasons))) == 1
+        if finished == 0 and len(self._reasons) >= ALIKE and (alike or not self.only_alike):
+            how = " in the same way" if alike else ""
             raise TooManyFailuresError(
-                f"the first {len(self._reasons)} {self.named} failed in the same way",
+                f"the first {len(self._reasons)} {self.named} failed{how}",
                 why=reason,
                 fix=f"mend that, then: autocompress resume {self.root}; the {self.event} events of the run "
                 "have the traceback",
             )
 
     def check_share(self, total: int) -> None:
-        """Raises TooManyFailuresError where more than `ALLOWED` and `ALLOWED_SHARE` of the total failed."""
+        """After `add`: raises TooManyFailuresError where more than `ALLOWED` and `ALLOWED_SHARE` failed."""
         if self.count > max(ALLOWED, ALLOWED_SHARE * total):
             raise TooManyFailuresError(
                 f"{self.count} of {total} {self.named} failed",
-                why=f"kinds of failures: {'; '.join(sorted(set(self._reasons))) or 'of an earlier process'}",
+                why=f"the last one: {self._reasons[-1]}",
                 fix=f"read the {self.event} events of the run, or lock the layers involved in the space",
             )
 

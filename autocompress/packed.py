@@ -21,7 +21,7 @@ INT8_BITS = 7.0
 SHARED_SLOPE, SHARED_BITS_LESS = 0.74, 0.3
 """The index of a shared value takes so many times the logarithm of how many there are, less so many bits."""
 
-BIAS_BITS = 5.5
+BIAS_BITS = 7.0
 """Of a bias of a layer with shared values, which has few levels."""
 
 HEADER_BYTES, NODE_BYTES, PARAM_BYTES = 350.0, 11.0, 15.0
@@ -42,7 +42,8 @@ def packed_bytes(network: Network, plain_bytes: int) -> int:
     """Estimated bytes, on the safe side, of the smallest file of a student's weights; `plain_bytes` is what
     they take uncoded."""
     layers = {node.args[1].name: node for node in network.nodes if _has_weight(node)}
-    few_levels = {name for node in layers.values() if node.codebook for name in node.params[1:]}
+    biases = (name for node in layers.values() if node.codebook for name in node.params[1:])
+    few_levels = {name for name in biases if len(network.param_users[name]) == 1}
     if not any(is_coded(node) for node in layers.values()):
         return round(plain_bytes + sum(STORED_BYTES + len(name) for name in network.params))
     total = HEADER_BYTES + NODE_BYTES * len(network.nodes) + PARAM_BYTES * len(network.params)

@@ -109,7 +109,7 @@ class Scoring:
     def _score(self, found: _Found, images: int) -> None:
         """Computes what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
         choices = list(choices_to_score(self.workshop.bound))
-        failures = Failures(self.store.paths.root, "choices", "choice_scored")
+        failures = Failures(self.store.paths.root, "choices", "choice_scored", only_alike=False)
 
         def tell(result: Result) -> None:
             found.add(self._recorded(choices[result.trial], result))

@@ -30,7 +30,7 @@ from autocompress.effects import EffectTable
 from autocompress.errors import InterruptedSearchError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, brought_down, read_crash
 from autocompress.failures import Failures
-from autocompress.pareto import hypervolume, non_dominated
+from autocompress.pareto import WORST_LATENCY, hypervolume, non_dominated
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
 from autocompress.promotion import Plan, Rung, Trial, ranked, rungs, with_favourite
@@ -45,8 +45,6 @@ FEWEST_TO_RANK = 8
 REPAIR_ROUNDS = 2
 REJECTIONS_IN_A_ROW = 200
 SHOWN_EVERY_S = 0.3
-WORST_LATENCY = 1.1
-"""So that accuracy counts where all candidates take the teacher's latency, as those with small files do."""
 TRIALS_A_TRIM = 10
 LABELS = {TRIAL: "trials", PROMOTION: "longer training", FINAL: "final distillation"}
 
@@ -74,7 +72,8 @@ class Search:
     _infeasible: int = 0
     _stage: str = TRIAL
     _enough: str | None = None
-    _enlarged: int | None = None
+    _enlarged: bool = False
+    """Whether trials that leave more room were asked for, after students that do not keep the budgets."""
     _front: list[Trial] = field(default_factory=list)
     _rungs: tuple[Rung, ...] = ()
     _rung: int = 0
@@ -136,6 +135,7 @@ class Search:
         crash = read_crash(self.store.paths.crash)
         if crash and started:
             told.append(self._crashed(*started.popitem(), crash))
+        self._enlarged = bool(started) and (self._enough is not None or len(self._trials) >= self.plan.trials)
         self._study.replay(told)
         for candidate in started.values():
             self._study.enqueue(candidate)
@@ -201,9 +201,9 @@ class Search:
 
     def _propose(self) -> Task | None:
         """The next trial that keeps the budgets by its predicted cost; None when there is none left."""
-        if self._has_enough():
-            return None
         for _ in range(REJECTIONS_IN_A_ROW):
+            if self._has_enough():
+                return None
             asked = self._study.ask()
             if asked is None:
                 return None
@@ -318,8 +318,8 @@ class Search:
 
     def _has_enough(self) -> bool:
         """Whether no further trial is worth starting; keeps the reason."""
-        if self._enlarged is not None:
-            return len(self._trials) >= self._enlarged
+        if self._enlarged:
+            return not self._study.queued
         if self._enough is None and len(self._trials) >= self.plan.trials:
             self._enough = f"{len(self._known_trials())} candidates evaluated, as many as were asked for"
         if self._enough is None:
@@ -333,6 +333,8 @@ class Search:
         return [trial for trial in self._trials.values() if trial.accuracy is not None]
 
     def _plan_rungs(self) -> None:
+        if self._enlarged and self._rungs:
+            return
         known = self._known_trials()
         self._judge_scores(known)
         asked = rungs(self.plan, len(known))
@@ -359,11 +361,12 @@ class Search:
         """
         rung, below = self._rungs[self._rung], self._rungs[self._rung - 1].epochs if self._rung else 0.0
         self._rung += 1
-        pool = [trial for trial in self._known_trials() if math.isfinite(trial.at(below))]
+        known = self._with_room() if self._enlarged else self._known_trials()
+        pool = [trial for trial in known if math.isfinite(trial.at(below))]
         chosen = ranked(pool, below, rung.count)
         if below == 0 and self.repair.damage:
             chosen = with_favourite(chosen, pool, lambda trial: self._solver.harm(trial.candidate))
-        for trial in (trial for trial in chosen if rung.epochs not in trial.trained):
+        for trial in (trial for trial in chosen if trial.epochs < rung.epochs):
             before = max((epochs for epochs in trial.trained if epochs < rung.epochs), default=0.0)
             payload = {"epochs": rung.epochs, "before": before, "rung": self._rung}
             length = self._length(rung.epochs - before)
@@ -371,13 +374,17 @@ class Search:
 
     def _choose_finalists(self, count: int) -> list[Candidate]:
         """The best of the highest rung that are expected to fit, then those of the rungs below."""
-        fitting = [trial for trial in self._known_trials() if self._certified.is_expected_to_fit(trial.cost)]
+        fitting = self._with_room()
         order: list[Trial] = []
         for epochs in (*(rung.epochs for rung in reversed(self._rungs)), 0.0):
             taken = {trial.number for trial in order}
             pool = [t for t in fitting if math.isfinite(t.at(epochs)) and t.number not in taken]
             order += ranked(pool, epochs)
         return [trial.candidate for trial in order[:count]]
+
+    def _with_room(self) -> list[Trial]:
+        """The trials that are expected to keep the budgets once they are measured."""
+        return [trial for trial in self._known_trials() if self._certified.is_expected_to_fit(trial.cost)]
 
     def _queue_finals(self) -> None:
         todo = self._waiting(distilled=False)
@@ -424,11 +431,11 @@ class Search:
         """No trial leaves that much room: back to trials, with the solver's answers to tighter budgets."""
         found, _ = starting_points(self._solver, self._certified.tightened())
         inside = (one for one in found if self._certified.is_expected_to_fit(self.pricer.price(one)))
-        count = len(list(islice(filter(self._study.enqueue, inside), self.plan.students)))
-        if count:
-            self._decide(f"{why}, and no trial leaves that much room; trying {count} more that do")
-            self._enlarged = len(self._trials) + count
-            self._stage, self._rung, self._enough = TRIAL, 0, None
+        for candidate in islice(inside, self.plan.students):
+            self._study.enqueue(candidate)
+        if self._study.queued:
+            self._decide(f"{why}, and no trial leaves that much room; trying others that do")
+            self._stage, self._rung, self._enlarged = TRIAL, 0, True
 
     def _by_key(self, key: str) -> Trial:
         return next(trial for trial in self._trials.values() if trial.candidate.key == key)

@@ -199,7 +199,8 @@ class Sparsity(Part):
     """Shares of a layer's weights that stay, or patterns such as `2:4`; the others are zero.
 
     `method` says which stay: those of `magnitude`, `obd` and `obs` are chosen before a student trains, `l1`,
-    `l0` and `decay` find them while it does. Nothing gets faster: the zeros make `student.acz` smaller.
+    `l0`, `decay` and `gradual` find them while it does. Nothing gets faster: the zeros make `student.acz`
+    smaller.
     """
 
     keep: Densities = (0.1, 0.25, 0.5, 1.0)

@@ -94,6 +94,11 @@ class Study:
         self._study.enqueue_trial(self._params(candidate))
         return True
 
+    @property
+    def queued(self) -> bool:
+        """Whether a candidate that was enqueued waits to be proposed."""
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
     def ask(self) -> tuple[int, Candidate] | None:
         """The number of a new trial and its candidate; None when every candidate has been proposed.
 

@@ -53,7 +53,7 @@ def test_curvature_by_the_outputs_of_the_layers_of_a_classifier() -> None:
     network, weights = trace(module, (5,))
     x = torch.randn(64, 5)
     layers = [node for node in network.nodes if node.op == "linear"]
-    found = output_curvature(build(network, weights), layers, [x] * 400)
+    found = output_curvature(build(network, weights), layers, [x] * 200, 100)
     with torch.no_grad():
         hidden = module.a(x).double()
         p = module.b(F.relu(module.a(x))).softmax(1).double()
@@ -70,11 +70,13 @@ def test_curvature_by_a_convolution_sums_over_its_places() -> None:
     module = net(lambda m, x: m.a(x).mean((2, 3)), a=nn.Conv2d(3, 2, 1))
     network, weights = trace(module, (3, 4, 4))
     images = torch.randn(32, 3, 4, 4)
-    found = output_curvature(build(network, weights), [network.by_name["a"]], [images] * 400)
+    found = output_curvature(build(network, weights), [network.by_name["a"]], [images] * 200, 2)
     with torch.no_grad():
         p = module(images).softmax(1).double()
     by_scores = (torch.diag_embed(p) - p[:, :, None] * p[:, None]).mean(0)
     np.testing.assert_allclose(found["a"], by_scores / 16, rtol=0.05)
+    alike = output_curvature(build(network, weights), [network.by_name["a"]], [images] * 200, 1)["a"]
+    np.testing.assert_allclose(alike, [[np.trace(found["a"]) / 2]], rtol=1e-5)
 
 
 def lost(data: np.ndarray, weight: np.ndarray, gone: np.ndarray, curvature: np.ndarray) -> float:

@@ -386,12 +386,12 @@ def test_thousands_of_trials_stay_small(tmp_path: Path) -> None:
 
 
 def test_hypervolume_by_hand(tmp_path: Path) -> None:
-    """Under (1, 1) at a teacher of 2 ms: (0.5 error, 0.5) gives 0.25; (0.25, 0.75) adds 0.25 · 0.25."""
+    """Under (1, 2.2 ms), the teacher taking 2 ms: 0.5 · 1.2 / 2.2, and 0.25 · 0.7 / 2.2 more."""
     event = {"event": "trial_finished", "choices": {}, "candidate": "c"}
     first = {**event, "trial": 0, "accuracy": 0.5, "predicted": {"latency_ms": 1.0}}
     second = {**event, "trial": 1, "accuracy": 0.75, "predicted": {"latency_ms": 1.5}}
     root = write_run(tmp_path / "run", [{**started(), "predicted": {"latency_ms": 2.0}}, first, second])
-    assert charts.hypervolumes(read_run(root)) == pytest.approx([0.25, 0.3125])
+    assert charts.hypervolumes(read_run(root)) == pytest.approx([0.6 / 2.2, 0.775 / 2.2])
 
 
 def test_prediction_pairs_are_those_recorded(tmp_path: Path) -> None:

@@ -75,6 +75,17 @@ def test_equal_arguments_give_equal_weights(method: str) -> None:
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def test_gradual_zeros_grow_before_the_cut_also_in_a_short_training() -> None:
+    student = build(*teacher())
+    thinner = Thinner(student, "gradual", {"1.weight": (0.1, lambda scores: scores > 0)})
+    shares = []
+    for done in range(1, 18):
+        thinner(done, 30)
+        shares.append(float((student.export_weights()["1.weight"] != 0).mean()))
+    assert shares == sorted(shares, reverse=True) and len(set(shares)) > 10
+    assert shares[0] > 0.7 and 0.1 <= shares[-1] < 0.15
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ValueError, match="l1, l0, decay"):
         Thinner(build(*teacher()), "l3", {})

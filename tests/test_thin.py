@@ -187,7 +187,7 @@ def test_a_finished_student_stores_half_precision_and_few_levels() -> None:
     for layer in ("fc", "conv2"):
         weight, bias = (finished.weights[name] for name in finished.network.by_name[layer].params)
         assert np.array_equal(weight.astype(np.float16).astype(np.float32), weight)
-        step = 2.0 ** np.ceil(np.log2(np.abs(bias).max() / 31))
+        step = 2.0 ** np.ceil(np.log2(np.abs(bias).max() / 127))
         assert len(np.unique(bias)) > 2 and np.array_equal(bias, np.rint(bias / step) * step)
     free = finished.weights[finished.network.by_name["conv1"].params[1]]
     assert not np.array_equal(free.astype(np.float16).astype(np.float32), free)

@@ -34,7 +34,7 @@ _MOST_DECAY = 0.5
 _STRETCH, _TEMPERATURE = (-0.1, 1.1), 2 / 3
 _FIRST_LOGIT, _WAY, _PULL = 2.0, 12.0, 100.0
 _GATE_RATES = (0.005, 0.5)
-_STEPS_A_MASK = 20
+_STEPS_A_MASK, _LEAST_MASKS = 20, 20
 
 Choose = Callable[[NDArray[np.floating]], NDArray[np.bool_]]
 """Scores of a weight's elements, or of its channels → which stay."""
@@ -221,8 +221,9 @@ class _Pruning(_Shrinking):
         super().__init__(tensor, density, channels)
         self._steps, self._kept = 0, torch.ones(())
 
-    def step(self, share: float, steps_left: float) -> None:  # noqa: ARG002
-        if self._steps % _STEPS_A_MASK == 0:
+    def step(self, share: float, steps_left: float) -> None:
+        steps = steps_left / (1 - share)
+        if self._steps % min(_STEPS_A_MASK, max(1, round(steps / _LEAST_MASKS))) == 0:
             sizes = _sizes(self._tensor, self._channels)
             edge = _threshold(sizes, gradual_density(self._density, share))
             self._kept = _broadcast((sizes >= edge).to(self._tensor), self._tensor)

@@ -40,8 +40,9 @@ def acz_bytes(
 ) -> bytes:
     """The file's content; `meta` is JSON of the caller's, kept in the header beside the network.
 
-    Weights of 8-bit layers are stored as the integers that the layer computes with, unless they share few
-    values, those on a grid as their levels, all others bit for bit, except that zeros lose their sign.
+    Weights of 8-bit layers are stored as the integers that the layer computes with, or as the values that
+    they share where that is shorter, those on a grid as their levels, all others bit for bit, except that
+    zeros lose their sign.
     `coder` is `context` (smallest) or `huffman`.
     Raises ValueError when `meta` uses the names `network` or `tensors`.
     """
@@ -113,8 +114,11 @@ def _stored(network: Network, weights: Weights, coder: str) -> Iterator[Stored]:
             yield smallest(levels[name], coder)
             continue
         array = _unsigned_zeros(weights[name])
-        rounded = [Scaled(*quantize_weight(array))] if name in in_int8 else []
-        yield smallest(array, coder, rounded)
+        rounded = Scaled(*quantize_weight(array)) if name in in_int8 else None
+        if rounded is not None and shared_values(array) is None:
+            yield rounded
+        else:
+            yield smallest(array, coder, [rounded] if rounded is not None else [])
 
 
 def _unsigned_zeros(array: NDArray[Any]) -> NDArray[Any]:

@@ -19,8 +19,8 @@ from autocompress.teacher import eval_mode
 Method = Literal["l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-DRAWS = 4
-"""Draws of labels from each batch's own predictions, from which curvature is estimated."""
+DRAWS = 8
+"""Directions drawn for each batch, from which curvature is estimated."""
 
 _NEED_GRADIENTS = frozenset({"taylor", "fisher", "obd"})
 
@@ -40,8 +40,7 @@ def saliency(
     - `geometric_median`: the sum of a filter's distances to the other filters of its weight, spread
       evenly over its elements; 0 for vectors (He et al. 2019, arXiv:1811.00250).
     - `obd`: ½ · h · w² (LeCun et al. 1989, "Optimal brain damage"), h the diagonal of the Gauss-Newton
-      matrix of the cross-entropy. A batch's summed gradient at labels drawn from the network's own
-      predictions, squared, has it as its mean (Martens 2020, arXiv:1412.1193). `loss` is not read.
+      matrix of the cross-entropy, estimated from random directions (see `_directions`). `loss` is not read.
 
     Gradients are taken in eval mode; the module's own `.grad` fields stay as they are.
     Raises ValueError for an unknown method, and where gradients are needed and there are no batches.
@@ -105,49 +104,72 @@ def _objectives(module: nn.Module, batches: Iterable[Batch], loss: Loss, method:
     for images, labels in batches:
         outputs = module(images)
         if method == "obd":
-            yield from _drawn_losses(outputs, generator)
+            yield from _directions(outputs, generator)
         else:
             yield loss(outputs, labels)
 
 
-def _drawn_losses(outputs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Cross-entropies of a batch, summed, over √batch, at labels drawn from its own predictions."""
-    scores = outputs.movedim(1, -1).flatten(0, -2)
+def _directions(outputs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """What to take gradients of whose squares have the Gauss-Newton matrix of a batch as their mean.
+
+    The cross-entropy's curvature by the scores z of an example, diag(p) − ppᵀ, is S Sᵀ with S = diag(√p) −
+    p√pᵀ. With random signs s, z · (S s) has a gradient whose outer product has JᵀS SᵀJ as its mean (Martens
+    2020, arXiv:1412.1193, with drawn labels in place of signs, which are rarely wrong ones where the network
+    is sure). Summed over a batch, over √batch. A single output counts by its square.
+    """
+    scores = outputs.movedim(1, -1).flatten(0, -2) if outputs.ndim > 1 else outputs[:, None]
+    p = scores.detach().softmax(1) if scores.shape[1] > 1 else torch.ones_like(scores)
     for _ in range(DRAWS):
-        drawn = torch.multinomial(scores.detach().softmax(1), 1, generator=generator)[:, 0]
-        yield functional.cross_entropy(scores, drawn, reduction="sum") / len(outputs) ** 0.5
+        signs = torch.randint(2, p.shape, generator=generator).to(p) * 2 - 1
+        drawn = p.sqrt() * signs
+        across = p * drawn.sum(1, keepdim=True) if scores.shape[1] > 1 else 0
+        yield (scores * (drawn - across)).sum() / len(outputs) ** 0.5
 
 
 def output_curvature(
-    module: GraphModule, layers: Iterable[Node], images: Iterable[Tensor]
+    module: GraphModule, layers: Iterable[Node], images: Iterable[Tensor], largest: int
 ) -> dict[str, NDArray[np.float64]]:
     """{layer: how an error of its output bends the cross-entropy of an example, `(out, out)`}.
 
     It is the mean over the examples of g · gᵀ, summed over the layer's places, where g is the gradient of
-    the loss at a drawn label by one place of the output: the outer factor of the curvature of the layer's
-    weight (K-FAC, Martens and Grosse 2015, arXiv:1503.05671). Zero for a layer that no output depends on.
+    the loss by one place of the output: the outer factor of the curvature of the layer's weight (K-FAC,
+    Martens and Grosse 2015, arXiv:1503.05671). For a layer with more than `largest` outputs it is their mean,
+    `(1, 1)`. Zero for a layer that no output depends on.
     """
     wanted = {node.name: node for node in layers}
-    totals = {
-        name: np.zeros((size, size))
-        for name, node in wanted.items()
-        for size in [node.shape[_channel_axis(node)]]
-    }
+    sizes = {name: node.shape[_channel_axis(node)] for name, node in wanted.items()}
+    shapes = {name: size if size <= largest else 1 for name, size in sizes.items()}
+    totals = {name: np.zeros((size, size)) for name, size in shapes.items()}
     generator = torch.Generator().manual_seed(0)
-    draws = 0
+    batches = 0
     with eval_mode(module), torch.enable_grad():
         for batch in images if wanted else ():
-            outputs, values = _with_values(module, batch, wanted)
-            for objective in _drawn_losses(outputs, generator):
-                found = torch.autograd.grad(
-                    objective, list(values.values()), allow_unused=True, retain_graph=True
-                )
-                for name, gradient in zip(values, found, strict=True):
-                    if gradient is not None:
-                        rows = gradient.movedim(_channel_axis(wanted[name]), -1).flatten(0, -2)
-                        totals[name] += (rows.mT @ rows).double().cpu().numpy()
-                draws += 1
-    return {name: total / max(1, draws) for name, total in totals.items()}
+            _add_curvature(module, batch, wanted, totals, generator)
+            batches += 1
+    return {name: total / max(1, batches * DRAWS) for name, total in totals.items()}
+
+
+def _add_curvature(
+    module: GraphModule,
+    images: Tensor,
+    wanted: Mapping[str, Node],
+    totals: dict[str, NDArray[np.float64]],
+    generator: torch.Generator,
+) -> None:
+    """Of one batch, summed over the draws; what it computed is gone when it returns."""
+    outputs, values = _with_values(module, images, wanted)
+    for direction in _directions(outputs, generator) if values else ():
+        gradients = torch.autograd.grad(
+            direction, list(values.values()), allow_unused=True, retain_graph=True
+        )
+        for name, gradient in zip(values, gradients, strict=True):
+            if gradient is None:
+                continue
+            rows = gradient.movedim(_channel_axis(wanted[name]), -1).flatten(0, -2)
+            if len(totals[name]) == rows.shape[1]:
+                totals[name] += (rows.mT @ rows).double().cpu().numpy()
+            else:
+                totals[name] += float(rows.double().square().sum()) / rows.shape[1]
 
 
 def _with_values(

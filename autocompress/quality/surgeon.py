@@ -32,13 +32,17 @@ DAMPING = 0.01
 
 MEMORY_BYTES = 2**29
 
+LARGEST_OUT = 4096
+"""Errors of a layer with more outputs count alike: its curvature would be a larger matrix."""
+
 Array = NDArray[np.float64]
 
 
 @dataclass
 class Reader:
     """A layer that reads the channels: `weight` `(out, fan_in)`, `second` `(fan_in, fan_in)`, the columns of
-    each channel, `(channels, columns each)`, and the `curvature` by its outputs, `(out, out)`."""
+    each channel, `(channels, columns each)`, and the `curvature` by its outputs, `(out, out)`, or `(1, 1)` if
+    they are taken for alike."""
 
     weight: Array
     second: Array
@@ -71,7 +75,8 @@ class _State:
 
     def __init__(self, reader: Reader, damping: float) -> None:
         self.columns = reader.columns
-        self.weight = np.linalg.cholesky(_damped(reader.curvature, damping)).T @ reader.weight
+        root = np.linalg.cholesky(_damped(reader.curvature, damping)).T
+        self.weight = root @ reader.weight if len(root) > 1 else root * reader.weight.astype(np.float64)
         self.inverse = np.linalg.inv(_damped(reader.second, damping))
 
     def costs(self) -> Array:
@@ -102,7 +107,7 @@ def obs_importance(
     """Losses of the channels of `groups` as importances: parameter → one number per output channel.
 
     `module` computes `coupling.network`, and gives scores of classes. Batches of images `(N, C, H, W)` are
-    read twice per group, or less often where the second moments fit into memory together. A group that no
+    read twice per group, or less often where the matrices fit into memory together. A group that no
     layer reads by a dense weight of its own is judged by its squared weights. Raises ValueError without
     images.
     """
@@ -111,7 +116,7 @@ def obs_importance(
     for part in _that_fit(coupling.network, [(group, _readers(coupling, group)) for group in groups]):
         nodes = {node.name: node for _, readers in part for node, _ in readers}
         moments = collect_moments(module, nodes.values(), images)
-        curvature = output_curvature(module, nodes.values(), images)
+        curvature = output_curvature(module, nodes.values(), images, LARGEST_OUT)
         for group, readers in part:
             losses = _losses(group, readers, weights, moments, curvature)
             place = next(place for place in group.places if place.axis == 0)
@@ -156,12 +161,14 @@ def _losses(
 def _that_fit(
     network: Network, groups: Iterable[tuple[Group, Readers]]
 ) -> Iterator[list[tuple[Group, Readers]]]:
-    """The groups in lists whose second moments together keep `MEMORY_BYTES`, or of one group."""
+    """The groups in lists whose matrices together keep `MEMORY_BYTES`, or of one group."""
     part: list[tuple[Group, Readers]] = []
     used = 0
     for group, readers in groups:
-        fan_ins = [int(np.prod(network.params[node.params[0]].shape[1:])) for node, _ in readers]
-        size = sum(8 * fan_in**2 for fan_in in fan_ins)
+        shapes = [network.params[node.params[0]].shape for node, _ in readers]
+        size = sum(
+            8 * (int(np.prod(inputs)) ** 2 + (out**2 if out <= LARGEST_OUT else 1)) for out, *inputs in shapes
+        )
         if part and used + size > MEMORY_BYTES:
             yield part
             part, used = [], 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from autocompress.pareto import Front, Student, hypervolume_history, non_dominated
+from autocompress.pareto import WORST_LATENCY, Front, Student, hypervolume_history, non_dominated
 from autocompress.reporting.svg import LEAST_ERROR, Plot, Scale, axis_kind, element, line, mark
 from autocompress.reporting.units import (
     COSTS,
@@ -269,8 +269,9 @@ def progress(record: RunRecord) -> Chart | None:
     area = "M" + "L".join(f"{across:.2f} {up:.2f}" for across, up in outline) + "Z"
     last = rises[-1] + 1 if rises else 0
     caption = (
-        f"{significant(history[-1], 3)} of the rectangle between no error at no latency and the teacher's "
-        f"predicted latency at an accuracy of 0; last improved by trained trial {last} of {len(history)}."
+        f"{significant(history[-1], 3)} of the rectangle between no error at no latency and "
+        f"{WORST_LATENCY} times the teacher's predicted latency at an accuracy of 0; last improved by "
+        f"trained trial {last} of {len(history)}."
     )
     title = "Progress of the search"
     shown = [element("path", d=area, class_="area"), line(corners, "front-line"), *marks]
@@ -278,13 +279,13 @@ def progress(record: RunRecord) -> Chart | None:
 
 
 def hypervolumes(record: RunRecord) -> list[float]:
-    """After each trained trial, under the reference (error 1, the teacher's predicted latency)."""
+    """After each trained trial, under an error of 1 and `WORST_LATENCY` times the teacher's prediction."""
     started = next((event for event in record.events if event["event"] == "run_started"), {})
     reference = (started.get("predicted") or {}).get("latency_ms") or record.teacher.get("latency_ms")
     if not known(reference) or reference <= 0:
         return []
     points = [
-        (1 - trial["accuracy"], _predicted(trial, "latency_ms") / reference)
+        (1 - trial["accuracy"], _predicted(trial, "latency_ms") / (WORST_LATENCY * reference))
         for trial in record.trials
         if known(trial.get("accuracy")) and _predicted(trial, "latency_ms")
     ]

@@ -28,7 +28,7 @@ Array = NDArray[Any]
 RATE_SHARE = 0.5
 """A bit of a shared weight's index is worth this much of the slope of rate and distortion at high rates."""
 
-BIAS_LEVELS = 31
+BIAS_LEVELS = 127
 """On either side of zero, for the biases of a layer with a codebook."""
 
 _LEAST_WEIGHTS = 1 << 16
@@ -140,20 +140,22 @@ def shared(network: Network, weights: Weights) -> Weights:
 
 
 def rounded(network: Network, weights: Weights) -> Weights:
-    """The weights with the values of the marked layers in half precision, where that has them to three
-    digits, and their biases as multiples of a power of two, up to `BIAS_LEVELS` on either side."""
+    """The weights with the values of the marked layers in half precision, unless that lacks them, and the
+    biases that only they have as multiples of a power of two, up to `BIAS_LEVELS` on either side."""
     changed = dict(weights)
     for node in sharing_layers(network):
         weight, *biases = node.params
         changed[weight] = _halved(weights[weight])
-        changed |= {name: _few_levels(weights[name]) for name in biases}
+        own = (name for name in biases if len(network.param_users[name]) == 1)
+        changed |= {name: _few_levels(weights[name]) for name in own}
     return changed
 
 
 def _halved(weight: Array) -> Array:
     with np.errstate(over="ignore"):
         half = weight.astype(np.float16).astype(np.float32)
-    return half if np.allclose(half, weight, rtol=1e-3, atol=0) else weight
+    largest = float(np.abs(weight).max(initial=0))
+    return half if np.allclose(half, weight, rtol=1e-3, atol=1e-3 * largest) else weight
 
 
 def _few_levels(bias: Array) -> Array:
