@@ -460,7 +460,8 @@ class Search:
         failed = self._failures.count
         note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {failed} failed{step}"
         if self._stage == TRIAL:
-            self._bar.update(len(done) + failed, self.plan.trials, note)
+            total = max(self.plan.trials, len(self._trials))
+            self._bar.update(len(done) + failed, total, note)
         else:
             self._bar.update(self._in_stage - len(self._queue) - self._outstanding, self._in_stage, note)
 

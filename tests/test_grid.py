@@ -171,7 +171,7 @@ rules:
 def student(form: str) -> tuple[BoundSpace, Network, Weights]:
     """A small ResNet whose layers have 8 bits or this form, at random."""
     torch.manual_seed(0)
-    teacher = load_teacher("timm:resnet10t,channels=16/16/32/32,num_classes=10").module
+    teacher = load_teacher("timm:resnet10t,channels=8/8/16/16,num_classes=10").module
     network, weights = trace(teacher, (3, 32, 32))
     bound = bind(parse_space(SPACE), network)
     option = int(form) if form.isdigit() else form
