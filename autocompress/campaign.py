@@ -200,6 +200,11 @@ class _Campaign:
             pairs=pairs,
         )
 
+    @property
+    def _any_noise(self) -> bool:
+        """Noise spoils nothing where no latency has to be kept."""
+        return "latency_ms" not in self.request.budgets.limited
+
     def _teacher(self) -> tuple[Limits, Mapping[str, Any]]:
         """The teacher's measured record and the limits that follow; measured once a run."""
         known = next((event for event in self.history if event["event"] == "run_started"), None)
@@ -211,7 +216,9 @@ class _Campaign:
         model = self.paths.teacher_model
         shipped = self.prepared.opened.shipped
         model.write_bytes(to_onnx(*shipped, batch=self.prepared.device.batch).SerializeToString())
-        certificate = examine(model, self.data, self.prepared.device, module=build(*shipped))
+        certificate = examine(
+            model, self.data, self.prepared.device, module=build(*shipped), any_noise=self._any_noise
+        )
         predicted = self.prepared.pricer.teacher
         nothing = Limits(latency_ms=1e12)
         record, _ = student_record(
@@ -285,7 +292,7 @@ class _Campaign:
         self.console.say(f"measuring student {candidate.key}")
         certificate = examine(
             source / "model.onnx", self.data, self.prepared.device,
-            module=module, reference=self.paths.teacher_model,
+            module=module, reference=self.paths.teacher_model, any_noise=self._any_noise,
         )  # fmt: skip
         network, weights = module.source_network, module.export_weights()
         floating = replace(

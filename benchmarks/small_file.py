@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--distill-epochs", type=float, default=15)
+    parser.add_argument("--resume", action="store_true", help="go on with the runs that are there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [searched(arguments, seed) for seed in arguments.seeds]
@@ -63,7 +64,8 @@ def searched(arguments: argparse.Namespace, seed: int) -> tuple[float, float]:
     data = replace(data, train=Warped(data.train))
     network, weights = teacher_of(arguments.network, RECIPES[arguments.network], data, seed)
     teacher = build(network, weights)
-    ac.profile(teacher, SPACE, folder / "device", networks=20, data=spec, overwrite=True)
+    if not arguments.resume:
+        ac.profile(teacher, SPACE, folder / "device", networks=20, data=spec, overwrite=True)
     front = ac.compress(
         teacher,
         spec,
@@ -75,7 +77,8 @@ def searched(arguments: argparse.Namespace, seed: int) -> tuple[float, float]:
         seed=seed,
         trial_epochs=1,
         distill_epochs=arguments.distill_epochs,
-        overwrite=True,
+        resume=arguments.resume,
+        overwrite=not arguments.resume,
     )
     best = front.best()
     size = (best.folder / "student.acz").stat().st_size

@@ -183,6 +183,17 @@ def test_a_budget_of_the_packed_size_brings_sparse_and_shared_weights(setting: S
     assert answer.predicted.packed_bytes <= 0.13 * front.teacher["packed_bytes"]
 
 
+def test_noise_spoils_only_what_has_to_keep_a_latency(finished: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(certify, "CERTIFY", replace(CALM, most_spread=-1, attempts=1))
+    data = load_data("digits")
+    model, device = next(finished.glob("students/*/model.onnx")), certify.Device("onnxruntime", 1)
+    found = certify.examine(model, data, device, reference=model, any_noise=True).measurement
+    low, high = found.latency_ms_ci95
+    assert low <= found.latency_ms <= high
+    with pytest.raises(ac.NoisyDeviceError):
+        certify.examine(model, data, device, reference=model)
+
+
 def test_a_run_folder_holds_what_its_readme_says(finished: Path):
     assert {path.name for path in finished.iterdir() if not path.name.startswith(".")} == {
         *("config.yaml", "environment.json", "device", "events.jsonl", "teacher", "students", "front.json"),
