@@ -47,10 +47,11 @@ def main() -> int:
     ratio, error = float(np.median(ratios)), float(np.median(errors))
     met = ratio >= recipe.target_ratio and error <= recipe.target_error
     print(
-        f"{arguments.network}, {len(rows)} seeds: {ratio:.1f}× ({min(ratios):.1f} to {max(ratios):.1f}) at "
-        f"{error:.2%} ({min(errors):.2%} to {max(errors):.2%}) test error; target {recipe.target_ratio:.0f}× "
-        f"at {recipe.target_error:.2%}: {'met' if met else 'missed'}"
+        f"{arguments.network}, seeds {arguments.seeds}: {ratio:.1f}× "
+        f"({min(ratios):.1f} to {max(ratios):.1f}) "
+        f"at {error:.2%} ({min(errors):.2%} to {max(errors):.2%}) test error"
     )
+    print(f"target {recipe.target_ratio:.0f}× at {recipe.target_error:.2%}: {'met' if met else 'missed'}")
     return 0
 
 
