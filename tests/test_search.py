@@ -370,7 +370,7 @@ def tightened(bench: Bench) -> Candidate:
 
 @pytest.mark.parametrize("sampler", ["engine", "tpe"])
 def test_when_no_trial_leaves_room_either_the_solver_is_asked_again(bench: Bench, sampler: str):
-    """The only trial is as slow as the budget allows, and measured to be half as slow again."""
+    """The only trial is as slow as the budget allows, and measured to take twice that."""
     bench.slower = 2.0
     plan = replace(ONE, sampler=sampler)
     students = bench.run(plan)

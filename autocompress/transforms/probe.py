@@ -2,7 +2,8 @@
 
 Coupling follows the data flow by rules; the probe is their check. All groups are halved at once;
 if the network then fails to run, they are tried one by one and those that fail are locked. The same
-is done for merges and for the choices at blocks.
+is done for merges and for the choices at blocks. Compact forms of blocks are tried with random weights, since
+decomposing the teacher's takes a while.
 """
 
 from __future__ import annotations
