@@ -95,7 +95,7 @@ def compared(
             "predicted_ms": model.price(sample.network).latency_ms,
         }
         for sample in drawn
-        if sample.name not in known
+        if sample.name in measured_us and sample.name not in known
     ]
     kinds = sorted({str(point["precision"]) for point in points})
     by_precision = {kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds}

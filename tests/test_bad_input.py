@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hurried import measure_hurriedly
 from make_images import write_folder, write_tar
 from priced_networks import SPACE
 
@@ -62,13 +63,15 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "teachers.py").write_text(TEACHERS.format(tests=Path(__file__).parent))
     (folder / "space.yaml").write_text(SPACE)
     write_folder(folder / "images", 24)
-    profile(
-        f"{folder}/teachers.py:good",
-        folder / "space.yaml",
-        folder / "device",
-        networks=16,
-        data=f"imagefolder:{folder}/images",
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        measure_hurriedly(patch)
+        profile(
+            f"{folder}/teachers.py:good",
+            folder / "space.yaml",
+            folder / "device",
+            networks=16,
+            data=f"imagefolder:{folder}/images",
+        )
     return folder
 
 

@@ -46,6 +46,7 @@ class Device:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, samples: list[Sample]) -> None:
         self.networks = {sample.model: sample.network for sample in samples}
         self.measured: list[bytes] = []
+        self.forgotten = 0
         self.trouble: Callable[[int], float] = lambda _: 1.0
         monkeypatch.setattr(profiler, "Gate", lambda reference, _settings: MadeUpGate(self, reference))
         monkeypatch.setattr(profiler, "attribute", self.attribute)
@@ -85,6 +86,9 @@ class MadeUpGate:
 
     def settled_ms(self) -> float:
         return 1.0
+
+    def forget(self) -> None:
+        self.device.forgotten += 1
 
     def is_quiet(self, *_times: float, tolerance: float) -> bool:
         return tolerance > 0
@@ -210,6 +214,37 @@ def test_what_was_disturbed_is_measured_again_later(device: Device, samples: lis
     assert len(device.measured) == 2 * 8 + 3
     assert device.measured[-4:] == [samples[2].model] * 2 + [samples[4].model] * 2
     assert made.sources[0].networks == 8
+
+
+def always_disturbed(device: Device, *samples: Sample) -> None:
+    disturbed = {sample.model for sample in samples}
+    device.trouble = lambda count: float("inf") if device.measured[count - 1] in disturbed else 1.0
+
+
+def test_what_stays_disturbed_is_left_out(
+    device: Device, samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    always_disturbed(device, samples[2], samples[8])
+    left = [samples[8:10], []]
+    made = profile(device, samples[:8], tmp_path / "p", more=lambda _: left.pop(0))
+    assert device.forgotten == 2 * len(profiler.PATIENCE)
+    assert [device.measured.count(samples[index].model) for index in (2, 8)] == [len(profiler.PATIENCE)] * 2
+    assert made.sources[0].networks == 8
+    assert "n2 is left out" in caplog.text and "n8 is left out" in caplog.text
+    device.trouble = lambda _: 1.0
+    assert profile(device, samples[:8], tmp_path / "p", resume=True).sources[0].networks == 8
+    assert device.measured[-1] == samples[2].model
+
+
+def test_the_reference_and_most_of_the_networks_are_not_left_out(
+    device: Device, samples: list[Sample], tmp_path: Path
+):
+    always_disturbed(device, samples[0])
+    with pytest.raises(NoisyDeviceError):
+        profile(device, samples[:8], tmp_path / "p")
+    always_disturbed(device, *samples[1:4])
+    with pytest.raises(NoisyDeviceError):
+        profile(device, samples[:8], tmp_path / "q")
 
 
 def test_a_machine_that_stays_noisy_is_called_so(device: Device, samples: list[Sample], tmp_path: Path):

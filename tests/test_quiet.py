@@ -69,6 +69,18 @@ def test_too_few_quiet_moments_are_no_latency(machine: Machine):
     assert lenient.latency_ms == pytest.approx(2.6)
 
 
+def test_a_machine_that_became_slower_for_good_is_quiet_again_once_the_past_is_forgotten(machine: Machine):
+    gate = Gate(machine.model(0.5), SETTINGS)
+    for _ in range(100):
+        gate.reference_ms()
+    machine.slower = lambda second: 2.0 if second % 0.3 > 0.1 else 1.5
+    assert gate.latency(machine.model(2.0), replace(SETTINGS, most_blocks=400, tolerance=0.1)) is None
+    gate.forget()
+    found = gate.latency(machine.model(2.0))
+    assert found is not None
+    assert (found.latency_ms, found.reference_ms) == (pytest.approx(3.0), pytest.approx(0.75))
+
+
 def test_what_a_model_varies_by_itself_is_no_disturbance(machine: Machine):
     machine.slower = lambda second: 1.0 + 0.07 * (second * 7.3 % 1.0)
     found = Gate(machine.model(0.5), SETTINGS).latency(machine.model(2.0))

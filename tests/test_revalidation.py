@@ -9,23 +9,19 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hurried import measure_hurriedly
 from priced_networks import SPACE, small_resnet
 
 import autocompress as ac
-from autocompress import revalidation
 from autocompress.cli import main
 from autocompress.cost import CostModel
-from autocompress.device import profiler
 from autocompress.device.measurements import Timed
 from autocompress.device.profile import DeviceProfile, load_profile
 from autocompress.device.profile_files import PROFILE, write_profile
 from autocompress.device.profiler import Sample
-from autocompress.device.quiet import QuietSettings
 from autocompress.errors import ProfileError
 from autocompress.profiling import profile_samples
 from autocompress.revalidation import compared, updated
-
-ANYTHING_IS_QUIET = QuietSettings(blocks=2, most_blocks=2, block_s=0.001, tolerance=1e9)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("revalidation")
     (folder / "small.yaml").write_text(SPACE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiler, "QuietSettings", lambda: ANYTHING_IS_QUIET)
-        patch.setattr(profiler, "MOST_ERROR", 1e9)
-        patch.setattr(profiler, "LAST_RESORT", 1e9)
+        measure_hurriedly(patch)
         ac.profile(colour_resnet(), folder / "small.yaml", folder / "device", networks=12, input_size=16)
     return folder
 
@@ -47,9 +41,7 @@ def colour_resnet() -> Any:
 
 @pytest.fixture
 def device(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(revalidation, "QuietSettings", lambda: ANYTHING_IS_QUIET)
-    monkeypatch.setattr(profiler, "MOST_ERROR", 1e9)
-    monkeypatch.setattr(profiler, "LAST_RESORT", 1e9)
+    measure_hurriedly(monkeypatch)
     target = tmp_path / "device"
     write_profile(target, load_profile(made / "device"))
     return target
@@ -139,6 +131,8 @@ def test_errors_are_those_of_the_predictions(sampled: tuple[DeviceProfile, list[
     fewer = compared(profile, samples, timed, frozenset({samples[4].name}))
     assert fewer["count"] == 7
     assert fewer["largest_error"] == pytest.approx(0.0, abs=1e-9)
+    left_out = compared(profile, samples, timed[:3])
+    assert left_out["count"] == 3
 
 
 def test_a_network_that_no_source_speaks_for_updates_nothing(device: Path):

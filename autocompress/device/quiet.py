@@ -54,6 +54,11 @@ class Gate:
         self.reference = reference
         self.settings = settings or QuietSettings()
         self._recent: deque[float] = deque(maxlen=WINDOW)
+        self.forget()
+
+    def forget(self) -> None:
+        """Learns anew how quiet it gets here: a machine may have become slower for good."""
+        self._recent.clear()
         for _ in range(self.settings.blocks):
             self.reference_ms()
 

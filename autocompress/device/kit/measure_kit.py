@@ -295,7 +295,12 @@ class Gate:
     def __init__(self, reference: Callable[[], Any], settings: Mapping[str, Any]) -> None:
         self.reference, self.settings = reference, settings
         self._recent: deque[float] = deque(maxlen=settings["window"])
-        for _ in range(settings["blocks"]):
+        self.forget()
+
+    def forget(self) -> None:
+        """Learns anew how quiet it gets here: a device may have become slower for good."""
+        self._recent.clear()
+        for _ in range(self.settings["blocks"]):
             self.reference_ms()
 
     def reference_ms(self) -> float:
@@ -353,6 +358,8 @@ class Bench:
                 if not self._measured(entry, gate, patience):
                     disturbed.append(entry)
             waiting = disturbed
+            if waiting:
+                gate.forget()
         self._say()
         if waiting:
             raise Stop(NOISY, f"the device is too noisy: {len(waiting)} networks could not be measured")
