@@ -154,7 +154,7 @@ class _Campaign:
             pairs = scoring.pairs(self.history, damage)
             search = self._search(started, limits, teacher, damage, pairs, runner)
             if evaluator is not None:
-                evaluator.progress, evaluator.stop = search.show_step, search.stopped
+                evaluator.progress, evaluator.stop = search.show_step, search.interrupt.asked
             search.run(read_run(self.request.run).events)
             discard(self.paths.distilled / RUNGS)
         finally:

@@ -27,6 +27,7 @@ COSTS = {
 WORST_LATENCY = 1.1
 """Times the teacher's: the hypervolume of a search reaches so far, so that accuracy counts where all
 candidates take the teacher's latency, as those with small files do."""
+PROGRESS_REFERENCE = (1.0, 1.0)
 
 NAMES = {cost: name.replace("_", " ") for name, cost in COSTS.items()}
 SORTABLE = {"accuracy": "accuracy", **COSTS}
@@ -295,6 +296,12 @@ def non_dominated(points: Sequence[Point]) -> list[int]:
         if not any(all(a <= b for a, b in zip(points[other], points[index], strict=True)) for other in kept):
             kept.append(index)
     return sorted(kept)
+
+
+def progress_point(accuracy: float, latency_ms: float, teacher_ms: float) -> tuple[float, float]:
+    """(error, latency as a share of `WORST_LATENCY` times the teacher's): how far a search has come is the
+    hypervolume of its trials under `PROGRESS_REFERENCE`."""
+    return 1 - accuracy, latency_ms / (WORST_LATENCY * teacher_ms)
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from autocompress.candidate import Candidate, Cost
 from autocompress.pareto import hypervolume
+from autocompress.trials import Trial
 
 KEPT_SHARE = 3
 PROMOTED_PER_STUDENT = 2
@@ -54,32 +54,6 @@ class Rung:
 
     epochs: float
     count: int
-
-
-@dataclass
-class Trial:
-    """One trial as the loop remembers it; accuracies are on validation data. `trained` has one for each rung
-    that it was on, by the rung's epochs."""
-
-    number: int
-    candidate: Candidate
-    cost: Cost
-    accuracy: float | None = None
-    trained: dict[float, float] = field(default_factory=dict)
-
-    @property
-    def epochs(self) -> float:
-        """Of its highest rung."""
-        return max(self.trained, default=0.0)
-
-    @property
-    def best_known(self) -> float:
-        return self.at(self.epochs)
-
-    def at(self, epochs: float) -> float:
-        """Accuracy on the rung of so many epochs, 0 for that of the trial; -inf if there is none."""
-        known = self.trained.get(epochs) if epochs else self.accuracy
-        return -math.inf if known is None else known
 
 
 def rungs(plan: Plan, known: int) -> tuple[Rung, ...]:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from autocompress.agent import Agent
@@ -27,19 +24,19 @@ from autocompress.candidate import Candidate, Cost
 from autocompress.certified import Certified, Certify
 from autocompress.device.statistics import rank_correlation
 from autocompress.effects import EffectTable
-from autocompress.errors import InterruptedSearchError
 from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, brought_down, read_crash
 from autocompress.failures import Failures
-from autocompress.pareto import WORST_LATENCY, hypervolume, non_dominated
+from autocompress.interrupt import Interrupt
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console, Stage
-from autocompress.promotion import Plan, Rung, Trial, ranked, rungs, with_favourite
+from autocompress.promotion import Plan, Rung, ranked, rungs, with_favourite
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunStore
 from autocompress.samplers import proposer
 from autocompress.seeding import starting_points
 from autocompress.solver import Pairs, Solver
 from autocompress.study import Told
+from autocompress.trials import Trial, Trials
 
 FEWEST_TO_RANK = 8
 REPAIR_ROUNDS = 2
@@ -65,7 +62,7 @@ class Search:
     starts: Sequence[Candidate] = ()
     """Candidates to try first beside the solver's, once they are repaired into the budgets."""
     pairs: Pairs = field(default_factory=dict)
-    _trials: dict[int, Trial] = field(default_factory=dict)
+    interrupt: Interrupt = field(init=False)
     _queue: deque[Task] = field(default_factory=deque)
     _outstanding: int = 0
     _in_stage: int = 0
@@ -74,14 +71,15 @@ class Search:
     _enough: str | None = None
     _enlarged: bool = False
     """Whether trials that leave more room were asked for, after students that do not keep the budgets."""
-    _front: list[Trial] = field(default_factory=list)
     _rungs: tuple[Rung, ...] = ()
     _rung: int = 0
     _finalists: list[Candidate] = field(default_factory=list)
     _final_epochs: float = 0.0
-    _stop_asked: bool = False
     _bar: Stage | None = None
     _shown: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self.interrupt = Interrupt(self.store.paths.root, self.console.say)
 
     def run(self, history: Sequence[Mapping[str, Any]] = ()) -> list[Mapping[str, Any]]:
         """Carries the plan out, after `history`, the events of an earlier part of the same run.
@@ -95,20 +93,21 @@ class Search:
             NoisyDeviceError: the machine was too noisy to measure any student.
         """
         self._started = time.monotonic()
+        self._trials = Trials(self.pricer.teacher.latency_ms)
         self._agent = Agent(self.plan)
         self._failures = Failures(self.store.paths.root, "trials", "trial_failed")
-        self._certified = Certified(self.certify, self.limits, self._decide, self._check_stopped)
+        self._certified = Certified(self.certify, self.limits, self._decide, self.interrupt.check)
         table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
         priced = None if table is None else EffectTable.from_json(table)
         self._solver = Solver(self.pricer, self.repair.damage, priced, self.pairs)
         self._study = proposer(self.pricer, self.repair, self._solver, self.limits, self.plan)
         self._replay(history)
-        if not self._trials:
+        if not len(self._trials):
             self._enqueue_seeds()
-        with self._drained_on_interrupt():
+        with self.interrupt.listening():
             for round_number in range(1 + REPAIR_ROUNDS):
                 self._evaluate()
-                self._check_stopped()
+                self.interrupt.check()
                 self._certified.measure(self._waiting(distilled=True))
                 if self._certified.has_any or round_number == REPAIR_ROUNDS:
                     break
@@ -127,7 +126,7 @@ class Search:
                 started.pop(event["trial"], None)
                 told.append(self._remember(event))
             elif kind == "promoted":
-                self._by_key(event["candidate"]).trained[event["epochs"]] = event["accuracy"]
+                self._trials.of(event["candidate"]).trained[event["epochs"]] = event["accuracy"]
             elif kind == "certified":
                 self._certified.students[event["candidate"]] = event["student"]
             elif kind == "decision" and event.get("trials") == self.plan.trials:
@@ -155,13 +154,11 @@ class Search:
         cost = self.pricer.price(candidate)
         values = None
         if event["event"] == "trial_finished":
-            trial = Trial(event["trial"], candidate, cost, event["accuracy"])
-            self._trials[trial.number] = trial
-            self._update_front(trial)
+            self._trials.finish(self._trials.add(event["trial"], candidate, cost), event["accuracy"])
             values = {"accuracy": event["accuracy"], **cost.to_json()}
         elif event["event"] == "trial_failed":
             self._failures.count += 1
-            self._trials[event["trial"]] = Trial(event["trial"], candidate, cost)
+            self._trials.add(event["trial"], candidate, cost)
         else:
             self._infeasible += 1
         return Told(event["trial"], candidate, values, None)
@@ -184,7 +181,7 @@ class Search:
         first, total = (LABELS[TRIAL], self.plan.trials) if self._stage == TRIAL else (LABELS[FINAL], None)
         with self.console.stage(first, total) as self._bar:
             self._in_stage = len(self._queue)
-            self.executor.run(self._ask, self._tell, self.stopped)
+            self.executor.run(self._ask, self._tell, self.interrupt.asked)
 
     def _ask(self) -> Task | Wait | None:
         if self._queue:
@@ -216,7 +213,7 @@ class Search:
                 self.store.append("trial_infeasible", **common, predicted=cost.to_json(), violated=violated)
                 self._study.tell(number, cost.to_json())
                 continue
-            self._trials[number] = Trial(number, candidate, cost)
+            self._trials.add(number, candidate, cost)
             self.store.append("trial_started", **common)
             return Task(number, candidate.to_json(), TRIAL, self._trial_payload(cost))
         self._decide(f"no candidate inside the budgets among the last {REJECTIONS_IN_A_ROW} proposals")
@@ -227,8 +224,7 @@ class Search:
         payload: dict[str, Any] = {"epochs": self.plan.trial_epochs}
         if self.plan.trial_epochs > 0:
             return payload
-        faster = [trial for trial in self._front if trial.cost.latency_ms <= cost.latency_ms]
-        best = max(faster, key=_accuracy, default=None)
+        best = self._trials.best_as_fast_as(cost)
         rival = None if best is None else {"key": best.candidate.key, "accuracy": best.accuracy}
         return {**payload, "rival": rival}
 
@@ -266,23 +262,16 @@ class Search:
             reason = result.error or "its accuracy or loss is not a finite number"
             self.store.append("trial_failed", **common, reason=reason, detail=result.detail[-2000:])
             self._study.fail(trial.number)
-            self._failures.add(reason, len(self._known_trials()))
+            self._failures.add(reason, len(self._trials.known))
             self._failures.check_share(len(self._trials))
             return
-        trial.accuracy = accuracy
+        self._trials.finish(trial, accuracy)
         self.store.append("trial_finished", **common, **result.values, seconds=result.seconds)
         self._study.tell(trial.number, {"accuracy": accuracy, **trial.cost.to_json()})
-        self._update_front(trial)
         if len(self._trials) % TRIALS_A_TRIM == 0:
             _give_memory_back()
-        volume = self._hypervolume(self._front)
+        volume = self._trials.front_hypervolume()
         self._agent.saw_trial(result.seconds, volume, result.values.get("images", 0))
-
-    def _update_front(self, trial: Trial) -> None:
-        """Of the trials alone; longer training does not count."""
-        grown = [*self._front, trial]
-        points = [(-_accuracy(one), one.cost.latency_ms) for one in grown]
-        self._front = [grown[index] for index in non_dominated(points)]
 
     def _tell_rung(self, trial: Trial, result: Result) -> None:
         rung, accuracy = self._rungs[self._rung - 1], result.values["accuracy"]
@@ -321,7 +310,7 @@ class Search:
         if self._enlarged:
             return not self._study.queued
         if self._enough is None and len(self._trials) >= self.plan.trials:
-            self._enough = f"{len(self._known_trials())} candidates evaluated, as many as were asked for"
+            self._enough = f"{len(self._trials.known)} candidates evaluated, as many as were asked for"
         if self._enough is None:
             self._enough = self._agent.reason_to_move_on(self._elapsed_s())
         return self._enough is not None
@@ -329,13 +318,10 @@ class Search:
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._started
 
-    def _known_trials(self) -> list[Trial]:
-        return [trial for trial in self._trials.values() if trial.accuracy is not None]
-
     def _plan_rungs(self) -> None:
         if self._enlarged and self._rungs:
             return
-        known = self._known_trials()
+        known = self._trials.known
         self._judge_scores(known)
         asked = rungs(self.plan, len(known))
         self._rungs, why = self._agent.affordable(asked, self._elapsed_s())
@@ -361,7 +347,7 @@ class Search:
         """
         rung, below = self._rungs[self._rung], self._rungs[self._rung - 1].epochs if self._rung else 0.0
         self._rung += 1
-        known = self._with_room() if self._enlarged else self._known_trials()
+        known = self._with_room() if self._enlarged else self._trials.known
         pool = [trial for trial in known if math.isfinite(trial.at(below))]
         chosen = ranked(pool, below, rung.count)
         if below == 0 and self.repair.damage:
@@ -384,7 +370,7 @@ class Search:
 
     def _with_room(self) -> list[Trial]:
         """The trials that are expected to keep the budgets once they are measured."""
-        return [trial for trial in self._known_trials() if self._certified.is_expected_to_fit(trial.cost)]
+        return [trial for trial in self._trials.known if self._certified.is_expected_to_fit(trial.cost)]
 
     def _queue_finals(self) -> None:
         todo = self._waiting(distilled=False)
@@ -397,7 +383,7 @@ class Search:
         payload = {"epochs": self._final_epochs, "quantized_epochs": quantized}
         length = self._length(self._final_epochs + quantized)
         self._queue.extend(
-            Task(self._by_key(candidate.key).number, candidate.to_json(), FINAL, payload, length)
+            Task(self._trials.of(candidate.key).number, candidate.to_json(), FINAL, payload, length)
             for candidate in todo
         )
 
@@ -416,7 +402,7 @@ class Search:
 
     def _plan_repair(self) -> None:
         """No student kept the budgets: choose others, with predictions corrected by what was measured."""
-        told = self._certified.learn(lambda key: self._by_key(key).cost)
+        told = self._certified.learn(lambda key: self._trials.of(key).cost)
         why = f"no student kept the budgets{told and f', {told}'}"
         known = self._certified.students
         chosen = self._choose_finalists(self.plan.students + len(known))
@@ -437,9 +423,6 @@ class Search:
             self._decide(f"{why}, and no trial leaves that much room; trying others that do")
             self._stage, self._rung, self._enlarged = TRIAL, 0, True
 
-    def _by_key(self, key: str) -> Trial:
-        return next(trial for trial in self._trials.values() if trial.candidate.key == key)
-
     def _decide(self, text: str, **fields: Any) -> None:
         self.store.append("decision", text=text, **fields)
         self.console.say(text)
@@ -454,9 +437,9 @@ class Search:
         if self._bar is None or time.monotonic() - self._shown < SHOWN_EVERY_S:
             return
         self._shown = time.monotonic()
-        done = self._known_trials()
+        done = self._trials.known
         best = max((trial.best_known for trial in done), default=math.nan)
-        note = f"best feasible {best:.2%}, hypervolume {self._hypervolume(done):.3f}"
+        note = f"best feasible {best:.2%}, hypervolume {self._trials.hypervolume():.3f}"
         failed = self._failures.count
         note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {failed} failed{step}"
         if self._stage == TRIAL:
@@ -465,50 +448,9 @@ class Search:
         else:
             self._bar.update(self._in_stage - len(self._queue) - self._outstanding, self._in_stage, note)
 
-    def _hypervolume(self, trials: list[Trial]) -> float:
-        """Of (error, latency) under 1 and `WORST_LATENCY` times the teacher's latency, as a share."""
-        worst = WORST_LATENCY * self.pricer.teacher.latency_ms
-        points = [(1 - trial.best_known, trial.cost.latency_ms / worst) for trial in trials]
-        return hypervolume(points, (1.0, 1.0)) if points else 0.0
-
-    def stopped(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self._stop_asked
-
-    def _check_stopped(self) -> None:
-        if self._stop_asked:
-            raise InterruptedSearchError(
-                "stopped; everything that finished is kept",
-                fix=f"go on with: autocompress resume {self.store.paths.root}",
-            )
-
-    @contextmanager
-    def _drained_on_interrupt(self) -> Iterator[None]:
-        """The first Ctrl-C lets what is under way finish; the second one ends at once."""
-
-        def interrupt(_signal: int, _frame: FrameType | None) -> None:
-            if self._stop_asked:
-                raise KeyboardInterrupt
-            self._stop_asked = True
-            self.console.say("stopping after what is under way; press Ctrl-C again to stop at once")
-
-        try:
-            before = signal.signal(signal.SIGINT, interrupt)
-        except ValueError:
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
 
 def _give_memory_back() -> None:
     """Lets the C library return what was freed to the system, where it can. Else it keeps the pages of every
     trial's tensors and of the surrogate's growing matrices."""
     with contextlib.suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _accuracy(trial: Trial) -> float:
-    return -math.inf if trial.accuracy is None else trial.accuracy

@@ -8,7 +8,8 @@ import pytest
 
 from autocompress.agent import Agent
 from autocompress.candidate import Candidate, Cost
-from autocompress.promotion import Plan, Rung, Trial, ranked, rungs, with_favourite
+from autocompress.promotion import Plan, Rung, ranked, rungs, with_favourite
+from autocompress.trials import Trial
 
 PLAN = Plan(
     trials=100,

@@ -27,13 +27,14 @@ from autocompress.graph.trace import trace
 from autocompress.pareto import front_of
 from autocompress.pricing import Pricer, Repairer
 from autocompress.progress import Console
-from autocompress.promotion import Plan, Trial, ranked, scaled
+from autocompress.promotion import Plan, ranked, scaled
 from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.run_store import RunPaths, RunStore, read_run
 from autocompress.search import Search
 from autocompress.solver import Solver
 from autocompress.space import parse_space
 from autocompress.transforms.sites import bind
+from autocompress.trials import Trial
 
 PLAN = Plan(trials=12, trial_epochs=1, promotion_epochs=3, final_epochs=9, quantized_epochs=1, students=2)
 Evaluate = Callable[[Task], Mapping[str, Any]]

@@ -8,7 +8,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from autocompress.pareto import WORST_LATENCY, Front, Student, hypervolume_history, non_dominated
+from autocompress.pareto import (
+    PROGRESS_REFERENCE,
+    WORST_LATENCY,
+    Front,
+    Student,
+    hypervolume_history,
+    non_dominated,
+    progress_point,
+)
 from autocompress.reporting.svg import LEAST_ERROR, Plot, Scale, axis_kind, element, line, mark
 from autocompress.reporting.units import (
     COSTS,
@@ -279,17 +287,17 @@ def progress(record: RunRecord) -> Chart | None:
 
 
 def hypervolumes(record: RunRecord) -> list[float]:
-    """After each trained trial, under an error of 1 and `WORST_LATENCY` times the teacher's prediction."""
+    """Progress of the search after each trained trial."""
     started = next((event for event in record.events if event["event"] == "run_started"), {})
     reference = (started.get("predicted") or {}).get("latency_ms") or record.teacher.get("latency_ms")
     if not known(reference) or reference <= 0:
         return []
     points = [
-        (1 - trial["accuracy"], _predicted(trial, "latency_ms") / (WORST_LATENCY * reference))
+        progress_point(trial["accuracy"], _predicted(trial, "latency_ms"), reference)
         for trial in record.trials
         if known(trial.get("accuracy")) and _predicted(trial, "latency_ms")
     ]
-    return hypervolume_history(points, (1.0, 1.0))
+    return hypervolume_history(points, PROGRESS_REFERENCE)
 
 
 def _predicted(trial: Mapping[str, Any], name: str) -> float:
