@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from any_noise import PATIENT, take_any_noise
 from priced_networks import SPACE
 
 import autocompress as ac
@@ -88,7 +89,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     save_file(model.state_dict(), folder / "teacher.safetensors")
     found = Setting(folder)
     names = {name: found.options[name] for name in ("teacher", "data", "space")}
-    ac.profile(**names, output=folder / "device", networks=12, console=Console(quiet=True))
+    with pytest.MonkeyPatch.context() as patch:
+        take_any_noise(patch, PATIENT)
+        ac.profile(**names, output=folder / "device", networks=12, console=Console(quiet=True))
     return found
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from any_noise import take_any_noise
 from click.testing import CliRunner
-from hurried import measure_hurriedly
 from priced_networks import SPACE, small_resnet
 
 import autocompress as ac
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("revalidation")
     (folder / "small.yaml").write_text(SPACE)
     with pytest.MonkeyPatch.context() as patch:
-        measure_hurriedly(patch)
+        take_any_noise(patch)
         ac.profile(colour_resnet(), folder / "small.yaml", folder / "device", networks=12, input_size=16)
     return folder
 
@@ -41,7 +41,7 @@ def colour_resnet() -> Any:
 
 @pytest.fixture
 def device(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    measure_hurriedly(monkeypatch)
+    take_any_noise(monkeypatch)
     target = tmp_path / "device"
     write_profile(target, load_profile(made / "device"))
     return target
