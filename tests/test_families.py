@@ -2,6 +2,8 @@
 
 import os
 import random
+import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from test_space import examples_in
 from torch import Tensor, nn
 from written_networks import assert_computes, inputs, with_zeros
 
@@ -24,7 +27,8 @@ from autocompress.graph.trace import trace
 from autocompress.kernels import kernels
 from autocompress.network import XNOR, Network, Weights
 from autocompress.quality.calibrate import collect_ranges
-from autocompress.space import load_space
+from autocompress.space import Space, load_space, parse_space
+from autocompress.space_rules import Rule
 from autocompress.teacher import load_teacher
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.fold import fold_batch_norms
@@ -78,6 +82,35 @@ def calibrated(network: Network, weights: Weights | None, images: Tensor) -> tup
 
 def quantized_values(network: Network) -> set[str]:
     return {node.name for node in network.nodes if node.quantizer is not None}
+
+
+def test_all_that_the_documentation_shows_is_offered_somewhere() -> None:
+    """Every option in the examples of docs/families.md, over the four networks from timm together."""
+    kinds = set()
+    for example in examples_in("families.md"):
+        shown = {
+            (kind, str(option)) for rule in parse_space(example).rules for kind, option in options_of(rule)
+        }
+        assert offered(without_misses(example)) == shown
+        kinds |= {kind for kind, _ in shown}
+    assert kinds == set(KINDS)
+
+
+def options_of(rule: Rule) -> Iterator[tuple[str, object]]:
+    for kind in KINDS:
+        found = getattr(rule, kind) or ()
+        for option in getattr(found, "keep", found):
+            yield kind, option
+
+
+def offered(space: Space) -> set[tuple[str, str]]:
+    bounds = [bind(space, traced(spec, size)[0]) for spec, size in TIMM.items()]
+    return {(site.kind, str(option)) for bound in bounds for site in bound.free for option in site.options}
+
+
+def without_misses(example: str) -> Space:
+    """The space of an example, whose rules may match nothing in one of the networks."""
+    return parse_space(re.sub(r"(?m)^  - match: (.*)$", r"  - match: \1\n    optional: true", example))
 
 
 @pytest.mark.parametrize("name", ["joint", "all"])

@@ -210,11 +210,15 @@ def test_every_shipped_space_loads_and_is_documented(name: str) -> None:
 
 
 def test_every_example_in_the_documentation_loads() -> None:
-    text = (Path(__file__).parents[1] / "docs/search-spaces.md").read_text()
-    examples = [part.split("```")[0] for part in text.split("```yaml\n")[1:]]
+    examples = examples_in("search-spaces.md")
     assert len(examples) >= 3
     for example in examples:
         parse_space(example)
+
+
+def examples_in(document: str) -> list[str]:
+    text = (Path(__file__).parents[1] / "docs" / document).read_text()
+    return [part.split("```")[0] for part in text.split("```yaml\n")[1:]]
 
 
 def test_joint_gives_every_kind_of_layer_a_choice_and_needs_none() -> None:
