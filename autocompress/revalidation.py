@@ -61,7 +61,14 @@ def validate_profile(
     with console.stage("validating", len(drawn)) as stage, tempfile.TemporaryDirectory() as folder:
         known = Measurements(Path(folder) / FILE, {}, resume=False)
         bench = Bench(
-            runtime, profile.threads, profile.layouts, known, QuietSettings(), stage.update, by_kernel=False
+            runtime,
+            profile.threads,
+            profile.layouts,
+            known,
+            drawn[0].name,
+            QuietSettings(),
+            stage.update,
+            by_kernel=False,
         )
         with machine_lock():
             bench.run_all(drawn, None)

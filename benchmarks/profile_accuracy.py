@@ -173,7 +173,7 @@ class Together:
         progress = Counter("networks measured", networks)
         self.profiling, self.testing = (
             Bench(runtime, THREADS, layouts, Measurements(path / FILE, setting, resume=True),
-                  QuietSettings(), progress, by_kernel=by_kernel)
+                  self.drawn[0].name, QuietSettings(), progress, by_kernel=by_kernel)
             for path, by_kernel in ((self.device, True), (folder / "test", False))
         )  # fmt: skip
 

@@ -46,6 +46,7 @@ class Device:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, samples: list[Sample]) -> None:
         self.networks = {sample.model: sample.network for sample in samples}
         self.measured: list[bytes] = []
+        self.slowly_profiled: dict[bytes, float] = {}
         self.forgotten = 0
         self.trouble: Callable[[int], float] = lambda _: 1.0
         monkeypatch.setattr(profiler, "Gate", lambda reference, _settings: MadeUpGate(self, reference))
@@ -55,8 +56,8 @@ class Device:
     def load(self, model: bytes, _threads: int) -> Any:
         return model
 
-    def node_times(self, *_: Any) -> list[Any]:
-        return []
+    def node_times(self, model: bytes, *_: Any) -> list[float]:
+        return [self.slowly_profiled.get(model, 1.0)]
 
     def optimized(self, *_: Any) -> bytes:
         return b""
@@ -71,8 +72,10 @@ class Device:
             return None
         return QuietLatency(*(slower * self.latency_ms(model) for model in (session, reference)), 0.0, 1.0)
 
-    def attribute(self, _times: Any, _model: bytes, _optimized: bytes, found: Any) -> tuple[Timing, ...]:
-        return tuple(Timing(kernel, true_us(kernel) + OVERHEAD_US, 1) for kernel in found)
+    def attribute(
+        self, times: list[float], _model: bytes, _optimized: bytes, found: Any
+    ) -> tuple[Timing, ...]:
+        return tuple(Timing(kernel, times[0] * (true_us(kernel) + OVERHEAD_US), 1) for kernel in found)
 
 
 class MadeUpGate:
@@ -216,6 +219,21 @@ def test_what_was_disturbed_is_measured_again_later(device: Device, samples: lis
     assert made.sources[0].networks == 8
 
 
+def test_a_few_disturbed_networks_of_many_that_wait_end_nothing(
+    device: Device, samples: list[Sample], tmp_path: Path
+):
+    """All wait for the last round, in which only the second cannot be measured."""
+    known = {sample.model for sample in samples[2:8]}
+
+    def trouble(count: int) -> float:
+        model = device.measured[count - 1]
+        waits = model in known and device.measured.count(model) < len(profiler.PATIENCE)
+        return float("inf") if waits or model == samples[1].model else 1.0
+
+    device.trouble = trouble
+    assert profile(device, samples[:8], tmp_path / "p").sources[0].networks == 7
+
+
 def always_disturbed(device: Device, *samples: Sample) -> None:
     disturbed = {sample.model for sample in samples}
     device.trouble = lambda count: float("inf") if device.measured[count - 1] in disturbed else 1.0
@@ -234,6 +252,44 @@ def test_what_stays_disturbed_is_left_out(
     device.trouble = lambda _: 1.0
     assert profile(device, samples[:8], tmp_path / "p", resume=True).sources[0].networks == 8
     assert device.measured[-1] == samples[2].model
+
+
+def test_what_was_left_out_changes_no_choice_of_a_resumed_profiling(
+    device: Device, samples: list[Sample], tmp_path: Path
+):
+    def asks(tables: list[int]) -> Callable[[LatencyTable], list[Sample]]:
+        def more(table: LatencyTable) -> list[Sample]:
+            tables.append(len(table.rows))
+            return samples[8:10] if len(tables) == 1 else []
+
+        return more
+
+    always_disturbed(device, samples[2])
+    first: list[int] = []
+    profile(device, samples[:8], tmp_path / "p", more=asks(first))
+    device.trouble = lambda _: 1.0
+    again: list[int] = []
+    made = profile(device, samples[:8], tmp_path / "p", more=asks(again), resume=True)
+    assert again[0] == first[0] < len(made.table.rows)
+    assert made.sources[0].networks == 10
+
+
+def test_what_a_slower_machine_gives_in_the_last_round_is_as_it_would_have_been_before(
+    device: Device, samples: list[Sample], tmp_path: Path
+):
+    """The machine becomes 1.6 times slower for good while the last two networks wait."""
+    quiet = profile(device, samples[:8], tmp_path / "quiet")
+    device.slowly_profiled = {samples[6].model: 1.6, samples[7].model: 1.6}
+    device.trouble = lambda count: device.slowly_profiled.get(device.measured[count - 1], 1.0)
+    made = profile(device, samples[:8], tmp_path / "slow")
+    assert device.forgotten == 2
+    assert [row.kernel for row in made.table.rows] == [row.kernel for row in quiet.table.rows]
+    np.testing.assert_allclose(
+        [row.median_us for row in made.table.rows], [row.median_us for row in quiet.table.rows], rtol=1e-3
+    )
+    line = json.loads((tmp_path / "slow" / FILE).read_text().splitlines()[-1])
+    assert line["latency_ms"] == pytest.approx(device.latency_ms(samples[7].model))
+    assert line["reference_ms"] == pytest.approx(device.latency_ms(samples[0].model))
 
 
 def test_the_reference_and_most_of_the_networks_are_not_left_out(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ MOST_ERROR = 0.015
 
 MOST_SLOWDOWN = 0.1
 MOST_LEFT_OUT = 0.25
-"""Share of the networks that noise may keep from being measured at all."""
+"""Share of all networks asked for that noise may keep from being measured at all."""
 
 PATIENCE = (1, 3, 8)
 """How often more than usual blocks are tried in each round."""
@@ -99,7 +100,9 @@ def make_profile(
     }
     try:
         known = Measurements(output / FILE, setting, resume=resume)
-        bench = Bench(runtime, threads, layouts, known, settings or QuietSettings(), progress)
+        bench = Bench(
+            runtime, threads, layouts, known, samples[0].name, settings or QuietSettings(), progress
+        )
         with machine_lock():
             every = bench.run_all(samples, more)
     except OSError as error:
@@ -167,32 +170,39 @@ def profile_from(
 class Bench:
     """Measures what is not known yet, and comes back to what was disturbed.
 
-    Without `by_kernel` only whole networks are timed, as is enough to check predictions.
+    `reference` names the network that tells quiet moments. Without `by_kernel` only whole networks are
+    timed, as is enough to check predictions.
     """
 
     runtime: Runtime
     threads: int
     layouts: Layouts
     known: Measurements
+    reference: str
     settings: QuietSettings
     progress: Callable[[int], None] | None = None
     by_kernel: bool = True
-    reference: str = ""
-    left_out: int = 0
+    _asked: int = 0
+    _left_out: int = 0
 
     def run_all(self, samples: Sequence[Sample], more: More | None) -> list[Sample]:
-        """Measures the samples and all that `more` asks for; returns both."""
+        """Measures the samples, the first of which is the reference, and what `more` asks for; gives both."""
         every = list(samples)
-        self.reference = samples[0].name
         gate = Gate(self.runtime.load(samples[0].model, self.threads), self.settings)
         self.run(samples, gate)
         while more is not None:
-            chosen = more(LatencyTable(rows(self.measured(every))))
+            chosen = more(LatencyTable(rows(self._known_at_first(every))))
             if not chosen:
                 break
             every += chosen
             self.run(chosen, gate)
         return every
+
+    def _known_at_first(self, samples: Sequence[Sample]) -> list[Timed]:
+        """What was known before anything else was measured. A resumed profiling may have measured since what
+        was left out then, and must ask for the same networks as before."""
+        names = {sample.name for sample in samples}
+        return list(takewhile(lambda item: item.name in names, self.known.found))
 
     def measured(self, samples: Sequence[Sample]) -> list[Timed]:
         """What is known of these samples, in the order in which it was measured."""
@@ -202,8 +212,9 @@ class Bench:
     def run(self, samples: Sequence[Sample], gate: Gate) -> None:
         """Measures the samples; leaves out what cannot be measured even in the last round.
 
-        Raises NoisyDeviceError when that is the reference, or more than `MOST_LEFT_OUT` of all networks.
+        Raises NoisyDeviceError when that is the reference, or more than `MOST_LEFT_OUT` of all asked for.
         """
+        self._asked += len(samples)
         names = {item.name for item in self.known.found}
         waiting = [sample for sample in samples if sample.name not in names]
         self._report()
@@ -224,13 +235,14 @@ class Bench:
                 gate.forget()
 
     def _leave_out(self, sample: Sample) -> None:
-        self.left_out += 1
-        most = MOST_LEFT_OUT * (self.left_out + len(self.known.found))
-        if sample.name == self.reference or self.left_out > most:
+        self._left_out += 1
+        is_reference = sample.name == self.reference
+        if is_reference or self._left_out > MOST_LEFT_OUT * self._asked:
+            what = "the reference model" if is_reference else f"{self._left_out} of {self._asked} networks"
             raise NoisyDeviceError(
                 "the device is too noisy to measure",
-                why="it was disturbed nearly all of the time, by the reference model's latency",
-                fix="end other programs on this machine and go on with --resume",
+                why=f"{what} never ran between two quiet moments, in {len(PATIENCE)} rounds",
+                fix="end other programs on this machine and try again; `profile` goes on with --resume",
             )
         log.warning("%s is left out: the machine was too noisy to measure it", sample.name)
 
@@ -239,7 +251,8 @@ class Bench:
             self.progress(len(self.known.found))
 
     def _time(self, sample: Sample, gate: Gate, patience: int) -> tuple[Timed | None, str]:
-        """The measurement, or why it is taken again; in the last round a slow machine is good enough."""
+        """The measurement, or why it has to be taken again. In the last round it is taken from a machine that
+        is slower than before, too, as the times it would have had before, by the reference."""
         last = patience == PATIENCE[-1]
         settings = replace(self.settings, most_blocks=patience * self.settings.most_blocks)
         if last:
@@ -253,10 +266,14 @@ class Bench:
         if found is None or loads is None:
             return None, "there were too few quiet moments"
         latency_ms, reference_ms = np.median([(one.latency_ms, one.reference_ms) for one in loads], axis=0)
-        trouble = self._trouble(float(reference_ms))
-        if trouble and not last:
-            return None, trouble
-        return Timed(sample.name, sample.precision, float(latency_ms), float(reference_ms), found), ""
+        timed = Timed(sample.name, sample.precision, float(latency_ms), float(reference_ms), found)
+        slower = self._slower(timed)
+        if slower > 1 + MOST_SLOWDOWN:
+            if not last:
+                return None, f"the machine is {slower - 1:.1%} slower than before"
+            log.warning("%s was measured while the machine was %.2f times slower", sample.name, slower)
+            return timed.scaled(1 / slower), ""
+        return timed, ""
 
     def _latency(self, sample: Sample, gate: Gate, settings: QuietSettings) -> QuietLatency | None:
         return gate.latency(self.runtime.load(sample.model, self.threads), settings)
@@ -292,10 +309,10 @@ class Bench:
                 return attribute(times, sample.model, optimized, kernels(sample.network, self.layouts))
         return None
 
-    def _trouble(self, reference_ms: float) -> str:
+    def _slower(self, timed: Timed) -> float:
+        """How many times as long the reference took as usual."""
         usual = [item.reference_ms for item in self.known.found]
-        slowdown = reference_ms / np.median(usual) - 1 if usual else 0.0
-        return f"the machine is {slowdown:.1%} slower than before" if slowdown > MOST_SLOWDOWN else ""
+        return float(timed.reference_ms / np.median(usual)) if usual else 1.0
 
 
 def file_coefficients(samples: Sequence[Sample]) -> tuple[float, ...]:

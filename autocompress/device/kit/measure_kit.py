@@ -369,15 +369,22 @@ class Bench:
         sys.stdout.flush()
 
     def _measured(self, entry: Mapping[str, Any], gate: Gate, patience: int) -> bool:
-        """Adds a result; False when it was disturbed. In the last round only noise counts as that."""
+        """Adds a result; False when it was disturbed. In the last round being slower than before is no
+        disturbance: times become what they would have been, by the reference."""
         path = self.kit.path(entry)
         last = patience == self.settings["patience"][-1]
         tolerance = self.settings["last_resort" if last else "tolerance"]
         first = gate.latency(self.engine.load(path), patience, tolerance)
         nodes = first and self._node_times(path, gate, first[0], patience, tolerance)
         loads = first and nodes and self._loads(path, gate, patience, tolerance, first)
-        if not loads or (self._slower([reference_ms for _, reference_ms in loads]) and not last):
+        if not nodes or not loads:
             return False
+        slower = self._slower([reference_ms for _, reference_ms in loads])
+        if slower > 1 + self.settings["most_slowdown"]:
+            if not last:
+                return False
+            loads = [(latency_ms / slower, reference_ms / slower) for latency_ms, reference_ms in loads]
+            nodes = [[name, kind, time_us / slower, origins] for name, kind, time_us, origins in nodes]
         self.results.add(
             {
                 "name": entry["name"],
@@ -426,10 +433,10 @@ class Bench:
         self.engine.save_optimized(self.kit.path(entry), target)
         return hashlib.sha256(target.read_bytes()).hexdigest() if target.exists() else None
 
-    def _slower(self, reference_ms: list[float]) -> bool:
+    def _slower(self, reference_ms: list[float]) -> float:
+        """How many times as long the reference took as usual."""
         usual = [value for line in self.results.found for value in line["reference_ms"]]
-        slowdown = statistics.median(reference_ms) / statistics.median(usual) - 1 if usual else 0.0
-        return bool(slowdown > self.settings["most_slowdown"])
+        return statistics.median(reference_ms) / statistics.median(usual) if usual else 1.0
 
 
 def block_ms(run: Callable[[], Any], settings: Mapping[str, Any]) -> float:
