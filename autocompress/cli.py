@@ -102,7 +102,7 @@ def inspect(
     type=click.IntRange(min=1),
     default=120,
     show_default=True,
-    help="Networks of the space to measure; each random one is also predicted from the others.",
+    help="Networks of the space to measure, 8 at least; each random one is also predicted from the others.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which networks.")
 @click.option("--data", help=DATA_HELP + " Only its image size matters here.")
@@ -155,7 +155,8 @@ def search(
     """Searches under hard budgets, distils the best candidates, and certifies them on this machine.
 
     At least one of --latency, --memory, --size and --packed-size is needed. What cannot be reached is refused
-    before anything is trained. Ctrl-C finishes what is under way and keeps it; `resume` goes on.
+    before anything is trained. Ctrl-C lets the trial under way finish, ends a last
+    distillation, and keeps what had finished; `resume` goes on.
 
     \b
     Example:

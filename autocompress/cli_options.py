@@ -68,7 +68,8 @@ def search_options(command: Command) -> Command:
             type=click.IntRange(min=0),
             default=0,
             show_default=True,
-            help="Processes that try candidates, through Ray Tune; 0 tries them in this process.",
+            help="Processes that try candidates, through Ray Tune; 0 tries them in this process or, with "
+            "--ray-address, takes as many as the cluster holds.",
         ),
         click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster to use."),
         click.option(
@@ -167,7 +168,11 @@ def kit_options(command: Command) -> Command:
         ),
         click.option("--batch", type=positive, default=1, show_default=True, help="Images of one inference."),
         click.option(
-            "--networks", type=positive, default=40, show_default=True, help="Random networks of the space."
+            "--networks",
+            type=positive,
+            default=40,
+            show_default=True,
+            help="Random networks of the space, 8 at least.",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Decides which networks."),
         click.option("--data", help=DATA_HELP + " Only its image size matters here."),

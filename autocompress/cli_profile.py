@@ -78,7 +78,7 @@ def diff_profiles(first: str, second: str, output_format: str) -> None:
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="New random networks of the space to measure.",
+    help="New random networks of the space to measure, 3 at least.",
 )
 @click.option("--seed", type=int, default=1000, show_default=True, help="Decides which networks.")
 @click.option("--data", help=DATA_HELP + " Only its image size matters here.")

@@ -1,4 +1,5 @@
-"""Ctrl-C during a search: the first one lets what is under way finish, the second one ends at once."""
+"""Ctrl-C during a search: the first one lets the trial under way finish, and ends the distillation of a
+student that is under way in this process; the second one ends at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What candidates cost, before anything is trained: pricing, repair into the budgets, what does not pay."""
+"""What candidates cost, before anything is trained: pricing, and repair into the budgets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs every benchmark that needs no more than this repository; `make bench`."""
+"""Runs the benchmarks behind the first rows of the README: times of commands, and the demo; `make bench`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main() -> int:
     for script, *options in COMMANDS:
         print(f"\n== {script} ==", flush=True)
         codes.append(subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode)
-    print("\nthe other scripts need a teacher, images or a table; see their --help")
+    print("\nmost other scripts need a teacher, images or a table; see their --help")
     return max(codes)
 
 

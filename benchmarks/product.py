@@ -7,8 +7,8 @@
 For each share of the float teacher's measured latency: the engine (candidates in one shot, the best trained
 shortly, the best of those for the rest), the solver's answer alone, blocks dropped evenly, and all widths
 alike, each in 8 bits where that is faster. Every student is trained for the same number of epochs and
-certified like those of a search; the engine's is chosen by validation accuracy. Test images are read
-by `report` only. Everything is kept in --keep, so that each step goes on where it stopped.
+certified like those of a search; the engine's is chosen by validation accuracy. Test images of
+students are read by `report` only. Everything is kept in --keep, so that each step goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     spec.json           format, network (operations, shapes, quantizers), checksums, the caller's metadata
     model.safetensors   weights; those of 8-bit layers as int8 with `<name>.scale`, one a channel
-    student.acz         the same network and weights, coded (`export.acz`); only where the weights are sparse
-                        or shared, so that it is much smaller
+    student.acz         the same network and weights, coded (`export.acz`); only where the weights are sparse,
+                        shared or below 8 bits, so that it is much smaller
     model.onnx          what was measured and what is deployed
     bench.json          the measurements
     README.md           for people
