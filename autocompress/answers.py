@@ -50,11 +50,11 @@ class Answer:
             "limits": self.limits.to_json(),
         }
 
-    def save(self, path: str | Path) -> Path:
-        """Writes it as JSON to a new file. Raises InputError where something is there already."""
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes it as JSON to a file, a new one without `overwrite`. Raises InputError."""
         target = Path(path)
         try:
-            with target.open("x", encoding="utf-8") as file:
+            with target.open("w" if overwrite else "x", encoding="utf-8") as file:
                 json.dump(self.to_json(), file, indent=2)
         except OSError as error:
             raise InputError(f"{path} cannot be written", why=str(error), fix="give another file") from error

@@ -281,10 +281,14 @@ def _parsed(
     found: Front, latency: str | None, memory: str | None, size: str | None, packed_size: str | None
 ) -> dict[str, float | None]:
     from autocompress.budgets import MIB, Budgets
+    from autocompress.pareto import unmeasured_teacher
 
     given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
     if not any(given.values()):
         return {}
+    for text in given.values():
+        if text and "%" in text and not found.teacher:
+            raise unmeasured_teacher(text)
     limits = Budgets.parse(**given).resolve(found.teacher)
     return {
         "latency_ms": limits.latency_ms,

@@ -8,7 +8,7 @@ from typing import Any
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
-from autocompress.errors import NoisyDeviceError
+from autocompress.errors import AutocompressError, NoisyDeviceError, RunError
 from autocompress.pareto import NAMES
 
 LATENCY_HEADROOM = 0.98
@@ -20,13 +20,15 @@ Certify = Callable[[Candidate], Mapping[str, Any]]
 
 @dataclass
 class Certified:
-    """`students` are records by candidate; `decide` is told what happens, `check_stopped` raises to stop."""
+    """`students` are records by candidate, `rejected` what kept others from being measured in this part of
+    the run; `decide` is told what happens, `check_stopped` raises to stop."""
 
     certify: Certify
     limits: Limits
     decide: Callable[[str], None]
     check_stopped: Callable[[], None]
     students: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    rejected: dict[str, AutocompressError] = field(default_factory=dict)
     _scales: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -34,10 +36,21 @@ class Certified:
         """Whether a student keeps all budgets."""
         return any(student["certified"] for student in self.students.values())
 
+    @property
+    def tried(self) -> frozenset[str]:
+        """Keys of all that were measured or rejected."""
+        return frozenset((*self.students, *self.rejected))
+
+    def check_any_measured(self) -> None:
+        """Raises what the last student was rejected for where none could be measured."""
+        if self.rejected and not self.students:
+            raise list(self.rejected.values())[-1]
+
     def measure(self, waiting: Sequence[Candidate]) -> None:
         """Measures distilled candidates; those that noise disturbed are measured again after the others.
 
-        Raises NoisyDeviceError when the noise does not end and no student is certified.
+        One that cannot be examined at all is rejected, and the others go on. Raises NoisyDeviceError when
+        the noise does not end and no student is certified.
         """
         noise: NoisyDeviceError | None = None
         for _ in range(NOISY_ROUNDS):
@@ -58,6 +71,11 @@ class Certified:
                 noise = error
                 disturbed.append(candidate)
                 self.decide(f"the measurement of {candidate.key} was disturbed: {error.why}")
+            except RunError:
+                raise
+            except AutocompressError as error:
+                self.rejected[candidate.key] = error
+                self.decide(f"student {candidate.key} cannot be certified: {error.what}, {error.why}")
             self.check_stopped()
         return disturbed, noise
 

@@ -5,6 +5,7 @@ Tables and JSON go to stdout, all else to stderr.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def front(
 @click.option(
     "-o", "--output", type=FOLDER, help="Folder to copy the student to.  [required without --solve]"
 )
-@click.option("--overwrite", is_flag=True, help="Replace a student that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace a student, or with --solve a file, that is there.")
 @click.option(
     "--solve",
     is_flag=True,
@@ -282,14 +283,15 @@ def pick(
     if not solve:
         if output is None:
             raise click.UsageError("Missing option '-o' / '--output'.", ctx)
-        click.echo(api.pick(run, output, overwrite=overwrite, **limits))
+        folder = api.pick(run, output, overwrite=overwrite, **limits)
+        click.echo(json.dumps({"folder": str(folder)}) if output_format == "json" else folder)
         return
     from autocompress.reporting.table import answer_table
 
     found = api.solve(run, **limits)
     to_stdout(found.to_json(), lambda: answer_table(found), output_format)
     if output is not None:
-        click.echo(f"the candidate is in {found.save(output)}", err=True)
+        click.echo(f"the candidate is in {found.save(output, overwrite=overwrite)}", err=True)
 
 
 @main.command(short_help="Measure a student again, here.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from operator import ge, gt, le, lt
@@ -86,9 +87,13 @@ class Student:
                 fix="give --overwrite to replace it" if is_student else "give another folder",
             )
         try:
-            if occupied:
-                shutil.rmtree(target)
-            shutil.copytree(source, target, dirs_exist_ok=True)
+            if not occupied:
+                shutil.copytree(source, target, dirs_exist_ok=True)
+                return target
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+                shutil.copytree(source, Path(scratch) / "new")
+                target.rename(Path(scratch) / "old")
+                (Path(scratch) / "new").rename(target)
         except OSError as error:
             raise StudentError(
                 f"{folder} cannot be written", why=str(error), fix="give another folder"
@@ -208,6 +213,7 @@ class Front:
         def worst(student: Student) -> float:
             return max(student.excess(limits).values(), default=0.0)
 
+        limits = {name: min(limit, self.limits.get(name) or limit) for name, limit in limits.items()}
         nearest = min(self.measured, key=worst)
         excess = nearest.excess(limits)
         binding = max(excess, key=lambda name: excess[name])
@@ -358,14 +364,19 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 _CONDITION = re.compile(r"\s*(<=|>=|<|>|≤|≥)?\s*(.+?)\s*\Z")
 
 
+def unmeasured_teacher(text: str) -> InputError:
+    """What a limit in per cent of the teacher is refused with before a run has measured that."""
+    return InputError(
+        f"{text!r} is relative to the teacher, which this run has not measured yet",
+        fix="give an absolute amount",
+    )
+
+
 def _condition(name: str, text: str, teacher: Mapping[str, Any]) -> Callable[[float], bool]:
     match = _CONDITION.match(text)
     operator, amount = (match[1] or "<=", match[2]) if match else ("<=", text)
     budget = Budgets.parse(**{name: amount})
     if not teacher and "%" in amount:
-        raise InputError(
-            f"{text!r} is relative to the teacher, which this run has not measured yet",
-            fix="give an absolute amount",
-        )
+        raise unmeasured_teacher(text)
     limit = budget.resolve(teacher).as_dict[COSTS[name]]
     return lambda value: _COMPARISONS[operator](value, limit)

@@ -5,6 +5,7 @@ So are pairs of choices, where the solver's answer hurts much more than the sum 
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -17,7 +18,16 @@ import torch
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
-from autocompress.evaluation import BROUGHT_DOWN, Executor, Result, Task, Tell, brought_down, read_crash
+from autocompress.evaluation import (
+    BROUGHT_DOWN,
+    Executor,
+    Result,
+    Task,
+    Tell,
+    brought_down,
+    one_line,
+    read_crash,
+)
 from autocompress.failures import Failures
 from autocompress.pairs import most_scored, pair_terms
 from autocompress.pricing import Pricer, Repairer
@@ -29,6 +39,8 @@ from autocompress.quality.student import Workshop
 from autocompress.run_store import RunStore
 from autocompress.solver import MOST_DAMAGE, Pairs, Solver, pairs_of_rows
 from autocompress.transforms.sampling import random_candidate
+
+log = logging.getLogger("autocompress")
 
 SCORE_MACS = 2e13
 """What scoring may take: ten minutes or so of one core, less for small networks."""
@@ -159,8 +171,9 @@ class Scoring:
         repair = Repairer(pricer, self.limits, {})
         drawn = (repair(random_candidate(self.workshop.bound, rng)) for _ in range(PROBES))
         probes = list({probe.key: probe for probe in drawn}.values())
-        losses = [one_shot(probe).evaluation.loss for probe in probes]
-        return ranked({name: Solver(pricer, one).harm for name, one in scores.items()}, probes, losses)
+        losses = {probe: loss for probe in probes if math.isfinite(loss := _loss(one_shot, probe))}
+        harms = {name: Solver(pricer, one).harm for name, one in scores.items()}
+        return ranked(harms, list(losses), list(losses.values()))
 
     def _images(self) -> int:
         """Fewer for large networks: all choices together get a fixed number of multiply-adds, or a share of
@@ -201,6 +214,15 @@ class _Found:
     @property
     def by_measure(self) -> dict[str, Damage]:
         return {name: {choice: one[name] for choice, one in self.damage.items()} for name in MEASURES}
+
+
+def _loss(one_shot: OneShot, probe: Candidate) -> float:
+    """NaN for a candidate that fails, as one may in a trial."""
+    try:
+        return one_shot(probe).evaluation.loss
+    except Exception as error:
+        log.warning("the candidate %s tells nothing about the scores: %s", probe.key, one_line(error))
+        return math.nan
 
 
 def _may_succeed(event: Mapping[str, Any]) -> bool:

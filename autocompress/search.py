@@ -91,6 +91,7 @@ class Search:
                 failed alike.
             InterruptedSearchError: Ctrl-C; everything that finished is in the store.
             NoisyDeviceError: the machine was too noisy to measure any student.
+            AutocompressError: no student could be measured, for what it says of the last one.
         """
         self._started = time.monotonic()
         self._trials = Trials(self.pricer.teacher.latency_ms)
@@ -112,6 +113,7 @@ class Search:
                 if self._certified.has_any or round_number == REPAIR_ROUNDS:
                     break
                 self._plan_repair()
+        self._certified.check_any_measured()
         return list(self._certified.students.values())
 
     def _replay(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -396,7 +398,7 @@ class Search:
         return [
             candidate
             for candidate in self._finalists
-            if candidate.key not in self._certified.students
+            if candidate.key not in self._certified.tried
             and (self.distilled_folder / candidate.key).is_dir() == distilled
         ]
 
@@ -404,7 +406,7 @@ class Search:
         """No student kept the budgets: choose others, with predictions corrected by what was measured."""
         told = self._certified.learn(lambda key: self._trials.of(key).cost)
         why = f"no student kept the budgets{told and f', {told}'}"
-        known = self._certified.students
+        known = self._certified.tried
         chosen = self._choose_finalists(self.plan.students + len(known))
         self._finalists = [one for one in chosen if one.key not in known][: self.plan.students]
         if self._finalists:

@@ -63,7 +63,7 @@ def test_rows_times_weight_is_what_the_layer_computes(name: str, limit: int) -> 
     network, weights = trace(net(lambda m, x: m.layer(x), layer=layer), shape)
     (node,) = solvable_layers(network)
     x = inputs(shape)
-    at = places(node, len(x), limit)
+    at = places(node, x, limit)
     assert len(at) == min(limit, 4 * int(np.prod(node.shape)) // len(layer.weight))
     rows = input_rows(node, x, tuple(layer.weight.shape), at)
     matrix = layer.weight.reshape(groups_of(node), -1, rows.shape[-1])

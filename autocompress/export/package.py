@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def save_student(
         files[ACZ] = acz_bytes(network, weights, spec_extra)
     checksums = {name: _sha256(files[name]) for name in (WEIGHTS, MODEL, ACZ) if name in files}
     spec = {"format": FORMAT, **spec_extra, "sha256": checksums, "network": to_json(network)}
-    _write_folder(Path(folder), {SPEC: _json(spec), **files})
+    write_folder(Path(folder), {SPEC: _json(spec), **files})
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
@@ -152,10 +151,15 @@ def pack_student(folder: Path, output: Path | None = None, coder: str = "context
     content = acz_bytes(module.source_network, module.export_weights(), meta, coder)
     path = folder / ACZ if output is None else output
     try:
-        if path.resolve() == (folder / ACZ).resolve():
-            spec["sha256"][ACZ] = _sha256(content)
-            (folder / SPEC).write_bytes(_json(spec))
-        path.write_bytes(content)
+        with tempfile.TemporaryDirectory(prefix=".packing.", dir=path.parent) as scratch:
+            written = {Path(scratch) / ACZ: path}
+            (Path(scratch) / ACZ).write_bytes(content)
+            if path.resolve() == (folder / ACZ).resolve():
+                spec["sha256"][ACZ] = _sha256(content)
+                written[Path(scratch) / SPEC] = folder / SPEC
+                (Path(scratch) / SPEC).write_bytes(_json(spec))
+            for new, target in written.items():
+                new.replace(target)
     except OSError as error:
         raise StudentError(
             f"{path.name} cannot be written", where=str(path), why=error.strerror or str(error),
@@ -216,20 +220,17 @@ def _unpacked(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Weights:
     return from_levels(network, weights)
 
 
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All of the folder or nothing; an older one of that name is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        fresh = Path(scratch) / "new"
         fresh.mkdir()
         for name, content in files.items():
             (fresh / name).write_bytes(content)
         if folder.exists():
-            folder.rename(old)
+            folder.rename(Path(scratch) / "old")
         fresh.rename(folder)
-    finally:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _read(path: Path) -> bytes:

@@ -61,7 +61,7 @@ class Atoms:
         if len(left) != len(right):
             self.lock(left, f"meets an axis of another size at {where}")
             self.lock(right, f"meets an axis of another size at {where}")
-            return left
+            return left if len(left) > len(right) else right
         for a, b in zip(left.tolist(), right.tolist(), strict=True):
             root_a, root_b = self.find(a), self.find(b)
             if root_a != root_b:
@@ -256,7 +256,8 @@ def _binary(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
         axes = _axes_of(operand, network, values, atoms)
         offset = len(node.shape) - len(shape)
         for index, (size, axis) in enumerate(zip(shape, axes, strict=True), start=offset):
-            if size == 1 and axis is None:
+            if size == 1 and (axis is None or node.shape[index] > 1):
+                atoms.lock(axis, f"is repeated at {node.name}")
                 continue
             out[index] = atoms.unite(out[index], axis, node.name) if seen[index] else axis
             seen[index] = True

@@ -23,6 +23,7 @@ from autocompress.network import BINARIZE, INPUT, Network, Node, Param, Quantize
 WEIGHT_LEVELS = 127
 ACTIVATION_LEVELS = 255
 MINIMUM_SCALE = 1e-12
+USUAL_MOMENTUM = 0.1
 
 
 def build(network: Network, weights: Weights) -> GraphModule:
@@ -181,7 +182,8 @@ class GraphModule(nn.Module):
         return learned_affine(value, scale, zero, ACTIVATION_LEVELS)
 
     def _training_batch_norm(self, node: Node) -> Node:
-        momentum = node.args[6] if self.batch_norm_momentum is None else self.batch_norm_momentum
+        own = node.args[6] or USUAL_MOMENTUM  # 0 is what a cumulative average is traced as.
+        momentum = own if self.batch_norm_momentum is None else self.batch_norm_momentum
         return replace(node, args=(*node.args[:5], True, momentum, *node.args[7:]))
 
 

@@ -141,6 +141,10 @@ class _Rewriter:
         args: tuple[Any, ...] = fx_node.args
         if op == "to.device":
             op, args = "to.dtype", (args[0], args[2])
+        if op == "squeeze":  # Of all axes that are 1 for every batch, and not the batch itself.
+            sizes = args[0].meta["val"].shape
+            ones = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == 1]
+            op, args = "squeeze.dims", (args[0], ones)
         if op not in KNOWN:
             raise TeacherError(
                 f"the teacher uses the operation {op}, which autocompress does not know",
@@ -210,7 +214,7 @@ def _fold_constants(network: Network, weights: Weights) -> Network:
             continue
         value = _evaluate(node, constants, weights)
         if not isinstance(value, Tensor):
-            nodes.append(node)
+            nodes.append(replace(node, args=map_args(partial(_as_param, constants), node.args)))
             continue
         name = unique_name(f"{node.name}.constant", params)
         weights[name] = value.contiguous().numpy()

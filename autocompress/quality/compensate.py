@@ -75,8 +75,8 @@ def compensate(
 
 
 def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> tuple[Node, ...]:
-    """Layers of both networks that compute the same outputs from inputs that are not the same, those with
-    zeros to keep aside."""
+    """Layers of both networks that are to compute the same outputs from inputs that are not the same, or by
+    weights of another shape (merged layers), those with zeros to keep aside."""
     changed = changed_values(network, reference)
     known = {node.name: node for node in solvable_layers(reference)}
     return tuple(
@@ -84,7 +84,7 @@ def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> 
         for node in solvable_layers(network)
         if node.name in known
         and node.density == 1
-        and changed.intersection(node.inputs)
+        and (changed.intersection(node.inputs) or node.inputs != known[node.name].inputs)
         and _outputs_match(node, known[node.name], kept)
     )
 
@@ -147,7 +147,7 @@ def layer_outputs(
 
 def _rows(network: Network, node: Node, value: Tensor, limit: int) -> Tensor:
     shape = network.params[node.args[1].name].shape  # type: ignore[union-attr]
-    return input_rows(node, value, shape, places(node, len(value), limit))
+    return input_rows(node, value, shape, places(node, value, limit))
 
 
 def _product(rows: Tensor, matrices: Tensor) -> Tensor:

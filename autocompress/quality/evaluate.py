@@ -147,6 +147,8 @@ def _run_through(
     count = 0
     with torch.no_grad():
         for images, _ in batches:
+            if len(images) == 1 and count:
+                continue  # A last one of one image may have no variance.
             before_step(count)
             module(images)
             count += 1

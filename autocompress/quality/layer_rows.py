@@ -43,10 +43,13 @@ def groups_of(node: Node) -> int:
     return 1 if node.op == "linear" else int(conv_args(node).groups)
 
 
-def places(node: Node, batch: int, limit: int) -> Tensor:
-    """Numbers of output places (example × position), all of them or `limit` drawn with a fixed seed."""
-    shape = node.shape
-    total = batch * int(np.prod(shape[2:] if node.op != "linear" else shape[1:-1]))
+def places(node: Node, value: Tensor, limit: int) -> Tensor:
+    """Numbers of output places (example × position) of a layer that reads `value`, all of them or `limit`
+    drawn with a fixed seed. A linear layer has one for each row, whichever axis is the batch."""
+    if node.op == "linear":
+        total = value.numel() // value.shape[-1]
+    else:
+        total = len(value) * int(np.prod(node.shape[2:]))
     if total <= limit:
         return torch.arange(total)
     return torch.randint(total, (limit,), generator=torch.Generator().manual_seed(0))
@@ -107,7 +110,7 @@ def collect_moments(
         if node.name not in wanted:
             return
         value = values[node.args[0].node]
-        at = places(node, len(value), rows_a_batch)
+        at = places(node, value, rows_a_batch)
         rows = input_rows(node, value, network.params[node.args[1].name].shape, at).permute(1, 0, 2)
         total = (rows.mT @ rows).double()
         totals[node.name] = totals[node.name] + total if node.name in totals else total

@@ -49,8 +49,14 @@ class PrefixCache:
         self._kept: OrderedDict[str, Kept] = OrderedDict()
 
     def put(self, key: str, kept: Kept) -> None:
-        if key in self._kept or kept.bytes > LARGEST_SHARE * self.maximum_bytes:
+        """Keeps it, unless it is too large or one with as many ranges is there already."""
+        before = self._kept.get(key)
+        if before is not None and len(before.ranges) >= len(kept.ranges):
             return
+        if kept.bytes > LARGEST_SHARE * self.maximum_bytes:
+            return
+        if before is not None:
+            self.bytes -= self._kept.pop(key).bytes
         self._kept[key] = kept
         self.bytes += kept.bytes
         while self.bytes > self.maximum_bytes:

@@ -24,6 +24,7 @@ from autocompress.data import Data, load_data
 from autocompress.data_splits import Normalisation, Split, TensorSplit
 from autocompress.errors import InputError
 from autocompress.evaluation import Arrays, Ask, Evaluate, Executor, Factory, Result, Stop, Task, Tell
+from autocompress.export.package import write_folder
 from autocompress.network import from_json, to_json
 from autocompress.quality.evaluator import FINAL, Evaluator, discard
 from autocompress.quality.student import Workshop
@@ -102,9 +103,9 @@ class _Sending:
         values = dict(self.evaluator(task))
         student = self.evaluator.folder / Candidate.of(task.candidate).key
         if task.stage == FINAL and student.is_dir():
+            values["student"] = student.name
             values["files"] = {
-                f"{student.name}/{path.name}": base64.b64encode(path.read_bytes()).decode()
-                for path in sorted(student.iterdir())
+                path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(student.iterdir())
             }
             discard(student)
         return values
@@ -127,10 +128,8 @@ class Receiving:
         if "files" not in result.values:
             return result
         values = dict(result.values)
-        for name, content in values.pop("files").items():
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(base64.b64decode(content))
+        key, files = values.pop("student"), values.pop("files")
+        write_folder(self.folder / key, {name: base64.b64decode(files[name]) for name in files})
         return replace(result, values=values)
 
 

@@ -83,7 +83,7 @@ def _inputs(module: GraphModule, node: Node, values: dict[str, Any], rows: int, 
     enough for the mean of what it computes."""
     value = values[node.args[0].node].float()
     shape = tuple(module.tensor_named(node.args[1].name).shape)
-    found = input_rows(node, value, shape, places(node, len(value), rows))
+    found = input_rows(node, value, shape, places(node, value, rows))
     return found.mean(0, keepdim=True) if means else found
 
 

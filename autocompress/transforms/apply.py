@@ -137,7 +137,7 @@ def _keep_mask(bound: BoundSpace, candidate: Candidate, saliency: Saliency | Non
     for site in bound.of_kind("width"):
         size, round_to = site.settings["size"], site.settings["round_to"]
         counts[site.target] = prune.kept_count(size, float(candidate.get(site)), round_to)
-        if saliency is not None:
+        if saliency is not None and counts[site.target] < size:
             importances[site.target] = saliency[site.settings["importance"]]
     return prune.keep_mask(bound.coupling, counts, importances if saliency is not None else None)
 

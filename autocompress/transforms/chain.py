@@ -102,6 +102,8 @@ class Chain:
         bias = self.old.args[2] if len(self.old.args) > 2 else None
         if isinstance(bias, Param):
             self._add_bias(bias, params, values)
+        elif isinstance(bias, Ref):
+            self._add_computed_bias(bias)
         self.nodes[-1] = self.nodes[-1].but(name=self.old.name)
         nodes = tuple(new for node in network.nodes for new in (self.nodes if node is self.old else [node]))
         if values is not None:
@@ -121,3 +123,11 @@ class Chain:
             if values is not None:
                 values[bias.name] = values[bias.name].reshape(column)
         self.add("sum", "add.Tensor", (self.last, bias), self.shape)
+
+    def _add_computed_bias(self, bias: Ref) -> None:
+        """One that is no parameter, such as parts joined in `forward()`."""
+        shape, last = self.shape, self.last
+        if self.old.op != "linear":
+            self.add("bias", "reshape", (bias, (self.channels, 1, 1)), (self.channels, 1, 1))
+            bias = Ref(self.nodes[-1].name)
+        self.add("sum", "add.Tensor", (last, bias), shape)

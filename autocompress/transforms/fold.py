@@ -62,8 +62,10 @@ def fold_batch_norms(
 
 
 def _foldable_layer(network: Network, norm: Node) -> Node | None:
-    if norm.op != "batch_norm" or not isinstance(norm.args[0], Ref) or len(norm.params) < 2:
+    if norm.op != "batch_norm" or not isinstance(norm.args[0], Ref):
         return None
+    if any(norm.args[5:6]) or not all(isinstance(arg, Param) for arg in norm.args[3:5]):
+        return None  # It takes the statistics of each batch.
     layer = network.by_name.get(norm.args[0].node)
     if layer is None or layer.op not in _LAYERS or layer.quantizer is not None:
         return None

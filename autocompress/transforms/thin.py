@@ -20,6 +20,7 @@ from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import Network, Node, Weights
 from autocompress.space_rules import density_of, n_of_m
 from autocompress.transforms.obs import obs
+from autocompress.transforms.replace_layer import conv_args
 from autocompress.transforms.share import entropy_constrained, k_means
 from autocompress.transforms.sparsify import Mask, magnitude_mask, n_of_m_mask
 
@@ -31,8 +32,8 @@ RATE_SHARE = 0.5
 BIAS_LEVELS = 127
 """On either side of zero, for the biases of a layer with a codebook."""
 
-_LEAST_WEIGHTS = 1 << 16
-"""Values are found on about as many weights of a layer, evenly spread, where it has more."""
+_MOST_WEIGHTS = 1 << 16
+"""Values are found on so many weights of a layer, drawn at random, where it has twice as many."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def _moments_of(node: Node, weight: Array, evidence: Evidence) -> Array | None:
     """`(groups, fan_in, fan_in)`, if it is there and of the weight as it is."""
     second = evidence.moments.get(node.name)
     fan_in = int(np.prod(weight.shape[1:]))
-    return second.reshape(-1, fan_in, fan_in) if second is not None and second.shape[-1] == fan_in else None
+    groups = 1 if node.op == "linear" else conv_args(node).groups
+    fits = second is not None and second.size == groups * fan_in**2 and second.shape[-1] == fan_in
+    return second.reshape(groups, fan_in, fan_in) if second is not None and fits else None
 
 
 def mask_of(scores: Array, keep: Option) -> Mask:
@@ -171,11 +174,13 @@ def share(weight: Array, count: int) -> NDArray[np.float32]:
     """A weight with at most `count` values, zero being one of them where it pays; see `shared`."""
     if len(np.unique(weight)) <= count:
         return weight.astype(np.float32)
-    step = max(1, weight.size // _LEAST_WEIGHTS)
-    sample = weight.ravel()[::step]
+    is_large = weight.size >= 2 * _MOST_WEIGHTS
+    sample = weight.ravel()
+    if is_large:  # Even steps would meet the same tap of every kernel.
+        sample = sample[np.random.default_rng(0).integers(weight.size, size=_MOST_WEIGHTS)]
     error = float(np.square(k_means(sample, count).weight - sample).mean())
     book = entropy_constrained(sample, count, RATE_SHARE * 2 * np.log(2) * error)
-    if step == 1:
+    if not is_large:
         return book.weight.reshape(weight.shape)
     values = book.values.copy()
     values[np.argmin(np.abs(values))] = 0
