@@ -24,7 +24,7 @@ from autocompress.pareto import NAMES
 from autocompress.pricing import Pricer, Repairer
 from autocompress.run_store import RunRecord, read_run
 from autocompress.solver import Pairs, Solver, pairs_of_rows
-from autocompress.space import parse_space
+from autocompress.space import space_of
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import BoundSpace, bind
 
@@ -75,7 +75,7 @@ class Answers:
         record = read_run(run)
         damage, table = _scores(record), _priced_choices(record)
         network = from_json(json.loads((record.paths.teacher / "network.json").read_text(encoding="utf-8")))
-        space = parse_space(json.dumps(record.config["space"]), str(record.paths.config))
+        space = space_of(record.config["space"], str(record.paths.config))
         bound = _as_recorded(bind(space, network), record)
         profile = load_profile(record.paths.device)
         found = kernels(deployed(apply(bound, None, Candidate())[0])[0], profile.layouts)

@@ -183,7 +183,11 @@ class _Campaign:
         runner: Executor,
     ) -> Search:
         steps = len(self.data.train.order(self.request.batch_size, False, 0, True))
-        plan = replace(scaled(self.request.plan, steps), epoch_images=steps * self.request.batch_size)
+        plan = replace(
+            scaled(self.request.plan, steps),
+            epoch_images=steps * self.request.batch_size,
+            workers=runner.workers,
+        )
         if plan.time_limit_s is not None:
             plan = replace(plan, time_limit_s=max(1.0, plan.time_limit_s - (time.monotonic() - started)))
         return Search(
@@ -232,7 +236,13 @@ class _Campaign:
             limits=limits.to_json(),
             predicted=predicted.to_json(),
             sites=[
-                {"name": site.name, "kind": site.kind, "options": list(site.options), "locked": site.locked}
+                {
+                    "name": site.name,
+                    "kind": site.kind,
+                    "options": list(site.options),
+                    "default": site.default,
+                    "locked": site.locked,
+                }
                 for site in self.bound.sites
             ],
             dropped=[list(item) for item in self.bound.dropped],

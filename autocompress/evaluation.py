@@ -93,6 +93,10 @@ class Factory:
 
 
 class Executor(Protocol):
+    @property
+    def workers(self) -> int:
+        """How many tasks are under way at once."""
+
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
         """Runs tasks until `ask` returns None or `stop` is true; tasks under way are finished first.
 
@@ -116,18 +120,20 @@ class InProcess:
     ) -> None:
         self._evaluate, self._trial_timeout_s = evaluate, trial_timeout_s
         self._crash_file = crash_file
+        self.workers = 1
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
-        with _crashes_noted(self._crash_file):
-            self._run(ask, tell, stop)
+        with _crashes_noted(self._crash_file) as begin:
+            self._run(ask, tell, stop, begin)
 
-    def _run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
+    def _run(self, ask: Ask, tell: Tell, stop: Stop, begin: Callable[[Task], None]) -> None:
         while not stop():
             task = ask()
             if task is None:
                 return
             if isinstance(task, Wait):
                 raise RuntimeError("ask waits for a result although no task is under way")
+            begin(task)
             tell(evaluate_task(self._evaluate, task, self._trial_timeout_s))
 
     def close(self) -> None:
@@ -135,16 +141,24 @@ class InProcess:
 
 
 @contextlib.contextmanager
-def _crashes_noted(file: Path | None) -> Iterator[None]:
-    """Writes a traceback to the file when the process gets a deadly signal; deletes it otherwise."""
+def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task], None]]:
+    """Writes a traceback to the file when the process gets a deadly signal, and deletes it otherwise. Gives
+    what is to be told of each task that begins, whose line comes before the traceback."""
     if file is None:
-        yield
+        yield lambda _: None
         return
     was_enabled = faulthandler.is_enabled()
-    with file.open("w") as opened:
+    with file.open("w", encoding="utf-8") as opened:
         faulthandler.enable(opened)
+
+        def begin(task: Task) -> None:
+            opened.seek(0)
+            opened.truncate()
+            opened.write(json.dumps({"stage": task.stage, "candidate": dict(task.candidate)}) + "\n")
+            opened.flush()
+
         try:
-            yield
+            yield begin
         finally:
             faulthandler.disable()
             if was_enabled:
@@ -155,18 +169,32 @@ def _crashes_noted(file: Path | None) -> Iterator[None]:
 BROUGHT_DOWN = "it brought the process down"
 
 
-def brought_down(crash: str) -> str:
-    """The reason for what was under way in a crash, as of `read_crash`."""
-    return f"{BROUGHT_DOWN}: {crash.splitlines()[0]}"
+@dataclass(frozen=True)
+class Crash:
+    """What native code left of a process: the stage and candidate under way, and a traceback."""
+
+    stage: str
+    candidate: Mapping[str, Any]
+    text: str
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        return f"{BROUGHT_DOWN}: {self.text.splitlines()[0]}"
 
 
-def read_crash(file: Path) -> str:
-    """What an `InProcess` executor that was brought down left behind, and forgets it; empty if nothing."""
+def read_crash(file: Path) -> Crash | None:
+    """What an `InProcess` executor that was brought down left behind, and forgets it; None if nothing, as
+    after a kill."""
     if not file.is_file():
-        return ""
-    text = file.read_text(encoding="utf-8", errors="replace")
+        return None
+    line, _, text = file.read_text(encoding="utf-8", errors="replace").partition("\n")
     file.unlink()
-    return text
+    try:
+        task = json.loads(line)
+        return Crash(str(task["stage"]), dict(task["candidate"]), text) if text.strip() else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def evaluate_task(evaluate: Evaluate, task: Task, timeout_s: float | None = None) -> Result:

@@ -124,7 +124,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
         if int(tail[:-1]) != zlib.crc32(body + b"}"):
             return None
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     sound = isinstance(event, dict) and isinstance(event.get("seq"), int) and "event" in event
     return event if sound else None

@@ -5,7 +5,6 @@ No torch here, so that a mistyped budget or a full run folder is told within a s
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,10 @@ from autocompress.budgets import Budgets
 from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile, load_profile
 from autocompress.errors import InputError, RunError
+from autocompress.evaluation import one_line
 from autocompress.promotion import PATIENCE, Plan
 from autocompress.run_store import check_available, read_run
-from autocompress.space import Space, parse_space
+from autocompress.space import Space, space_of
 
 DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
 """Without a number of trials: where there is no time limit either, and where there is one."""
@@ -65,7 +65,6 @@ class Request:
             sampler=self.sampler,
             seed=self.seed,
             time_limit_s=self.time_limit_s,
-            workers=max(1, self.workers),
             patience=PATIENCE,
         )
 
@@ -89,7 +88,8 @@ RECORDED = tuple(
 def recorded_request(run: Path, add_trials: int = 0) -> Request:
     """The request that a run folder was made with, with more trials.
 
-    Raises RunError for a run that was started from objects of a Python session.
+    Raises RunError for a run that was started from objects of a Python session, or whose configuration was
+    changed into what is none.
     """
     record = read_run(run)
     config = record.config
@@ -100,14 +100,18 @@ def recorded_request(run: Path, add_trials: int = 0) -> Request:
                 where=str(run),
                 fix="call compress(…, resume=True) with the same objects",
             )
-    options = dict(config["options"])
-    options["trials"] += add_trials
-    return Request(
-        teacher=config["teacher"],
-        data=config["data"],
-        profile=load_profile(record.paths.device),
-        space=parse_space(json.dumps(config["space"]), str(record.paths.config)),
-        budgets=Budgets(**config["budgets"]),
-        run=run,
-        **options,
-    )
+    profile = load_profile(record.paths.device)
+    space = space_of(config.get("space"), str(record.paths.config))
+    try:
+        options = dict(config["options"])
+        options["trials"] += add_trials
+        budgets = Budgets(**config["budgets"])
+        return Request(
+            teacher=config["teacher"], data=config["data"], profile=profile, space=space, budgets=budgets,
+            run=run, **options,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            "the run's configuration cannot be used", where=str(record.paths.config), why=one_line(error),
+            fix="restore the file from a copy, or start a new run",
+        ) from error  # fmt: skip

@@ -284,13 +284,33 @@ def read_run(root: str | Path) -> RunRecord:
     config = _read_config(paths)
     try:
         environment = json.loads(paths.environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError("the run's environment cannot be read", where=str(root), why=str(error)) from error
-    events, damaged = read_events(paths.events)
+    found, damaged = read_events(paths.events)
+    events = [event for event in found if _is_whole(event)]
+    damaged = tuple(sorted({*damaged, *(event["seq"] + 1 for event in found if not _is_whole(event))}))
     measured = {
         event["candidate"]: {**event["student"], **event} for event in events if event["event"] == "certified"
     }
     return RunRecord(paths, config, environment, events, damaged, list(measured.values()))
+
+
+_FIELDS: Mapping[str, Mapping[str, type]] = {
+    "run_started": {"teacher": dict, "limits": dict},
+    "decision": {"text": str},
+    "trial_finished": {"trial": int},
+    "trial_failed": {"trial": int},
+    "trial_infeasible": {"trial": int},
+    "promoted": {"candidate": str},
+    "certified": {"candidate": str, "student": dict},
+}
+"""What readers take for granted of an event; without it a line counts as damaged."""
+
+
+def _is_whole(event: Mapping[str, Any]) -> bool:
+    kind = event["event"]
+    fields = _FIELDS.get(kind, {}) if isinstance(kind, str) else {"event": str}
+    return all(isinstance(event.get(name), needed) for name, needed in fields.items())
 
 
 def check_available(root: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -381,14 +401,13 @@ def _shown(value: Any) -> str:
 
 
 def _read_config(paths: RunPaths) -> dict[str, Any]:
-    import yaml
+    from autocompress.strict_yaml import StrictYamlError, read_document
 
     try:
-        config = yaml.safe_load(paths.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(
-            "the run's configuration cannot be read", where=str(paths.config), why=str(error).splitlines()[0]
-        ) from error
+        config = plain(read_document(paths.config).data)
+    except StrictYamlError as error:
+        where = f"{paths.config}, line {error.line}" if error.line else str(paths.config)
+        raise RunError("the run's configuration cannot be read", where=where, why=error.message) from error
     if not isinstance(config, dict):
         raise RunError("the run's configuration is not a mapping", where=str(paths.config))
     return config

@@ -24,7 +24,6 @@ from autocompress.evaluation import (
     Result,
     Task,
     Tell,
-    brought_down,
     one_line,
     read_crash,
 )
@@ -144,9 +143,11 @@ class Scoring:
             Task(number, candidate.to_json(), SCORE, payload, LENGTH)
             for number, candidate in candidates.items()
         )
-        crash = read_crash(self.store.paths.crash) if todo else ""
-        if crash:
-            tell(Result(todo.popleft().trial, False, error=brought_down(crash), detail=crash))
+        crash = read_crash(self.store.paths.crash) if todo else None
+        for task in [task for task in todo if crash is not None and task.candidate == crash.candidate]:
+            assert crash is not None
+            todo.remove(task)
+            tell(Result(task.trial, False, error=crash.reason, detail=crash.text))
         done = total - len(todo)
         with self.console.stage(label, total) as stage:
 

@@ -24,7 +24,7 @@ from autocompress.candidate import Candidate, Cost
 from autocompress.certified import Certified, Certify
 from autocompress.device.statistics import rank_correlation
 from autocompress.effects import EffectTable
-from autocompress.evaluation import WAIT, Executor, Result, Task, Wait, brought_down, read_crash
+from autocompress.evaluation import WAIT, Crash, Executor, Result, Task, Wait, read_crash
 from autocompress.failures import Failures
 from autocompress.interrupt import Interrupt
 from autocompress.pricing import Pricer, Repairer
@@ -74,6 +74,7 @@ class Search:
     _rungs: tuple[Rung, ...] = ()
     _rung: int = 0
     _finalists: list[Candidate] = field(default_factory=list)
+    _lost: set[str] = field(default_factory=set)
     _final_epochs: float = 0.0
     _bar: Stage | None = None
     _shown: float = -math.inf
@@ -129,27 +130,39 @@ class Search:
                 told.append(self._remember(event))
             elif kind == "promoted":
                 self._trials.of(event["candidate"]).trained[event["epochs"]] = event["accuracy"]
+            elif kind == "brought_down":
+                self._lost.add(event["candidate"])
             elif kind == "certified":
                 self._certified.students[event["candidate"]] = event["student"]
             elif kind == "decision" and event.get("trials") == self.plan.trials:
                 self._enough = event["reason"]
         crash = read_crash(self.store.paths.crash)
-        if crash and started:
-            told.append(self._crashed(*started.popitem(), crash))
+        if crash is not None:
+            told += self._crashed(crash, started)
         self._enlarged = bool(started) and (self._enough is not None or len(self._trials) >= self.plan.trials)
         self._study.replay(told)
         for candidate in started.values():
             self._study.enqueue(candidate)
         self._started_before = len(told)
 
-    def _crashed(self, number: int, candidate: Candidate, crash: str) -> Told:
-        """Records the trial that brought the last process down, so that it is not tried once more."""
+    def _crashed(self, crash: Crash, started: dict[int, Candidate]) -> list[Told]:
+        """Records what brought the last process down, so that it is not tried once more: a trial, taken from
+        `started`, or the longer training of a candidate, which then goes no further."""
+        what = {"reason": crash.reason, "detail": crash.text[-2000:]}
+        if crash.stage in (PROMOTION, FINAL):
+            key = Candidate.of(crash.candidate).key
+            self.store.append("brought_down", candidate=key, stage=crash.stage, **what)
+            self._lost.add(key)
+            return []
+        number = next((n for n, one in started.items() if one.to_json() == crash.candidate), None)
+        if number is None:
+            return []
+        candidate = started.pop(number)
         event = self.store.append(
             "trial_failed", trial=number, candidate=candidate.key, choices=candidate.to_json(),
-            predicted=self.pricer.price(candidate).to_json(),
-            reason=brought_down(crash), detail=crash[-2000:],
+            predicted=self.pricer.price(candidate).to_json(), **what,
         )  # fmt: skip
-        return self._remember(event)
+        return [self._remember(event)]
 
     def _remember(self, event: Mapping[str, Any]) -> Told:
         candidate = Candidate.of(event["choices"])
@@ -349,7 +362,7 @@ class Search:
         """
         rung, below = self._rungs[self._rung], self._rungs[self._rung - 1].epochs if self._rung else 0.0
         self._rung += 1
-        known = self._with_room() if self._enlarged else self._trials.known
+        known = self._with_room() if self._enlarged else self._sound()
         pool = [trial for trial in known if math.isfinite(trial.at(below))]
         chosen = ranked(pool, below, rung.count)
         if below == 0 and self.repair.damage:
@@ -372,7 +385,11 @@ class Search:
 
     def _with_room(self) -> list[Trial]:
         """The trials that are expected to keep the budgets once they are measured."""
-        return [trial for trial in self._trials.known if self._certified.is_expected_to_fit(trial.cost)]
+        return [trial for trial in self._sound() if self._certified.is_expected_to_fit(trial.cost)]
+
+    def _sound(self) -> list[Trial]:
+        """The trials but for those whose longer training brought a process down."""
+        return [trial for trial in self._trials.known if trial.candidate.key not in self._lost]
 
     def _queue_finals(self) -> None:
         todo = self._waiting(distilled=False)

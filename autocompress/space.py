@@ -34,7 +34,13 @@ from autocompress.space_rules import (
     Width,
     merge,
 )
-from autocompress.strict_yaml import Document, StrictYamlError, parse_document, read_document
+from autocompress.strict_yaml import (
+    Document,
+    StrictYamlError,
+    document_of,
+    parse_document,
+    read_document,
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Space:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """What the file says, ready for YAML or JSON; `parse_space` reads it back."""
+        """What the file says, ready for YAML or JSON; `space_of` reads it back."""
         rules = [rule.written() for rule in self.rules]
         about = {"description": self.description} if self.description else {}
         quantize = self.quantize.written()
@@ -168,12 +174,17 @@ def load_space(name_or_path: str | Path) -> Space:
 
 
 def parse_space(text: str, source: str = "") -> Space:
-    """The space written in `text`, as YAML or JSON. Raises SpaceError."""
+    """The space written in `text`, as YAML. Raises SpaceError."""
     try:
         document = parse_document(text)
     except StrictYamlError as error:
         raise _unreadable(error, source) from error
     return _build(document, source)
+
+
+def space_of(data: Any, source: str = "") -> Space:
+    """The space that `Space.to_json` wrote. Raises SpaceError."""
+    return _build(document_of(data), source)
 
 
 def _build(document: Document, source: str) -> Space:

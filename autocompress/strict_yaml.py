@@ -65,6 +65,21 @@ def read_document(path: Path) -> Document:
         raise StrictYamlError(f"byte {error.start} is not UTF-8", line) from error
 
 
+def document_of(data: Any) -> Document:
+    """Data that was read before, by JSON or YAML, as a document of one line."""
+    lines: dict[KeyPath, int] = {}
+
+    def seen(value: Any, path: KeyPath) -> Any:
+        lines[path] = 1
+        if isinstance(value, Mapping):
+            return {str(key): seen(item, (*path, str(key))) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return tuple(seen(item, (*path, index)) for index, item in enumerate(value))
+        return value
+
+    return Document(seen(data, ()), lines)
+
+
 def parse_document(text: str) -> Document:
     """Raises StrictYamlError unless `text` is one plain YAML document."""
     try:

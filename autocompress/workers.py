@@ -127,7 +127,7 @@ class RayTune:
                 math.ceil(workers * self._cpus), address, self._folder, factory.array_bytes
             )
             room = _room(self._cpus, self._gpus)
-            self._workers = workers or room
+            self.workers = workers or room
             self._arrays = _placed(factory)
         except BaseException:
             self.close()
@@ -143,7 +143,7 @@ class RayTune:
                 _trainable(self._session, self._arrays),
                 name="tune",
                 num_samples=-1,
-                search_alg=ConcurrencyLimiter(_searcher(bridge), max_concurrent=self._workers),
+                search_alg=ConcurrencyLimiter(_searcher(bridge), max_concurrent=self.workers),
                 callbacks=[_error_callback(bridge)],
                 resources_per_trial={"cpu": self._cpus, "gpu": self._gpus},
                 reuse_actors=True,

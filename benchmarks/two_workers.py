@@ -45,6 +45,7 @@ class Clocked:
 
     def __init__(self, on: Executor) -> None:
         self.on, self.ends = on, list[float]()
+        self.workers = on.workers
 
     def run(self, ask: Any, tell: Any, stop: Any) -> None:
         def noted(result: Any) -> None:

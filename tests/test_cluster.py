@@ -67,6 +67,7 @@ class Killing:
 
     def __init__(self, on: Executor, cluster: Any) -> None:
         self.on, self.cluster, self.results = on, cluster, 0
+        self.workers = on.workers
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
         def counting(result: Any) -> None:

@@ -1,6 +1,7 @@
 """A student's folder is written whole, read back equal, and refused when it is not what was written."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import StudentError
 from autocompress.export.onnx import to_onnx
-from autocompress.export.package import is_intact, load_student, read_spec, save_student
+from autocompress.export.package import is_intact, load_student, pack_student, read_spec, save_student
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
 from autocompress.network import Network, Weights
@@ -193,6 +194,9 @@ def _edit(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
         (lambda spec: spec["network"]["nodes"][0].update(op="set_.source_Storage"), "set_"),
         (lambda spec: spec["network"]["params"]["0.weight"].update(shape=[8, 3, 5, 5]), "0.weight"),
         (lambda spec: spec["network"]["params"]["0.weight"].update(dtype="int64"), "int64"),
+        (lambda spec: spec["network"]["nodes"][0].update(op=["relu"]), "network cannot be read"),
+        (lambda spec: spec["network"]["nodes"][0].update(bits=float("inf")), "no number"),
+        (lambda spec: spec.update(mean=float("nan")), "no number"),
     ],
 )
 def test_spec_that_does_not_fit_is_refused(
@@ -201,6 +205,38 @@ def test_spec_that_does_not_fit_is_refused(
     _edit(folder, change)
     with pytest.raises(StudentError, match=message):
         load_student(folder)
+
+
+def test_nesting_that_goes_on_for_ever_is_refused(folder: Path) -> None:
+    (folder / "spec.json").write_text("[" * 200_000)
+    with pytest.raises(StudentError, match=r"spec\.json"):
+        load_student(folder)
+
+
+def test_a_full_disk_leaves_what_is_packed_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack_student(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write = Path.write_bytes
+
+    def full_disk(path: Path, content: bytes) -> int:
+        if path.name == "spec.json":
+            raise OSError("no space left")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(StudentError, match="cannot be written"):
+        pack_student(folder, coder="huffman")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    monkeypatch.undo()
+    pack_student(folder, coder="huffman")
+    assert is_intact(folder) and (folder / "student.acz").read_bytes() != before["student.acz"]
+
+
+def test_what_a_killed_process_left_beside_a_student_is_in_nobodys_way(folder: Path) -> None:
+    for name in (f".{folder.name}.{os.getpid()}.new", f".{folder.name}.{os.getpid()}.old"):
+        (folder.parent / name).mkdir()
+    save(folder, *student(), {"note": "second"})
+    assert read_spec(folder)["note"] == "second"
 
 
 def test_not_a_folder(tmp_path: Path) -> None:

@@ -428,6 +428,12 @@ def test_shades(option: Any, expected: float) -> None:
     assert strength(option) == expected
 
 
+def test_a_site_whose_default_is_no_codebook_shows_every_number_of_values() -> None:
+    assert strength("none", "none") == 0.0
+    assert all(strength(option, "none") > 0 for option in (8, 32, 256))
+    assert strength(32, 32) == 0.0 < strength(16, 32) < strength(2, 32)
+
+
 @pytest.mark.parametrize("kind", ["linear", "log", "error"])
 def test_scales_keep_order_and_round_ticks(kind: str) -> None:
     values = [0.31, 0.42, 0.93, 0.975]

@@ -364,11 +364,38 @@ def test_what_is_no_run_is_refused_and_runs_beside_it_are_named(tmp_path, name):
     assert name == "." or "first" in caught.value.fix
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- 1", "\x00"])
+ALIASES = "a: &a [1]\nb: [*a, *a]\n"
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1", "\x00", ALIASES, "a: " + "[" * 3000])
 def test_an_unreadable_configuration_is_named(tmp_path, text):
     paths = make(tmp_path / "r")
     paths.config.write_text(text)
     with pytest.raises(RunError, match=r"config\.yaml"):
+        read_run(paths.root)
+
+
+@pytest.mark.parametrize(
+    ("event", "fields"),
+    [
+        ("certified", {"student": {}}),
+        ("certified", {"candidate": ["a"], "student": {}}),
+        ("trial_finished", {"candidate": "a"}),
+        ("decision", {}),
+        ("run_started", {"teacher": 3, "limits": {}}),
+    ],
+)
+def test_an_event_without_what_readers_need_counts_as_damaged(tmp_path, event, fields):
+    paths = make(tmp_path / "r", (event, fields), ("run_finished", {"exit_code": 0}))
+    record = read_run(paths.root)
+    assert record.damaged == (1,)
+    assert [one["event"] for one in record.events] == ["run_finished"]
+
+
+def test_an_environment_that_nests_for_ever_is_named(tmp_path):
+    paths = make(tmp_path / "r")
+    paths.environment.write_text("[" * 200_000)
+    with pytest.raises(RunError, match="environment"):
         read_run(paths.root)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -106,11 +107,15 @@ def test_a_choice_that_brought_the_process_down_is_not_tried_again(workshop: Wor
     choices = list(choices_to_score(workshop.bound))
     with pytest.raises(KeyboardInterrupt):
         scored(workshop, Bench(workshop, tmp_path, killed_at=2), tmp_path / "run")
-    RunPaths(tmp_path / "run").crash.write_text("Fatal Python error: Segmentation fault\n\nThread 1\n")
+    note = {"stage": SCORE, "candidate": Candidate.of([choices[4]]).to_json()}
+    text = "Fatal Python error: Segmentation fault\n\nThread 1\n"
+    RunPaths(tmp_path / "run").crash.write_text(f"{json.dumps(note)}\n{text}")
     second = Bench(workshop, tmp_path)
     found = scored(workshop, second, tmp_path / "run")
-    assert found[choices[2]] == MOST_DAMAGE
-    assert second.asked == [Candidate.of([choice]).to_json() for choice in choices[3:]]
+    assert found[choices[4]] == MOST_DAMAGE
+    assert second.asked == [
+        Candidate.of([choice]).to_json() for choice in choices[2:] if choice != choices[4]
+    ]
 
 
 def test_scores_that_fail_from_the_start_end_the_run_and_are_tried_again(workshop: Workshop, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from autocompress.errors import (
     InterruptedSearchError,
     NoisyDeviceError,
     NothingFeasibleError,
+    StudentError,
     TooManyFailuresError,
 )
 from autocompress.evaluation import InProcess, Task
@@ -325,23 +327,60 @@ def test_a_search_whose_first_trials_fail_alike_is_given_up_at_once(bench: Bench
     assert kinds == ["trial_failed"] * 3 + ["trial_finished"] * (PLAN.trials - 3)
 
 
-def test_a_trial_that_brought_the_process_down_is_recorded_and_not_repeated(bench: Bench):
+def brought_down(bench: Bench, stage: str, number: int, plan: Plan = PLAN) -> Task:
+    """Runs until the task of that number in its stage ends the process, and leaves what a crash leaves."""
+    seen: list[Task] = []
+
     def killed(task: Task) -> Mapping[str, Any]:
-        if task.trial == 2:
-            raise KeyboardInterrupt
+        if task.stage == stage:
+            seen.append(task)
+            if len(seen) == number:
+                raise KeyboardInterrupt
         return bench.evaluate(task)
 
     with pytest.raises(KeyboardInterrupt):
-        bench.run(evaluate=killed)
-    note = RunPaths(bench.root).crash
-    note.write_text("Fatal Python error: Segmentation fault\n\nThread 1\n")
+        bench.run(plan, evaluate=killed, resume=(bench.root / "events.jsonl").is_file())
+    note = {"stage": stage, "candidate": dict(seen[-1].candidate)}
+    text = "Fatal Python error: Segmentation fault\n\nThread 1\n"
+    RunPaths(bench.root).crash.write_text(f"{json.dumps(note)}\n{text}")
+    return seen[-1]
+
+
+def test_a_trial_that_brought_the_process_down_is_recorded_and_not_repeated(bench: Bench):
+    task = brought_down(bench, TRIAL, 3)
     bench.run(resume=True)
     failed = [trial for trial in bench.trials if trial["event"] == "trial_failed"]
-    assert [trial["trial"] for trial in failed] == [2]
+    assert [trial["trial"] for trial in failed] == [task.trial]
     assert "Segmentation fault" in failed[0]["reason"] and "Thread 1" in failed[0]["detail"]
     finished = [trial["candidate"] for trial in bench.trials if trial["event"] == "trial_finished"]
     assert failed[0]["candidate"] not in finished and len(set(finished)) == PLAN.trials - 1
-    assert not note.exists()
+    assert not RunPaths(bench.root).crash.exists()
+
+
+@pytest.mark.parametrize("stage", [PROMOTION, FINAL])
+def test_longer_training_that_brought_the_process_down_is_not_repeated(bench: Bench, stage: str):
+    task = brought_down(bench, stage, 1)
+    bench.tasks.clear()
+    students = bench.run(resume=True)
+    again = [(one.stage, one.candidate) for one in bench.tasks]
+    assert again and all(candidate != task.candidate for _, candidate in again)
+    key = Candidate.of(task.candidate).key
+    assert students and key not in {student["key"] for student in students}
+    (event,) = [event for event in read_run(bench.root).events if event["event"] == "brought_down"]
+    assert (event["candidate"], event["stage"]) == (key, stage) and "Segmentation" in event["reason"]
+    bench.tasks.clear()
+    bench.run(resume=True)
+    assert bench.tasks == []
+
+
+def test_a_kill_leaves_no_crash(bench: Bench):
+    task = brought_down(bench, TRIAL, 3)
+    note = RunPaths(bench.root).crash
+    note.write_text(note.read_text().splitlines()[0] + "\n")
+    bench.run(resume=True)
+    assert task.candidate in [
+        trial["choices"] for trial in bench.trials if trial["event"] == "trial_finished"
+    ]
 
 
 @pytest.mark.parametrize(("slower", "larger", "told"), [(1.25, 1.0, "latency"), (1.0, 1.3, "size")])
@@ -436,6 +475,32 @@ def test_students_that_noise_disturbed_are_measured_again_after_the_others(bench
     assert len(bench.run()) == 2
     first, second, *again = calls
     assert first != second and again == [first, first]
+
+
+def test_a_student_that_cannot_be_examined_keeps_no_other_from_being_measured(bench: Bench):
+    certify, seen = bench.certify, []
+
+    def failing_first(store: RunStore, candidate: Candidate) -> Mapping[str, Any]:
+        seen.append(candidate.key)
+        if candidate.key == seen[0]:
+            raise StudentError("the exported file computes something else", why="a parity of 0.3")
+        return certify(store, candidate)
+
+    bench.certify = failing_first  # type: ignore[method-assign]
+    students = bench.run()
+    assert seen[0] not in {student["key"] for student in students} and len(students) == 1
+    texts = [event["text"] for event in read_run(bench.root).decisions]
+    assert any(f"student {seen[0]} cannot be certified" in text and "0.3" in text for text in texts)
+    assert seen.count(seen[0]) == 1
+
+
+def test_where_no_student_can_be_examined_the_last_error_is_raised(bench: Bench):
+    def failing(*_: Any) -> Mapping[str, Any]:
+        raise StudentError("the exported file computes something else", why="a parity of 0.3")
+
+    bench.certify = failing  # type: ignore[method-assign]
+    with pytest.raises(StudentError, match="something else"):
+        bench.run()
 
 
 def test_noise_that_does_not_end_is_an_error_that_a_resume_can_mend(bench: Bench):

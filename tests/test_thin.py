@@ -151,6 +151,16 @@ def test_a_large_weight_is_shared_as_a_small_one() -> None:
         assert np.square(few - part).mean() < 0.1 * np.square(part).mean()
 
 
+def test_values_of_a_large_kernel_are_those_of_all_its_taps() -> None:
+    """With 9 weights between two that are looked at, only corners would be."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(256, 256, 3, 3)).astype(np.float32)
+    weight[:, :, 1, 1] *= 5
+    mixed = rng.permutation(weight.ravel()).reshape(weight.shape)
+    errors = [np.square(share(one, 16) - one).mean() for one in (weight, mixed)]
+    assert errors[0] < 1.2 * errors[1]
+
+
 @pytest.mark.parametrize("method", ["magnitude", "obd", "obs"])
 def test_zeros_and_shared_values_outlive_training_and_the_file(method: str, tmp_path: Path) -> None:
     shop = workshop(method)

@@ -149,14 +149,16 @@ def test_what_brings_this_process_down_is_found_afterwards(tmp_path: Path) -> No
     code = (
         "import ctypes, pathlib\n"
         "from autocompress.evaluation import InProcess, Task\n"
-        "tasks = iter([Task(0, {}), None])\n"
+        "tasks = iter([Task(0, {'x': 1}, 'trial'), None])\n"
         f"on = InProcess(lambda _: ctypes.string_at(0), crash_file=pathlib.Path({str(note)!r}))\n"
         "on.run(lambda: next(tasks), print, lambda: False)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGSEGV
-    assert read_crash(note).startswith("Fatal Python error: Segmentation fault")
-    assert read_crash(note) == ""
+    crash = read_crash(note)
+    assert crash is not None and (crash.stage, crash.candidate) == ("trial", {"x": 1})
+    assert crash.text.startswith("Fatal Python error: Segmentation fault") and "Segm" in crash.reason
+    assert read_crash(note) is None
     on = InProcess(lambda _: {}, crash_file=note)
     on.run(lambda: None, print, lambda: False)
     assert not note.exists()

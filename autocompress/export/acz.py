@@ -76,10 +76,8 @@ def load_acz(source: Path | bytes, limit_bytes: int = LIMIT_BYTES) -> GraphModul
         weights: Weights = dict(tensors)
     try:
         return build(network, from_levels(network, weights))
-    except (KeyError, ValueError) as error:
-        raise StudentError(
-            "the student's file is damaged", where=where, why=str(error), fix="export the student again"
-        ) from error
+    except UNUSABLE as error:
+        raise _damaged(where, str(error)) from error
 
 
 def read_meta(source: Path | bytes) -> dict[str, Any]:
@@ -138,20 +136,26 @@ def _slim(network: Network) -> dict[str, Any]:
 def _network(header: Header, where: str) -> Network:
     try:
         params = {name: asdict(spec) for name, spec in header.tensors.items()}
-        network = from_json({**header.meta[_NETWORK], "params": params})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudentError(
-            "the student's file is damaged", where=where,
-            why=f"its network cannot be read: {error}", fix="export the student again",
-        ) from error  # fmt: skip
+        return known_network({**header.meta[_NETWORK], "params": params})
+    except UNUSABLE as error:
+        raise _damaged(where, f"its network cannot be read: {error}") from error
+
+
+UNUSABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a network, or building it, raises where its description makes no sense."""
+
+
+def known_network(data: Any) -> Network:
+    """The network that `network.to_json` described, of known operations only. Raises one of `UNUSABLE`."""
+    network = from_json(data)
     unknown = sorted({node.op for node in network.nodes} - KNOWN)
     if unknown:
-        raise StudentError(
-            "the student's file is damaged",
-            where=where,
-            why=f"it names operations outside the list: {unknown}",
-        )
+        raise ValueError(f"it names operations outside the list: {unknown}")
     return network
+
+
+def _damaged(where: str, why: str) -> StudentError:
+    return StudentError("the student's file is damaged", where=where, why=why, fix="export the student again")
 
 
 @contextmanager

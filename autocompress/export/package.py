@@ -29,10 +29,9 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from autocompress.errors import StudentError
-from autocompress.export.acz import ACZ, acz_bytes, is_worth_coding, load_acz
+from autocompress.export.acz import ACZ, UNUSABLE, acz_bytes, is_worth_coding, known_network, load_acz
 from autocompress.graph.module import GraphModule, build
-from autocompress.graph.operations import KNOWN
-from autocompress.network import Network, Weights, from_json, to_json
+from autocompress.network import Network, Weights, to_json
 from autocompress.transforms.grid import from_levels, to_levels
 from autocompress.transforms.quantize import dequantize_weight, quantize_weight, weights_in_int8
 
@@ -87,8 +86,8 @@ def read_spec(folder: Path) -> dict[str, Any]:
     """`spec.json` as it is; raises StudentError when it is missing, damaged or of a later format."""
     path = Path(folder) / SPEC
     try:
-        spec = json.loads(_read(path))
-    except ValueError as error:
+        spec = json.loads(_read(path), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"not JSON: {error}") from error
     if not isinstance(spec, dict) or not set(_OWN_KEYS) <= spec.keys():
         raise _damaged(path, f"the keys {', '.join(_OWN_KEYS)} are expected")
@@ -121,7 +120,7 @@ def load_student(folder: Path) -> GraphModule:
     try:
         weights = _unpacked(network, load_arrays(content))
         return build(network, weights)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, *UNUSABLE) as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -148,7 +147,10 @@ def pack_student(folder: Path, output: Path | None = None, coder: str = "context
     """
     spec, module = read_spec(folder), load_student(folder)
     meta = {key: value for key, value in spec.items() if key not in _OWN_KEYS}
-    content = acz_bytes(module.source_network, module.export_weights(), meta, coder)
+    try:
+        content = acz_bytes(module.source_network, module.export_weights(), meta, coder)
+    except UNUSABLE as error:
+        raise _damaged(folder / SPEC, str(error)) from error
     path = folder / ACZ if output is None else output
     try:
         with tempfile.TemporaryDirectory(prefix=".packing.", dir=path.parent) as scratch:
@@ -177,13 +179,9 @@ def is_intact(folder: Path) -> bool:
 
 def _network(path: Path, data: Any) -> Network:
     try:
-        network = from_json(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return known_network(data)
+    except UNUSABLE as error:
         raise _damaged(path, f"its network cannot be read: {error}") from error
-    unknown = sorted({node.op for node in network.nodes} - KNOWN)
-    if unknown:
-        raise _damaged(path, f"it names operations outside the list: {unknown}")
-    return network
 
 
 def _packed(network: Network, weights: Weights) -> Weights:
@@ -231,6 +229,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         fresh.rename(folder)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def _read(path: Path) -> bytes:

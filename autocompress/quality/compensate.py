@@ -75,8 +75,8 @@ def compensate(
 
 
 def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> tuple[Node, ...]:
-    """Layers of both networks that are to compute the same outputs from inputs that are not the same, or by
-    weights of another shape (merged layers), those with zeros to keep aside."""
+    """Layers of both networks that are to compute the same outputs from inputs that are not the same, those
+    with zeros to keep and those that were merged, whose weights have another shape, aside."""
     changed = changed_values(network, reference)
     known = {node.name: node for node in solvable_layers(reference)}
     return tuple(
@@ -84,9 +84,15 @@ def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> 
         for node in solvable_layers(network)
         if node.name in known
         and node.density == 1
-        and (changed.intersection(node.inputs) or node.inputs != known[node.name].inputs)
+        and (changed.intersection(node.inputs) or _reads_another(node, known[node.name], network, reference))
         and _outputs_match(node, known[node.name], kept)
     )
+
+
+def _reads_another(node: Node, old: Node, network: Network, reference: Network) -> bool:
+    """Whether the layer, with weights of the same shape, reads another value, as behind a dropped block."""
+    shapes = [of.params[one.params[0]].shape for one, of in ((node, network), (old, reference))]
+    return node.inputs != old.inputs and shapes[0] == shapes[1]
 
 
 def changed_values(network: Network, reference: Network) -> frozenset[str]:

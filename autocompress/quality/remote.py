@@ -8,7 +8,6 @@ are written to the run's folder where a process sees it, and else sent to the ow
 from __future__ import annotations
 
 import base64
-import json
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from autocompress.export.package import write_folder
 from autocompress.network import from_json, to_json
 from autocompress.quality.evaluator import FINAL, Evaluator, discard
 from autocompress.quality.student import Workshop
-from autocompress.space import Space, parse_space
+from autocompress.space import Space, space_of
 from autocompress.teacher import Preprocessing
 from autocompress.transforms.sites import bind
 
@@ -53,7 +52,7 @@ def remote_evaluator(
     arrays |= {f"saliency {method}": values for method, values in workshop.saliency.items()}
     config = {
         "network": to_json(workshop.bound.network),
-        "space": json.dumps(space.to_json()),
+        "space": space.to_json(),
         "folder": str(folder.resolve()),
         "seed": workshop.seed,
         "batch_size": workshop.batch_size,
@@ -78,7 +77,7 @@ def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
     """The evaluator of a worker process, from what `remote_evaluator` packed."""
     prefix = "saliency "
     workshop = Workshop(
-        bind(parse_space(config["space"]), from_json(config["network"])),
+        bind(space_of(config["space"]), from_json(config["network"])),
         dict(arrays["weights"]),
         _unpacked(config["data"], arrays) if "data" in config else _read(config),
         {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)},
@@ -117,6 +116,10 @@ class Receiving:
 
     on: Executor
     folder: Path
+
+    @property
+    def workers(self) -> int:
+        return self.on.workers
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
         self.on.run(ask, lambda result: tell(self._received(result)), stop)

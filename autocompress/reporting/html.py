@@ -34,6 +34,7 @@ from autocompress.run_store import RunRecord, read_run
 
 TEMPLATE = "report.html.j2"
 MOST_TRIALS_NAMED = 8
+LEAST_SHADE = 0.1
 _AS_TEACHER = ("keep", "full", "none", 1, 1.0, 32)
 
 
@@ -216,8 +217,8 @@ def _sites(record: RunRecord, front: Front, labels: Mapping[str, str]) -> dict[s
     for site in record.sites:
         if site.get("locked"):
             continue
-        cells = tuple(_cell(choices[key], site["name"]) for key in students)
-        if not any(strength for _, strength in cells):
+        cells = tuple(_cell(choices[key], site) for key in students)
+        if not any(shade for _, shade in cells):
             unchanged += 1
             continue
         kind, _, target = site["name"].partition(":")
@@ -235,18 +236,23 @@ def _sites(record: RunRecord, front: Front, labels: Mapping[str, str]) -> dict[s
     }
 
 
-def _cell(choices: Mapping[str, Any], name: str) -> tuple[str, float]:
-    if name not in choices:
+def _cell(choices: Mapping[str, Any], site: Mapping[str, Any]) -> tuple[str, float]:
+    if site["name"] not in choices:
         return "", 0.0
-    return plain(choices[name]).replace("_", " "), strength(choices[name])
+    option = choices[site["name"]]
+    return plain(option).replace("_", " "), strength(option, site.get("default"))
 
 
-def strength(option: Any) -> float:
-    """How far an option is from the teacher, from 0 to 1, for its shade."""
-    if option in _AS_TEACHER:
+def strength(option: Any, default: Any = None) -> float:
+    """How far an option is from the teacher's, the site's default, from 0 to 1, for its shade. Without a
+    default, as runs of earlier versions have none, from what usually is one."""
+    if option == default if default is not None else option in _AS_TEACHER:
         return 0.0
-    if known(option):
-        return 1 - option if option <= 1 else max(0.0, 1 - option / 32)
+    if known(option) and option <= 1:
+        return 1 - option
+    most = 32 if default is None else default
+    if known(option) and known(most):
+        return max(LEAST_SHADE, 1 - option / most)
     return 1.0 if option == "drop" else 0.5
 
 
