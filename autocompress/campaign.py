@@ -18,8 +18,8 @@ from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile
 from autocompress.device.profile_files import write_profile
 from autocompress.distill.speed import device_named
-from autocompress.errors import InputError, NothingFeasibleError
-from autocompress.evaluation import Executor, InProcess
+from autocompress.errors import InputError, NothingFeasibleError, StudentError
+from autocompress.evaluation import Crash, Executor, InProcess
 from autocompress.export.onnx import to_onnx
 from autocompress.export.package import coded_again, load_student, packed_size, read_spec, save_student
 from autocompress.graph.module import build
@@ -152,7 +152,7 @@ class _Campaign:
             scoring = self._scoring(workshop, limits, runner)
             damage = scoring.damage(self.history)
             pairs = scoring.pairs(self.history, damage)
-            search = self._search(started, limits, teacher, damage, pairs, runner)
+            search = self._search(started, limits, teacher, damage, pairs, runner, scoring.crash)
             if evaluator is not None:
                 evaluator.progress, evaluator.stop = search.show_step, search.interrupt.asked
             search.run(read_run(self.request.run).events)
@@ -181,6 +181,7 @@ class _Campaign:
         damage: Damage,
         pairs: Pairs,
         runner: Executor,
+        crash: Crash | None,
     ) -> Search:
         steps = len(self.data.train.order(self.request.batch_size, False, 0, True))
         plan = replace(
@@ -202,6 +203,7 @@ class _Campaign:
             console=self.console,
             starts=rank_starts(self.bound, self.prepared.opened.weights),
             pairs=pairs,
+            crash=crash,
         )
 
     @property
@@ -298,7 +300,11 @@ class _Campaign:
     def _certify(self, candidate: Candidate, limits: Limits, teacher: Mapping[str, Any]) -> Mapping[str, Any]:
         """Examines a distilled student, writes its folder, records the outcome."""
         source = self.paths.distilled / candidate.key
-        module = load_student(source)
+        try:
+            module = load_student(source)
+        except StudentError:
+            discard(source)  # So that a resumed run distils it again.
+            raise
         self.console.say(f"measuring student {candidate.key}")
         certificate = examine(
             source / "model.onnx", self.data, self.prepared.device,

@@ -123,27 +123,30 @@ class InProcess:
         self.workers = 1
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
-        with _crashes_noted(self._crash_file) as begin:
-            self._run(ask, tell, stop, begin)
+        with _crashes_noted(self._crash_file) as note:
+            self._run(ask, tell, stop, note)
 
-    def _run(self, ask: Ask, tell: Tell, stop: Stop, begin: Callable[[Task], None]) -> None:
+    def _run(self, ask: Ask, tell: Tell, stop: Stop, note: Callable[[Task | None], None]) -> None:
         while not stop():
             task = ask()
             if task is None:
                 return
             if isinstance(task, Wait):
                 raise RuntimeError("ask waits for a result although no task is under way")
-            begin(task)
-            tell(evaluate_task(self._evaluate, task, self._trial_timeout_s))
+            note(task)
+            result = evaluate_task(self._evaluate, task, self._trial_timeout_s)
+            note(None)
+            tell(result)
 
     def close(self) -> None:
         pass
 
 
 @contextlib.contextmanager
-def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task], None]]:
+def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task | None], None]]:
     """Writes a traceback to the file when the process gets a deadly signal, and deletes it otherwise. Gives
-    what is to be told of each task that begins, whose line comes before the traceback."""
+    what is to be told of each task that begins, whose line comes before the traceback, and, by None, that
+    none is under way."""
     if file is None:
         yield lambda _: None
         return
@@ -151,14 +154,15 @@ def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task], None]]:
     with file.open("w", encoding="utf-8") as opened:
         faulthandler.enable(opened)
 
-        def begin(task: Task) -> None:
+        def note(task: Task | None) -> None:
             opened.seek(0)
             opened.truncate()
-            opened.write(json.dumps({"stage": task.stage, "candidate": dict(task.candidate)}) + "\n")
+            if task is not None:
+                opened.write(json.dumps({"stage": task.stage, "candidate": dict(task.candidate)}) + "\n")
             opened.flush()
 
         try:
-            yield begin
+            yield note
         finally:
             faulthandler.disable()
             if was_enabled:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from operator import ge, gt, le, lt
@@ -16,6 +15,7 @@ from typing import Any
 
 from autocompress.budgets import LIMITED, MIB, Budgets, Limits, show
 from autocompress.errors import InputError, NothingFeasibleError, StudentError
+from autocompress.folders import replace_folder
 from autocompress.run_store import RunRecord
 
 Point = Sequence[float]
@@ -74,10 +74,10 @@ class Student:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Copies the student's folder. Only another student's folder is ever replaced, and only with
         `overwrite`. Raises StudentError where something else is in the way or cannot be written."""
-        source, target = self.folder.resolve(), Path(folder)
+        source, target = self.folder.resolve(), Path(folder).resolve()
         if not source.is_dir():
             raise StudentError(f"the student's folder {self.folder} is missing", fix="resume the run")
-        if source == target.resolve() or source in target.resolve().parents:
+        if source == target or source in target.parents:
             raise StudentError(f"{folder} is the student's own folder", fix="give another folder")
         occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
         is_student = (target / "spec.json").is_file() and (target / "model.onnx").is_file()
@@ -89,16 +89,13 @@ class Student:
         try:
             if not occupied:
                 shutil.copytree(source, target, dirs_exist_ok=True)
-                return target
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-                shutil.copytree(source, Path(scratch) / "new")
-                target.rename(Path(scratch) / "old")
-                (Path(scratch) / "new").rename(target)
+                return Path(folder)
+            replace_folder(target, lambda fresh: shutil.copytree(source, fresh, dirs_exist_ok=True))
         except OSError as error:
             raise StudentError(
                 f"{folder} cannot be written", why=str(error), fix="give another folder"
             ) from error
-        return target
+        return Path(folder)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ RECORDED_PACKAGES = (
     "scipy",
     "fvcore",
 )
+MOST_CONFIG_BYTES = 16 * 1024**2
 _NAMES = {
     "teacher": "the teacher",
     "data": "the data",
@@ -404,7 +405,7 @@ def _read_config(paths: RunPaths) -> dict[str, Any]:
     from autocompress.strict_yaml import StrictYamlError, read_document
 
     try:
-        config = plain(read_document(paths.config).data)
+        config = plain(read_document(paths.config, MOST_CONFIG_BYTES).data)
     except StrictYamlError as error:
         where = f"{paths.config}, line {error.line}" if error.line else str(paths.config)
         raise RunError("the run's configuration cannot be read", where=where, why=error.message) from error

@@ -20,6 +20,7 @@ from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Option
 from autocompress.evaluation import (
     BROUGHT_DOWN,
+    Crash,
     Executor,
     Result,
     Task,
@@ -66,6 +67,11 @@ class Scoring:
     measure: str = field(init=False, default="")
     images: int = field(init=False, default=0)
     """For each score; known once `damage` has answered, as is the measure."""
+    crash: Crash | None = field(init=False, default=None)
+    """What brought the last process of this run down."""
+
+    def __post_init__(self) -> None:
+        self.crash = read_crash(self.store.paths.crash)
 
     def damage(self, history: Sequence[Mapping[str, Any]]) -> Damage:
         """By the measure that ranks joint candidates best. What `history` has is not computed again."""
@@ -143,11 +149,11 @@ class Scoring:
             Task(number, candidate.to_json(), SCORE, payload, LENGTH)
             for number, candidate in candidates.items()
         )
-        crash = read_crash(self.store.paths.crash) if todo else None
-        for task in [task for task in todo if crash is not None and task.candidate == crash.candidate]:
-            assert crash is not None
-            todo.remove(task)
-            tell(Result(task.trial, False, error=crash.reason, detail=crash.text))
+        crash = self.crash
+        if crash is not None and crash.stage == SCORE:
+            for task in [task for task in todo if task.candidate == crash.candidate]:
+                todo.remove(task)
+                tell(Result(task.trial, False, error=crash.reason, detail=crash.text))
         done = total - len(todo)
         with self.console.stage(label, total) as stage:
 

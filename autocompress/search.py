@@ -62,6 +62,8 @@ class Search:
     starts: Sequence[Candidate] = ()
     """Candidates to try first beside the solver's, once they are repaired into the budgets."""
     pairs: Pairs = field(default_factory=dict)
+    crash: Crash | None = None
+    """What brought the last process of this run down, where that was read before."""
     interrupt: Interrupt = field(init=False)
     _queue: deque[Task] = field(default_factory=deque)
     _outstanding: int = 0
@@ -111,10 +113,10 @@ class Search:
                 self._evaluate()
                 self.interrupt.check()
                 self._certified.measure(self._waiting(distilled=True))
+                self._certified.check_any_measured()
                 if self._certified.has_any or round_number == REPAIR_ROUNDS:
                     break
                 self._plan_repair()
-        self._certified.check_any_measured()
         return list(self._certified.students.values())
 
     def _replay(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -136,7 +138,7 @@ class Search:
                 self._certified.students[event["candidate"]] = event["student"]
             elif kind == "decision" and event.get("trials") == self.plan.trials:
                 self._enough = event["reason"]
-        crash = read_crash(self.store.paths.crash)
+        crash = self.crash or read_crash(self.store.paths.crash)
         if crash is not None:
             told += self._crashed(crash, started)
         self._enlarged = bool(started) and (self._enough is not None or len(self._trials) >= self.plan.trials)

@@ -47,17 +47,17 @@ class Document:
         return self.lines[self.known_prefix(path)]
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, max_bytes: int = MAX_BYTES) -> Document:
     """Raises StrictYamlError for every way in which the file cannot be read."""
     try:
         if not path.is_file():
             raise StrictYamlError("it is not a file")
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise StrictYamlError(f"{error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise StrictYamlError(f"it is larger than {MAX_BYTES // 1024} KiB")
+    if len(content) > max_bytes:
+        raise StrictYamlError(f"it is larger than {max_bytes // 1024} KiB")
     try:
         return parse_document(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

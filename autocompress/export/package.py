@@ -30,6 +30,7 @@ from safetensors.numpy import save as save_arrays
 
 from autocompress.errors import StudentError
 from autocompress.export.acz import ACZ, UNUSABLE, acz_bytes, is_worth_coding, known_network, load_acz
+from autocompress.folders import replace_folder
 from autocompress.graph.module import GraphModule, build
 from autocompress.network import Network, Weights, to_json
 from autocompress.transforms.grid import from_levels, to_levels
@@ -220,15 +221,13 @@ def _unpacked(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Weights:
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """All of the folder or nothing; an older one of that name is replaced."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
+
+    def fill(fresh: Path) -> None:
         for name, content in files.items():
             (fresh / name).write_bytes(content)
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(folder, fill)
 
 
 def _no_number(name: str) -> float:

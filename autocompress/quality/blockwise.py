@@ -73,7 +73,7 @@ def learned(
 ) -> Weights | None:
     """The weights of the part of `network` after regression on the teacher's values; None where they are not
     better than those given, by the squared error on images that were not learned from, or where the part is
-    no region of its own, or has the batch on another than the first axis.
+    no region of its own, or has the batch on its second axis.
 
     Adam with one cycle of the learning rate, in at most `steps` steps. The arguments are not modified. Equal
     arguments give equal weights.
@@ -81,7 +81,8 @@ def learned(
     own = region(network, part)
     if own is None or part.source not in (INPUT, *teacher.source_network.by_name):
         return None
-    if any(teacher.source_network.shape_of(value)[0] != 1 for value in (part.source, part.output)):
+    shapes = (teacher.source_network.shape_of(value) for value in (part.source, part.output))
+    if any(len(shape) > 2 and shape[0] != 1 == shape[1] for shape in shapes):
         return None
     steps = min(steps, int(MOST_MACS / (_PASSES * BATCH * max(1, macs(own)))))
     inputs, targets = _recorded(teacher, part, examples)

@@ -43,8 +43,8 @@ LEAST_TOEPLITZ_BLOCK, LARGEST_TOEPLITZ_BLOCK = 8, 256
 def applies(node: Node, weight_shape: Shape, kind: str) -> str:
     """Empty where the layer can have this structure, else why not."""
     if node.op == "linear":
-        if len(node.shape) > 2 and node.shape[0] != 1:
-            return "the first axis of its input is not the batch"
+        if len(node.shape) > 2 and node.shape[0] != 1 == node.shape[1]:
+            return "the batch is the second axis of its input"
         return "" if len(node.shape) in (2, 3, 4) else "its input has more than four axes"
     form = conv_args(node)
     if form.groups != 1 or max(weight_shape[2:]) > 1:
