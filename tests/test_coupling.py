@@ -225,7 +225,6 @@ LOCKED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         "is cropped or mirrored at pad",
     ),
     "repetition": (lambda m, x: (y := m.a(x)) * y[:, :1].expand(-1, 8, -1, -1), "is repeated at expand"),
-    "another size": (lambda m, x: (y := m.a(x)) * m.one(y), "meets an axis of another size at mul"),
     "computed weight": (
         lambda m, x: F.conv2d(m.a(x), m.head.weight.repeat(4, 1, 1, 1)),
         "belongs to conv2d, whose weight is computed in forward()",
