@@ -13,6 +13,7 @@ from typing import Any
 
 from autocompress.budgets import Budgets, Limits, check_reachable
 from autocompress.candidate import Candidate
+from autocompress.certified import patiently
 from autocompress.certify import Certificate, Device, count, examine, student_record
 from autocompress.device.doctor import device_description
 from autocompress.device.profile import DeviceProfile
@@ -222,8 +223,11 @@ class _Campaign:
         model = self.paths.teacher_model
         shipped = self.prepared.opened.shipped
         model.write_bytes(to_onnx(*shipped, batch=self.prepared.device.batch).SerializeToString())
-        certificate = examine(
-            model, self.data, self.prepared.device, module=build(*shipped), any_noise=self._any_noise
+        certificate = patiently(
+            lambda: examine(
+                model, self.data, self.prepared.device, module=build(*shipped), any_noise=self._any_noise
+            ),
+            self.console.say,
         )
         predicted = self.prepared.pricer.teacher
         nothing = Limits(latency_ms=1e12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
@@ -14,8 +14,20 @@ from autocompress.pareto import NAMES
 LATENCY_HEADROOM = 0.98
 NOISY_ROUNDS = 4
 
+Examined = TypeVar("Examined")
 Certify = Callable[[Candidate], Mapping[str, Any]]
 """Examines a distilled candidate's files, records the outcome, and returns its student record."""
+
+
+def patiently(examine: Callable[[], Examined], say: Callable[[str], None]) -> Examined:
+    """What `examine` finds, asked as often as students are measured where noise disturbs it. Raises the last
+    NoisyDeviceError."""
+    for _ in range(NOISY_ROUNDS - 1):
+        try:
+            return examine()
+        except NoisyDeviceError as error:
+            say(f"the measurement was disturbed: {error.why}; measuring again")
+    return examine()
 
 
 @dataclass

@@ -15,6 +15,7 @@ from priced_networks import Arithmetic, small_pricer, small_resnet
 
 from autocompress.budgets import Limits
 from autocompress.candidate import Candidate, Cost
+from autocompress.certified import NOISY_ROUNDS, patiently
 from autocompress.cost import CostModel
 from autocompress.errors import (
     InputError,
@@ -501,6 +502,22 @@ def test_where_no_student_can_be_examined_the_last_error_is_raised(bench: Bench)
     bench.certify = failing  # type: ignore[method-assign]
     with pytest.raises(StudentError, match="something else"):
         bench.run()
+
+
+def test_the_teacher_is_measured_as_often_as_a_student_where_noise_disturbs_it():
+    said: list[str] = []
+    answers = [NoisyDeviceError("too noisy", why="of a neighbour")] * (NOISY_ROUNDS - 1)
+
+    def examine() -> str:
+        if answers:
+            raise answers.pop()
+        return "measured"
+
+    assert patiently(examine, said.append) == "measured"
+    assert len(said) == NOISY_ROUNDS - 1 and "of a neighbour" in said[0]
+    answers[:] = [NoisyDeviceError("too noisy")] * NOISY_ROUNDS
+    with pytest.raises(NoisyDeviceError):
+        patiently(examine, said.append)
 
 
 def test_noise_that_does_not_end_is_an_error_that_a_resume_can_mend(bench: Bench):
