@@ -226,6 +226,11 @@ def map_args(change: Callable[[Any], Any], arg: Any) -> Any:
     return change(arg)
 
 
+def batch_is_second(shape: Shape) -> bool:
+    """Whether a value has its batch, 1 in a trace, on the second axis, as within torch's attention."""
+    return len(shape) > 2 and shape[0] != 1 == shape[1]
+
+
 def redirect(nodes: Iterable[Node], new_names: Mapping[str, str]) -> tuple[Node, ...]:
     """The nodes, reading `new_names[v]` wherever they read a value `v` named there."""
 

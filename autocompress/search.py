@@ -145,7 +145,6 @@ class Search:
         self._study.replay(told)
         for candidate in started.values():
             self._study.enqueue(candidate)
-        self._started_before = len(told)
 
     def _crashed(self, crash: Crash, started: dict[int, Candidate]) -> list[Told]:
         """Records what brought the last process down, so that it is not tried once more: a trial, taken from

@@ -22,7 +22,6 @@ from autocompress.quality.evaluate import recalibrate_batch_norms
 from autocompress.quality.evaluator import importances
 from autocompress.quality.layer_rows import (
     collect_moments,
-    groups_of,
     input_rows,
     places,
     solvable_layers,
@@ -33,6 +32,7 @@ from autocompress.space import parse_space
 from autocompress.transforms.apply import MOMENTS, apply, kept_channels
 from autocompress.transforms.low_rank import factorize
 from autocompress.transforms.prune import keep_mask, kept_outputs, prune
+from autocompress.transforms.replace_layer import groups_of
 from autocompress.transforms.sites import bind
 
 

@@ -18,7 +18,7 @@ from autocompress.distill.speed import autocast, layout_for, uses_bfloat16
 from autocompress.distill.train import one_cycle
 from autocompress.graph.module import GraphModule, build
 from autocompress.kernels import macs
-from autocompress.network import INPUT, Network, Weights, redirect
+from autocompress.network import INPUT, Network, Weights, batch_is_second, redirect
 
 STEPS, BATCH = 200, 64
 LEARNING_RATE = 3e-3
@@ -82,7 +82,7 @@ def learned(
     if own is None or part.source not in (INPUT, *teacher.source_network.by_name):
         return None
     shapes = (teacher.source_network.shape_of(value) for value in (part.source, part.output))
-    if any(len(shape) > 2 and shape[0] != 1 == shape[1] for shape in shapes):
+    if any(map(batch_is_second, shapes)):
         return None
     steps = min(steps, int(MOST_MACS / (_PASSES * BATCH * max(1, macs(own)))))
     inputs, targets = _recorded(teacher, part, examples)

@@ -22,8 +22,9 @@ from autocompress.data_splits import Split
 from autocompress.graph.module import GraphModule
 from autocompress.graph.rounding import best_binary_step
 from autocompress.network import BINARIZE, Network, Node, Param
-from autocompress.quality.layer_rows import groups_of, input_rows, places, solvable_layers, visited
+from autocompress.quality.layer_rows import input_rows, places, solvable_layers, visited
 from autocompress.transforms.grid import fit_steps
+from autocompress.transforms.replace_layer import groups_of
 
 ROWS = 8192
 RIDGE = 0.1

@@ -39,10 +39,6 @@ def _is_solvable(network: Network, node: Node) -> bool:
     return int(np.prod(network.params[weight.name].shape[1:])) <= LARGEST_FAN_IN
 
 
-def groups_of(node: Node) -> int:
-    return 1 if node.op == "linear" else int(conv_args(node).groups)
-
-
 def places(node: Node, value: Tensor, limit: int) -> Tensor:
     """Numbers of output places (example × position) of a layer that reads `value`, all of them or `limit`
     drawn with a fixed seed. A linear layer has one for each row, whichever axis is the batch."""

@@ -22,7 +22,8 @@ from autocompress.graph.module import WEIGHT_LEVELS, GraphModule, fake_quantize_
 from autocompress.graph.rounding import LEAST_STEP, on_grid
 from autocompress.network import GRID_BITS, Node, Param
 from autocompress.quality.compensate import batch_that_fits
-from autocompress.quality.layer_rows import groups_of, input_rows, places, solvable_layers, visited
+from autocompress.quality.layer_rows import input_rows, places, solvable_layers, visited
+from autocompress.transforms.replace_layer import groups_of
 
 ROWS = 4096
 STEPS = 500

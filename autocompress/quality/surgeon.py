@@ -23,9 +23,10 @@ from torch import Tensor
 from autocompress.graph.coupling import Coupling, Group
 from autocompress.graph.module import GraphModule
 from autocompress.network import Network, Node, Weights
-from autocompress.quality.layer_rows import Moments, collect_moments, groups_of, solvable_layers
+from autocompress.quality.layer_rows import Moments, collect_moments, solvable_layers
 from autocompress.quality.saliency import output_curvature
 from autocompress.transforms.prune import atom_scores
+from autocompress.transforms.replace_layer import groups_of
 
 DAMPING = 0.01
 """Added to the diagonal of second moments, as a share of its mean."""

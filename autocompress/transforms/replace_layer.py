@@ -22,6 +22,11 @@ class ConvArgs:
     groups: int
 
 
+def groups_of(node: Node) -> int:
+    """Of a convolution; a linear layer has one."""
+    return 1 if node.op == "linear" else int(conv_args(node).groups)
+
+
 def conv_args(node: Node) -> ConvArgs:
     """Arguments of a convolution; integers stand for both axes. `padding` may be 'same' or 'valid'."""
     defaults: tuple[Any, ...] = (1, 0, 1, 1)

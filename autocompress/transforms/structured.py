@@ -25,7 +25,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.network import Network, Node, Shape, Weights
+from autocompress.network import Network, Node, Shape, Weights, batch_is_second
 from autocompress.transforms.chain import Chain
 from autocompress.transforms.replace_layer import POINTWISE, ConvArgs, conv_args
 from autocompress.transforms.toeplitz import toeplitz_like
@@ -43,7 +43,7 @@ LEAST_TOEPLITZ_BLOCK, LARGEST_TOEPLITZ_BLOCK = 8, 256
 def applies(node: Node, weight_shape: Shape, kind: str) -> str:
     """Empty where the layer can have this structure, else why not."""
     if node.op == "linear":
-        if len(node.shape) > 2 and node.shape[0] != 1 == node.shape[1]:
+        if batch_is_second(node.shape):
             return "the batch is the second axis of its input"
         return "" if len(node.shape) in (2, 3, 4) else "its input has more than four axes"
     form = conv_args(node)

@@ -20,7 +20,7 @@ from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.network import Network, Node, Weights
 from autocompress.space_rules import density_of, n_of_m
 from autocompress.transforms.obs import obs
-from autocompress.transforms.replace_layer import conv_args
+from autocompress.transforms.replace_layer import groups_of
 from autocompress.transforms.share import entropy_constrained, k_means
 from autocompress.transforms.sparsify import Mask, magnitude_mask, n_of_m_mask
 
@@ -113,7 +113,7 @@ def _moments_of(node: Node, weight: Array, evidence: Evidence) -> Array | None:
     """`(groups, fan_in, fan_in)`, if it is there and of the weight as it is."""
     second = evidence.moments.get(node.name)
     fan_in = int(np.prod(weight.shape[1:]))
-    groups = 1 if node.op == "linear" else conv_args(node).groups
+    groups = groups_of(node)
     fits = second is not None and second.size == groups * fan_in**2 and second.shape[-1] == fan_in
     return second.reshape(groups, fan_in, fan_in) if second is not None and fits else None
 
