@@ -36,8 +36,6 @@ if TYPE_CHECKING:
         profile_kit,
         validate_profile,
     )
-    from autocompress.budgets import Budgets, Limits
-    from autocompress.candidate import Candidate, Cost, Site
     from autocompress.errors import (
         AutocompressError,
         BudgetError,
@@ -53,8 +51,10 @@ if TYPE_CHECKING:
         TeacherError,
         TooManyFailuresError,
     )
-    from autocompress.export.package import load_student as load
-    from autocompress.pareto import Front, Student
+    from autocompress.export.student_folder import load_student as load
+    from autocompress.problem.budgets import Budgets, Limits
+    from autocompress.problem.candidate import Candidate, Cost, Site
+    from autocompress.runs.front import Front, Student
 
     __version__: str
 
@@ -120,13 +120,13 @@ _MODULES = {
         "profile_kit",
         "validate_profile",
     ),
-    "budgets": ("Budgets", "Limits"),
-    "candidate": ("Candidate", "Cost", "Site"),
+    "problem.budgets": ("Budgets", "Limits"),
+    "problem.candidate": ("Candidate", "Cost", "Site"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "pareto": ("Front", "Student"),
+    "runs.front": ("Front", "Student"),
 }
 _ORIGINS = {name: (module, name) for module, names in _MODULES.items() for name in names}
-_ORIGINS["load"] = ("export.package", "load_student")
+_ORIGINS["load"] = ("export.student_folder", "load_student")
 
 
 def __getattr__(name: str) -> Any:

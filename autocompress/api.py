@@ -14,16 +14,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autocompress.candidate import Cost, Option, Site
 from autocompress.errors import BudgetError
+from autocompress.problem.candidate import Cost, Option, Site
 from autocompress.progress import Console
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from autocompress.answers import Answer, Answers
-    from autocompress.budgets import Budgets
-    from autocompress.pareto import Front
+    from autocompress.pipeline.budget_queries import Answer, Answers
+    from autocompress.problem.budgets import Budgets
+    from autocompress.runs.front import Front
 
 Teacher = "str | nn.Module"
 
@@ -51,7 +51,7 @@ class Inspection:
     @property
     def conclusion(self) -> str:
         """One sentence where nothing is left to decide, else empty."""
-        from autocompress.preparation import NOTHING_PAYS
+        from autocompress.pipeline.preparation import NOTHING_PAYS
 
         everything_dropped = self.dropped and all(len(site.options) == 1 for site in self.sites)
         return f"{NOTHING_PAYS[0].upper()}{NOTHING_PAYS[1:]}." if everything_dropped else ""
@@ -88,7 +88,7 @@ class Inspection:
 
     def table(self) -> Any:
         """The same for a terminal."""
-        from autocompress.reporting.table import inspection_table
+        from autocompress.reporting.tables import inspection_table
 
         return inspection_table(self)
 
@@ -104,15 +104,15 @@ def inspect(
 
     The input size is the data's, else `input_size`, else what the teacher says about itself.
     """
-    from autocompress.device.profile import load_profile
-    from autocompress.space import load_space
+    from autocompress.device.profile.profile import load_profile
+    from autocompress.problem.space import load_space
 
     loaded_space = load_space(space)
     profile = None if device is None else load_profile(device)
-    from autocompress.cost import CostModel
-    from autocompress.payoff import only_packed, payoff
-    from autocompress.preparation import bound_space, measured_choices, open_teacher, seen_by
-    from autocompress.pricing import Pricer
+    from autocompress.cost.model import CostModel
+    from autocompress.cost.pricer import Pricer
+    from autocompress.cost.worthless_choices import only_packed, payoff
+    from autocompress.pipeline.preparation import bound_space, measured_choices, open_teacher, seen_by
 
     opened = open_teacher(teacher, data, input_size)
     bound = bound_space(opened, loaded_space)
@@ -192,9 +192,9 @@ def compress(
         NothingFeasibleError: no student keeps the budgets; names the nearest miss.
         InputError: something that was given cannot be used; nothing was trained.
     """
-    from autocompress.device.profile import load_profile
-    from autocompress.request import DEFAULT_TRIALS, MOST_TRIALS, Request
-    from autocompress.space import load_space
+    from autocompress.device.profile.profile import load_profile
+    from autocompress.pipeline.request import DEFAULT_TRIALS, MOST_TRIALS, Request
+    from autocompress.problem.space import load_space
 
     if budgets is None:
         raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
@@ -224,7 +224,7 @@ def compress(
         trial_timeout_s=trial_timeout_s,
     )
     request.check(resume=resume, overwrite=overwrite)
-    from autocompress.campaign import carry_out
+    from autocompress.pipeline.search_run import carry_out
 
     found = carry_out(request, resume=resume, overwrite=overwrite, console=console or Console())
     return _answering(found)
@@ -232,19 +232,19 @@ def compress(
 
 def resume(run: str | Path, add_trials: int = 0, console: Console | None = None) -> Front:
     """Goes on with a search where it stopped; finished trials are not repeated."""
-    from autocompress.request import recorded_request
+    from autocompress.pipeline.request import recorded_request
 
     request = recorded_request(Path(run), add_trials)
     request.check(resume=True, overwrite=False)
-    from autocompress.campaign import carry_out
+    from autocompress.pipeline.search_run import carry_out
 
     return _answering(carry_out(request, resume=True, overwrite=False, console=console or Console()))
 
 
 def front(run: str | Path) -> Front:
     """The certified Pareto front of a run. Needs neither torch nor the search's packages."""
-    from autocompress.pareto import front_of
-    from autocompress.run_store import read_run
+    from autocompress.runs.front import front_of
+    from autocompress.runs.store import read_run
 
     return _answering(front_of(read_run(Path(run))))
 
@@ -254,7 +254,7 @@ def _answering(found: Front) -> Front:
 
     @cache
     def answers() -> Answers:
-        from autocompress.answers import Answers
+        from autocompress.pipeline.budget_queries import Answers
 
         return Answers.of(found.run)
 
@@ -280,8 +280,8 @@ def solve(
 def _parsed(
     found: Front, latency: str | None, memory: str | None, size: str | None, packed_size: str | None
 ) -> dict[str, float | None]:
-    from autocompress.budgets import MIB, Budgets
-    from autocompress.pareto import unmeasured_teacher
+    from autocompress.problem.budgets import MIB, Budgets
+    from autocompress.runs.front import unmeasured_teacher
 
     given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
     if not any(given.values()):
@@ -319,7 +319,7 @@ def pick(
 
 def bench(student: str | Path, console: Console | None = None) -> dict[str, Any]:
     """Measures a student folder again, here, and says whether it keeps the budgets it was certified for."""
-    from autocompress.rebench import measure_again
+    from autocompress.pipeline.bench_again import measure_again
 
     return measure_again(Path(student), console or Console())
 
@@ -329,7 +329,7 @@ def pack(student: str | Path, output: str | Path | None = None, coder: str = "co
 
     `load` reads the file. Raises StudentError where the folder cannot be read or the file not be written.
     """
-    from autocompress.export.package import pack_student
+    from autocompress.export.student_folder import pack_student
 
     return pack_student(Path(student), None if output is None else Path(output), coder)
 
@@ -343,7 +343,7 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
 
 def status(run: str | Path) -> dict[str, Any]:
     """What a search has done and decided so far."""
-    from autocompress.run_store import read_run
+    from autocompress.runs.store import read_run
 
     record = read_run(Path(run))
     return {
@@ -359,13 +359,13 @@ def status(run: str | Path) -> dict[str, Any]:
 
 def doctor() -> dict[str, Any]:
     """What this machine can do: processor, precisions, threads, runtimes, versions, problems."""
-    from autocompress.device.doctor import doctor as examine
+    from autocompress.device.measure.machine import doctor as examine
 
     return examine()
 
 
 def versions() -> Mapping[str, str]:
     """Versions of the packages that decide results."""
-    from autocompress.run_store import environment_record
+    from autocompress.runs.store import environment_record
 
     return dict(environment_record(0)["packages"])

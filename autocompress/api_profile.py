@@ -15,7 +15,7 @@ from autocompress.progress import Console
 if TYPE_CHECKING:
     from torch import nn
 
-    from autocompress.device.profile import DeviceProfile
+    from autocompress.device.profile.profile import DeviceProfile
 
 
 def profile(
@@ -34,10 +34,10 @@ def profile(
     console: Console | None = None,
 ) -> DeviceProfile:
     """Measures this machine on `networks` random candidates of the space and writes the profile folder."""
-    from autocompress.space import load_space
+    from autocompress.problem.space import load_space
 
     loaded_space = load_space(space)
-    from autocompress.profiling import measure_profile
+    from autocompress.pipeline.profile_device import measure_profile
 
     return measure_profile(
         teacher, loaded_space, Path(output), runtime, threads, batch, networks, seed, data, input_size,
@@ -61,12 +61,12 @@ def validate_profile(
     Teacher, space and input size are those of the profile's first source that timm can build, where
     they are not given. Writes nothing unless `update`, which replaces the profile's `validation.json`.
     """
-    from autocompress.device.profile import load_profile, profile_folder
+    from autocompress.device.profile.profile import load_profile, profile_folder
 
     folder = profile_folder(device)
     found = load_profile(folder)
-    from autocompress.revalidation import updated
-    from autocompress.revalidation import validate_profile as validate
+    from autocompress.pipeline.profile_check import updated
+    from autocompress.pipeline.profile_check import validate_profile as validate
 
     result = validate(found, teacher, space, networks, seed, data, input_size, console or Console())
     if update:
@@ -78,9 +78,9 @@ def merge_profiles(
     devices: Sequence[str | Path], output: str | Path, overwrite: bool = False
 ) -> DeviceProfile:
     """Writes one profile of several of the same device, runtime, threads and batch, and returns it."""
-    from autocompress.device.merging import merge_profiles as merge
-    from autocompress.device.profile import load_profile
-    from autocompress.device.profile_files import write_profile
+    from autocompress.device.profile.merging import merge_profiles as merge
+    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import write_profile
 
     folder = Path(output)
     if folder.exists() and not overwrite:
@@ -92,8 +92,8 @@ def merge_profiles(
 
 def diff_profiles(first: str | Path, second: str | Path) -> dict[str, Any]:
     """How two device profiles differ; see `device.profile_diff.profile_difference`."""
-    from autocompress.device.profile import load_profile
-    from autocompress.device.profile_diff import profile_difference
+    from autocompress.device.profile.diff import profile_difference
+    from autocompress.device.profile.profile import load_profile
 
     return profile_difference(load_profile(first), load_profile(second))
 
@@ -124,7 +124,7 @@ def profile_kit(
     Raises InputError for what only `ssh` uses without it.
     """
     from autocompress.device.kit.remote import Host
-    from autocompress.space import load_space
+    from autocompress.problem.space import load_space
 
     if ssh is None:
         _refuse_unused(
@@ -135,7 +135,7 @@ def profile_kit(
         )
     host = None if ssh is None else Host(ssh, tuple(ssh_options), python)
     loaded_space = load_space(space)
-    from autocompress import kits
+    from autocompress.pipeline import device_kits as kits
 
     console = console or Console()
     kit = kits.make_kit(
@@ -176,7 +176,7 @@ def profile_import(
     it looks like. Dumps need the `models` that were profiled, one each, or the `teacher`; `latencies` are
     those of the whole networks, such as "1.2ms". Raises ProfileError for whatever cannot be used.
     """
-    from autocompress import kits
+    from autocompress.pipeline import device_kits as kits
 
     paths = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
     if kind is None and len(paths) == 1 and (paths[0].is_dir() or paths[0].suffix == ".jsonl"):

@@ -31,12 +31,12 @@ import numpy as np
 import torch
 from joint_space import Bench
 
-from autocompress.candidate import Candidate
-from autocompress.device.statistics import rank_correlation
-from autocompress.promotion import KEPT_SHARE
-from autocompress.quality.scores import MEASURES
-from autocompress.quality.student import Workshop
-from autocompress.transforms.quantize import plan
+from autocompress.device.measure.statistics import rank_correlation
+from autocompress.problem.candidate import Candidate
+from autocompress.search.halving import KEPT_SHARE
+from autocompress.students.builder import Workshop
+from autocompress.students.sensitivity import MEASURES
+from autocompress.transforms.families.quantize import plan
 
 QUANTIZED_EPOCHS = 0.5
 DRAWN, DRAWS = 12, 2000

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import autocompress as ac
-from autocompress.candidate import Candidate
-from autocompress.certify import Certificate, Device, examine
 from autocompress.export.onnx import to_onnx
-from autocompress.preparation import OpenedTeacher, bound_space, open_teacher
-from autocompress.quality.evaluator import importances
-from autocompress.quality.student import Workshop
-from autocompress.space import load_space
+from autocompress.pipeline.certification import Certificate, Device, examine
+from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import load_space
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
 
 FOLDER = Path("runs/cifar-resnet20")
 SPACE = "joint"

@@ -24,19 +24,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
-from autocompress.device.profile import load_profile
-from autocompress.evaluation import Ask, Result, Stop, Task, Tell, Wait
-from autocompress.preparation import bound_space, open_teacher, priced, seen_by
-from autocompress.pricing import Pricer, Repairer
+from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.device.profile.profile import load_profile
+from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import load_space
 from autocompress.progress import Console
-from autocompress.promotion import Plan
-from autocompress.quality.evaluator import TRIAL
-from autocompress.run_store import RunStore
-from autocompress.search import Search
-from autocompress.solver import Solver
-from autocompress.space import load_space
+from autocompress.runs.store import RunStore
+from autocompress.runs.tasks import Ask, Result, Stop, Task, Tell, Wait
+from autocompress.search.halving import Plan
+from autocompress.search.loop import Search
+from autocompress.search.proposers.solver import Solver
+from autocompress.students.evaluator import TRIAL
 
 DEVICE, SPACE = "epyc-zen4-onnxruntime-1-thread-resnet20", "joint"
 FOLDER = Path("runs/cluster")

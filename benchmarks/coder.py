@@ -19,9 +19,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.coding.huffman import decode_huffman, encode_huffman
-from autocompress.coding.levels import decode_levels, encode_levels
-from autocompress.teacher import load_teacher
+from autocompress.export.coding.huffman import decode_huffman, encode_huffman
+from autocompress.export.coding.levels import decode_levels, encode_levels
+from autocompress.problem.teacher import load_teacher
 
 Levels = NDArray[np.int64]
 
@@ -37,7 +37,7 @@ def main() -> int:
     print(f"{'':20}{'entropy':>9}{'Huffman':>9}{'xz':>9}{'context':>9}{'encode s':>10}{'decode s':>10}")
     for name, rounded in (("4 bit, dense", in_4_bits), ("3 bit, 90 % zeros", in_3_bits_sparse)):
         print(row(name, [rounded(weight) for weight in weights], count))
-    print("entropy: of each tensor, order zero. context: autocompress.coding.levels")
+    print("entropy: of each tensor, order zero. context: autocompress.export.coding.levels")
     return 0
 
 

@@ -25,16 +25,16 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.data import Batch, Data, Split, load_data
-from autocompress.distill.hold import GradualPruning, hold_shared, hold_zeros
-from autocompress.distill.losses import ClassLoss
-from autocompress.distill.train import distil
 from autocompress.export.acz import load_acz, save_acz, tensor_bytes
 from autocompress.graph.module import GraphModule, build
+from autocompress.graph.network import Network, Weights
 from autocompress.graph.trace import trace
-from autocompress.network import Network, Weights
-from autocompress.quality.evaluate import evaluate
-from autocompress.transforms.share import Codebook, entropy_constrained
+from autocompress.problem.data import Batch, Data, Split, load_data
+from autocompress.students.accuracy import evaluate
+from autocompress.students.training.constraints import GradualPruning, hold_shared, hold_zeros
+from autocompress.students.training.distill import distil
+from autocompress.students.training.losses import ClassLoss
+from autocompress.transforms.arrays.codebooks import Codebook, entropy_constrained
 
 FOLDER = Path("runs/deep-compression")
 BATCH = 250

@@ -25,25 +25,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from autocompress.data import Data, load_data
-from autocompress.distill.teacher_outputs import TeacherOutputs
-from autocompress.distill.train import distil
+from autocompress.cost.kernels import macs
 from autocompress.graph.blocks import residual_blocks
 from autocompress.graph.module import GraphModule, build
+from autocompress.graph.network import Network, Weights
 from autocompress.graph.trace import trace
-from autocompress.kernels import macs
-from autocompress.network import Network, Weights
-from autocompress.preparation import open_teacher
-from autocompress.quality.blockwise import Part, learned
-from autocompress.quality.compensate import compensate
-from autocompress.quality.evaluate import evaluate, recalibrate_batch_norms
-from autocompress.quality.layer_rows import collect_moments, solvable_layers
-from autocompress.transforms.compact import COMPACT, compact
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.low_rank import FOR_KERNELS, factorize, method_for, parameters, ranks
-from autocompress.transforms.merge import merge
-from autocompress.transforms.structured import STRUCTURES, sizes, structure
-from autocompress.transforms.structured import parameters as structured_parameters
+from autocompress.pipeline.preparation import open_teacher
+from autocompress.problem.data import Data, load_data
+from autocompress.students.accuracy import evaluate, recalibrate_batch_norms
+from autocompress.students.calibration.compensation import compensate
+from autocompress.students.calibration.layer_inputs import collect_moments, solvable_layers
+from autocompress.students.training.blockwise import Part, learned
+from autocompress.students.training.distill import distil
+from autocompress.students.training.teacher_cache import TeacherOutputs
+from autocompress.transforms.families.compact import COMPACT, compact
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.low_rank import FOR_KERNELS, factorize, method_for, parameters, ranks
+from autocompress.transforms.families.merge import merge
+from autocompress.transforms.families.structured import STRUCTURES, sizes, structure
+from autocompress.transforms.families.structured import parameters as structured_parameters
 
 CALIBRATION_SIZE = 512
 BATCH = 128

@@ -28,21 +28,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate, Option, Site
-from autocompress.device.profile import load_profile
-from autocompress.device.statistics import rank_correlation
-from autocompress.pareto import hypervolume
-from autocompress.preparation import bound_space, open_teacher, priced, seen_by
-from autocompress.pricing import Repairer
-from autocompress.promotion import Plan
-from autocompress.quality.evaluator import importances
-from autocompress.quality.one_shot import OneShot
-from autocompress.quality.scores import MEASURES, score
-from autocompress.quality.student import Workshop
-from autocompress.samplers import proposer
-from autocompress.solver import Solver
-from autocompress.space import load_space
+from autocompress.cost.pricer import Repairer
+from autocompress.device.measure.statistics import rank_correlation
+from autocompress.device.profile.profile import load_profile
+from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate, Option, Site
+from autocompress.problem.space import load_space
+from autocompress.runs.front import hypervolume
+from autocompress.search.halving import Plan
+from autocompress.search.proposers.samplers import proposer
+from autocompress.search.proposers.solver import Solver
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
+from autocompress.students.one_shot import OneShot
+from autocompress.students.sensitivity import MEASURES, score
 from autocompress.transforms.sampling import random_candidate
 
 PROFILE = "epyc-zen5-onnxruntime-1-thread"

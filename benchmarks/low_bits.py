@@ -19,19 +19,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress.candidate import Candidate
-from autocompress.data import Data
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.acz import acz_bytes, tensor_bytes
 from autocompress.export.onnx import to_onnx
-from autocompress.network import Network, Weights
-from autocompress.preparation import OpenedTeacher, open_teacher
-from autocompress.quality.evaluate import Evaluation, evaluate_session
-from autocompress.quality.evaluator import importances
-from autocompress.quality.student import Finished, Workshop
-from autocompress.space import parse_space
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.grid import to_levels
+from autocompress.graph.network import Network, Weights
+from autocompress.pipeline.preparation import OpenedTeacher, open_teacher
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.data import Data
+from autocompress.problem.space import parse_space
+from autocompress.students.accuracy import Evaluation, evaluate_session
+from autocompress.students.builder import Finished, Workshop
+from autocompress.students.evaluator import importances
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.low_bit import to_levels
 from autocompress.transforms.sites import bind
 
 SPACE = """

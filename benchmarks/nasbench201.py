@@ -25,12 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate, Site
-from autocompress.engine import Engine
-from autocompress.pareto import hypervolume_history
-from autocompress.samplers import WORTH_BEYOND_LIMIT
-from autocompress.study import SAMPLERS, Study
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate, Site
+from autocompress.runs.front import hypervolume_history
+from autocompress.search.proposers.bayesian import Engine
+from autocompress.search.proposers.optuna_study import SAMPLERS, Study
+from autocompress.search.proposers.samplers import WORTH_BEYOND_LIMIT
 
 EDGES = ("edge_0_1", "edge_0_2", "edge_1_2", "edge_0_3", "edge_1_3", "edge_2_3")
 PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))

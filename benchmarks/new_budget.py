@@ -20,13 +20,13 @@ import sys
 import time
 from pathlib import Path
 
-from autocompress.answers import Answers
-from autocompress.device.profile import load_profile, profile_folder
-from autocompress.effects import effects_of
-from autocompress.network import to_json
-from autocompress.preparation import bound_space, open_teacher, priced, seen_by
-from autocompress.run_store import RunStore
-from autocompress.space import load_space
+from autocompress.cost.marginal import effects_of
+from autocompress.device.profile.profile import load_profile, profile_folder
+from autocompress.graph.network import to_json
+from autocompress.pipeline.budget_queries import Answers
+from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
+from autocompress.problem.space import load_space
+from autocompress.runs.store import RunStore
 
 PROFILE = "epyc-zen4-onnxruntime-1-thread-resnet20"
 FOLDER = Path("runs/new-budget")

@@ -24,8 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.candidate import Site
-from autocompress.evaluation import Evaluate, Factory, Result, Task
+from autocompress.problem.candidate import Site
+from autocompress.runs.tasks import Evaluate, Factory, Result, Task
 
 FOLDER = Path("runs/overhead")
 OBJECTIVES = ("accuracy", "latency_ms", "file_bytes")
@@ -46,7 +46,7 @@ def study_alone(sampler: str) -> Callable[[], None]:
     """Ask and tell of Optuna, with nothing around them; a call is one trial."""
     import optuna
 
-    from autocompress.study import _direction, _distribution, _sampler
+    from autocompress.search.proposers.optuna_study import _direction, _distribution, _sampler
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
@@ -64,7 +64,7 @@ def study_alone(sampler: str) -> Callable[[], None]:
 
 def study_here(sampler: str) -> tuple[Callable[[], None], Callable[[], int]]:
     """The same by `study.Study`; also how many proposals it passed over because they were known."""
-    from autocompress.study import Study
+    from autocompress.search.proposers.optuna_study import Study
 
     study, rng = Study(sites(), OBJECTIVES, sampler=sampler, seed=0), random.Random(0)
 
@@ -106,7 +106,7 @@ def nothing(*_: Any) -> Evaluate:
 
 
 def through_tune(trials: int) -> None:
-    from autocompress.workers import executor
+    from autocompress.runs.ray_workers import executor
 
     on = executor(Factory("overhead:nothing"), workers=1, cpus_per_trial=1)
     told: list[float] = []
@@ -146,20 +146,20 @@ def memory_growth(end: int) -> None:
     import torch
     from torch import nn
 
-    from autocompress.budgets import Limits
-    from autocompress.cost import CostModel
-    from autocompress.data import load_data
-    from autocompress.device.profile import load_profile
-    from autocompress.evaluation import InProcess
+    from autocompress.cost.model import CostModel
+    from autocompress.cost.pricer import Pricer, Repairer
+    from autocompress.device.profile.profile import load_profile
     from autocompress.graph.trace import trace
-    from autocompress.pricing import Pricer, Repairer
+    from autocompress.problem.budgets import Limits
+    from autocompress.problem.data import load_data
+    from autocompress.problem.space import parse_space
     from autocompress.progress import Console
-    from autocompress.promotion import Plan
-    from autocompress.quality.evaluator import Evaluator, importances
-    from autocompress.quality.student import Workshop
-    from autocompress.run_store import RunStore
-    from autocompress.search import Search
-    from autocompress.space import parse_space
+    from autocompress.runs.store import RunStore
+    from autocompress.runs.tasks import InProcess
+    from autocompress.search.halving import Plan
+    from autocompress.search.loop import Search
+    from autocompress.students.builder import Workshop
+    from autocompress.students.evaluator import Evaluator, importances
     from autocompress.transforms.sites import bind
 
     torch.manual_seed(0)

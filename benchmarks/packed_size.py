@@ -18,19 +18,19 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import Candidate, Option
-from autocompress.cost import weight_bytes
+from autocompress.cost.model import weight_bytes
+from autocompress.cost.packed_size import entropy_bits, packed_bytes
 from autocompress.export.acz import acz_bytes, tensor_bytes
+from autocompress.graph.network import Network, Weights
 from autocompress.graph.trace import trace
-from autocompress.network import Network, Weights
-from autocompress.packed import entropy_bits, packed_bytes
-from autocompress.space import parse_space
-from autocompress.teacher import load_teacher
+from autocompress.problem.candidate import Candidate, Option
+from autocompress.problem.space import parse_space
+from autocompress.problem.teacher import load_teacher
 from autocompress.transforms.apply import apply, deployed
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import quantize_weight
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.quantize import quantize_weight
+from autocompress.transforms.families.sparsity import mask_of, rounded, share, shared
 from autocompress.transforms.sites import BoundSpace, bind
-from autocompress.transforms.thin import mask_of, rounded, share, shared
 
 SPACE = """
 name: packed

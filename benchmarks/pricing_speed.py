@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-from autocompress.candidate import Candidate
-from autocompress.cost import CostModel
-from autocompress.device.profile import load_profile
-from autocompress.preparation import bound_space, open_teacher
-from autocompress.pricing import Pricer, with_choice
-from autocompress.space import load_space
+from autocompress.cost.model import CostModel
+from autocompress.cost.pricer import Pricer, with_choice
+from autocompress.device.profile.profile import load_profile
+from autocompress.pipeline.preparation import bound_space, open_teacher
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import load_space
 from autocompress.transforms.sampling import random_candidate
 
 COUNT, REPETITIONS = 300, 5

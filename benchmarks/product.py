@@ -27,24 +27,24 @@ import numpy as np
 import torch
 from joint_space import PROFILE, evenly
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
-from autocompress.certify import Device, examine
-from autocompress.device.profile import load_profile
+from autocompress.cost.pricer import Repairer
+from autocompress.device.profile.profile import load_profile
 from autocompress.export.onnx import to_onnx
-from autocompress.export.package import load_student, save_student
+from autocompress.export.student_folder import load_student, save_student
 from autocompress.graph.module import GraphModule, build
-from autocompress.pairs import pair_terms
-from autocompress.preparation import bound_space, open_teacher, priced, seen_by
-from autocompress.pricing import Repairer
-from autocompress.promotion import Plan
-from autocompress.quality.evaluator import importances
-from autocompress.quality.one_shot import OneShot
-from autocompress.quality.scores import Scorer, score
-from autocompress.quality.student import Workshop
-from autocompress.samplers import proposer
-from autocompress.solver import Solver, pairs_of_rows
-from autocompress.space import load_space
+from autocompress.pipeline.certification import Device, examine
+from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import load_space
+from autocompress.search.halving import Plan
+from autocompress.search.proposers.pair_terms import pair_terms
+from autocompress.search.proposers.samplers import proposer
+from autocompress.search.proposers.solver import Solver, pairs_of_rows
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
+from autocompress.students.one_shot import OneShot
+from autocompress.students.sensitivity import Scorer, score
 
 SHARES = (0.30, 0.215, 0.15)
 HEADROOM = 0.985

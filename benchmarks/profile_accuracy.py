@@ -25,25 +25,25 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 
-from autocompress.cost import CostModel
-from autocompress.device.fitting import rows, summary, without_drift
-from autocompress.device.latency_table import LatencyTable
-from autocompress.device.layouts import detect_layouts
-from autocompress.device.measure import machine_lock
-from autocompress.device.measurements import FILE, Measurements, Timed
-from autocompress.device.profile import DeviceProfile
-from autocompress.device.profile_files import write_profile
+from autocompress.cost.fused_graph import LAYERS
+from autocompress.cost.kernels import Kernel, kernels
+from autocompress.cost.model import CostModel
+from autocompress.device.measure.latency import machine_lock
+from autocompress.device.measure.layout_probe import detect_layouts
+from autocompress.device.measure.log import FILE, Measurements, Timed
+from autocompress.device.measure.quiet_gate import Gate, QuietSettings
+from autocompress.device.profile.fitting import rows, summary, without_drift
+from autocompress.device.profile.latency_table import LatencyTable
+from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile_files.store import write_profile
 from autocompress.device.profiler import Bench, Sample, profile_from
-from autocompress.device.quiet import Gate, QuietSettings
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
-from autocompress.kernels import Kernel, kernels
-from autocompress.network import INPUT, Network, Ref
-from autocompress.preparation import bound_space, open_teacher
-from autocompress.profiling import CHOSEN_SHARE, Chooser, profile_samples, shipped
-from autocompress.runtime_graph import LAYERS
-from autocompress.space import load_space
+from autocompress.graph.network import INPUT, Network, Ref
+from autocompress.pipeline.preparation import bound_space, open_teacher
+from autocompress.pipeline.profile_device import CHOSEN_SHARE, Chooser, profile_samples, shipped
+from autocompress.problem.space import load_space
 from autocompress.transforms.sampling import random_candidate, random_weights
 from autocompress.transforms.sites import BoundSpace
 

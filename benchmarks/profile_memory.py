@@ -25,13 +25,13 @@ import numpy as np
 from profile_accuracy import cases
 from scipy.optimize import nnls
 
-from autocompress.cost import live_bytes, low_bit_weights, peak_memory_bytes
+from autocompress.cost.kernels import kernels
+from autocompress.cost.model import live_bytes, low_bit_weights, peak_memory_bytes
 from autocompress.export.onnx import to_onnx
-from autocompress.kernels import kernels
-from autocompress.network import Network, Node, Param, ParamSpec, Ref
-from autocompress.preparation import bound_space, open_teacher
-from autocompress.profiling import profile_samples, shipped
-from autocompress.space import load_space
+from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref
+from autocompress.pipeline.preparation import bound_space, open_teacher
+from autocompress.pipeline.profile_device import profile_samples, shipped
+from autocompress.problem.space import load_space
 from autocompress.transforms.sampling import random_candidate, random_weights
 
 SEED = 2000

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 import autocompress as ac
-from autocompress.cost import CostModel
-from autocompress.demo import ARCHITECTURE
-from autocompress.device.profile import load_profile
-from autocompress.preparation import bound_space, open_teacher
-from autocompress.profiling import shipped
-from autocompress.space import load_space
+from autocompress.cost.model import CostModel
+from autocompress.device.profile.profile import load_profile
+from autocompress.pipeline.demo_teacher import ARCHITECTURE
+from autocompress.pipeline.preparation import bound_space, open_teacher
+from autocompress.pipeline.profile_device import shipped
+from autocompress.problem.space import load_space
 from autocompress.transforms.sampling import random_candidate
 
 FOLDER = Path("runs/profile-repeat")

@@ -21,21 +21,21 @@ from typing import get_args
 
 import numpy as np
 
-from autocompress.data import Data
-from autocompress.distill.teacher_outputs import TeacherOutputs
-from autocompress.distill.train import distil
+from autocompress.cost.kernels import macs
 from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.module import GraphModule, build
-from autocompress.kernels import macs
-from autocompress.network import Network, Param
-from autocompress.preparation import open_teacher
-from autocompress.quality.compensate import compensate
-from autocompress.quality.evaluate import evaluate, recalibrate_batch_norms
-from autocompress.quality.evaluator import importance
-from autocompress.space_rules import Importance
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.prune import Keep, keep_mask, kept_outputs, prune
+from autocompress.graph.network import Network, Param
+from autocompress.pipeline.preparation import open_teacher
+from autocompress.problem.data import Data
+from autocompress.problem.space_rules import Importance
+from autocompress.students.accuracy import evaluate, recalibrate_batch_norms
+from autocompress.students.calibration.compensation import compensate
+from autocompress.students.evaluator import importance
+from autocompress.students.training.distill import distil
+from autocompress.students.training.teacher_cache import TeacherOutputs
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.prune import Keep, keep_mask, kept_outputs, prune
 
 CALIBRATION_SIZE = 512
 BATCH = 128

@@ -22,19 +22,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from autocompress.data import Data
-from autocompress.data_splits import Split
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.module import GraphModule, build
-from autocompress.network import Network, Weights
-from autocompress.preparation import open_teacher
-from autocompress.quality.evaluate import logits_of
-from autocompress.quality.quantization import quantized
-from autocompress.space_rules import Quantize, RangeMethod
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import with_bits
+from autocompress.graph.network import Network, Weights
+from autocompress.pipeline.preparation import open_teacher
+from autocompress.problem.data import Data
+from autocompress.problem.space_rules import Quantize, RangeMethod
+from autocompress.problem.splits import Split
+from autocompress.students.accuracy import logits_of
+from autocompress.students.calibration.quantization import quantized
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.quantize import with_bits
 
 CALIBRATION_SIZE = 512
 TARGET_POINTS = 0.1

@@ -22,9 +22,9 @@ import torch
 from deep_compression import NETWORKS, RECIPES, Warped, teacher_of
 
 import autocompress as ac
-from autocompress.data import load_data
-from autocompress.export.package import read_spec
+from autocompress.export.student_folder import read_spec
 from autocompress.graph.module import build
+from autocompress.problem.data import load_data
 
 FOLDER = Path("runs/small-file")
 SPACE = "small-file"

@@ -24,23 +24,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
-from autocompress.cost import CostModel, kernels
-from autocompress.data import Data, load_data
-from autocompress.device.profile import load_profile
-from autocompress.distill.train import distil
+from autocompress.cost.model import CostModel, kernels
+from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.device.profile.profile import load_profile
 from autocompress.graph.trace import trace
-from autocompress.pareto import hypervolume
-from autocompress.pricing import Pricer, Repairer
-from autocompress.promotion import Plan
-from autocompress.quality.evaluator import importances
-from autocompress.quality.one_shot import OneShot
-from autocompress.quality.scores import score
-from autocompress.quality.student import Workshop
-from autocompress.samplers import proposer
-from autocompress.solver import Solver
-from autocompress.space import parse_space
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.data import Data, load_data
+from autocompress.problem.space import parse_space
+from autocompress.runs.front import hypervolume
+from autocompress.search.halving import Plan
+from autocompress.search.proposers.samplers import proposer
+from autocompress.search.proposers.solver import Solver
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
+from autocompress.students.one_shot import OneShot
+from autocompress.students.sensitivity import score
+from autocompress.students.training.distill import distil
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import bind
 

@@ -23,19 +23,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from autocompress.candidate import Option
-from autocompress.data import Data, load_data
-from autocompress.distill.hold import held
-from autocompress.distill.sparse_training import METHODS, Thinner
-from autocompress.distill.train import distil
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
-from autocompress.preparation import open_teacher
-from autocompress.quality.evaluate import evaluate, recalibrate_batch_norms
-from autocompress.quality.evidence import evidence
-from autocompress.quality.layer_rows import solvable_layers
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.thin import Thinning, marked, mask_of, share, thinned
+from autocompress.pipeline.preparation import open_teacher
+from autocompress.problem.candidate import Option
+from autocompress.problem.data import Data, load_data
+from autocompress.students.accuracy import evaluate, recalibrate_batch_norms
+from autocompress.students.calibration.layer_inputs import solvable_layers
+from autocompress.students.calibration.weight_statistics import evidence
+from autocompress.students.training.constraints import held
+from autocompress.students.training.distill import distil
+from autocompress.students.training.sparsification import METHODS, Thinner
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.sparsity import Thinning, marked, mask_of, share, thinned
 
 CALIBRATION_SIZE, BATCH = 512, 128
 AT_ONCE: tuple[Option, ...] = (0.5, "2:4", 0.3)

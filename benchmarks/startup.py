@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from autocompress.run_store import RunStore
+from autocompress.runs.store import RunStore
 
 RUNS = 7
 TRIALS = 10_000

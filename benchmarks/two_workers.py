@@ -19,21 +19,21 @@ from typing import Any
 
 import torch
 
-from autocompress.budgets import Limits
-from autocompress.data import Data
-from autocompress.device.profile import load_profile
-from autocompress.evaluation import Executor, InProcess
-from autocompress.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
-from autocompress.pricing import Pricer, Repairer
+from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.device.profile.profile import load_profile
+from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
+from autocompress.problem.budgets import Limits
+from autocompress.problem.data import Data
+from autocompress.problem.space import load_space
 from autocompress.progress import Console
-from autocompress.promotion import Plan
-from autocompress.quality.evaluator import TRIAL, Evaluator, importances
-from autocompress.quality.remote import remote_evaluator
-from autocompress.quality.student import Workshop
-from autocompress.run_store import RunStore
-from autocompress.search import Search
-from autocompress.space import load_space
-from autocompress.workers import executor
+from autocompress.runs.ray_workers import executor
+from autocompress.runs.store import RunStore
+from autocompress.runs.tasks import Executor, InProcess
+from autocompress.search.halving import Plan
+from autocompress.search.loop import Search
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import TRIAL, Evaluator, importances
+from autocompress.students.remote import remote_evaluator
 
 DEVICE, SPACE = "epyc-zen4-onnxruntime-1-thread-resnet20", "joint"
 FOLDER = Path("runs/two-workers")

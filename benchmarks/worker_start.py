@@ -18,13 +18,13 @@ from typing import Any
 
 import psutil
 
-from autocompress.evaluation import Arrays, Evaluate, Factory, Result, Task
-from autocompress.preparation import bound_space, open_teacher
-from autocompress.quality.evaluator import importances
-from autocompress.quality.remote import make, remote_evaluator
-from autocompress.quality.student import Workshop
-from autocompress.space import load_space
-from autocompress.workers import executor
+from autocompress.pipeline.preparation import bound_space, open_teacher
+from autocompress.problem.space import load_space
+from autocompress.runs.ray_workers import executor
+from autocompress.runs.tasks import Arrays, Evaluate, Factory, Result, Task
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
+from autocompress.students.remote import make, remote_evaluator
 
 SPACE = "joint"
 WORKERS = 2

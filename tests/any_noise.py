@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from autocompress import revalidation
 from autocompress.device import profiler
-from autocompress.device.quiet import QuietSettings
+from autocompress.device.measure.quiet_gate import QuietSettings
+from autocompress.pipeline import profile_check as revalidation
 
 ANYTHING = 1e9
 HURRIED = QuietSettings(blocks=2, most_blocks=2, block_s=0.001, tolerance=ANYTHING)

@@ -8,9 +8,9 @@ from pathlib import Path
 from priced_networks import small_pricer
 
 from autocompress.device.kit.folder import Kit, KitSettings, write_kit
+from autocompress.device.measure.quiet_gate import QuietSettings
 from autocompress.device.profiler import Sample
-from autocompress.device.quiet import QuietSettings
-from autocompress.profiling import profile_samples
+from autocompress.pipeline.profile_device import profile_samples
 
 COUNT = 8
 ANYTHING = 1e9

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.cost import CostModel, file_features_count
-from autocompress.device.latency_table import LatencyTable, Row
+from autocompress.cost.kernels import Kernel
+from autocompress.cost.layouts import Layouts
+from autocompress.cost.model import CostModel, file_features_count
+from autocompress.cost.pricer import Pricer
+from autocompress.device.profile.latency_table import LatencyTable, Row
+from autocompress.graph.network import Weights
 from autocompress.graph.trace import trace
-from autocompress.kernels import Kernel
-from autocompress.network import Weights
-from autocompress.pricing import Pricer
-from autocompress.runtime_layouts import Layouts
-from autocompress.space import parse_space
+from autocompress.problem.space import parse_space
 from autocompress.transforms.sites import bind
 
 SPACE = """

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 import autocompress as ac
-from autocompress.coding import container
-from autocompress.coding.container import MAGIC, Header
-from autocompress.coding.records import body_of, smallest, unpack
-from autocompress.coding.tensors import (
+from autocompress.errors import StudentError
+from autocompress.export.acz import acz_bytes, is_worth_coding, load_acz, read_meta, save_acz
+from autocompress.export.coding import container
+from autocompress.export.coding.container import MAGIC, Header
+from autocompress.export.coding.records import body_of, smallest, unpack
+from autocompress.export.coding.tensors import (
     Grid,
     Plain,
     Scaled,
@@ -29,15 +31,13 @@ from autocompress.coding.tensors import (
     on_grid,
     shared_values,
 )
-from autocompress.errors import StudentError
-from autocompress.export.acz import acz_bytes, is_worth_coding, load_acz, read_meta, save_acz
 from autocompress.export.onnx import to_onnx
-from autocompress.export.package import is_intact, load_student, save_student
+from autocompress.export.student_folder import is_intact, load_student, save_student
 from autocompress.graph.module import build
+from autocompress.graph.network import Network, ParamSpec, Weights
 from autocompress.graph.trace import trace
-from autocompress.network import Network, ParamSpec, Weights
-from autocompress.transforms.quantize import dequantize_weight, plan, quantize_weight, with_ranges
-from autocompress.transforms.thin import mask_of
+from autocompress.transforms.families.quantize import dequantize_weight, plan, quantize_weight, with_ranges
+from autocompress.transforms.families.sparsity import mask_of
 
 floats = arrays(
     np.float32,

@@ -14,19 +14,19 @@ from click.testing import CliRunner
 from priced_networks import SPACE, small_resnet
 
 import autocompress as ac
-from autocompress.answers import Answers
 from autocompress.api import solve
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
-from autocompress.cli import main
-from autocompress.cost import CostModel, kernels
-from autocompress.device.profile import load_profile, profile_folder
-from autocompress.effects import effects_of
+from autocompress.cli.main import main
+from autocompress.cost.marginal import effects_of
+from autocompress.cost.model import CostModel, kernels
+from autocompress.cost.pricer import Pricer
+from autocompress.device.profile.profile import load_profile, profile_folder
+from autocompress.graph.network import to_json
 from autocompress.graph.trace import trace
-from autocompress.network import to_json
-from autocompress.pricing import Pricer
-from autocompress.run_store import RunStore
-from autocompress.space import parse_space
+from autocompress.pipeline.budget_queries import Answers
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import parse_space
+from autocompress.runs.store import RunStore
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import bind
 

@@ -11,8 +11,8 @@ import pytest
 
 import autocompress
 from autocompress import locations
-from autocompress.cli import main
-from autocompress.space import load_space
+from autocompress.cli.main import main
+from autocompress.problem.space import load_space
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autocompress"
@@ -94,8 +94,8 @@ def test_every_shipped_space_loads(name: str):
     [
         "import autocompress",
         "import autocompress; dir(autocompress); autocompress.__version__",
-        "from autocompress.cli import main; main(['--help'], standalone_mode=False)",
-        "from autocompress.cli import main; main(['search', '--help'], standalone_mode=False)",
+        "from autocompress.cli.main import main; main(['--help'], standalone_mode=False)",
+        "from autocompress.cli.main import main; main(['search', '--help'], standalone_mode=False)",
     ],
 )
 def test_starting_is_lean(code: str):
@@ -103,16 +103,16 @@ def test_starting_is_lean(code: str):
 
 
 def test_fronts_and_profiles_are_read_without_torch():
-    loaded = loaded_after("import autocompress.api, autocompress.pareto, autocompress.run_store")
+    loaded = loaded_after("import autocompress.api, autocompress.runs.front, autocompress.runs.store")
     assert loaded & set(HEAVY) == set()
     assert "torch" not in loaded_after(
-        "import autocompress.device.profile, autocompress.device.profile_files"
+        "import autocompress.device.profile.profile, autocompress.device.profile_files.store"
     )
 
 
 @pytest.mark.parametrize(
     ("package", "file"),
-    [("ray", "workers.py"), ("optuna", "study.py"), ("onnxruntime", "device/runtimes/onnxruntime.py")],
+    [("ray", "runs/ray_workers.py"), ("optuna", "search/proposers/optuna_study.py"), ("onnxruntime", "device/runtimes/onnxruntime.py")],
 )
 def test_one_file_imports_a_replaceable_package(package: str, file: str):
     assert [path.relative_to(PACKAGE).as_posix() for path in FILES if package in imported(path)] == [file]
@@ -142,7 +142,7 @@ def test_nothing_that_was_read_is_executed(file: Path):
 
 @pytest.mark.parametrize("name", locations.names("hardware_profiles"))
 def test_every_shipped_profile_loads_with_its_validation(name: str):
-    from autocompress.device.profile import load_profile
+    from autocompress.device.profile.profile import load_profile
 
     profile = load_profile(name)
     assert profile.validation["count"] >= (15 if profile.device.get("gpu") else 40)

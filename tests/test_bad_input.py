@@ -15,8 +15,8 @@ from priced_networks import SPACE
 
 from autocompress.api import inspect
 from autocompress.api_profile import profile
-from autocompress.cli import main
-from autocompress.run_store import RunStore
+from autocompress.cli.main import main
+from autocompress.runs.store import RunStore
 
 TEACHERS = """
 import sys

@@ -10,16 +10,16 @@ import torch
 from priced_networks import small_resnet
 from torch.nn import functional
 
-from autocompress.candidate import Candidate
-from autocompress.data import Data, load_data
-from autocompress.distill.train import distil
 from autocompress.graph.module import build
+from autocompress.graph.network import INPUT, Network, Weights
 from autocompress.graph.trace import trace
-from autocompress.network import INPUT, Network, Weights
-from autocompress.quality.blockwise import Part, learned, region
-from autocompress.quality.evaluate import evaluate
-from autocompress.quality.student import Workshop
-from autocompress.space import parse_space
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.data import Data, load_data
+from autocompress.problem.space import parse_space
+from autocompress.students.accuracy import evaluate
+from autocompress.students.builder import Workshop
+from autocompress.students.training.blockwise import Part, learned, region
+from autocompress.students.training.distill import distil
 from autocompress.transforms.apply import apply
 from autocompress.transforms.sites import BoundSpace, bind
 

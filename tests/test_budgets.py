@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.budgets import Budgets, Limits, check_reachable
-from autocompress.candidate import Cost
 from autocompress.errors import BudgetError
+from autocompress.problem.budgets import Budgets, Limits, check_reachable
+from autocompress.problem.candidate import Cost
 
 TEACHER = Cost(4.0, (3.9, 4.2), 1_000_000, 500_001, 10, 10)
 

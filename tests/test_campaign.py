@@ -20,12 +20,14 @@ from any_noise import PATIENT, take_any_noise
 from priced_networks import SPACE
 
 import autocompress as ac
-from autocompress import api, certify, rebench
-from autocompress.data import load_data
-from autocompress.device import measure
-from autocompress.export.package import is_intact, read_spec
+from autocompress import api
+from autocompress.device.measure import latency as measure
+from autocompress.export.student_folder import is_intact, read_spec
+from autocompress.pipeline import bench_again as rebench
+from autocompress.pipeline import certification as certify
+from autocompress.problem.data import load_data
 from autocompress.progress import Console
-from autocompress.run_store import read_run
+from autocompress.runs.store import read_run
 
 TEACHER = """
 import sys
@@ -79,7 +81,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     from priced_networks import small_resnet
     from safetensors.torch import save_file
 
-    from autocompress.distill.train import distil
+    from autocompress.students.training.distill import distil
 
     folder = tmp_path_factory.mktemp("setting")
     (folder / "space.yaml").write_text(SPACE)
@@ -305,7 +307,7 @@ def test_own_modules_and_datasets_from_python(setting: Setting, tmp_path: Path):
     from priced_networks import small_resnet
     from safetensors.torch import load_file
 
-    from autocompress.teacher import fingerprint
+    from autocompress.problem.teacher import fingerprint
 
     model = small_resnet(in_channels=3, classes=10)
     model.load_state_dict(load_file(setting.folder / "teacher.safetensors"))

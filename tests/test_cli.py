@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 
 import autocompress
 from autocompress import api
-from autocompress.cli import main
-from autocompress.cli_support import DEBUG_VARIABLE, resumable
+from autocompress.cli.main import main
+from autocompress.cli.support import DEBUG_VARIABLE, resumable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TeacherError
-from autocompress.run_store import RunStore
+from autocompress.runs.store import RunStore
 
 TEACHER = {
     "accuracy": 0.9,

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 from priced_networks import SPACE, Arithmetic, small_resnet
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
-from autocompress.cost import CostModel
-from autocompress.data import load_data
-from autocompress.evaluation import Ask, Executor, Stop, Tell
+from autocompress.cost.model import CostModel
+from autocompress.cost.pricer import Pricer, Repairer
 from autocompress.graph.trace import trace
-from autocompress.pricing import Pricer, Repairer
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.data import load_data
+from autocompress.problem.space import parse_space
 from autocompress.progress import Console
-from autocompress.promotion import Plan
-from autocompress.quality.evaluator import importances
-from autocompress.quality.remote import remote_evaluator
-from autocompress.quality.student import Workshop
-from autocompress.run_store import RunStore, read_run
-from autocompress.search import Search
-from autocompress.space import parse_space
+from autocompress.runs.ray_workers import executor
+from autocompress.runs.store import RunStore, read_run
+from autocompress.runs.tasks import Ask, Executor, Stop, Tell
+from autocompress.search.halving import Plan
+from autocompress.search.loop import Search
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
+from autocompress.students.remote import remote_evaluator
 from autocompress.transforms.sites import bind
-from autocompress.workers import executor
 
 pytest.importorskip("ray.tune")
 

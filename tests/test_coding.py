@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from autocompress.coding.huffman import LONGEST_CODE, code_lengths, decode_huffman, encode_huffman
-from autocompress.coding.levels import decode_levels, encode_levels
-from autocompress.coding.mixing import NAT, ONE, Predictor, squash_table, stretch_table
-from autocompress.coding.range_coder import BitReader, encode_bits
+from autocompress.export.coding.huffman import LONGEST_CODE, code_lengths, decode_huffman, encode_huffman
+from autocompress.export.coding.levels import decode_levels, encode_levels
+from autocompress.export.coding.mixing import NAT, ONE, Predictor, squash_table, stretch_table
+from autocompress.export.coding.range_coder import BitReader, encode_bits
 
 Coder = tuple[Callable[[NDArray[np.integer]], bytes], Callable[[bytes, tuple[int, ...]], NDArray[np.int32]]]
 CODERS = [

@@ -9,16 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 from written_networks import Net, assert_computes, conv, inputs, net
 
-from autocompress.candidate import Candidate
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.blocks import residual_blocks
 from autocompress.graph.module import build
+from autocompress.graph.network import from_json, to_json
 from autocompress.graph.trace import trace
-from autocompress.network import from_json, to_json
-from autocompress.space import parse_space
-from autocompress.transforms import compact
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import parse_space
 from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.families import compact
 from autocompress.transforms.sites import bind
 
 SHAPE = (8, 7, 7)

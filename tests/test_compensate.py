@@ -8,31 +8,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from written_networks import IMAGE, Net, basic_net, conv, inputs, net
 
-from autocompress.candidate import Candidate
-from autocompress.data_splits import Normalisation, TensorSplit
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
 from autocompress.export.parity import check_parity
 from autocompress.graph.coupling import couple
 from autocompress.graph.module import GraphModule, build
+from autocompress.graph.network import BINARIZE
+from autocompress.graph.replace_layer import groups_of
 from autocompress.graph.trace import trace
-from autocompress.network import BINARIZE
-from autocompress.quality.compensate import changed_layers, compensate, least_squares
-from autocompress.quality.evaluate import recalibrate_batch_norms
-from autocompress.quality.evaluator import importances
-from autocompress.quality.layer_rows import (
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import parse_space
+from autocompress.problem.splits import Normalisation, TensorSplit
+from autocompress.students.accuracy import recalibrate_batch_norms
+from autocompress.students.builder import Workshop
+from autocompress.students.calibration.compensation import changed_layers, compensate, least_squares
+from autocompress.students.calibration.layer_inputs import (
     collect_moments,
     input_rows,
     places,
     solvable_layers,
     visited,
 )
-from autocompress.quality.student import Workshop
-from autocompress.space import parse_space
+from autocompress.students.evaluator import importances
 from autocompress.transforms.apply import MOMENTS, apply, kept_channels
-from autocompress.transforms.low_rank import factorize
-from autocompress.transforms.prune import keep_mask, kept_outputs, prune
-from autocompress.transforms.replace_layer import groups_of
+from autocompress.transforms.families.low_rank import factorize
+from autocompress.transforms.families.prune import keep_mask, kept_outputs, prune
 from autocompress.transforms.sites import bind
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocompress.cost import (
+from autocompress.cost.model import (
     file_features,
     file_features_count,
     low_bit_weights,
@@ -16,7 +16,7 @@ from autocompress.cost import (
     peak_memory_bytes,
     weight_bytes,
 )
-from autocompress.network import INPUT, Arg, Network, Node, Param, ParamSpec, Quantizer, Ref
+from autocompress.graph.network import INPUT, Arg, Network, Node, Param, ParamSpec, Quantizer, Ref
 
 QUANTIZER = Quantizer(0.1, 0)
 CONV_WEIGHT_BYTES = (8 * 4 * 3 * 3 + 8) * 4

@@ -12,8 +12,8 @@ from written_networks import Net, net
 
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Group, couple
+from autocompress.graph.network import INPUT
 from autocompress.graph.trace import trace
-from autocompress.network import INPUT
 
 IMAGE = (3, 4, 4)
 

@@ -7,11 +7,11 @@ from make_images import CLASSES, image, write_folder, write_tar
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
-from autocompress import data_images
-from autocompress.data import Data, LazySplit, load_data
-from autocompress.data_splits import Normalisation, TensorSplit, augment_batch, spread
 from autocompress.errors import DataError
-from autocompress.teacher import Preprocessing
+from autocompress.problem import image_folders as data_images
+from autocompress.problem.data import Data, LazySplit, load_data
+from autocompress.problem.splits import Normalisation, TensorSplit, augment_batch, spread
+from autocompress.problem.teacher import Preprocessing
 
 NORMALISATION = Normalisation((0.5,), (0.25,))
 

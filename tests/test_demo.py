@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from autocompress import demo
-from autocompress.data import load_data
-from autocompress.quality.evaluate import evaluate
-from autocompress.teacher import check_teacher, load_teacher
+from autocompress.pipeline import demo_teacher as demo
+from autocompress.problem.data import load_data
+from autocompress.problem.teacher import check_teacher, load_teacher
+from autocompress.students.accuracy import evaluate
 
 
 def test_the_demo_writes_a_teacher_that_its_spec_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

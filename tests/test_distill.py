@@ -6,16 +6,16 @@ from tiny_networks import stripes, tiny_net
 from torch import nn
 from torch.nn import functional
 
-from autocompress.distill.losses import ClassLoss, FeatureLoss, label_loss, soft_targets, value_loss
-from autocompress.distill.teacher_outputs import TeacherOutputs
-from autocompress.distill.train import DivergedError, distil, make_optimizer, one_cycle
 from autocompress.graph.module import build
+from autocompress.graph.network import BINARIZE, INPUT, XNOR
 from autocompress.graph.trace import trace
-from autocompress.network import BINARIZE, INPUT, XNOR
-from autocompress.quality.calibrate import collect_ranges
-from autocompress.quality.evaluate import evaluate, logits_of, recalibrate_batch_norms
-from autocompress.teacher import fingerprint
-from autocompress.transforms.quantize import with_bits
+from autocompress.problem.teacher import fingerprint
+from autocompress.students.accuracy import evaluate, logits_of, recalibrate_batch_norms
+from autocompress.students.calibration.activation_ranges import collect_ranges
+from autocompress.students.training.distill import DivergedError, distil, make_optimizer, one_cycle
+from autocompress.students.training.losses import ClassLoss, FeatureLoss, label_loss, soft_targets, value_loss
+from autocompress.students.training.teacher_cache import TeacherOutputs
+from autocompress.transforms.families.quantize import with_bits
 
 DATA = stripes()
 
@@ -158,8 +158,8 @@ def test_features_are_learned_between_graphs(teacher: nn.Module):
 def test_a_folded_quantized_student_learns(teacher: nn.Module):
     from dataclasses import replace
 
-    from autocompress.transforms.fold import fold_batch_norms
-    from autocompress.transforms.quantize import plan, with_ranges
+    from autocompress.transforms.families.fold import fold_batch_norms
+    from autocompress.transforms.families.quantize import plan, with_ranges
 
     network, weights = fold_batch_norms(*trace(teacher, (1, 8, 8)))
     assert weights is not None

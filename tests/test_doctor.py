@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from autocompress.device import doctor
-from autocompress.device.runtimes import runtime_names
+from autocompress.device.measure import machine as doctor
+from autocompress.device.runtimes.base import runtime_names
 
 XEON = """processor\t: 0
 cpu family\t: 6

@@ -8,10 +8,10 @@ import random
 
 import pytest
 
-from autocompress.candidate import Candidate, Site
-from autocompress.engine import MOST_LEARNED, Engine
-from autocompress.pareto import hypervolume, non_dominated
-from autocompress.study import Told
+from autocompress.problem.candidate import Candidate, Site
+from autocompress.runs.front import hypervolume, non_dominated
+from autocompress.search.proposers.bayesian import MOST_LEARNED, Engine
+from autocompress.search.proposers.optuna_study import Told
 
 SITES = (
     Site("width:a", "width", "a", (0.25, 0.5, 0.75, 1.0), 1.0),

@@ -11,9 +11,10 @@ from written_networks import assert_computes, inputs, net
 
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
-from autocompress.quality.layer_rows import collect_moments, solvable_layers
-from autocompress.space import parse_space
-from autocompress.transforms import factors, low_rank
+from autocompress.problem.space import parse_space
+from autocompress.students.calibration.layer_inputs import collect_moments, solvable_layers
+from autocompress.transforms.arrays import factors
+from autocompress.transforms.families import low_rank
 from autocompress.transforms.rank_start import needed_share, rank_start
 from autocompress.transforms.sites import bind
 

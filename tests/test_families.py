@@ -15,29 +15,29 @@ from test_space import examples_in
 from torch import Tensor, nn
 from written_networks import assert_computes, inputs, with_zeros
 
-from autocompress.candidate import KINDS, PACKED_KINDS
-from autocompress.cost import weight_bytes
-from autocompress.device.runtimes import get_runtime
+from autocompress.cost.kernels import kernels
+from autocompress.cost.model import weight_bytes
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
-from autocompress.export.package import load_student, save_student
 from autocompress.export.parity import check_model, check_parity
+from autocompress.export.student_folder import load_student, save_student
 from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
+from autocompress.graph.network import XNOR, Network, Weights
 from autocompress.graph.trace import trace
-from autocompress.kernels import kernels
-from autocompress.network import XNOR, Network, Weights
-from autocompress.quality.calibrate import collect_ranges
-from autocompress.space import Space, load_space, parse_space
-from autocompress.space_rules import Rule
-from autocompress.teacher import load_teacher
+from autocompress.problem.candidate import KINDS, PACKED_KINDS
+from autocompress.problem.space import Space, load_space, parse_space
+from autocompress.problem.space_rules import Rule
+from autocompress.problem.teacher import load_teacher
+from autocompress.students.calibration.activation_ranges import collect_ranges
 from autocompress.transforms.apply import apply, deployed
-from autocompress.transforms.fold import fold_batch_norms
+from autocompress.transforms.arrays.masks import kept_weights
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.prune import keep_mask, prune
+from autocompress.transforms.families.quantize import plan, with_ranges
 from autocompress.transforms.probe import probed
-from autocompress.transforms.prune import keep_mask, prune
-from autocompress.transforms.quantize import plan, with_ranges
 from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import bind
-from autocompress.transforms.sparsify import kept_weights
 
 DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 CIFAR = DATA / "teachers/cifar_resnet.py"

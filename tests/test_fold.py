@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.graph.module import build
+from autocompress.graph.network import Quantizer
 from autocompress.graph.trace import trace
-from autocompress.network import Quantizer
-from autocompress.transforms.fold import fold_batch_norms
+from autocompress.transforms.families.fold import fold_batch_norms
 
 
 def with_statistics(module: nn.Module) -> nn.Module:

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.campaign import _check_training
-from autocompress.data import Data, load_data
-from autocompress.distill.losses import FeatureLoss
-from autocompress.distill.speed import CPU, device_named, placed
-from autocompress.distill.train import distil
 from autocompress.errors import InputError
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
-from autocompress.quality.evaluate import evaluate
-from autocompress.quality.evaluator import importances
-from autocompress.quality.student import Workshop
-from autocompress.space import parse_space
+from autocompress.pipeline.search_run import _check_training
+from autocompress.problem.data import Data, load_data
+from autocompress.problem.space import parse_space
+from autocompress.students.accuracy import evaluate
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
+from autocompress.students.training.distill import distil
+from autocompress.students.training.losses import FeatureLoss
+from autocompress.students.training.precision import CPU, device_named, placed
 from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import bind
 

@@ -13,25 +13,25 @@ from hypothesis import strategies as st
 from torch import nn
 from written_networks import inputs
 
-from autocompress.candidate import Candidate
-from autocompress.device.profile import load_profile
-from autocompress.device.runtimes import get_runtime, known_runtime
+from autocompress.device.profile.profile import load_profile
+from autocompress.device.runtimes.base import get_runtime, known_runtime
 from autocompress.export.acz import load_acz, save_acz, tensor_bytes
 from autocompress.export.onnx import to_onnx
-from autocompress.export.package import load_student, save_student
 from autocompress.export.parity import check_parity
+from autocompress.export.student_folder import load_student, save_student
 from autocompress.graph.module import build
-from autocompress.graph.rounding import best_binary_step, binarized, learned_affine, on_grid
+from autocompress.graph.network import BINARIZE, GRID_BITS, XNOR, Network, Weights, from_json, to_json
+from autocompress.graph.straight_through import best_binary_step, binarized, learned_affine, on_grid
 from autocompress.graph.trace import trace
-from autocompress.network import BINARIZE, GRID_BITS, XNOR, Network, Weights, from_json, to_json
-from autocompress.preparation import measured_choices
-from autocompress.quality.calibrate import collect_ranges
-from autocompress.space import parse_space
-from autocompress.teacher import load_teacher
-from autocompress.transforms import grid
+from autocompress.pipeline.preparation import measured_choices
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import parse_space
+from autocompress.problem.teacher import load_teacher
+from autocompress.students.calibration.activation_ranges import collect_ranges
 from autocompress.transforms.apply import apply
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import plan, with_bits, with_ranges
+from autocompress.transforms.families import low_bit as grid
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.quantize import plan, with_bits, with_ranges
 from autocompress.transforms.sites import BoundSpace, bind
 
 FORMS = list(GRID_BITS)

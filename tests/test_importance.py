@@ -11,11 +11,11 @@ from written_networks import IMAGE, basic_net, conv, inputs, net
 from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
-from autocompress.quality.evaluator import importances
-from autocompress.quality.saliency import output_curvature, saliency
-from autocompress.quality.surgeon import Reader, obs_importance, removal_losses
-from autocompress.space import parse_space
-from autocompress.transforms.prune import atom_scores
+from autocompress.problem.space import parse_space
+from autocompress.students.calibration.channel_obs import Reader, obs_importance, removal_losses
+from autocompress.students.calibration.importance import output_curvature, saliency
+from autocompress.students.evaluator import importances
+from autocompress.transforms.families.prune import atom_scores
 from autocompress.transforms.sites import bind
 
 

@@ -17,18 +17,18 @@ from click.testing import CliRunner
 from kit_samples import kit_samples, small_kit
 from priced_networks import small_resnet
 
-from autocompress.cli import main
-from autocompress.device import imports
-from autocompress.device.imports import KINDS, OperatorTime, get_parser, parse_dump
-from autocompress.device.imports.attribution import attribute_operators
+from autocompress.cli.main import main
+from autocompress.cost.kernels import CONVERSIONS, kernels
+from autocompress.cost.layouts import Layouts
+from autocompress.device.imports import parsing as imports
+from autocompress.device.imports.operators import attribute_operators
+from autocompress.device.imports.parsing import KINDS, OperatorTime, get_parser, parse_dump
 from autocompress.device.imports.torch import _repeated
 from autocompress.device.kit.folder import Kit
-from autocompress.device.profile import load_profile
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.profile.profile import load_profile
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import ProfileError
-from autocompress.kernels import CONVERSIONS, kernels
-from autocompress.kits import import_dumps
-from autocompress.runtime_layouts import Layouts
+from autocompress.pipeline.device_kits import import_dumps
 
 PLAIN = Layouts(0, False)
 RUNS = 3000

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.device.layouts import detect_layouts
-from autocompress.device.runtimes import get_runtime
+from autocompress.cost.kernels import Kernel, kernels, macs
+from autocompress.cost.layouts import Layouts
+from autocompress.device.measure.layout_probe import detect_layouts
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
+from autocompress.graph.network import INPUT, Arg, Network, Node, Param, ParamSpec, Quantizer, Ref
 from autocompress.graph.trace import trace
-from autocompress.kernels import Kernel, kernels, macs
-from autocompress.network import INPUT, Arg, Network, Node, Param, ParamSpec, Quantizer, Ref
-from autocompress.runtime_layouts import Layouts
-from autocompress.space import load_space
+from autocompress.problem.space import load_space
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sampling import random_candidate, random_weights
 from autocompress.transforms.sites import bind

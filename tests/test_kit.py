@@ -22,16 +22,16 @@ from click.testing import CliRunner
 from kit_samples import COUNT, QUICKLY, SOURCE, kit_samples, small_kit
 
 from autocompress import api_profile
-from autocompress.cli import main
-from autocompress.device.doctor import machine
+from autocompress.cli.main import main
 from autocompress.device.kit import folder as kit_folder
 from autocompress.device.kit.folder import Kit, read_kit, read_results
 from autocompress.device.kit.remote import Host, run_remotely
-from autocompress.device.profile import DeviceProfile, load_profile
+from autocompress.device.measure.machine import machine
+from autocompress.device.profile.profile import DeviceProfile, load_profile
 from autocompress.device.profiler import make_profile
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import InputError, NoisyDeviceError, ProfileError
-from autocompress.kits import import_kit
+from autocompress.pipeline.device_kits import import_kit
 
 SCRIPT = Path(kit_folder.__file__).with_name("measure_kit.py")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autocompress.device.latency_table import LatencyTable, Row
+from autocompress.cost.kernels import Kernel
+from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.errors import ProfileError
-from autocompress.kernels import Kernel
 
 
 def convolution(channels: int, size: int = 16, *, stride: int = 1, precision: str = "fp32") -> Kernel:

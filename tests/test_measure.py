@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autocompress.device import measure as measuring
-from autocompress.device.measure import CERTIFY, Settings, machine_lock, measure, pin
-from autocompress.device.statistics import (
+from autocompress.device.measure import latency as measuring
+from autocompress.device.measure.latency import CERTIFY, Settings, machine_lock, measure, pin
+from autocompress.device.measure.statistics import (
     LEAST_HALF_WIDTH,
     Measurement,
     drift,

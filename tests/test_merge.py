@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 from written_networks import assert_computes, inputs, net
 
-from autocompress.candidate import Candidate
 from autocompress.graph.module import build
+from autocompress.graph.network import from_json, to_json
 from autocompress.graph.trace import trace
-from autocompress.network import from_json, to_json
-from autocompress.space import parse_space
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import parse_space
 from autocompress.transforms.apply import apply
-from autocompress.transforms.merge import Stretch, merge, stretch
+from autocompress.transforms.families.merge import Stretch, merge, stretch
 from autocompress.transforms.sites import bind
 
 SHAPE = (4, 9, 9)

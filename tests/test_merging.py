@@ -9,13 +9,13 @@ import pytest
 from test_profile import FIT, example, source
 
 from autocompress import api_profile
-from autocompress.device.latency_table import LatencyTable, Row
-from autocompress.device.merging import merge_profiles, weighted_median
-from autocompress.device.profile import DeviceProfile, Fit
-from autocompress.device.profile_diff import profile_difference
-from autocompress.device.profile_files import read_profile, write_profile
+from autocompress.cost.layouts import Layouts
+from autocompress.device.profile.diff import profile_difference
+from autocompress.device.profile.latency_table import LatencyTable, Row
+from autocompress.device.profile.merging import merge_profiles, weighted_median
+from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile_files.store import read_profile, write_profile
 from autocompress.errors import ProfileError
-from autocompress.runtime_layouts import Layouts
 
 OTHER = Fit({"conv.fp32": 0.6, "add.fp32": 1.1}, {"conv.fp32": 0.5, "add.fp32": 2.0}, 4.0)
 

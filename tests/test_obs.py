@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autocompress.transforms.obs import DAMPING, compensated, obs
-from autocompress.transforms.sparsify import kept_weights
-from autocompress.transforms.thin import mask_of
+from autocompress.transforms.arrays.masks import kept_weights
+from autocompress.transforms.arrays.obs import DAMPING, compensated, obs
+from autocompress.transforms.families.sparsity import mask_of
 
 Double = NDArray[np.float64]
 

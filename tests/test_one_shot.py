@@ -10,19 +10,20 @@ import torch
 from priced_networks import SPACE, small_resnet
 from torch import nn
 
-from autocompress.candidate import Candidate
-from autocompress.data import Data, load_data
-from autocompress.device.statistics import rank_correlation
-from autocompress.distill.train import distil
+from autocompress.device.measure.statistics import rank_correlation
 from autocompress.graph.module import build
+from autocompress.graph.network import INPUT
 from autocompress.graph.trace import trace
-from autocompress.network import INPUT
-from autocompress.quality.evaluate import evaluate
-from autocompress.quality.evaluator import importances
-from autocompress.quality.one_shot import OneShot, Rival
-from autocompress.quality.prefixes import Kept, PrefixCache, cuts
-from autocompress.quality.racing import paired, unpaired
-from autocompress.quality.scores import (
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.data import Data, load_data
+from autocompress.problem.space import parse_space
+from autocompress.students.accuracy import evaluate
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
+from autocompress.students.one_shot import OneShot, Rival
+from autocompress.students.prefix_cache import Kept, PrefixCache, cuts
+from autocompress.students.racing import paired, unpaired
+from autocompress.students.sensitivity import (
     MEASURES,
     choices_to_score,
     divergence,
@@ -30,8 +31,7 @@ from autocompress.quality.scores import (
     ranked,
     score,
 )
-from autocompress.quality.student import Workshop
-from autocompress.space import parse_space
+from autocompress.students.training.distill import distil
 from autocompress.transforms.apply import apply
 from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import bind

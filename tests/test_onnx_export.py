@@ -21,13 +21,13 @@ import onnxruntime
 
 from autocompress.errors import StudentError, TeacherError
 from autocompress.export.onnx import to_onnx
-from autocompress.export.onnx_rules import RULES, exports
+from autocompress.export.onnx_registry import RULES, exports
 from autocompress.export.parity import check_model, check_parity, compare
 from autocompress.graph.module import build
+from autocompress.graph.network import INPUT, Network, Node, Param, ParamSpec, Quantizer, Ref, Weights
 from autocompress.graph.trace import trace
-from autocompress.network import INPUT, Network, Node, Param, ParamSpec, Quantizer, Ref, Weights
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import plan, with_ranges
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.quantize import plan, with_ranges
 
 DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 LAYERS = ("conv2d", "conv2d.padding", "linear")

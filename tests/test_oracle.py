@@ -17,15 +17,15 @@ import timm
 from test_kernels import SmallResNet
 from torch import nn
 
-from autocompress.device.attribution import attribute
-from autocompress.device.layouts import detect_layouts
-from autocompress.device.runtimes import get_runtime
+from autocompress.cost.kernels import Kernel, kernels
+from autocompress.cost.layouts import Layouts
+from autocompress.device.measure.attribution import attribute
+from autocompress.device.measure.layout_probe import detect_layouts
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
+from autocompress.graph.network import Network, to_json
 from autocompress.graph.trace import trace
-from autocompress.kernels import Kernel, kernels
-from autocompress.network import Network, to_json
-from autocompress.runtime_layouts import Layouts
-from autocompress.space import load_space
+from autocompress.problem.space import load_space
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sampling import random_candidate, random_weights
 from autocompress.transforms.sites import bind

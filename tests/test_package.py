@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from autocompress.errors import StudentError
 from autocompress.export.onnx import to_onnx
-from autocompress.export.package import is_intact, load_student, pack_student, read_spec, save_student
+from autocompress.export.student_folder import is_intact, load_student, pack_student, read_spec, save_student
 from autocompress.graph.module import build
+from autocompress.graph.network import Network, Weights
 from autocompress.graph.trace import trace
-from autocompress.network import Network, Weights
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import plan, with_ranges
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.quantize import plan, with_ranges
 
 FILES = {"spec.json", "model.safetensors", "model.onnx", "bench.json", "README.md"}
 

@@ -9,11 +9,11 @@ import pytest
 from priced_networks import small_pricer
 from test_solver import made_up_damage
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
-from autocompress.pairs import pair_terms
-from autocompress.pricing import Pricer
-from autocompress.solver import Pairs, Solver
+from autocompress.cost.pricer import Pricer
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
+from autocompress.search.proposers.pair_terms import pair_terms
+from autocompress.search.proposers.solver import Pairs, Solver
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.budgets import MIB
 from autocompress.errors import BudgetError, InputError, NothingFeasibleError, StudentError
-from autocompress.pareto import Front, Student, front_of, hypervolume, hypervolume_history, non_dominated
-from autocompress.run_store import RunStore, read_run
+from autocompress.problem.budgets import MIB
+from autocompress.runs.front import Front, Student, front_of, hypervolume, hypervolume_history, non_dominated
+from autocompress.runs.store import RunStore, read_run
 
 TEACHER = {"accuracy": 0.95, "latency_ms": 4.0, "peak_memory_bytes": 4 * MIB, "file_bytes": 2 * MIB}
 LIMITS = {"latency_ms": 2.0, "peak_memory_bytes": None, "file_bytes": MIB}

@@ -10,13 +10,13 @@ from priced_networks import Arithmetic, small_pricer
 from torch import nn
 
 from autocompress.api import Inspection, inspect
-from autocompress.budgets import Budgets
-from autocompress.candidate import Candidate
+from autocompress.cost.kernels import Kernel
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.worthless_choices import payoff
 from autocompress.errors import SpaceError
-from autocompress.kernels import Kernel
-from autocompress.payoff import payoff
-from autocompress.preparation import priced
-from autocompress.pricing import Pricer
+from autocompress.pipeline.preparation import priced
+from autocompress.problem.budgets import Budgets
+from autocompress.problem.candidate import Candidate
 
 
 @dataclass
@@ -106,7 +106,7 @@ def test_where_nothing_pays_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch
         for option in site.options
         if option != site.default
     }
-    monkeypatch.setattr("autocompress.pricing.Pricer.useless", lambda _: everything)
+    monkeypatch.setattr("autocompress.cost.pricer.Pricer.useless", lambda _: everything)
     with pytest.raises(SpaceError, match="no choice of the space makes anything faster or smaller"):
         priced(pricer.bound, Arithmetic())
     kept = pricer.bound.without(everything)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from priced_networks import Arithmetic, small_pricer
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
-from autocompress.kernels import Kernel
-from autocompress.preparation import _in_measured_precisions
-from autocompress.pricing import Pricer, Repairer, seeds, with_choice
+from autocompress.cost.kernels import Kernel
+from autocompress.cost.pricer import Pricer, Repairer, seeds, with_choice
+from autocompress.pipeline.preparation import _in_measured_precisions
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
 from autocompress.transforms.sampling import random_candidate
 
 MACS = 16 * 8 * 8 * 9 + 4 * 16 * 16 * 8 * 8 * 9 + 16 * 3

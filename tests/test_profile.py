@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from autocompress.api_profile import profile
-from autocompress.cost import file_features_count
-from autocompress.device import latency_table
-from autocompress.device.profile import DeviceProfile, Fit, load_profile
-from autocompress.device.profile_files import KERNELS, PROFILE, VALIDATION, read_profile, write_profile
-from autocompress.device.profile_sources import Source
+from autocompress.cost.kernels import Kernel
+from autocompress.cost.layouts import Layouts
+from autocompress.cost.model import file_features_count
+from autocompress.device.profile import latency_table
+from autocompress.device.profile.profile import DeviceProfile, Fit, load_profile
+from autocompress.device.profile.sources import Source
+from autocompress.device.profile_files.store import KERNELS, PROFILE, VALIDATION, read_profile, write_profile
 from autocompress.errors import ProfileError
-from autocompress.kernels import Kernel
-from autocompress.runtime_layouts import Layouts
 
 FIT = Fit({"conv.fp32": 0.9}, {"conv.fp32": 1.5}, 2.0)
 

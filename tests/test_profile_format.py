@@ -14,12 +14,12 @@ import pytest
 from test_profile import FIT, cell, edit, example, source
 
 from autocompress import locations
-from autocompress.device.latency_table import LatencyTable, Row
-from autocompress.device.profile import DeviceProfile, Fit, load_profile
-from autocompress.device.profile_files import KERNELS, PROFILE, VALIDATION, read_profile, write_profile
-from autocompress.device.profile_sources import kernels_fingerprint
+from autocompress.cost.kernels import Kernel
+from autocompress.device.profile.latency_table import LatencyTable, Row
+from autocompress.device.profile.profile import DeviceProfile, Fit, load_profile
+from autocompress.device.profile.sources import kernels_fingerprint
+from autocompress.device.profile_files.store import KERNELS, PROFILE, VALIDATION, read_profile, write_profile
 from autocompress.errors import ProfileError
-from autocompress.kernels import Kernel
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from test_kernels import candidates
 
-from autocompress.cost import CostModel, file_features, weight_bytes
+from autocompress.cost.kernels import Kernel, kernels
+from autocompress.cost.layouts import Layouts
+from autocompress.cost.model import CostModel, file_features, weight_bytes
 from autocompress.device import profiler
-from autocompress.device.attribution import attribute
-from autocompress.device.fitting import summary, validation, without_drift
-from autocompress.device.latency_table import LatencyTable
-from autocompress.device.layouts import detect_layouts
-from autocompress.device.measurements import FILE, Measurements, Timed, Timing
-from autocompress.device.profile import load_profile
+from autocompress.device.measure.attribution import attribute
+from autocompress.device.measure.layout_probe import detect_layouts
+from autocompress.device.measure.log import FILE, Measurements, Timed, Timing
+from autocompress.device.measure.quiet_gate import QuietLatency, QuietSettings
+from autocompress.device.profile.fitting import summary, validation, without_drift
+from autocompress.device.profile.latency_table import LatencyTable
+from autocompress.device.profile.profile import load_profile
 from autocompress.device.profiler import Sample, make_profile
-from autocompress.device.quiet import QuietLatency, QuietSettings
-from autocompress.device.runtimes import get_runtime
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.export.onnx import to_onnx
-from autocompress.kernels import Kernel, kernels
-from autocompress.network import Network
-from autocompress.runtime_layouts import Layouts
+from autocompress.graph.network import Network
 from autocompress.transforms.sampling import random_weights
 
 OVERHEAD_US, CONSTANT_US = 1.7, 5.0

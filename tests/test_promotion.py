@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from autocompress.agent import Agent
-from autocompress.candidate import Candidate, Cost
-from autocompress.promotion import Plan, Rung, ranked, rungs, with_favourite
-from autocompress.trials import Trial
+from autocompress.problem.candidate import Candidate, Cost
+from autocompress.search.halving import Plan, Rung, ranked, rungs, with_favourite
+from autocompress.search.time_budget import Agent
+from autocompress.search.trials import Trial
 
 PLAN = Plan(
     trials=100,

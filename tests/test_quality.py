@@ -7,14 +7,14 @@ from tiny_networks import stripes, tiny_net
 from torch import nn
 from torch.nn import functional
 
-from autocompress.data_splits import Normalisation, TensorSplit
 from autocompress.graph.module import build
+from autocompress.graph.network import INPUT
 from autocompress.graph.trace import trace
-from autocompress.network import INPUT
-from autocompress.quality.calibrate import collect_ranges
-from autocompress.quality.evaluate import evaluate, evaluate_session, logits_of, recalibrate_batch_norms
-from autocompress.quality.saliency import saliency
-from autocompress.teacher import fingerprint
+from autocompress.problem.splits import Normalisation, TensorSplit
+from autocompress.problem.teacher import fingerprint
+from autocompress.students.accuracy import evaluate, evaluate_session, logits_of, recalibrate_batch_norms
+from autocompress.students.calibration.activation_ranges import collect_ranges
+from autocompress.students.calibration.importance import saliency
 
 RAW = Normalisation((0.0,), (1.0,))
 

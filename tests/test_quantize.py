@@ -9,8 +9,8 @@ import torch
 
 from autocompress.graph.module import build
 from autocompress.graph.module import fake_quantize_weight as fake_quantize_in_torch
-from autocompress.network import INPUT, Network, Node, Param, ParamSpec, Quantizer, Ref
-from autocompress.transforms.quantize import (
+from autocompress.graph.network import INPUT, Network, Node, Param, ParamSpec, Quantizer, Ref
+from autocompress.transforms.families.quantize import (
     dequantize_weight,
     fake_quantize_weight,
     least_weight_scale,

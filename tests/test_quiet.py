@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autocompress.device import quiet
-from autocompress.device.quiet import Gate, QuietSettings
+from autocompress.device.measure import quiet_gate as quiet
+from autocompress.device.measure.quiet_gate import Gate, QuietSettings
 
 SETTINGS = QuietSettings(blocks=6, most_blocks=40, block_s=0.01, block_runs=3)
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autocompress.device.fitting import fitted, predicted_us, rows
-from autocompress.device.latency_table import LatencyTable
-from autocompress.device.measurements import Timed, Timing
-from autocompress.device.profile import Fit
-from autocompress.device.refinement import FEWEST_NETWORKS, refined
-from autocompress.kernels import Kernel
+from autocompress.cost.kernels import Kernel
+from autocompress.device.measure.log import Timed, Timing
+from autocompress.device.profile.fitting import fitted, predicted_us, rows
+from autocompress.device.profile.latency_table import LatencyTable
+from autocompress.device.profile.profile import Fit
+from autocompress.device.profile.refinement import FEWEST_NETWORKS, refined
 
 PLAIN = Fit({}, {}, 0.0)
 WIDTHS = range(8, 65, 8)

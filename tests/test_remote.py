@@ -10,16 +10,16 @@ import pytest
 import torch
 from priced_networks import SPACE, small_resnet
 
-from autocompress.candidate import Candidate
-from autocompress.data import LazySplit, Normalisation, load_data
 from autocompress.errors import InputError
-from autocompress.evaluation import InProcess, Result, Task
-from autocompress.export.package import load_student
+from autocompress.export.student_folder import load_student
 from autocompress.graph.trace import trace
-from autocompress.quality.evaluator import FINAL, TRIAL, Evaluator, importances
-from autocompress.quality.remote import Receiving, make, remote_evaluator
-from autocompress.quality.student import Workshop
-from autocompress.space import parse_space
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.data import LazySplit, Normalisation, load_data
+from autocompress.problem.space import parse_space
+from autocompress.runs.tasks import InProcess, Result, Task
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import FINAL, TRIAL, Evaluator, importances
+from autocompress.students.remote import Receiving, make, remote_evaluator
 from autocompress.transforms.sites import bind
 
 CANDIDATE = Candidate.of({"block:blocks.0": "drop", "bits:fc": 8})

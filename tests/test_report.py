@@ -13,14 +13,15 @@ import pytest
 from report_run import LIMITS, STUDENTS, TEACHER, started, student, trials, whole_run, write_run
 
 from autocompress.api import Inspection
-from autocompress.candidate import Cost, Site
 from autocompress.errors import RunError
-from autocompress.pareto import front_of
-from autocompress.reporting import charts, profile_tables, table, units
+from autocompress.problem.candidate import Cost, Site
+from autocompress.reporting import charts, profile_tables, units
+from autocompress.reporting import tables as table
 from autocompress.reporting.card import student_card
 from autocompress.reporting.html import elapsed, letters, render, strength, write_report
 from autocompress.reporting.svg import Scale, element
-from autocompress.run_store import read_run
+from autocompress.runs.front import front_of
+from autocompress.runs.store import read_run
 
 EVIL = '<script>alert("x")</script>'
 

@@ -13,15 +13,15 @@ from click.testing import CliRunner
 from priced_networks import SPACE, small_resnet
 
 import autocompress as ac
-from autocompress.cli import main
-from autocompress.cost import CostModel
-from autocompress.device.measurements import Timed
-from autocompress.device.profile import DeviceProfile, load_profile
-from autocompress.device.profile_files import PROFILE, write_profile
+from autocompress.cli.main import main
+from autocompress.cost.model import CostModel
+from autocompress.device.measure.log import Timed
+from autocompress.device.profile.profile import DeviceProfile, load_profile
+from autocompress.device.profile_files.store import PROFILE, write_profile
 from autocompress.device.profiler import Sample
 from autocompress.errors import ProfileError
-from autocompress.profiling import profile_samples
-from autocompress.revalidation import compared, updated
+from autocompress.pipeline.profile_check import compared, updated
+from autocompress.pipeline.profile_device import profile_samples
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def test_another_seed_measures_other_networks(device: Path, made: Path):
 
 @pytest.fixture
 def sampled(device: Path, made: Path) -> tuple[DeviceProfile, list[Sample]]:
-    from autocompress.preparation import bound_space, open_teacher
-    from autocompress.space import load_space
+    from autocompress.pipeline.preparation import bound_space, open_teacher
+    from autocompress.problem.space import load_space
 
     bound = bound_space(open_teacher(colour_resnet(), None, 16), load_space(made / "small.yaml"))
     return load_profile(device), list(profile_samples(bound, 8, 5, 1))

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.data_splits import Normalisation, TensorSplit
 from autocompress.graph.module import GraphModule, build
+from autocompress.graph.network import Network, Weights
 from autocompress.graph.trace import trace
-from autocompress.network import Network, Weights
-from autocompress.quality.calibrate import collect_ranges
-from autocompress.quality.quantization import quantized
-from autocompress.quality.rounding import fit_rounding
-from autocompress.space import parse_space
-from autocompress.space_rules import Quantize
-from autocompress.transforms.equalise import equalised
-from autocompress.transforms.quantize import plan, quantize_weight, with_bits, with_ranges
+from autocompress.problem.space import parse_space
+from autocompress.problem.space_rules import Quantize
+from autocompress.problem.splits import Normalisation, TensorSplit
+from autocompress.students.calibration.activation_ranges import collect_ranges
+from autocompress.students.calibration.adaround import fit_rounding
+from autocompress.students.calibration.quantization import quantized
+from autocompress.transforms.families.equalise import equalised
+from autocompress.transforms.families.quantize import plan, quantize_weight, with_bits, with_ranges
 
 
 class Net(nn.Module):

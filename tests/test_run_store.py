@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
-from autocompress import event_log
 from autocompress.errors import RunError
-from autocompress.run_store import RunPaths, RunStore, check_available, environment_record, read_run
+from autocompress.runs import event_log
+from autocompress.runs.store import RunPaths, RunStore, check_available, environment_record, read_run
 
 IDENTITY = {
     "teacher": "t1",

@@ -9,11 +9,13 @@ import pytest
 from priced_networks import SPACE, small_resnet
 from tiny_networks import stripes
 
-from autocompress.candidate import Candidate
-from autocompress.evaluation import Task
-from autocompress.export.package import load_student
+from autocompress.export.student_folder import load_student
 from autocompress.graph.trace import trace
-from autocompress.quality.evaluator import (
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import parse_space
+from autocompress.runs.tasks import Task
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import (
     FINAL,
     PROMOTION,
     TRIAL,
@@ -23,8 +25,6 @@ from autocompress.quality.evaluator import (
     load_checkpoint,
     save_checkpoint,
 )
-from autocompress.quality.student import Workshop
-from autocompress.space import parse_space
 from autocompress.transforms.sites import bind
 
 CANDIDATE = Candidate.of({"block:blocks.0": "drop"})

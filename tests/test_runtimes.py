@@ -22,11 +22,13 @@ from test_onnx_export import quantized
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.device import runtimes
-from autocompress.device.attribution import attribute
-from autocompress.device.layouts import detect_layouts
-from autocompress.device.measurements import Timing
-from autocompress.device.runtimes import (
+from autocompress.cost.kernels import kernels
+from autocompress.cost.layouts import Layouts
+from autocompress.device.measure.attribution import attribute
+from autocompress.device.measure.layout_probe import detect_layouts
+from autocompress.device.measure.log import Timing
+from autocompress.device.runtimes import base as runtimes
+from autocompress.device.runtimes.base import (
     NodeTime,
     Runtime,
     Session,
@@ -39,10 +41,8 @@ from autocompress.device.runtimes.onnxruntime import _typical_times
 from autocompress.device.runtimes.openvino import _mean_us
 from autocompress.errors import InputError
 from autocompress.export.onnx import to_onnx
+from autocompress.graph.network import Network
 from autocompress.graph.trace import trace
-from autocompress.kernels import kernels
-from autocompress.network import Network
-from autocompress.runtime_layouts import Layouts
 
 OPSETS = [helper.make_opsetid("", 17)]
 IN_CHANNELS, OUT_CHANNELS, SIZE = 16, 32, 8

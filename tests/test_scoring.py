@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 from priced_networks import SPACE, Arithmetic, small_resnet
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate
-from autocompress.cost import CostModel
-from autocompress.data import load_data
+from autocompress.cost.model import CostModel
+from autocompress.cost.pricer import Pricer
 from autocompress.errors import TooManyFailuresError
-from autocompress.evaluation import InProcess, Task
 from autocompress.graph.trace import trace
-from autocompress.pricing import Pricer
+from autocompress.pipeline.scoring import Scoring
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.data import load_data
+from autocompress.problem.space import parse_space
 from autocompress.progress import Console
-from autocompress.quality.evaluator import SCORE, SCORE_ROWS, Evaluator, importances
-from autocompress.quality.one_shot import OneShot
-from autocompress.quality.scores import Scorer, choices_to_score, score
-from autocompress.quality.student import Workshop
-from autocompress.run_store import RunPaths, RunStore, read_run
-from autocompress.scoring import Scoring
-from autocompress.solver import MOST_DAMAGE, Pairs
-from autocompress.space import parse_space
+from autocompress.runs.store import RunPaths, RunStore, read_run
+from autocompress.runs.tasks import InProcess, Task
+from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import SCORE, SCORE_ROWS, Evaluator, importances
+from autocompress.students.one_shot import OneShot
+from autocompress.students.sensitivity import Scorer, choices_to_score, score
 from autocompress.transforms.sites import bind
 
 
@@ -139,7 +139,7 @@ def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_pat
 def test_pairs_are_scored_where_sums_will_not_do(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1e6)
+    monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))
     first = Bench(widths, tmp_path, killed_at=count + 2)
     with pytest.raises(KeyboardInterrupt):
@@ -163,7 +163,7 @@ def test_pairs_are_scored_where_sums_will_not_do(
 def test_pairs_are_left_alone_where_sums_will_do(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", 1e6)
+    monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", 1e6)
     bench = Bench(widths, tmp_path)
     assert paired(widths, bench, tmp_path / "run") == {}
     assert len(bench.asked) <= len(list(choices_to_score(widths.bound))) + 1
@@ -174,7 +174,7 @@ def test_pairs_are_left_alone_where_sums_will_do(
 def test_a_pair_that_cannot_be_scored_is_the_worst(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1e6)
+    monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))
     paired(widths, Bench(widths, tmp_path, fails_at=count + 1), tmp_path / "run")
     joint = [event for event in read_run(tmp_path / "run").events if event["event"] == "joint_scored"]
@@ -185,7 +185,7 @@ def test_a_pair_that_cannot_be_scored_is_the_worst(
 def test_a_joint_score_that_failed_is_tried_once_more_on_resume(
     widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autocompress.pairs.NOT_ADDITIVE", -1e6)
+    monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))
     first = Bench(widths, tmp_path, fails_at=count, killed_at=count + 2)
     with pytest.raises(KeyboardInterrupt):

@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 from priced_networks import Arithmetic, small_pricer, small_resnet
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate, Cost
-from autocompress.certified import NOISY_ROUNDS, patiently
-from autocompress.cost import CostModel
+from autocompress.cost.model import CostModel
+from autocompress.cost.pricer import Pricer, Repairer
 from autocompress.errors import (
     InputError,
     InterruptedSearchError,
@@ -25,19 +23,21 @@ from autocompress.errors import (
     StudentError,
     TooManyFailuresError,
 )
-from autocompress.evaluation import InProcess, Task
 from autocompress.graph.trace import trace
-from autocompress.pareto import front_of
-from autocompress.pricing import Pricer, Repairer
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate, Cost
+from autocompress.problem.space import parse_space
 from autocompress.progress import Console
-from autocompress.promotion import Plan, ranked, scaled
-from autocompress.quality.evaluator import FINAL, PROMOTION, TRIAL
-from autocompress.run_store import RunPaths, RunStore, read_run
-from autocompress.search import Search
-from autocompress.solver import Solver
-from autocompress.space import parse_space
+from autocompress.runs.front import front_of
+from autocompress.runs.store import RunPaths, RunStore, read_run
+from autocompress.runs.tasks import InProcess, Task
+from autocompress.search.finalists import NOISY_ROUNDS, patiently
+from autocompress.search.halving import Plan, ranked, scaled
+from autocompress.search.loop import Search
+from autocompress.search.proposers.solver import Solver
+from autocompress.search.trials import Trial
+from autocompress.students.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.transforms.sites import bind
-from autocompress.trials import Trial
 
 PLAN = Plan(trials=12, trial_epochs=1, promotion_epochs=3, final_epochs=9, quantized_epochs=1, students=2)
 Evaluate = Callable[[Task], Mapping[str, Any]]

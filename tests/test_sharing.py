@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autocompress.data import load_data
-from autocompress.distill.hold import GradualPruning, hold_shared, hold_zeros
-from autocompress.distill.train import distil
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
-from autocompress.transforms.share import STARTS, entropy_constrained, k_means
-from autocompress.transforms.sparsify import (
+from autocompress.problem.data import load_data
+from autocompress.students.training.constraints import GradualPruning, hold_shared, hold_zeros
+from autocompress.students.training.distill import distil
+from autocompress.transforms.arrays.codebooks import STARTS, entropy_constrained, k_means
+from autocompress.transforms.arrays.masks import (
     global_masks,
     gradual_density,
     kept_weights,

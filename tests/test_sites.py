@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from written_networks import IMAGE, Net, assert_computes, basic_net, conv, gated_net, inputs, net, padded_net
 
-from autocompress.candidate import Candidate, Option
 from autocompress.graph.module import build
+from autocompress.graph.network import Network, Weights, to_json
 from autocompress.graph.trace import trace
-from autocompress.network import Network, Weights, to_json
-from autocompress.space import load_space, parse_space
+from autocompress.problem.candidate import Candidate, Option
+from autocompress.problem.space import load_space, parse_space
 from autocompress.transforms.apply import apply
 from autocompress.transforms.probe import probed
 from autocompress.transforms.sampling import samples

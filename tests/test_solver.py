@@ -9,14 +9,14 @@ import random
 import pytest
 from priced_networks import Arithmetic, small_pricer, small_resnet
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate, Option, Site
-from autocompress.cost import live_bytes, peak_memory_bytes, weight_bytes
-from autocompress.effects import Effect, EffectTable, effects_of, exclusions
+from autocompress.cost.marginal import Effect, EffectTable, effects_of, exclusions
+from autocompress.cost.model import live_bytes, peak_memory_bytes, weight_bytes
+from autocompress.cost.pricer import Pricer, with_choice
 from autocompress.graph.trace import trace
-from autocompress.pricing import Pricer, with_choice
-from autocompress.solver import Solver, harm, knapsack, silent_stdout
-from autocompress.space import parse_space
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate, Option, Site
+from autocompress.problem.space import parse_space
+from autocompress.search.proposers.solver import Solver, harm, knapsack, silent_stdout
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import bind
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from autocompress import locations
 from autocompress.errors import SpaceError
-from autocompress.space import Space, load_space, parse_space
+from autocompress.problem.space import Space, load_space, parse_space
 
 SPACE = """\
 name: example

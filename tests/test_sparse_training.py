@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.data import Data, load_data
-from autocompress.distill.hold import hold_zeros
-from autocompress.distill.sparse_training import METHODS, Thinner
-from autocompress.distill.train import distil
 from autocompress.graph.module import GraphModule, build
+from autocompress.graph.network import Network, Weights
 from autocompress.graph.trace import trace
-from autocompress.network import Network, Weights
-from autocompress.quality.evaluate import evaluate
-from autocompress.quality.trained_importance import trained_importance
-from autocompress.transforms.thin import mask_of
+from autocompress.problem.data import Data, load_data
+from autocompress.students.accuracy import evaluate
+from autocompress.students.training.constraints import hold_zeros
+from autocompress.students.training.distill import distil
+from autocompress.students.training.sparsification import METHODS, Thinner
+from autocompress.students.training.trained_importance import trained_importance
+from autocompress.transforms.families.sparsity import mask_of
 
 NAMES = ("1.weight", "3.weight")
 DENSITY = 0.05

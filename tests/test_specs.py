@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from autocompress import specs
 from autocompress.errors import DataError, TeacherError
+from autocompress.problem import specs
 
 
 def test_options_are_read_as_numbers_flags_tuples_and_text():

@@ -11,20 +11,20 @@ from torch import nn
 from torch.nn import functional as F
 from written_networks import assert_computes, inputs, net
 
-from autocompress.candidate import Candidate
-from autocompress.device.attribution import attribute
-from autocompress.device.layouts import detect_layouts
-from autocompress.device.runtimes import get_runtime
+from autocompress.cost.kernels import kernels, macs
+from autocompress.device.measure.attribution import attribute
+from autocompress.device.measure.layout_probe import detect_layouts
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.module import build
+from autocompress.graph.network import from_json, to_json
 from autocompress.graph.trace import trace
-from autocompress.kernels import kernels, macs
-from autocompress.network import from_json, to_json
-from autocompress.space import parse_space
-from autocompress.transforms import structured
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import parse_space
 from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.arrays.toeplitz import product, skew_matrix, toeplitz_like
+from autocompress.transforms.families import structured
 from autocompress.transforms.sites import bind
-from autocompress.transforms.toeplitz import product, skew_matrix, toeplitz_like
 
 RNG = np.random.default_rng(0)
 OUT, INTO = 48, 16

@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from autocompress.budgets import Limits
-from autocompress.candidate import Candidate, Site
 from autocompress.errors import InputError
-from autocompress.study import SAMPLERS, Study, Told
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate, Site
+from autocompress.search.proposers.optuna_study import SAMPLERS, Study, Told
 
 SITES = (
     Site("width:a", "width", "a", (0.25, 0.5, 0.75, 1.0), 1.0),

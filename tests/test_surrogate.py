@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from autocompress.pareto import hypervolume
-from autocompress.surrogate import (
+from autocompress.runs.front import hypervolume
+from autocompress.search.proposers.gaussian_process import (
     GaussianProcess,
     Posterior,
     Reference,

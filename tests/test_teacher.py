@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.errors import TeacherError
-from autocompress.teacher import check_teacher, fingerprint, load_teacher
+from autocompress.problem.teacher import check_teacher, fingerprint, load_teacher
 
 USER_FILE = """
 import torch

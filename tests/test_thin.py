@@ -10,27 +10,27 @@ import pytest
 from priced_networks import Arithmetic, small_resnet
 from tiny_networks import stripes, tiny_net
 
-from autocompress.budgets import Budgets, Limits
-from autocompress.candidate import PACKED_KINDS, Candidate
-from autocompress.cost import CostModel
-from autocompress.distill.hold import held
+from autocompress.cost.model import CostModel
+from autocompress.cost.packed_size import entropy_bits, packed_bytes
+from autocompress.cost.pricer import Pricer
 from autocompress.errors import SpaceError
 from autocompress.export.acz import acz_bytes, load_acz
 from autocompress.export.onnx import to_onnx
-from autocompress.export.package import load_student, packed_size, save_student
+from autocompress.export.student_folder import load_student, packed_size, save_student
 from autocompress.graph.module import build
+from autocompress.graph.network import from_json, to_json
 from autocompress.graph.trace import trace
-from autocompress.network import from_json, to_json
-from autocompress.packed import entropy_bits, packed_bytes
-from autocompress.preparation import priced
-from autocompress.pricing import Pricer
-from autocompress.quality.evaluator import importances
-from autocompress.quality.student import Workshop
-from autocompress.solver import Solver
-from autocompress.space import parse_space
+from autocompress.pipeline.preparation import priced
+from autocompress.problem.budgets import Budgets, Limits
+from autocompress.problem.candidate import PACKED_KINDS, Candidate
+from autocompress.problem.space import parse_space
+from autocompress.search.proposers.solver import Solver
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import importances
+from autocompress.students.training.constraints import held
 from autocompress.transforms.apply import apply, deployed, thinnings_of
+from autocompress.transforms.families.sparsity import Thinning, mask_of, rounded, share, shared
 from autocompress.transforms.sites import BoundSpace, bind
-from autocompress.transforms.thin import Thinning, mask_of, rounded, share, shared
 
 SPACE = """
 name: thin

@@ -12,13 +12,13 @@ from test_onnx_export import LAYER_MODULES, OPERATIONS, TIMM, Function
 from torch import nn
 from torch.nn import functional
 
-from autocompress.device.runtimes import get_runtime
-from autocompress.device.runtimes.torch_graph import torch_graph
+from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.onnx_to_torch import torch_graph
 from autocompress.device.runtimes.torch_operators import OPERATORS, torch_for
 from autocompress.errors import InputError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.trace import trace
-from autocompress.transforms.fold import fold_batch_norms
+from autocompress.transforms.families.fold import fold_batch_norms
 
 
 def assert_same(module: nn.Module, shape: tuple[int, ...], batch: int = 1, tolerance: float = 2e-5) -> None:

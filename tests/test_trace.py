@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from written_networks import assert_computes, inputs, net
 
 from autocompress.errors import TeacherError
+from autocompress.graph.network import Param, Ref
 from autocompress.graph.trace import layers, trace
-from autocompress.network import Param, Ref
-from autocompress.teacher import fingerprint
+from autocompress.problem.teacher import fingerprint
 
 
 def conv(channels: int = 3, out: int = 4, **options: Any) -> nn.Conv2d:

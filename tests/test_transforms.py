@@ -25,10 +25,10 @@ from autocompress.graph.blocks import residual_blocks
 from autocompress.graph.coupling import couple
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
-from autocompress.transforms import low_rank
-from autocompress.transforms.compact import compact
-from autocompress.transforms.depth import drop
-from autocompress.transforms.prune import atom_scores, keep_mask, kept_count, prune
+from autocompress.transforms.families import low_rank
+from autocompress.transforms.families.compact import compact
+from autocompress.transforms.families.depth import drop
+from autocompress.transforms.families.prune import atom_scores, keep_mask, kept_count, prune
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from autocompress.candidate import Candidate, Cost
-from autocompress.pareto import WORST_LATENCY
-from autocompress.trials import Trials
+from autocompress.problem.candidate import Candidate, Cost
+from autocompress.runs.front import WORST_LATENCY
+from autocompress.search.trials import Trials
 
 
 def cost(latency_ms: float) -> Cost:

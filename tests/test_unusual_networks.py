@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from written_networks import assert_computes, inputs, net
 
-from autocompress.candidate import Candidate
-from autocompress.data_splits import Normalisation, TensorSplit
 from autocompress.graph.module import build
 from autocompress.graph.trace import trace
-from autocompress.quality.blockwise import Part, learned
-from autocompress.quality.compensate import changed_layers
-from autocompress.quality.evaluate import recalibrate_batch_norms
-from autocompress.quality.layer_rows import collect_moments, solvable_layers
-from autocompress.space import parse_space
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import parse_space
+from autocompress.problem.splits import Normalisation, TensorSplit
+from autocompress.students.accuracy import recalibrate_batch_norms
+from autocompress.students.calibration.compensation import changed_layers
+from autocompress.students.calibration.layer_inputs import collect_moments, solvable_layers
+from autocompress.students.training.blockwise import Part, learned
 from autocompress.transforms.apply import MOMENTS, apply
-from autocompress.transforms.fold import fold_batch_norms
+from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
 from autocompress.transforms.sites import bind
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from test_profile import example
 
-from autocompress.device.latency_table import LatencyTable, Row
-from autocompress.device.profile import DeviceProfile, Fit
-from autocompress.device.widths import coverage, precision_gains, widths_that_pay
-from autocompress.kernels import Kernel
+from autocompress.cost.kernels import Kernel
+from autocompress.device.profile.latency_table import LatencyTable, Row
+from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.widths import coverage, precision_gains, widths_that_pay
 
 
 def kernel(out: int, inner: int = 16, precision: str = "fp32", groups: int = 1) -> Kernel:

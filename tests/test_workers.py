@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from autocompress.errors import InputError, TooManyFailuresError
-from autocompress.evaluation import read_crash
-from autocompress.workers import WAIT, Executor, Factory, InProcess, Result, Task, Wait, executor
+from autocompress.runs.ray_workers import WAIT, Executor, Factory, InProcess, Result, Task, Wait, executor
+from autocompress.runs.tasks import read_crash
 
 TARGET = "worker_evaluator:make"
 

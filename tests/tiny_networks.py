@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.data import Data
-from autocompress.data_splits import Normalisation, TensorSplit
+from autocompress.problem.data import Data
+from autocompress.problem.splits import Normalisation, TensorSplit
 
 
 class TinyNet(nn.Module):

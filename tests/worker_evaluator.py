@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.evaluation import Arrays, Task
+from autocompress.runs.tasks import Arrays, Task
 
 
 def meet(folder: Path, count: int) -> None:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from autocompress.graph.coupling import Coupling
 from autocompress.graph.module import build
-from autocompress.network import Network, Weights
-from autocompress.transforms.prune import Keep
+from autocompress.graph.network import Network, Weights
+from autocompress.transforms.families.prune import Keep
 
 IMAGE = (3, 6, 6)
 

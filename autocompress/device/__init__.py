@@ -1,0 +1,1 @@
+"""Everything that meets the device: timing, profiles, kits and imports."""

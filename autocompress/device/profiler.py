@@ -16,23 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.cost import file_features, weight_bytes
-from autocompress.device.attribution import attribute
-from autocompress.device.fitting import fitted, rows, validation, without_drift
-from autocompress.device.latency_table import LatencyTable
-from autocompress.device.layouts import detect_layouts
-from autocompress.device.measure import machine_lock
-from autocompress.device.measurements import FILE, Measurements, Timed, Timing
-from autocompress.device.profile import DeviceProfile
-from autocompress.device.profile_files import write_profile
-from autocompress.device.profile_sources import Source, kernels_fingerprint, with_sources
-from autocompress.device.quiet import Gate, QuietLatency, QuietSettings
-from autocompress.device.runtimes import Runtime
-from autocompress.device.statistics import drift
+from autocompress.cost.kernels import kernels
+from autocompress.cost.layouts import Layouts
+from autocompress.cost.model import file_features, weight_bytes
+from autocompress.device.measure.attribution import attribute
+from autocompress.device.measure.latency import machine_lock
+from autocompress.device.measure.layout_probe import detect_layouts
+from autocompress.device.measure.log import FILE, Measurements, Timed, Timing
+from autocompress.device.measure.quiet_gate import Gate, QuietLatency, QuietSettings
+from autocompress.device.measure.statistics import drift
+from autocompress.device.profile.fitting import fitted, rows, validation, without_drift
+from autocompress.device.profile.latency_table import LatencyTable
+from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile.sources import Source, kernels_fingerprint, with_sources
+from autocompress.device.profile_files.store import write_profile
+from autocompress.device.runtimes.base import Runtime
 from autocompress.errors import NoisyDeviceError, ProfileError
-from autocompress.kernels import kernels
-from autocompress.network import Network
-from autocompress.runtime_layouts import Layouts
+from autocompress.graph.network import Network
 
 log = logging.getLogger("autocompress")
 

@@ -17,17 +17,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.coding import container
-from autocompress.coding.container import LIMIT_BYTES, Header
-from autocompress.coding.records import body_of, smallest
-from autocompress.coding.tensors import Scaled, Stored, shared_values
+from autocompress.cost.packed_size import is_coded
 from autocompress.errors import StudentError
+from autocompress.export.coding import container
+from autocompress.export.coding.container import LIMIT_BYTES, Header
+from autocompress.export.coding.records import body_of, smallest
+from autocompress.export.coding.tensors import Scaled, Stored, shared_values
 from autocompress.graph.module import GraphModule, build
+from autocompress.graph.network import Network, Weights, from_json, to_json
 from autocompress.graph.operations import KNOWN
-from autocompress.network import Network, Weights, from_json, to_json
-from autocompress.packed import is_coded
-from autocompress.transforms.grid import from_levels, to_levels
-from autocompress.transforms.quantize import quantize_weight, weights_in_int8
+from autocompress.transforms.families.low_bit import from_levels, to_levels
+from autocompress.transforms.families.quantize import quantize_weight, weights_in_int8
 
 ACZ = "student.acz"
 _NETWORK, _TEACHER_PATHS = "network", "module"

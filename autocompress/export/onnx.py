@@ -22,9 +22,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.export import onnx_moves, onnx_ops, onnx_pointwise  # noqa: F401  (they register the exporters)
-from autocompress.export.onnx_rules import Tensor, call, rule_for
-from autocompress.network import (
+from autocompress.export import onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
+from autocompress.export.onnx_registry import Tensor, call, rule_for
+from autocompress.graph.network import (
     BINARIZE,
     INPUT,
     Network,
@@ -36,8 +36,8 @@ from autocompress.network import (
     flatten,
     map_args,
 )
-from autocompress.transforms.grid import on_grids
-from autocompress.transforms.quantize import (
+from autocompress.transforms.families.low_bit import on_grids
+from autocompress.transforms.families.quantize import (
     WEIGHT_LEVELS,
     carrier,
     layer_integers,

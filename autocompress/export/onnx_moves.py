@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autocompress.export.onnx_rules import Tensor, exports, not_expressible
-from autocompress.network import Node
+from autocompress.export.onnx_registry import Tensor, exports, not_expressible
+from autocompress.graph.network import Node
 
 if TYPE_CHECKING:
     from autocompress.export.onnx import Emitter

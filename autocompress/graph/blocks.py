@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from autocompress.graph.coupling_rules import WEIGHTED
-from autocompress.network import INPUT, Network, Node, unique_name
+from autocompress.graph.network import INPUT, Network, Node, unique_name
 
 _CANDIDATE_SOURCES = 200
 

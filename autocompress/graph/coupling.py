@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from autocompress.graph import coupling_rules
 from autocompress.graph.coupling_rules import Atoms, Axes
-from autocompress.network import INPUT, Network, Node, Param, Ref, flatten
+from autocompress.graph.network import INPUT, Network, Node, Param, Ref, flatten
 
 IntArray = NDArray[np.int64]
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.graph.network import Network, Node, Param, Ref, Shape
 from autocompress.graph.operations import BINARY, POINTWISE, POOLING, REDUCTION
-from autocompress.network import Network, Node, Param, Ref, Shape
 
 Labels = NDArray[np.int64] | None
 Axes = tuple[Labels, ...]

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.graph.network import BINARIZE, INPUT, Network, Node, Param, Quantizer, Ref, Weights
 from autocompress.graph.operations import dtype_named, implementation
-from autocompress.graph.rounding import learned_affine, on_grid
-from autocompress.network import BINARIZE, INPUT, Network, Node, Param, Quantizer, Ref, Weights
+from autocompress.graph.straight_through import learned_affine, on_grid
 
 WEIGHT_LEVELS = 127
 ACTIVATION_LEVELS = 255

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from autocompress.network import BINARIZE
+from autocompress.graph.network import BINARIZE
 
 POINTWISE = frozenset(
     """relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh elu leaky_relu mish softplus
@@ -73,7 +73,7 @@ def implementation(op: str) -> Callable[..., Any]:
             op.removeprefix("operator.")
         ]
     if op == BINARIZE:
-        from autocompress.graph.rounding import binarized
+        from autocompress.graph.straight_through import binarized
 
         return binarized
     import torch

@@ -21,8 +21,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.errors import TeacherError
 from autocompress.graph.module import build, resolve
-from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, dtype_name, implementation
-from autocompress.network import (
+from autocompress.graph.network import (
     INPUT,
     Network,
     Node,
@@ -35,6 +34,7 @@ from autocompress.network import (
     prune_dead,
     unique_name,
 )
+from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, dtype_name, implementation
 
 _NAMED_AFTER_MODULE = frozenset(
     {"conv2d", "conv2d.padding", "linear", "batch_norm", "layer_norm", "group_norm"}

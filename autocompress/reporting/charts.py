@@ -8,15 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from autocompress.pareto import (
-    PROGRESS_REFERENCE,
-    WORST_LATENCY,
-    Front,
-    Student,
-    hypervolume_history,
-    non_dominated,
-    progress_point,
-)
 from autocompress.reporting.svg import LEAST_ERROR, Plot, Scale, axis_kind, element, line, mark
 from autocompress.reporting.units import (
     COSTS,
@@ -29,7 +20,16 @@ from autocompress.reporting.units import (
     significant,
     size,
 )
-from autocompress.run_store import RunRecord
+from autocompress.runs.front import (
+    PROGRESS_REFERENCE,
+    WORST_LATENCY,
+    Front,
+    Student,
+    hypervolume_history,
+    non_dominated,
+    progress_point,
+)
+from autocompress.runs.store import RunRecord
 
 MOST_DOTS = 1500
 """More trials than this are thinned out evenly, so that a report of any run opens at once."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import RunError
-from autocompress.pareto import Front, Student, front_of
 from autocompress.reporting import charts
 from autocompress.reporting.units import (
     COSTS,
@@ -30,7 +29,8 @@ from autocompress.reporting.units import (
     ratio,
     size,
 )
-from autocompress.run_store import RunRecord, read_run
+from autocompress.runs.front import Front, Student, front_of
+from autocompress.runs.store import RunRecord, read_run
 
 TEMPLATE = "report.html.j2"
 MOST_TRIALS_NAMED = 8

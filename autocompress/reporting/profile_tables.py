@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autocompress.device.widths import coverage, precision_gains
-from autocompress.reporting.table import escaped, new_table, properties, row
+from autocompress.device.profile.widths import coverage, precision_gains
+from autocompress.reporting.tables import escaped, new_table, properties, row
 from autocompress.reporting.units import UNKNOWN, known, milliseconds, percent, plain, significant
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.table import Table
 
-    from autocompress.device.profile import DeviceProfile
+    from autocompress.device.profile.profile import DeviceProfile
 
 _DEVICE = {"cpu": "processor", "version": "runtime version", "cpu_quota": "CPU quota"}
 _SHOWN = (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from autocompress.budgets import show
+from autocompress.problem.budgets import show
 
 UNKNOWN = "–"
 COSTS = {

@@ -1,0 +1,1 @@
+"""A space and a network become sites; a candidate becomes a network."""

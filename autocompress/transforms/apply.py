@@ -11,13 +11,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from autocompress.candidate import Candidate, Option
-from autocompress.network import INPUT, Network, Weights
-from autocompress.transforms import compact, depth, low_rank, merge, prune, quantize, structured
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.quantize import NOT_NEGATIVE, plan, with_ranges
+from autocompress.graph.network import INPUT, Network, Weights
+from autocompress.problem.candidate import Candidate, Option
+from autocompress.transforms.families import compact, depth, low_rank, merge, prune, quantize, structured
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.quantize import NOT_NEGATIVE, plan, with_ranges
+from autocompress.transforms.families.sparsity import Evidence, Thinning, marked, thinned
 from autocompress.transforms.sites import BoundSpace
-from autocompress.transforms.thin import Evidence, Thinning, marked, thinned
 
 Saliency = Mapping[str, Mapping[str, NDArray[Any]]]
 """What calibration data says of the teacher. Importance method → parameter name → importance of each

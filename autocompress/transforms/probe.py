@@ -13,9 +13,9 @@ from functools import partial
 
 import torch
 
-from autocompress.candidate import Candidate, Option, Site
 from autocompress.graph.module import build
-from autocompress.network import Weights
+from autocompress.graph.network import Weights
+from autocompress.problem.candidate import Candidate, Option, Site
 from autocompress.transforms.apply import apply
 from autocompress.transforms.sampling import random_weights
 from autocompress.transforms.sites import BoundSpace

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import Candidate, Option
-from autocompress.network import Weights
-from autocompress.transforms import factors
+from autocompress.graph.network import Weights
+from autocompress.problem.candidate import Candidate, Option
+from autocompress.transforms.arrays import factors
 from autocompress.transforms.sites import BoundSpace
 
 RULES: dict[str, Callable[[NDArray[np.floating]], int]] = {

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autocompress.candidate import PACKED_KINDS, Candidate, Option, Site, eight_bits
-from autocompress.network import Network, Weights
+from autocompress.graph.network import Network, Weights
+from autocompress.problem.candidate import PACKED_KINDS, Candidate, Option, Site, eight_bits
 from autocompress.transforms.sites import BoundSpace
 
 PRECISIONS = ("fp32", "int8", "mixed")

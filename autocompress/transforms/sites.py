@@ -13,20 +13,20 @@ from functools import cached_property
 
 import numpy as np
 
-from autocompress.candidate import BITS, PACKED_KINDS, Candidate, Option, Site
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
-from autocompress.network import XNOR, Network, Node, Param, Ref, grid_form
-from autocompress.space import LayerRule, Space
-from autocompress.space_rules import NONE, Quantize, density_of, n_of_m
-from autocompress.transforms import compact, low_rank, structured
-from autocompress.transforms import merge as merging
-from autocompress.transforms.compact import COMPACT, compact_layers
-from autocompress.transforms.fold import fold_batch_norms
-from autocompress.transforms.prune import kept_count
-from autocompress.transforms.quantize import never_negative
-from autocompress.transforms.replace_layer import conv_args
+from autocompress.graph.network import XNOR, Network, Node, Param, Ref, grid_form
+from autocompress.graph.replace_layer import conv_args
+from autocompress.problem.candidate import BITS, PACKED_KINDS, Candidate, Option, Site
+from autocompress.problem.space import LayerRule, Space
+from autocompress.problem.space_rules import NONE, Quantize, density_of, n_of_m
+from autocompress.transforms.families import compact, low_rank, structured
+from autocompress.transforms.families import merge as merging
+from autocompress.transforms.families.compact import COMPACT, compact_layers
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.prune import kept_count
+from autocompress.transforms.families.quantize import never_negative
 
 _OF_DENSE = frozenset({"rank", "sparsity"})
 """Kinds that a layer has no use for once its matrix has another form: the form has few weights already."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autocompress.device.imports import Dump, OperatorTime, middle_mean
+from autocompress.device.imports.parsing import Dump, OperatorTime, middle_mean
 
 RUNTIME = "onnxruntime"
 _SUFFIX = "_kernel_time"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autocompress.device.imports import Dump, OperatorTime, middle_mean
+from autocompress.device.imports.parsing import Dump, OperatorTime, middle_mean
 
 RUNTIME = "openvino"
 LEAST_US = 0.5

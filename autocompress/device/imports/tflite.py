@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from autocompress.device.imports import Dump, OperatorTime
+from autocompress.device.imports.parsing import Dump, OperatorTime
 
 RUNTIME = "tflite"
 _TITLE = re.compile(r"=+ *Run Order *=+")

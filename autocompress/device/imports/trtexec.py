@@ -6,7 +6,7 @@ and, in later versions, `medianMs`. Layers are named after the nodes that were f
 
 from __future__ import annotations
 
-from autocompress.device.imports import Dump, OperatorTime
+from autocompress.device.imports.parsing import Dump, OperatorTime
 
 RUNTIME = "tensorrt"
 

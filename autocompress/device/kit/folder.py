@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
 
-from autocompress.device.imports import read_text
-from autocompress.device.layouts import probes
+from autocompress.device.imports.parsing import read_text
+from autocompress.device.measure.layout_probe import probes
+from autocompress.device.measure.quiet_gate import NATURAL, QUIET_SHARE, WINDOW, QuietSettings
 from autocompress.device.profiler import (
     LAST_RESORT,
     MOST_ERROR,
@@ -27,10 +28,9 @@ from autocompress.device.profiler import (
     PROFILED_S,
     Sample,
 )
-from autocompress.device.quiet import NATURAL, QUIET_SHARE, WINDOW, QuietSettings
-from autocompress.device.runtimes import NodeTime
+from autocompress.device.runtimes.base import NodeTime
 from autocompress.errors import ProfileError
-from autocompress.network import Network, from_json, to_json
+from autocompress.graph.network import Network, from_json, to_json
 
 FORMAT = 1
 MANIFEST, SCRIPT, RESULTS, DEVICE, OPTIMIZED = (

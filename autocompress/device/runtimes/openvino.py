@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.device.runtimes import (
+from autocompress.device.runtimes.base import (
     WARM_UP_RUNS,
     NodeTime,
     cannot_load,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.device.runtimes import (
+from autocompress.device.runtimes.base import (
     NodeTime,
     cannot_load,
     middle_mean,
@@ -29,7 +29,7 @@ from autocompress.device.runtimes import (
 )
 
 if TYPE_CHECKING:
-    from autocompress.device.runtimes.torch_graph import TorchGraph
+    from autocompress.device.runtimes.onnx_to_torch import TorchGraph
 
 _WARM_UP = 3
 _REPEATS = 10
@@ -93,7 +93,7 @@ class TorchCudaRuntime:
         data = model_bytes(model, self.name)
         import torch
 
-        from autocompress.device.runtimes.torch_graph import torch_graph
+        from autocompress.device.runtimes.onnx_to_torch import torch_graph
 
         graph = torch_graph(data, self.name)
         graph.module.to("cuda", getattr(torch, self.number_format))

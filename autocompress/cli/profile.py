@@ -1,0 +1,181 @@
+"""Commands about device profiles: `profile kit`, `import`, `show`, `diff`, `validate`, `merge`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autocompress.cli.options import (
+    DATA_HELP,
+    FOLDER,
+    FORMAT,
+    INPUT_SIZE,
+    TEACHER_HELP,
+    import_options,
+    kit_options,
+)
+from autocompress.cli.support import one_of, to_stdout
+
+
+@click.command("show")
+@click.argument("name")
+@FORMAT
+def show_profile(name: str, output_format: str) -> None:
+    """Shows the device profile NAME, a shipped name or a folder, and checks all of its files.
+
+    What was measured of each kind of kernel, how well it predicts, and which widths and precisions
+    are worth offering on the device.
+
+    \b
+    Example:
+      autocompress profile show hardware_profiles/mine
+    """
+    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile.widths import coverage, precision_gains
+    from autocompress.reporting.profile_tables import profile_report
+
+    found = load_profile(name)
+    fields = ("name", "runtime", "threads", "batch", "device", "validation", "fingerprint")
+    data: dict[str, Any] = {field: getattr(found, field) for field in fields}
+    data["sources"] = [dataclasses.asdict(source) for source in found.sources]
+    data["fit"] = dataclasses.asdict(found.fit)
+    data["coverage"] = coverage(found)
+    data["precisions"] = [
+        {**dataclasses.asdict(gain), "never_faster": gain.never_faster} for gain in precision_gains(found)
+    ]
+    to_stdout(data, lambda: profile_report(found), output_format)
+
+
+@click.command("diff")
+@click.argument("first")
+@click.argument("second")
+@FORMAT
+def diff_profiles(first: str, second: str, output_format: str) -> None:
+    """Compares two device profiles: what they were measured with, and what equal kernels take.
+
+    A ratio above 1 means that SECOND is slower. Ends with exit code 0 whatever the difference.
+
+    \b
+    Example:
+      autocompress profile diff hardware_profiles/before hardware_profiles/now
+    """
+    from autocompress import api_profile
+    from autocompress.reporting.profile_tables import difference_table
+
+    found = api_profile.diff_profiles(first, second)
+    to_stdout(found, lambda: difference_table(found), output_format)
+
+
+@click.command("validate")
+@click.argument("name")
+@click.option("--teacher", help=TEACHER_HELP + "  [default: the profile's own, where timm has it]")
+@click.option("--space", help="Search space: a shipped name or a YAML file.  [default: the profile's own]")
+@click.option(
+    "--networks",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="New random networks of the space to measure, 3 at least.",
+)
+@click.option("--seed", type=int, default=1000, show_default=True, help="Decides which networks.")
+@click.option("--data", help=DATA_HELP + " Only its image size matters here.")
+@INPUT_SIZE
+@click.option("--update", is_flag=True, help="Write what was found into the profile's validation.json.")
+@FORMAT
+def validate_profile(name: str, output_format: str, **options: Any) -> None:
+    """Checks the device profile NAME on this machine, on networks that it was not made from.
+
+    Measures them as profiling does and compares with the predictions. Refuses another machine than
+    was profiled. Keep the machine otherwise idle meanwhile.
+
+    \b
+    Example:
+      autocompress profile validate hardware_profiles/mine --teacher timm:resnet18 --space resnet
+    """
+    from autocompress import api_profile
+    from autocompress.reporting.profile_tables import revalidation_table
+
+    found = api_profile.validate_profile(name, **options)
+    to_stdout(found, lambda: revalidation_table(found), output_format)
+    if options["update"]:
+        click.echo(f"the validation of {name} was replaced", err=True)
+
+
+@click.command("merge")
+@click.argument("profiles", nargs=-1, required=True)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the merged profile to.")
+@click.option("--overwrite", is_flag=True, help="Replace a profile that is there.")
+def merge_profiles(profiles: tuple[str, ...], output: Path, overwrite: bool) -> None:
+    """Makes one profile of PROFILES of the same device, runtime, number of threads and batch size.
+
+    Each network keeps its own fit; equal kernels are pooled.
+
+    \b
+    Example:
+      autocompress profile merge hardware_profiles/resnet hardware_profiles/vit -o hardware_profiles/mine
+    """
+    from autocompress import api_profile
+    from autocompress.reporting.profile_tables import profile_table
+
+    merged = api_profile.merge_profiles(profiles, output, overwrite)
+    to_stdout(None, lambda: profile_table(merged), "table")
+    click.echo(f"the profile is in {output}", err=True)
+
+
+@click.command("kit")
+@kit_options
+def make_kit(**options: Any) -> None:
+    """Writes a folder to measure a device with that autocompress cannot run on.
+
+    It holds the networks and one script that needs only numpy and the runtime. Run it there by hand,
+    or over ssh with --ssh, which also fetches the results and makes the profile.
+
+    \b
+    Example:
+      autocompress profile kit --teacher timm:resnet18 --space resnet -o kit
+      autocompress profile kit --teacher timm:resnet18 --space resnet -o kit --ssh pi@raspberrypi
+    """
+    one_of(options, "resume", "overwrite")
+    from autocompress import api_profile
+    from autocompress.reporting.profile_tables import profile_table
+
+    measured = api_profile.profile_kit(**options)
+    if measured is None:
+        click.echo(f"copy {options['output']} to the device and run there: python measure_kit.py", err=True)
+        return
+    to_stdout(None, lambda: profile_table(measured), "table")
+
+
+@click.command("import")
+@import_options
+def import_profile(**options: Any) -> None:
+    """Makes a device profile of a measured kit, or of what a vendor's profiler wrote.
+
+    SOURCES is a kit's folder or its results.jsonl; or dumps of ONNX Runtime, OpenVINO, trtexec, TFLite or
+    torch.profiler, each with the profiled model of a kit as --model.
+
+    \b
+    Example:
+      autocompress profile import kit -o hardware_profiles/phone
+      autocompress profile import layers.json --model kit/models/4f53cda18c2b.onnx -o hardware_profiles/jetson
+    """
+    from autocompress import api_profile
+    from autocompress.reporting.profile_tables import profile_table
+
+    measured = api_profile.profile_import(**options)
+    to_stdout(None, lambda: profile_table(measured), "table")
+    found = measured.validation.get("import", {})
+    for entry in found.get("unknown_operators", ()):
+        click.echo(
+            f"unknown operator, counted with its neighbour: {entry['operator']}, "
+            f"{entry['count']} times, {entry['total_us']:g} µs together",
+            err=True,
+        )
+    for text in found.get("kernels_not_found", ()):
+        click.echo(f"not found in the dump, and not priced: {text}", err=True)
+
+
+COMMANDS = (make_kit, import_profile, show_profile, validate_profile, diff_profiles, merge_profiles)

@@ -1,0 +1,1 @@
+"""A network and a profile become milliseconds, bytes and multiply-adds."""

@@ -1,0 +1,201 @@
+"""What a network costs on a device: latency, peak memory, file bytes, multiply-adds. No torch.
+
+The network is in the form that ships (batch norms folded, quantizers in place). Its kernels are those
+that the device's runtime executes; the device's table says what each takes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.cost.fused_graph import CONVOLUTIONS, LAYERS, RESHAPES
+from autocompress.cost.kernels import Kernel, elements, kernels, macs
+from autocompress.cost.layouts import Layouts
+from autocompress.cost.packed_size import packed_bytes
+from autocompress.graph.network import INPUT, Network, Node, Param
+from autocompress.problem.candidate import Cost
+
+__all__ = [
+    "CostModel",
+    "DeviceTable",
+    "file_features",
+    "file_features_count",
+    "kernels",
+    "live_bytes",
+    "low_bit_weights",
+    "macs",
+    "peak_memory_bytes",
+    "weight_bytes",
+]
+
+_VIEWS = RESHAPES | {"getitem", "expand"}
+
+
+def peak_memory_bytes(network: Network) -> int:
+    """Weights plus the largest sum of activations alive at once, in execution order; see `live_bytes`."""
+    return max(live_bytes(network).values()) + weight_bytes(network)
+
+
+def live_bytes(network: Network) -> dict[str, int]:
+    """Bytes of activations alive while each value is computed, the input first, in execution order.
+
+    A value with a quantizer takes one byte a number, others four. Reshapes and elements of an
+    operation with several outputs share their input's memory, which lives until the last of them was
+    read; everything else writes into memory of its own.
+    """
+    owners = _memory_owners(network)
+    last_use = {owners[name]: index for index, node in enumerate(network.nodes) for name in _touched(node)}
+    last_use[owners[network.output]] = len(network.nodes)
+    alive = {INPUT: _value_bytes(network, INPUT)}
+    total = alive[INPUT]
+    cuts = {INPUT: total}
+    for index, node in enumerate(network.nodes):
+        if owners[node.name] == node.name:
+            alive[node.name] = _value_bytes(network, node.name)
+            total += alive[node.name]
+            cuts[node.name] = total
+        for owner in {owners[name] for name in _touched(node)}:
+            if last_use[owner] == index:
+                total -= alive.pop(owner)
+    return cuts
+
+
+def _memory_owners(network: Network) -> dict[str, str]:
+    """For each value, the value in whose memory it lies: most often itself."""
+    owners = {INPUT: INPUT}
+    for node in network.nodes:
+        shares = node.inputs and node.shape != () and node.op in _VIEWS
+        owners[node.name] = owners[node.inputs[0]] if shares else node.name
+    return owners
+
+
+def _touched(node: Node) -> tuple[str, ...]:
+    return (*node.inputs, node.name)
+
+
+def _value_bytes(network: Network, value: str) -> int:
+    shape = network.shape_of(value)
+    several = bool(shape) and isinstance(shape[0], tuple)
+    count = sum(map(elements, shape)) if several else elements(shape)
+    return count * (1 if network.quantizer_of(value) is not None else 4)
+
+
+def weight_bytes(network: Network) -> int:
+    """Bytes of the parameters as exported: 8-bit weights one each, everything else as its type says.
+
+    Steps of a grid are not counted: they are the scales that every 8-bit layer has.
+    """
+    low = low_bit_weights(network)
+    return sum(
+        elements(spec.shape) * (1 if name in low else np.dtype(spec.dtype).itemsize)
+        for name, spec in network.params.items()
+        if name not in network.steps
+    )
+
+
+def low_bit_weights(network: Network) -> frozenset[str]:
+    """Names of the weights that are exported in 8 bits."""
+    return frozenset(node.args[1].name for node in _low_bit_layers(network))  # type: ignore[union-attr]
+
+
+def _low_bit_layers(network: Network) -> list[Node]:
+    return [
+        node
+        for node in network.nodes
+        if node.bits == 8
+        and node.op in LAYERS
+        and isinstance(node.args[1], Param)
+        and network.quantizer_of(node.inputs[0]) is not None
+    ]
+
+
+def file_features(network: Network) -> NDArray[np.float64]:
+    """What the overhead of an exported file is linear in.
+
+    1, nodes, convolutions, letters in the nodes' names, layers of 8 bits, letters in theirs, their
+    output channels, the same without repeats (equal constants are stored once), quantizers,
+    parameters. Fitted on exported files when a device is profiled.
+    """
+    low = _low_bit_layers(network)
+    quantizers = sum(1 for node in network.nodes if node.quantizer) + (network.input_quantizer is not None)
+    letters = sum(len(node.name) for node in network.nodes)
+    low_letters = sum(len(node.name) for node in low)
+    channels = [network.params[node.params[0]].shape[0] for node in low]
+    counts = [
+        1,
+        len(network.nodes),
+        sum(node.op in CONVOLUTIONS for node in network.nodes),
+        letters,
+        len(low),
+        low_letters,
+        sum(channels),
+        sum(set(channels)),
+        quantizers,
+        len(network.params) - len(network.steps),
+    ]
+    return np.array(counts, dtype=np.float64)
+
+
+def file_features_count() -> int:
+    """Length of `file_features`."""
+    return 10
+
+
+class DeviceTable(Protocol):
+    """What pricing needs of a device profile."""
+
+    @property
+    def layouts(self) -> Layouts:
+        """How the device's runtime lays out values, which decides the kernels it runs."""
+
+    @property
+    def constant_us(self) -> float:
+        """What an inference takes beside its kernels."""
+
+    def kernel_us(self, kernel: Kernel) -> float:
+        """A kernel's share of a network's latency; raises ProfileError when nothing is known of its kind."""
+
+    @property
+    def relative_error(self) -> float:
+        """Half width of the 95 % interval of a predicted latency, as a share of it."""
+
+    @property
+    def file_overhead(self) -> NDArray[np.float64]:
+        """Coefficients of `file_features`, in bytes."""
+
+
+class CostModel:
+    """Prices networks on one device; kernel times are kept, so a network costs one walk over its nodes."""
+
+    def __init__(self, device: DeviceTable) -> None:
+        self.device = device
+        self._known: dict[Kernel, float] = {}
+
+    def price(self, network: Network) -> Cost:
+        """Predicted cost of a network in shipped form.
+
+        Raises ProfileError for a kernel of which the device has no row and nothing to interpolate from.
+        """
+        found = kernels(network, self.device.layouts)
+        latency = (self.device.constant_us + sum(map(self._kernel_us, found))) / 1e3
+        margin = self.device.relative_error * latency
+        overhead = float(self.device.file_overhead @ file_features(network))
+        weights = weight_bytes(network)
+        return Cost(
+            latency_ms=latency,
+            latency_ms_ci95=(latency - margin, latency + margin),
+            peak_memory_bytes=peak_memory_bytes(network),
+            file_bytes=round(weights + overhead),
+            macs=sum(kernel.macs for kernel in found),
+            parameters=sum(elements(spec.shape) for spec in network.params.values() if spec.trainable),
+            packed_bytes=packed_bytes(network, weights),
+        )
+
+    def _kernel_us(self, kernel: Kernel) -> float:
+        known = self._known.get(kernel)
+        if known is None:
+            known = self._known[kernel] = self.device.kernel_us(kernel)
+        return known

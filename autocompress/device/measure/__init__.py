@@ -1,0 +1,1 @@
+"""How long a network takes, and whether the machine was quiet."""

@@ -1,0 +1,182 @@
+"""From measured networks to a latency table, the fit that turns it into latencies, and its error.
+
+Kernel times come from the runtime's profiler, what they add up to from latencies without it. For each
+group of kernels a scale near 1 and the profiler's overhead of one operation are fitted, so that the
+sums agree with the latencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.cost.kernels import Kernel
+from autocompress.device.measure.log import Timed
+from autocompress.device.measure.statistics import rank_correlation
+from autocompress.device.profile.latency_table import LatencyTable, Row
+from autocompress.device.profile.profile import Fit
+from autocompress.device.profile.refinement import LEAST_KERNEL_US, refined
+from autocompress.errors import ProfileError
+
+FOLDS = 5
+NOISE = 0.015
+"""Share by which a latency and the sum of its kernels differ, for reasons that no fit explains."""
+
+SCALE_SPREAD, OVERHEAD_SPREAD_US = 0.1, 0.8
+DRIFT_WINDOW = 9
+DECIMALS = 4
+FEW = 2
+
+
+def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[LatencyTable, Fit]:
+    """The table of all kernels, and the fit to the whole-network latencies in µs.
+
+    The latencies decide scales and overheads of the groups first, then single kernels, then both together.
+    """
+    table = LatencyTable(rows(timed))
+    table = refined(table, _fit(table, timed, latencies_us), timed, latencies_us)
+    return table, _fit(table, timed, latencies_us)
+
+
+def rows(timed: Iterable[Timed]) -> list[Row]:
+    """One row a kernel: medians over all places where it occurred."""
+    found: dict[Kernel, list[tuple[float, int]]] = {}
+    for item in timed:
+        for timing in item.kernels:
+            seen = (max(timing.time_us, LEAST_KERNEL_US), timing.operations)
+            found.setdefault(timing.kernel, []).append(seen)
+    return [_row(replace(kernel, nodes=()), *zip(*seen, strict=True)) for kernel, seen in found.items()]
+
+
+def _row(kernel: Kernel, times_us: tuple[float, ...], operations: tuple[int, ...]) -> Row:
+    """The interval is that of a median of normally spread values, for few values ± 20 %; at most ± 100 %."""
+    median = float(np.median(times_us))
+    few = len(times_us) <= FEW
+    half = 0.2 * median if few else 1.96 * 1.2533 * float(np.std(times_us)) / np.sqrt(len(times_us))
+    half = min(half, median)
+    values = (float(np.median(operations)), median, max(0.0, median - half), median + half)
+    return Row(kernel, len(times_us), *(round(float(value), DECIMALS) for value in values))
+
+
+def without_drift(timed: Sequence[Timed]) -> NDArray[np.float64]:
+    """Latencies in µs as if the machine had been as fast as usual all the time.
+
+    The reference's own noise must not come in, so its median over neighbours in time is used.
+    """
+    reference = np.array([item.reference_ms for item in timed])
+    half = DRIFT_WINDOW // 2
+    local = [np.median(reference[max(0, i - half) : i + half + 1]) for i in range(len(timed))]
+    latencies = np.array([item.latency_ms for item in timed])
+    corrected: NDArray[np.float64] = latencies * np.median(reference) / np.array(local) * 1e3
+    return corrected
+
+
+def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> Fit:
+    """Least squares of relative errors, with scales drawn to 1 and overheads to their common value."""
+    from scipy.optimize import lsq_linear
+
+    groups = sorted({timing.kernel.group for item in timed for timing in item.kernels})
+    medians, operations = _sums(table, timed, groups)
+    ones = np.ones((len(timed), 1))
+    weight = 1 / (NOISE * latencies_us[:, None])
+    common = np.hstack([medians.sum(axis=1, keepdims=True), -operations.sum(axis=1, keepdims=True), ones])
+    bounds = ([0.3, 0.0, 0.0], [3.0, 10.0, float(latencies_us.min())])
+    overhead = float(lsq_linear(common * weight, latencies_us * weight[:, 0], bounds=bounds).x[1])
+
+    count = len(groups)
+    features = np.hstack([medians, -operations, ones]) * weight
+    prior = np.array([*[1.0] * count, *[overhead] * count, 0.0])
+    spread = np.array([*[SCALE_SPREAD] * count, *[OVERHEAD_SPREAD_US] * count, 10.0])
+    least = np.array([*[0.3] * count, *[0.0] * count, 0.0])
+    most = np.array([*[3.0] * count, *[10.0] * count, float(latencies_us.min())])
+    system = np.vstack([features, np.diag(1 / spread)])
+    goal = np.concatenate([latencies_us * weight[:, 0], prior / spread])
+    solution = lsq_linear(system, goal, bounds=(least, most)).x.tolist()
+    scales = dict(zip(groups, solution[:count], strict=True))
+    return Fit(scales, dict(zip(groups, solution[count:-1], strict=True)), solution[-1])
+
+
+def _sums(
+    table: LatencyTable, timed: Sequence[Timed], groups: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For each network and group, the sum of its kernels' medians in µs and of their operations."""
+    place = {group: index for index, group in enumerate(groups)}
+    medians, operations = np.zeros((len(timed), len(groups))), np.zeros((len(timed), len(groups)))
+    for index, item in enumerate(timed):
+        for timing in item.kernels:
+            found = table.lookup(timing.kernel)
+            medians[index, place[timing.kernel.group]] += found.median_us
+            operations[index, place[timing.kernel.group]] += found.operations
+    return medians, operations
+
+
+def predicted_us(table: LatencyTable, fit: Fit, kernels: Iterable[Kernel]) -> float:
+    """Latency of a network of these kernels. Raises ProfileError where nothing is known of one."""
+    total = fit.constant_us
+    for kernel in kernels:
+        found = table.lookup(kernel)
+        total += fit.kernel_us(kernel, found.median_us, found.operations)
+    return total
+
+
+def validation(
+    timed: Sequence[Timed], latencies_us: NDArray[np.float64], drawn: Container[str] | None = None
+) -> dict[str, Any]:
+    """Errors of predicting each network from a table and a fit that it had no part in.
+
+    The networks that were `drawn` at random (all, when not given) are dealt into five parts, and each
+    part is predicted from all other networks.
+    """
+    points: list[dict[str, Any]] = []
+    unpredicted = []
+    random = [index for index, item in enumerate(timed) if drawn is None or item.name in drawn]
+    for fold in range(min(FOLDS, len(random))):
+        held_out = set(random[fold::FOLDS])
+        use = [index for index in range(len(timed)) if index not in held_out]
+        if not use:
+            continue
+        table, fit = fitted([timed[index] for index in use], latencies_us[use])
+        for index in sorted(held_out):
+            item = timed[index]
+            try:
+                latency_us = predicted_us(table, fit, (timing.kernel for timing in item.kernels))
+            except ProfileError as error:
+                unpredicted.append({"network": item.name, "precision": item.precision, "why": error.what})
+                continue
+            times = {"measured_ms": float(latencies_us[index]) / 1e3, "predicted_ms": latency_us / 1e3}
+            points.append({"network": item.name, "precision": item.precision, **times})
+    kinds = sorted({str(point["precision"]) for point in points})
+    by_precision = {kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds}
+    return {**summary(points), "by_precision": by_precision, "unpredicted": unpredicted, "networks": points}
+
+
+def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Errors of predictions: mean, largest, shares within ± 5 % and ± 10 %, rank correlation.
+
+    `error95` is the half width that holds 95 % of the errors, taken as 1.96 root mean squares.
+    """
+    measured = np.array([point["measured_ms"] for point in points])
+    predicted = np.array([point["predicted_ms"] for point in points])
+    if not len(points):
+        return {"count": 0, "error95": None}
+    errors = np.abs(predicted / measured - 1)
+    return {
+        "count": len(points),
+        "mean_error": float(errors.mean()),
+        "largest_error": float(errors.max()),
+        "within_5_percent": float((errors <= 0.05).mean()),
+        "within_10_percent": float((errors <= 0.10).mean()),
+        "rank_correlation": _rank_correlation(measured, predicted),
+        "error95": float(max(1e-6, 1.96 * np.sqrt(np.mean(errors**2)))),
+    }
+
+
+def _rank_correlation(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> float | None:
+    """Spearman's; None where it is not defined."""
+    if len(measured) < 3 or np.ptp(measured) == 0 or np.ptp(predicted) == 0:
+        return None
+    return rank_correlation(measured.tolist(), predicted.tolist())

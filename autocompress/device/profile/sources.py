@@ -1,0 +1,115 @@
+"""The networks that a device profile was measured on, and which of them speaks for a given network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autocompress.cost.kernels import COLUMNS, Kernel
+
+if TYPE_CHECKING:
+    from autocompress.device.profile.profile import Fit
+
+
+@dataclass(frozen=True)
+class Source:
+    """One network and space whose random candidates were measured, and what they alone were fitted to.
+
+    `input_shape` starts with the batch of one. `networks` counts measured candidates;
+    `reference_drift` is how far the reference's latency moved while they were, as a share of it.
+    `kernels_fingerprint` is that of the network, see the function of this name. Empty texts and
+    None mean not known.
+    """
+
+    network: str
+    space: str
+    fit: Fit
+    space_fingerprint: str = ""
+    teacher_fingerprint: str = ""
+    kernels_fingerprint: str = ""
+    input_shape: tuple[int, ...] = ()
+    networks: int = 0
+    seed: int | None = None
+    measured_at: str = ""
+    teacher_latency_ms: float | None = None
+    reference_drift: float | None = None
+    file_coefficients: tuple[float, ...] = ()
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any], fit: Fit) -> Source:
+        """Of what a profiling or a profile of format 1 says; `teacher` and `created` are older names."""
+        renamed = {_RENAMED.get(name, name): value for name, value in given.items()}
+        known = {name: renamed[name] for name in cls.__dataclass_fields__ if name in renamed}
+        known["input_shape"] = tuple(known.get("input_shape") or ())
+        texts = {"network": "", "space": "", **known}
+        return cls(**{**texts, "fit": fit})
+
+
+_RENAMED = {"teacher": "network", "created": "measured_at"}
+
+
+def kernels_fingerprint(kernels: Sequence[Kernel]) -> str:
+    """16 hexadecimal digits over a network's kernels without the last, so that neither weights nor the
+    number of classes count."""
+    content = repr([[getattr(kernel, name) for name in COLUMNS] for kernel in kernels[:-1]])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What speaks for a network. `index` is that of the source whose fit is used, None for the pooled fit.
+
+    `also` are the sources whose errors count besides; `trusted` is whether errors found there hold
+    for this network too; `basis` says it in words.
+    """
+
+    index: int | None
+    also: tuple[int, ...]
+    trusted: bool
+    basis: str
+
+
+def match(
+    sources: Sequence[Source],
+    input_shape: Sequence[int],
+    space_fingerprint: str = "",
+    teacher_fingerprint: str = "",
+    network_kernels: Sequence[Kernel] = (),
+) -> Match:
+    """The same teacher first, else the same network with other weights, else the same space and input
+    size where a single source has them, else none.
+
+    The same network in another space is matched, but its errors are not trusted.
+    """
+    shape = tuple(input_shape)
+    alike = [i for i, source in enumerate(sources) if not source.input_shape or source.input_shape == shape]
+
+    def in_space(index: int) -> bool:
+        known = sources[index].space_fingerprint
+        return not (known and space_fingerprint) or known == space_fingerprint
+
+    own = kernels_fingerprint(network_kernels) if network_kernels else ""
+    for attribute, wanted, words in (
+        ("teacher_fingerprint", teacher_fingerprint, "measured on this network"),
+        ("kernels_fingerprint", own, "measured on this network with other weights"),
+    ):
+        found = [i for i in alike if wanted and getattr(sources[i], attribute) == wanted]
+        for index in sorted(found, key=lambda i: not in_space(i)):
+            words += "" if in_space(index) else f", in the space {sources[index].space!r}"
+            return Match(index, (), in_space(index), words)
+    near = [i for i in alike if in_space(i)]
+    if len(near) == 1:
+        name = sources[near[0]].network or "another network"
+        return Match(near[0], (), True, f"measured on {name} in the same space and input size")
+    if near:
+        names = ", ".join(sources[i].network for i in near)
+        return Match(None, tuple(near), True, f"measured on {names}, in the same space and input size")
+    return Match(None, (), False, "not measured on this network, its space or its input size")
+
+
+def with_sources(validation: Mapping[str, Any], sources: Iterable[Source]) -> dict[str, Any]:
+    """The validation of a profile of one source, with that source's own summary under `sources`."""
+    own = {name: value for name, value in validation.items() if name not in ("networks", "sources")}
+    return {**validation, "sources": [{"network": source.network, **own} for source in sources]}

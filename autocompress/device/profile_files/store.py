@@ -1,0 +1,282 @@
+"""Reading and writing the files of a device profile, strictly. Format 2 is written, 1 and 2 are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from autocompress.cost.layouts import Layouts
+from autocompress.cost.model import file_features_count
+from autocompress.device.profile.latency_table import LatencyTable, Row
+from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.sources import Source
+from autocompress.device.profile_files.bounded_text import MOST_BYTES, finite, read_text, refuse
+from autocompress.device.profile_files.kernels_csv import WIDEST, read_rows, rows_text
+from autocompress.device.profile_files.unit_checks import check_units
+from autocompress.device.profile_files.validation_json import read_validation
+from autocompress.errors import ProfileError
+from autocompress.strict_yaml import StrictYamlError, parse_document
+
+__all__ = [
+    "FORMAT",
+    "KERNELS",
+    "MOST_BYTES",
+    "PROFILE",
+    "VALIDATION",
+    "read_profile",
+    "write_profile",
+    "write_validation",
+]
+
+FORMAT = 2
+FORMATS = (1, 2)
+MOST_YAML_BYTES = 1024 * 1024
+MOST_SOURCES = 200
+MOST_THREADS = MOST_BATCH = 65536
+PROFILE, KERNELS, VALIDATION = "profile.yaml", "kernels.csv", "validation.json"
+_WIDEST_OF_FORMAT_1 = 10.0
+_SHARED: Mapping[str, type | tuple[type, ...]] = {
+    "format": int,
+    "runtime": str,
+    "threads": int,
+    "batch": int,
+    "device": dict,
+    "layouts": dict,
+    "fit": dict,
+    "file_coefficients": tuple,
+}
+_KEYS = {1: {**_SHARED, "source": dict}, 2: {**_SHARED, "sources": tuple}}
+_SOURCE_TEXTS = (
+    "network", "space", "space_fingerprint", "teacher_fingerprint", "kernels_fingerprint", "measured_at",
+)  # fmt: skip
+_MOST_LETTERS = 300
+
+
+def write_profile(folder: Path, profile: DeviceProfile) -> None:
+    """Writes the three files; `folder` may hold raw measurements already. Raises ProfileError."""
+    import yaml
+
+    data = {
+        "format": FORMAT,
+        "runtime": profile.runtime,
+        "threads": profile.threads,
+        "batch": profile.batch,
+        "device": dict(profile.device),
+        "layouts": asdict(profile.layouts),
+        "sources": [_source_data(source) for source in profile.sources],
+        "fit": _fit_data(profile.fit),
+        "file_coefficients": list(profile.file_coefficients),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / KERNELS).write_text(rows_text(profile.table.rows), encoding="utf-8")
+        plain = json.loads(json.dumps(data))
+        (folder / PROFILE).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+    write_validation(folder, profile.validation)
+
+
+def write_validation(folder: Path, validation: Mapping[str, Any]) -> None:
+    """Writes `validation.json` alone, all of it or nothing. Raises ProfileError."""
+    unfinished = folder / f".{VALIDATION}.partial"
+    try:
+        unfinished.write_text(json.dumps(dict(validation), indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(folder / VALIDATION)
+    except OSError as error:
+        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+
+
+def read_profile(folder: Path) -> DeviceProfile:
+    """Reads and checks a profile folder. Raises ProfileError."""
+    if folder.is_file():
+        folder = folder.parent
+    path = folder / PROFILE
+    data = _read_yaml(path)
+    fit = _fit(path, "fit", data["fit"])
+    old = data["format"] == 1
+    rows = tuple(read_rows(folder / KERNELS, _WIDEST_OF_FORMAT_1 if old else WIDEST))
+    if old:
+        rows = tuple(map(_narrowed, rows))
+    if not rows:
+        refuse(folder / KERNELS, "it has no rows", "profile the device again")
+    sources = _sources(path, data, fit)
+    profile = DeviceProfile(
+        name=folder.resolve().name,
+        runtime=data["runtime"],
+        threads=data["threads"],
+        batch=data["batch"],
+        device=_plain(data["device"]),
+        sources=sources,
+        layouts=_layouts(path, data["layouts"]),
+        table=LatencyTable(rows),
+        fit=fit,
+        file_coefficients=_coefficients(path, "file_coefficients", data["file_coefficients"]),
+        validation=read_validation(folder / VALIDATION, len(sources)),
+    )
+    check_units(folder / KERNELS, profile)
+    return profile
+
+
+def _narrowed(row: Row) -> Row:
+    """Format 1 did not limit intervals; such a row is written again with the widest that format 2 has."""
+    low, high = 0.0, 2 * row.median_us
+    return replace(row, ci95_low_us=max(row.ci95_low_us, low), ci95_high_us=min(row.ci95_high_us, high))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = parse_document(read_text(path, MOST_YAML_BYTES)).data
+    except StrictYamlError as error:
+        refuse(path, f"line {error.line}: {error.message}")
+    if not isinstance(data, dict):
+        refuse(path, "it is not a mapping of keys to values")
+    number = data.get("format")
+    if "format" in data and (type(number) is not int or number not in FORMATS):
+        known = " and ".join(map(str, FORMATS))
+        why = f"the key 'format' is {str(number)[:40]!r}, this version reads formats {known}"
+        refuse(path, why, "update autocompress, or profile the device again")
+    keys = _KEYS[data.get("format", FORMAT)]
+    for key, kind in keys.items():
+        if key not in data:
+            refuse(path, f"the key {key!r} is missing")
+        if not isinstance(data[key], kind) or isinstance(data[key], bool):
+            given = str(data[key])[:80]
+            refuse(path, f"the key {key!r} has the value {given!r}, which is of the wrong type")
+    _known_keys(path, "", data, keys)
+    for key, most in (("threads", MOST_THREADS), ("batch", MOST_BATCH)):
+        if not 1 <= data[key] <= most:
+            refuse(path, f"the key {key!r} is {data[key]}, it must be from 1 to {most}")
+    _text(path, "runtime", data["runtime"])
+    return data
+
+
+def _known_keys(path: Path, where: str, data: Mapping[str, Any], known: Any) -> None:
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        name = f"{where}.{unknown[0]}" if where else unknown[0]
+        refuse(path, f"the key {name[:80]!r} is not known here; known: {', '.join(known)}")
+
+
+def _layouts(path: Path, data: Mapping[str, Any]) -> Layouts:
+    block, last = data.get("float_block"), data.get("int8_channels_last")
+    if type(block) is not int or not 0 <= block <= 1024:
+        refuse(path, f"the key layouts.float_block is {block!r}, a whole number from 0 to 1024 is expected")
+    if type(last) is not bool:
+        refuse(path, f"the key layouts.int8_channels_last is {last!r}, true or false is expected")
+    _known_keys(path, "layouts", data, ("float_block", "int8_channels_last"))
+    return Layouts(block, last)
+
+
+def _fit_data(fit: Fit) -> dict[str, Any]:
+    values = {each.name: getattr(fit, each.name) for each in fields(fit)}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+
+def _fit(path: Path, where: str, data: Any) -> Fit:
+    """A fit is made of numbers and of mappings from kernel groups to numbers; those with a default may
+    be missing."""
+    if not isinstance(data, dict):
+        refuse(path, f"the key {where} is missing or is not a mapping")
+    given: dict[str, Any] = {}
+    for each in fields(Fit):
+        key = f"{where}.{each.name}"
+        if each.name not in data and (each.default, each.default_factory) != (MISSING, MISSING):
+            continue
+        value = data.get(each.name)
+        if "Mapping" in str(each.type):
+            given[each.name] = _numbers(path, key, value, positive=each.name.startswith("scale"))
+            continue
+        given[each.name] = finite(path, key, value)
+        if given[each.name] < 0:
+            refuse(path, f"{key} is {value}, it must be 0 or more")
+    _known_keys(path, where, data, tuple(each.name for each in fields(Fit)))
+    return Fit(**given)
+
+
+def _numbers(path: Path, key: str, values: Any, *, positive: bool) -> dict[str, float]:
+    if not isinstance(values, dict):
+        refuse(path, f"the key {key} is missing or is not a mapping")
+    return {name: finite(path, f"{key}.{name}", value, positive=positive) for name, value in values.items()}
+
+
+def _coefficients(path: Path, where: str, given: Any) -> tuple[float, ...]:
+    if not isinstance(given, tuple):
+        refuse(path, f"the key {where} is not a list of numbers")
+    found = tuple(finite(path, where, value) for value in given)
+    if len(found) != file_features_count():
+        refuse(path, f"{where} needs {file_features_count()} numbers, has {len(found)}")
+    return found
+
+
+def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[Source, ...]:
+    if data["format"] == 1:
+        given = {_NEWER.get(name, name): value for name, value in data["source"].items()}
+        own = {name: value for name, value in given.items() if name in Source.__dataclass_fields__}
+        return (_source(path, "source", own, fit),)
+    if not 1 <= len(data["sources"]) <= MOST_SOURCES:
+        refuse(
+            path, f"the key 'sources' has {len(data['sources'])} entries, 1 to {MOST_SOURCES} are expected"
+        )
+    found = []
+    for index, given in enumerate(data["sources"]):
+        where = f"sources[{index}]"
+        if not isinstance(given, dict):
+            refuse(path, f"the key {where} is not a mapping")
+        _known_keys(path, where, given, tuple(Source.__dataclass_fields__))
+        found.append(_source(path, where, given, _fit(path, f"{where}.fit", given.get("fit"))))
+    return tuple(found)
+
+
+_NEWER = {"teacher": "network", "created": "measured_at"}
+
+
+def _source(path: Path, where: str, given: Mapping[str, Any], fit: Fit) -> Source:
+    found: dict[str, Any] = {"network": "", "space": "", "fit": fit}
+    for name in _SOURCE_TEXTS:
+        found[name] = _text(path, f"{where}.{name}", _plain(given.get(name, "")))
+    shape = given.get("input_shape", ())
+    if not isinstance(shape, tuple) or not all(type(size) is int and 1 <= size < 2**31 for size in shape):
+        refuse(path, f"the key {where}.input_shape is {str(shape)[:40]!r}, a list of sizes is expected")
+    networks, seed = given.get("networks", 0), given.get("seed")
+    if type(networks) is not int or not 0 <= networks < 2**31:
+        refuse(path, f"the key {where}.networks is {str(networks)[:40]!r}, a whole number is expected")
+    if seed is not None and type(seed) is not int:
+        refuse(path, f"the key {where}.seed is {str(seed)[:40]!r}, a whole number is expected")
+    for name in ("teacher_latency_ms", "reference_drift"):
+        if given.get(name) is not None:
+            number = finite(path, f"{where}.{name}", given[name], positive=name.endswith("_ms"))
+            found[name] = number
+    if given.get("file_coefficients"):
+        found["file_coefficients"] = _coefficients(
+            path, f"{where}.file_coefficients", given["file_coefficients"]
+        )
+    return Source(**{**found, "input_shape": shape, "networks": networks, "seed": seed})
+
+
+def _source_data(source: Source) -> dict[str, Any]:
+    """Without what is not known; the fit last, since it is long."""
+    values = {each.name: getattr(source, each.name) for each in fields(source) if each.name != "fit"}
+    known = {name: value for name, value in values.items() if value not in ("", (), None)}
+    return {**known, "fit": _fit_data(source.fit)}
+
+
+def _text(path: Path, where: str, value: Any) -> str:
+    """One short line that leads nowhere."""
+    if not isinstance(value, str) or len(value) > _MOST_LETTERS or not (value.isprintable()):
+        refuse(path, f"the key {where} is {str(value)[:40]!r}, one line of text is expected")
+    if ".." in value.replace("\\", "/").split("/"):
+        refuse(path, f"the key {where} is {value[:60]!r}, which leads out of the folder", "leave ../ out")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Dates as text, tuples as lists: what JSON can say."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list, set)):
+        return [_plain(item) for item in value]
+    return value.isoformat() if hasattr(value, "isoformat") else value

@@ -1,1 +1,0 @@
-"""How a student learns from its teacher."""

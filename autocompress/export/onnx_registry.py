@@ -1,0 +1,90 @@
+"""The registry of exporters: which function writes which operation as ONNX."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from autocompress.errors import TeacherError
+from autocompress.graph.network import Node, Quantizer
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A computed value: its ONNX name and its shape at batch 1.
+
+    `quantizer` is set when the value was rounded to 8 bits, and `is_quantized` when `name` holds the
+    integers themselves.
+    """
+
+    name: str
+    shape: Any
+    quantizer: Quantizer | None = None
+    is_quantized: bool = False
+
+
+Exporter = Callable[..., "str | list[str] | Tensor"]
+AnyExporter = TypeVar("AnyExporter", bound=Exporter)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`moves_data` marks an operation that can work on the 8-bit integers themselves."""
+
+    export: Exporter
+    moves_data: bool
+
+
+RULES: dict[str, Rule] = {}
+
+
+def exports(*ops: str, moves_data: bool = False) -> Callable[[AnyExporter], AnyExporter]:
+    """Registers a function `(emitter, node, *args, **kwargs) -> output name(s)` for these operations.
+
+    The function's parameters after `node` are those of the ATen operation, with its defaults. A
+    computed value arrives as `Tensor`, a parameter or constant as an array, a number as itself.
+
+    Raises ValueError when an operation has an exporter already.
+    """
+
+    def register(function: AnyExporter) -> AnyExporter:
+        for op in ops:
+            if op in RULES:
+                raise ValueError(f"operation {op!r} has an exporter already: {RULES[op].export.__name__}")
+            RULES[op] = Rule(function, moves_data)
+        return function
+
+    return register
+
+
+def rule_for(node: Node) -> Rule:
+    """Raises TeacherError, naming the operations that can be exported, when `node.op` cannot."""
+    if node.op not in RULES:
+        raise TeacherError(
+            f"operation {node.op} cannot be exported to ONNX",
+            where=node.name,
+            why="exporters exist for " + ", ".join(sorted(RULES)),
+            fix="replace the operation in the teacher by one of these",
+        )
+    return RULES[node.op]
+
+
+def call(node: Node, rule: Rule, emitter: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the rule's exporter returns; raises TeacherError for arguments that it has no place for."""
+    try:
+        inspect.signature(rule.export).bind(emitter, node, *args, **kwargs)
+    except TypeError as error:
+        raise not_expressible(node, f"its exporter: {error}") from error
+    return rule.export(emitter, node, *args, **kwargs)
+
+
+def not_expressible(node: Node, why: str) -> TeacherError:
+    """The error for an operation that has an exporter, but not with these arguments."""
+    return TeacherError(
+        f"operation {node.op} cannot be exported to ONNX with these arguments",
+        where=node.name,
+        why=f"{why}; its arguments are {node.args} {dict(node.kwargs) or ''}".rstrip(),
+        fix="change the teacher's layer to a form that ONNX has",
+    )

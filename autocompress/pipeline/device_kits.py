@@ -1,0 +1,210 @@
+"""Profiles of devices that autocompress does not run on: kits to measure there, and imports of dumps."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autocompress.device.imports.imported_profile import Measured, profile_from_dumps
+from autocompress.device.imports.parsing import parse_dump
+from autocompress.device.kit.folder import (
+    MANIFEST,
+    METADATA,
+    MOST_MODEL_BYTES,
+    Kit,
+    KitSettings,
+    described,
+    read_bytes,
+    read_kit,
+    read_results,
+    write_kit,
+)
+from autocompress.device.kit.folder import RESULTS as RESULTS_FILE
+from autocompress.device.kit.kit_profile import profile_from_kit
+from autocompress.device.kit.remote import Host, run_remotely
+from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile_files.store import PROFILE, write_profile
+from autocompress.device.profiler import Sample
+from autocompress.errors import InputError, ProfileError
+from autocompress.export.onnx import to_onnx
+from autocompress.export.student_folder import SPEC, read_spec
+from autocompress.graph.network import from_json
+from autocompress.pipeline.preparation import bound_space, open_teacher
+from autocompress.pipeline.profile_device import check_asked, profile_samples, source_of
+from autocompress.problem.budgets import Budgets
+from autocompress.problem.space import Space
+from autocompress.progress import Console
+
+RUNTIMES = ("onnxruntime", "openvino")
+"""What the script of a kit can run."""
+
+
+def make_kit(
+    teacher: str | nn.Module,
+    space: Space,
+    output: Path,
+    runtime: str,
+    threads: int,
+    batch: int,
+    networks: int,
+    seed: int,
+    data: Any,
+    input_size: int | None,
+    *,
+    overwrite: bool,
+    resume: bool,
+    console: Console,
+    settings: KitSettings | None = None,
+) -> Kit:
+    """See `api_profile.profile_kit`. With `resume` a kit that is there is kept, if it is the same."""
+    if runtime not in RUNTIMES:
+        raise ProfileError(
+            f"a kit cannot run {runtime!r}", fix=f"use one of: {', '.join(RUNTIMES)}, or import a dump"
+        )
+    check_asked(networks, output, "folder", free=overwrite or resume)
+    opened = open_teacher(teacher, data, input_size)
+    source = source_of(opened, space, seed)
+    if resume and (output / MANIFEST).exists():
+        return _same_kit(read_kit(output), source, runtime, threads, batch, networks)
+    if overwrite and output.exists():
+        _remove_kit(output)
+    bound = bound_space(opened, space)
+    with console.stage("exporting", networks) as stage:
+        samples = []
+        for sample in profile_samples(bound, networks, seed, batch):
+            samples.append(sample)
+            stage.update(len(samples))
+    return write_kit(
+        output, samples, runtime=runtime, threads=threads, batch=batch, source=source, settings=settings
+    )
+
+
+def measure_kit_over_ssh(
+    kit: Kit, host: Host, output: Path, console: Console, *, overwrite: bool
+) -> DeviceProfile:
+    """Runs the kit on the host and writes the profile of its results into `output`."""
+    _check_free(output, overwrite=overwrite)
+    with console.stage(f"measuring on {host.name}", len(kit.entries)) as stage:
+        run_remotely(kit, host, kit.runtime, kit.threads, lambda done, total: stage.update(done, total))
+    return import_kit(kit.folder, output, overwrite=overwrite)
+
+
+def import_kit(
+    path: Path, output: Path, *, kit: Path | None = None, overwrite: bool = False
+) -> DeviceProfile:
+    """The profile of a kit's results: `path` is its folder or its results.jsonl. Raises ProfileError."""
+    _check_free(output, overwrite=overwrite)
+    results = path / RESULTS_FILE if path.is_dir() else path
+    opened = read_kit(kit or results.parent)
+    profile = profile_from_kit(opened, read_results(results, opened), output.resolve().name)
+    write_profile(output, profile)
+    return profile
+
+
+def import_dumps(
+    dumps: Sequence[Path],
+    output: Path,
+    *,
+    kind: str | None = None,
+    models: Sequence[Path] = (),
+    teacher: str | nn.Module | None = None,
+    latencies: Sequence[str] = (),
+    threads: int = 1,
+    batch: int = 1,
+    device_name: str | None = None,
+    input_size: int | None = None,
+    overwrite: bool = False,
+) -> DeviceProfile:
+    """The profile of dumps of vendors' tools, each with the model that was profiled. Raises ProfileError."""
+    _check_free(output, overwrite=overwrite)
+    for dump in dumps:
+        if not dump.is_file():
+            raise ProfileError(
+                f"there is no file {dump}", fix="give a kit's folder or files that a tool wrote"
+            )
+    for name, given in (("model", models), ("latency", latencies)):
+        if given and len(given) != len(dumps):
+            raise ProfileError(
+                f"{len(dumps)} dumps and {len(given)} times --{name} were given",
+                fix=f"give --{name} once for each dump, in order",
+            )
+    if bool(models) == (teacher is not None):
+        raise ProfileError(
+            "a dump says which operators ran, not what they are",
+            fix="give --model with the profiled file of a kit, once for each dump, or --teacher",
+        )
+    parsed = [parse_dump(dump, kind) for dump in dumps]
+    kinds = {found for found, _ in parsed}
+    if len(kinds) > 1:
+        raise ProfileError(
+            f"the dumps are of several tools: {', '.join(sorted(kinds))}", fix="import those of one tool"
+        )
+    samples = [_sample(path) for path in models] or [_of_teacher(teacher, input_size, batch)] * len(dumps)
+    times = [_latency_ms(text) for text in latencies] if latencies else [None] * len(dumps)
+    measured = [
+        Measured(path, tuple(operators), sample, latency_ms)
+        for path, (_, operators), sample, latency_ms in zip(dumps, parsed, samples, times, strict=True)
+    ]
+    profile = profile_from_dumps(
+        measured,
+        kinds.pop(),
+        name=output.resolve().name,
+        threads=threads,
+        batch=batch,
+        device={"cpu": device_name or output.resolve().name},
+    )
+    write_profile(output, profile)
+    return profile
+
+
+def _sample(path: Path) -> Sample:
+    """A model of a kit, or the model.onnx of a student's folder."""
+    data = read_bytes(path, MOST_MODEL_BYTES)
+    if METADATA.encode() not in data and path.with_name(SPEC).is_file():
+        network, model = from_json(read_spec(path.parent)["network"]), data
+    else:
+        network, model = described(data, path)
+    return Sample(path.stem, network, model, "")
+
+
+def _of_teacher(teacher: str | nn.Module | None, input_size: int | None, batch: int) -> Sample:
+    assert teacher is not None
+    network, weights = open_teacher(teacher, None, input_size).shipped
+    return Sample("teacher", network, to_onnx(network, weights, batch=batch).SerializeToString(), "fp32")
+
+
+def _latency_ms(text: str) -> float:
+    latency_ms = Budgets.parse(latency=text).latency_ms
+    if latency_ms is None:
+        raise ProfileError(f"{text!r} is not a latency", fix="give a time such as 1.2ms or 800us")
+    return latency_ms
+
+
+def _check_free(output: Path, *, overwrite: bool) -> None:
+    if (output / PROFILE).exists() and not overwrite:
+        raise ProfileError(f"the profile folder {output} exists", fix="give --overwrite, or another folder")
+
+
+def _same_kit(kit: Kit, source: dict[str, Any], runtime: str, threads: int, batch: int, networks: int) -> Kit:
+    wanted = {**source, "runtime": runtime, "threads": threads, "batch": batch, "networks": networks}
+    there = {**kit.source, "runtime": kit.runtime, "threads": kit.threads, "batch": kit.batch}
+    there["networks"] = len(kit.entries)
+    differ = [name for name, value in wanted.items() if there.get(name) != value]
+    if differ:
+        raise ProfileError(
+            f"the kit in {kit.folder} is another one",
+            why=", ".join(f"its {name} is {there.get(name)}, now {wanted[name]}" for name in differ[:3]),
+            fix="give --overwrite, or another --output",
+        )
+    return kit
+
+
+def _remove_kit(folder: Path) -> None:
+    """Only a kit is replaced: another folder was named by mistake."""
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is not a kit and is not replaced", fix="give another --output")
+    shutil.rmtree(folder)

@@ -1,0 +1,199 @@
+"""From what the user named to what a search works on: teacher traced, space bound, choices priced."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from autocompress.cost.kernels import Kernel
+from autocompress.cost.model import CostModel, kernels
+from autocompress.cost.pricer import Pricer, with_choice
+from autocompress.cost.worthless_choices import payoff
+from autocompress.device.profile.profile import DeviceProfile
+from autocompress.errors import InputError, SpaceError
+from autocompress.export.onnx import to_onnx
+from autocompress.graph.network import XNOR, Network, Weights
+from autocompress.graph.trace import trace
+from autocompress.problem.budgets import LIMITED
+from autocompress.problem.candidate import Candidate, Option, eight_bits
+from autocompress.problem.data import Data, load_data
+from autocompress.problem.space import Space
+from autocompress.problem.teacher import Teacher, check_teacher, load_teacher
+from autocompress.progress import Console
+from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.probe import probed
+from autocompress.transforms.sites import BoundSpace, bind
+
+REPLACEMENTS = frozenset({"rank", "structure", "block", "merge"})
+"""Kinds of site whose options run operations that the teacher may not have."""
+
+NOTHING_PAYS = "no choice of the space makes anything faster or smaller on this device"
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedTeacher:
+    """A teacher that runs on its data: loaded, checked, traced.
+
+    `shipped` is its network and weights as they are exported, with batch norms folded away.
+    """
+
+    teacher: Teacher
+    data: Data | None
+    network: Network
+    weights: Weights
+    shipped: tuple[Network, Weights]
+
+
+def open_teacher(
+    teacher: str | nn.Module,
+    data: Any = None,
+    input_size: int | None = None,
+    data_seed: int = 0,
+    console: Console | None = None,
+) -> OpenedTeacher:
+    """Loads, checks and traces a teacher; raises InputError for whatever cannot be used.
+
+    It is exported once, so that an operation that cannot be is found now and not after a search.
+    """
+    loaded = load_teacher(teacher)
+    opened_data = None
+    if data is not None:
+        opened_data = open_data(loaded, data, data_seed, console)
+        shape: tuple[int, ...] = opened_data.input_shape
+    else:
+        shape = _shape_without_data(loaded, input_size)
+    check_teacher(loaded.module, shape, opened_data.num_classes if opened_data else None)
+    network, weights = trace(loaded.module, shape)
+    folded, folded_weights = fold_batch_norms(network, weights)
+    assert folded_weights is not None
+    to_onnx(folded, folded_weights)
+    return OpenedTeacher(loaded, opened_data, network, weights, (folded, folded_weights))
+
+
+def open_data(teacher: Teacher, data: Any, seed: int, console: Console | None) -> Data:
+    """The data, in the size and normalisation that the teacher asks for where the spec says nothing."""
+    if console is None:
+        return load_data(data, seed, preprocessing=teacher.preprocessing)
+    with console.stage("reading data", None) as stage:
+        return load_data(
+            data,
+            seed,
+            preprocessing=teacher.preprocessing,
+            progress=lambda what, done, total: stage.update(done, total, what),
+        )
+
+
+def _shape_without_data(teacher: Teacher, input_size: int | None) -> tuple[int, ...]:
+    known = teacher.preprocessing.input_shape
+    if input_size is not None:
+        channels = known[0] if known else 3
+        return (channels, input_size, input_size)
+    if known is None:
+        raise InputError(
+            "the input size of the teacher is not known",
+            where=teacher.name,
+            fix="give --data, or --input-size in pixels",
+        )
+    return known
+
+
+def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
+    """The space bound to the teacher, with every choice probed once."""
+    bound = probed(bind(space, opened.network), opened.weights)
+    if not bound.free:
+        raise SpaceError(
+            f"the space {space.name!r} leaves nothing to decide for {opened.teacher.name}",
+            fix="run: autocompress inspect, which shows why each site is locked",
+        )
+    return bound
+
+
+def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, space: Space) -> DeviceProfile:
+    """The profile with the fit and the error of what was measured nearest to this teacher.
+
+    Raises ProfileError naming the operations of the teacher that the profile knows nothing of.
+    """
+    bound = _in_measured_precisions(bound, profile)
+    for candidate in (_in_eight_bits(bound), Candidate()):
+        found = kernels(deployed(apply(bound, None, candidate)[0])[0], profile.layouts)
+        profile.check_prices(found)
+    return profile.for_network(
+        opened.network.input_shape, space.fingerprint, opened.teacher.fingerprint, found
+    )
+
+
+def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] = LIMITED) -> Pricer:
+    """A pricer for the space without the choices that do not pay on the device.
+
+    `budgeted` names the costs that have a budget. Raises SpaceError when no choice is left.
+    """
+    bound = measured_choices(bound, profile)
+    everything = Pricer(bound, CostModel(profile))
+    dropped = payoff(everything).dropped(budgeted)
+    if not dropped:
+        return everything
+    kept = bound.without(dropped)
+    if not kept.free:
+        raise SpaceError(
+            NOTHING_PAYS, fix="run: autocompress inspect --device, which lists each of them with the reason"
+        )
+    return Pricer(kept, everything.cost_model)
+
+
+def measured_choices(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
+    """The space without what the device's runtime, or this profile, has no kernels of."""
+    return _in_measured_forms(_in_measured_precisions(bound, profile), profile)
+
+
+def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
+    """The space without replacements and binary activations that run operations of which the device measured
+    nothing alike, which could only be priced by operations of another form."""
+    known = {row.kernel.form for row in profile.table.rows}
+    low = _in_eight_bits(bound)
+    priced_as = {
+        base: {kernel.form for kernel in _kernels(bound, base, profile)} for base in (Candidate(), low)
+    }
+    unknown: dict[tuple[str, Option], str] = {}
+    for site in bound.free:
+        for option in site.options:
+            if site.kind not in REPLACEMENTS and option != XNOR:
+                continue
+            for base, forms in priced_as.items():
+                found = _kernels(bound, with_choice(base, site.name, option), profile)
+                lacking = {kernel.form: kernel for kernel in found if kernel.form not in known | forms}
+                if lacking:
+                    what = "; ".join(sorted(" ".join(map(str, form)) for form in lacking))
+                    unknown[site.name, option] = (
+                        f"the device profile has measured nothing like {what}; profile with this space"
+                    )
+                    break
+    return bound.without(unknown) if unknown else bound
+
+
+def _in_eight_bits(bound: BoundSpace) -> Candidate:
+    """Every layer that can in 8 bits; in 32 those that could only be `xnor`, which may not be measured."""
+    found = {site.name: eight_bits(site) for site in bound.of_kind("bits")}
+    return Candidate.of({name: option for name, option in found.items() if option != XNOR})
+
+
+def _kernels(bound: BoundSpace, candidate: Candidate, profile: DeviceProfile) -> tuple[Kernel, ...]:
+    network, _ = apply(bound.folded, None, bound.canonical(candidate))
+    return kernels(deployed(network)[0], profile.layouts)
+
+
+def _in_measured_precisions(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
+    """The space without the bit-widths that the device's runtime has no kernels for."""
+    if any(row.kernel.precision == "int8" for row in profile.table.rows):
+        return bound
+    reason = f"{profile.runtime} was measured without 8-bit kernels"
+    unmeasured: dict[tuple[str, Option], str] = {
+        (site.name, option): reason
+        for site in bound.of_kind("bits")
+        for option in site.options
+        if option != site.default
+    }
+    return bound.without(unmeasured) if unmeasured else bound

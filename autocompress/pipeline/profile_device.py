@@ -1,0 +1,212 @@
+"""Makes a device profile of this machine from random candidates of a space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autocompress.cost.kernels import Kernel, kernels
+from autocompress.cost.layouts import Layouts
+from autocompress.device.measure.layout_probe import detect_layouts
+from autocompress.device.measure.machine import device_description, usable_cores
+from autocompress.device.profile.latency_table import LatencyTable
+from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profiler import Sample, make_profile
+from autocompress.device.runtimes.base import check_transparent, get_runtime
+from autocompress.errors import ProfileError
+from autocompress.export.onnx import to_onnx
+from autocompress.graph.network import Network
+from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.space import Space
+from autocompress.problem.teacher import Teacher
+from autocompress.progress import Console
+from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.sampling import random_weights, samples
+from autocompress.transforms.sites import BoundSpace
+
+FEWEST_NETWORKS = 8
+CHOSEN_SHARE = 0.3
+"""Of the networks that are measured; the others are drawn at random."""
+
+CHOICE_ROUNDS = 3
+_WEIGHTS = ("weights", "pretrained")
+POOL = 6
+"""Candidates looked at for each one that is chosen."""
+
+
+def measure_profile(
+    teacher: str | nn.Module,
+    space: Space,
+    output: Path,
+    runtime: str,
+    threads: int,
+    batch: int,
+    networks: int,
+    seed: int,
+    data: Any,
+    input_size: int | None,
+    *,
+    overwrite: bool,
+    resume: bool,
+    console: Console,
+) -> DeviceProfile:
+    """See `api_profile.profile`. Raises ProfileError for a folder that exists and for too few networks."""
+    check_asked(networks, output, "profile folder", free=overwrite or resume)
+    check_threads(threads)
+    engine = get_runtime(runtime)
+    check_transparent(engine)
+    opened = open_teacher(teacher, data, input_size)
+    bound = bound_space(opened, space)
+    source = {**source_of(opened, space, seed), "network": network_name(opened.teacher)}
+    chooser = Chooser(
+        bound,
+        detect_layouts(engine, threads),
+        engine.precisions,
+        batch,
+        seed,
+        round(CHOSEN_SHARE * networks),
+    )
+    drawn = list(profile_samples(bound, networks - chooser.wanted, seed, batch, engine.precisions))
+    with console.stage("profiling", networks) as stage:
+        return make_profile(
+            drawn,
+            engine,
+            threads,
+            batch,
+            output,
+            device=device_description(runtime, threads),
+            source=source,
+            more=chooser,
+            progress=lambda done: stage.update(done, networks),
+            resume=resume and not overwrite,
+        )
+
+
+def check_asked(networks: int, output: Path, kind: str, *, free: bool) -> None:
+    """Raises ProfileError for too few networks, and for an output that is there unless it is `free`."""
+    if networks < FEWEST_NETWORKS:
+        raise ProfileError(
+            f"{networks} networks are too few to profile and validate with",
+            fix=f"give --networks {FEWEST_NETWORKS} or more",
+        )
+    if output.exists() and not free:
+        raise ProfileError(
+            f"the {kind} {output} exists", fix="give --resume, --overwrite, or another --output"
+        )
+
+
+def check_threads(threads: int) -> None:
+    """Raises ProfileError for more threads than this process may use CPUs."""
+    usable = usable_cores()
+    if usable is not None and threads > usable:
+        raise ProfileError(
+            f"{threads} threads were asked for and this process may use {usable} CPUs",
+            why="threads that share a CPU wait for each other, and no search would use the profile",
+            fix=f"give --threads {usable} or fewer",
+        )
+
+
+def source_of(opened: OpenedTeacher, space: Space, seed: int) -> dict[str, Any]:
+    """What a profile says of the network and the space that its candidates come from."""
+    return {
+        "space": space.name,
+        "space_fingerprint": space.fingerprint,
+        "network": opened.teacher.name,
+        "teacher_fingerprint": opened.teacher.fingerprint,
+        "input_shape": list(opened.network.input_shape),
+        "seed": seed,
+    }
+
+
+@dataclass
+class Chooser:
+    """Asks for the networks of whose kernels the least is known: active learning of the latency table.
+
+    From a pool of random candidates, one after the other is taken whose predicted latency is the least
+    certain, supposing that the kernels of those taken before are known by then.
+    """
+
+    bound: BoundSpace
+    layouts: Layouts
+    precisions: Sequence[str]
+    batch: int
+    seed: int
+    wanted: int
+    asked: int = 0
+    pool: dict[str, tuple[str, Candidate, tuple[Kernel, ...]]] = field(default_factory=dict)
+
+    def __call__(self, table: LatencyTable) -> Sequence[Sample]:
+        """The next samples; none when as many as wanted were asked for."""
+        count = min(-(-self.wanted // CHOICE_ROUNDS), self.wanted - self.asked)
+        if count <= 0:
+            return []
+        if not self.pool:
+            self.pool = self._drawn()
+        doubts = {name: _doubts(table, entry[2]) for name, entry in self.pool.items()}
+        found = []
+        for _ in range(min(count, len(doubts))):
+            name = max(doubts, key=lambda name: sum(doubts[name].values()))
+            for kernel in doubts.pop(name):
+                for other in doubts.values():
+                    other.pop(kernel, None)
+            precision, candidate, _ = self.pool.pop(name)
+            found.append(_sample(precision, candidate, shipped(self.bound, candidate), self.batch))
+        self.asked += count
+        return found
+
+    def _drawn(self) -> dict[str, tuple[str, Candidate, tuple[Kernel, ...]]]:
+        """Candidates by key, without the ones that profiling begins with."""
+        count = POOL * self.wanted
+        drawn = samples(self.bound, count, self.seed + 1, self.precisions)
+        return {
+            candidate.key: (precision, candidate, kernels(shipped(self.bound, candidate), self.layouts))
+            for precision, candidate in drawn
+        }
+
+
+def _doubts(table: LatencyTable, found: Sequence[Kernel]) -> dict[Kernel, float]:
+    """For each kernel that was not measured, the share of the latency by which it may be wrong."""
+    total, doubts = 0.0, {}
+    for kernel in found:
+        try:
+            known = table.lookup(kernel)
+        except ProfileError:
+            doubts[kernel] = 1.0
+            continue
+        total += known.median_us
+        if known.how == "interpolated":
+            doubts[kernel] = doubts.get(kernel, 0.0) + known.relative_error * known.median_us
+    return {kernel: doubt / (total or 1.0) for kernel, doubt in doubts.items()}
+
+
+def network_name(teacher: Teacher) -> str:
+    """How a profile names a network: a spec from which it can be built again where timm has it, without
+    its weights, which no time depends on; else its own name."""
+    if not teacher.spec.startswith("timm:"):
+        return teacher.name
+    head, *options = teacher.spec.split(",")
+    kept = [option for option in options if option.partition("=")[0].strip() not in _WEIGHTS]
+    return ",".join([head, *kept])
+
+
+def profile_samples(
+    bound: BoundSpace, count: int, seed: int, batch: int, precisions: Sequence[str] = ("fp32", "int8")
+) -> Iterator[Sample]:
+    """Exported random candidates, the teacher in the runtime's precisions first; weights are random."""
+    for precision, candidate in samples(bound, count, seed, precisions):
+        yield _sample(precision, candidate, shipped(bound, candidate), batch)
+
+
+def shipped(bound: BoundSpace, candidate: Candidate) -> Network:
+    """The network of a candidate as it would be exported."""
+    return deployed(apply(bound, None, candidate)[0])[0]
+
+
+def _sample(precision: str, candidate: Candidate, network: Network, batch: int) -> Sample:
+    model = to_onnx(network, random_weights(network), batch=batch).SerializeToString()
+    return Sample(candidate.key, network, model, precision)

@@ -1,0 +1,269 @@
+"""The scores of a search: each single choice is a task of the executor, recorded as soon as it is known.
+
+So are pairs of choices, where the solver's answer hurts much more than the sum of its choices.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate, Option
+from autocompress.progress import Console
+from autocompress.runs.failures import Failures
+from autocompress.runs.store import RunStore
+from autocompress.runs.tasks import BROUGHT_DOWN, Crash, Executor, Result, Task, Tell, one_line, read_crash
+from autocompress.search.proposers.pair_terms import most_scored, pair_terms
+from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs, Solver, pairs_of_rows
+from autocompress.students.builder import Workshop
+from autocompress.students.evaluator import SCORE
+from autocompress.students.one_shot import OneShot
+from autocompress.students.sensitivity import MEASURES, Damage, Ranking, choices_to_score, described, ranked
+from autocompress.transforms.sampling import random_candidate
+
+log = logging.getLogger("autocompress")
+
+SCORE_MACS = 2e13
+"""What scoring may take: ten minutes or so of one core, less for small networks."""
+SCORE_SHARE = 0.15
+"""Of the time limit, where there is one."""
+TIMED_IMAGES = 32
+PROBES, PROBE_IMAGES = 16, 256
+LENGTH = 10.0
+"""Of a task: the first of a process also reads the data and runs the teacher."""
+
+
+@dataclass
+class Scoring:
+    """Scores the free choices of a space once a run, on whatever workers the executor has."""
+
+    workshop: Workshop
+    pricer: Pricer
+    limits: Limits
+    store: RunStore
+    executor: Executor
+    console: Console
+    seed: int = 0
+    time_limit_s: float | None = None
+    measure: str = field(init=False, default="")
+    images: int = field(init=False, default=0)
+    """For each score; known once `damage` has answered, as is the measure."""
+    crash: Crash | None = field(init=False, default=None)
+    """What brought the last process of this run down."""
+
+    def __post_init__(self) -> None:
+        self.crash = read_crash(self.store.paths.crash)
+
+    def damage(self, history: Sequence[Mapping[str, Any]]) -> Damage:
+        """By the measure that ranks joint candidates best. What `history` has is not computed again."""
+        known = next((event for event in history if event["event"] == "scored"), None)
+        begun = next((event for event in history if event["event"] == "scoring_started"), None)
+        images = self.images = self._images() if begun is None else int(begun["images"])
+        if known is not None:
+            self.measure = known["measure"]
+            return {(name, option): value for name, option, value in known["damage"]}
+        if begun is None:
+            self.store.append("scoring_started", images=images)
+        found = _Found(history)
+        self._score(found, images)
+        rankings = self._rankings(found.by_measure, images)
+        best = self.measure = rankings[0].measure
+        damage = found.by_measure[best]
+        self.store.append(
+            "scored",
+            damage=[[name, option, value] for (name, option), value in damage.items()],
+            measure=best,
+            rankings=[asdict(ranking) for ranking in rankings],
+        )
+        failed = f", {found.failed} of which failed" if found.failed else ""
+        text = f"scored {len(damage)} choices in {found.seconds:.0f} s of work"
+        self._say(f"{text} on {images} images each{failed}; {described(rankings)}")
+        return damage
+
+    def pairs(self, history: Sequence[Mapping[str, Any]], damage: Damage) -> Pairs:
+        """What pairs of choices hurt beyond their sum, where that matters; see `pairs.pair_terms`. The run
+        keeps what single choices cost, which is found on the way."""
+        known = next((event for event in history if event["event"] == "pairs_scored"), None)
+        if known is not None:
+            return pairs_of_rows(known["pairs"])
+        solver, joint = Solver(self.pricer, damage), _Joint(self, history)
+        said = {event["text"] for event in history if event["event"] == "decision"}
+
+        def say(text: str) -> None:
+            if text not in said:
+                self._say(text)
+
+        found = pair_terms(solver, self.limits, joint.damage, say)
+        rows = [[*one, *other, term] for (one, other), term in found.items()]
+        if solver.table is not None:
+            self.store.append("choices_priced", table=solver.table.to_json())
+        self.store.append("pairs_scored", pairs=rows)
+        return found
+
+    def _say(self, text: str) -> None:
+        self.store.append("decision", text=text)
+        self.console.say(text)
+
+    def _score(self, found: _Found, images: int) -> None:
+        """Computes what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
+        choices = list(choices_to_score(self.workshop.bound))
+        failures = Failures(self.store.paths.root, "choices", "choice_scored", only_alike=False)
+
+        def tell(result: Result) -> None:
+            found.add(self._recorded(choices[result.trial], result))
+            if not result.ok:
+                failures.add(result.error, len(found.damage) - found.failed)
+
+        todo = {
+            number: Candidate.of([choice])
+            for number, choice in enumerate(choices)
+            if choice not in found.damage
+        }
+        self._run("scoring choices", todo, images, tell, len(choices))
+
+    def _run(
+        self, label: str, candidates: Mapping[int, Candidate], images: int, tell: Tell, total: int
+    ) -> None:
+        """Scores candidates by their numbers. What brought the last process down is told as failed."""
+        payload = {"images": images}
+        todo = deque(
+            Task(number, candidate.to_json(), SCORE, payload, LENGTH)
+            for number, candidate in candidates.items()
+        )
+        crash = self.crash
+        if crash is not None and crash.stage == SCORE:
+            for task in [task for task in todo if task.candidate == crash.candidate]:
+                todo.remove(task)
+                tell(Result(task.trial, False, error=crash.reason, detail=crash.text))
+        done = total - len(todo)
+        with self.console.stage(label, total) as stage:
+
+            def told(result: Result) -> None:
+                nonlocal done
+                tell(result)
+                done += 1
+                stage.update(done, total)
+
+            self.executor.run(lambda: todo.popleft() if todo else None, told, lambda: False)
+
+    def _recorded(self, choice: tuple[str, Option], result: Result) -> Mapping[str, Any]:
+        return self.store.append(
+            "choice_scored", site=choice[0], option=choice[1], damage=_finite(result),
+            seconds=result.seconds, **_failure(result),
+        )  # fmt: skip
+
+    def _rankings(self, scores: Mapping[str, Damage], images: int) -> list[Ranking]:
+        """How well each measure ranks random candidates inside the budgets by their loss in one shot."""
+        pricer, rng = self.pricer, random.Random(self.seed)
+        one_shot = OneShot(self.workshop, images=PROBE_IMAGES, fit_images=images)
+        repair = Repairer(pricer, self.limits, {})
+        drawn = (repair(random_candidate(self.workshop.bound, rng)) for _ in range(PROBES))
+        probes = list({probe.key: probe for probe in drawn}.values())
+        losses = {probe: loss for probe in probes if math.isfinite(loss := _loss(one_shot, probe))}
+        harms = {name: Solver(pricer, one).harm for name, one in scores.items()}
+        return ranked(harms, list(losses), list(losses.values()))
+
+    def _images(self) -> int:
+        """Fewer for large networks: all choices together get a fixed number of multiply-adds, or a share of
+        the time limit, by the speed of the teacher."""
+        choices = sum(len(site.options) for site in self.workshop.bound.free)
+        choices += most_scored(choices)
+        affordable = SCORE_MACS / (2 * choices * max(1, self.pricer.teacher.macs))
+        if self.time_limit_s is not None:
+            limit = SCORE_SHARE * self.time_limit_s
+            affordable = min(affordable, limit / (2 * choices * self._image_s()))
+        return 2 ** min(max(int(math.log2(max(affordable, 1))), 5), 8)
+
+    def _image_s(self) -> float:
+        """Seconds of the teacher for an image, in a batch."""
+        images, _ = next(iter(self.workshop.data.calibration.batches(TIMED_IMAGES)))
+        started = time.perf_counter()
+        with torch.inference_mode():
+            self.workshop.teacher(images)
+        return (time.perf_counter() - started) / len(images)
+
+
+class _Found:
+    """Scores so far. Those that failed in an earlier part of the run, but for one that brought its process
+    down, are forgotten, so that they are tried once more."""
+
+    def __init__(self, history: Sequence[Mapping[str, Any]]) -> None:
+        self.damage: dict[tuple[str, Option], Mapping[str, float]] = {}
+        self.seconds, self.failed = 0.0, 0
+        for event in history:
+            if event["event"] == "choice_scored" and not _may_succeed(event):
+                self.add(event)
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        self.damage[event["site"], event["option"]] = event["damage"]
+        self.seconds += event["seconds"]
+        self.failed += "reason" in event
+
+    @property
+    def by_measure(self) -> dict[str, Damage]:
+        return {name: {choice: one[name] for choice, one in self.damage.items()} for name in MEASURES}
+
+
+def _loss(one_shot: OneShot, probe: Candidate) -> float:
+    """NaN for a candidate that fails, as one may in a trial."""
+    try:
+        return one_shot(probe).evaluation.loss
+    except Exception as error:
+        log.warning("the candidate %s tells nothing about the scores: %s", probe.key, one_line(error))
+        return math.nan
+
+
+def _may_succeed(event: Mapping[str, Any]) -> bool:
+    return "reason" in event and not event["reason"].startswith(BROUGHT_DOWN)
+
+
+def _finite(result: Result) -> dict[str, float]:
+    """By measure. What could not be scored is taken for as bad as the solver takes anything to be."""
+    values = {measure: float(result.values.get(measure, math.nan)) for measure in MEASURES}
+    return {
+        name: min(value, MOST_DAMAGE) if math.isfinite(value) else MOST_DAMAGE
+        for name, value in values.items()
+    }
+
+
+class _Joint:
+    """Damages of joint candidates by the measure that is used, as tasks of the executor; each is recorded."""
+
+    def __init__(self, scoring: Scoring, history: Sequence[Mapping[str, Any]]) -> None:
+        self.scoring = scoring
+        self.known: dict[str, float] = {
+            event["candidate"]: event["damage"]
+            for event in history
+            if event["event"] == "joint_scored" and not _may_succeed(event)
+        }
+
+    def damage(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Of each; what could not be scored is as bad as the solver takes anything to be."""
+        missing = dict(enumerate(one for one in candidates if one.key not in self.known))
+        scoring = self.scoring
+
+        def tell(result: Result) -> None:
+            one = missing[result.trial]
+            self.known[one.key] = _finite(result)[scoring.measure]
+            scoring.store.append(
+                "joint_scored", candidate=one.key, choices=one.to_json(), damage=self.known[one.key],
+                seconds=result.seconds, **_failure(result),
+            )  # fmt: skip
+
+        if missing:
+            scoring._run("scoring pairs", missing, scoring.images, tell, len(missing))
+        return [self.known[one.key] for one in candidates]
+
+
+def _failure(result: Result) -> dict[str, str]:
+    return {} if result.ok else {"reason": result.error, "detail": result.detail[-2000:]}

@@ -1,0 +1,379 @@
+"""Pareto fronts: which students nobody beats, and the best one within limits. No torch.
+
+Points are minimised in every coordinate unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from operator import ge, gt, le, lt
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import InputError, NothingFeasibleError, StudentError
+from autocompress.folders import replace_folder
+from autocompress.problem.budgets import LIMITED, MIB, Budgets, Limits, show
+from autocompress.runs.store import RunRecord
+
+Point = Sequence[float]
+COSTS = {
+    "latency": "latency_ms",
+    "memory": "peak_memory_bytes",
+    "size": "file_bytes",
+    "packed_size": "packed_bytes",
+}
+WORST_LATENCY = 1.1
+"""Times the teacher's: the hypervolume of a search reaches so far, so that accuracy counts where all
+candidates take the teacher's latency, as those with small files do."""
+PROGRESS_REFERENCE = (1.0, 1.0)
+
+NAMES = {cost: name.replace("_", " ") for name, cost in COSTS.items()}
+SORTABLE = {"accuracy": "accuracy", **COSTS}
+
+
+@dataclass(frozen=True)
+class Student:
+    """One measured student. `accuracy` is on test data where there is some, `validation_accuracy`
+    on the data the search chose by; both were computed from the exported file."""
+
+    key: str
+    accuracy: float
+    accuracy_std_err: float
+    latency_ms: float
+    latency_ms_ci95: tuple[float, float]
+    peak_memory_bytes: int
+    file_bytes: int
+    macs: int
+    parameters: int
+    certified: bool
+    path: str
+    validation_accuracy: float = 0.0
+    run: str = ""
+    packed_bytes: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run) / self.path
+
+    def upper(self, cost: str) -> float:
+        """The cost as a budget is held against it: of the latency the upper end of its interval."""
+        return float(self.latency_ms_ci95[1] if cost == "latency_ms" else getattr(self, cost))
+
+    def excess(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """For each limit the share by which the student is above (> 0) or below (≤ 0) it."""
+        return {name: self.upper(name) / limit - 1 for name, limit in limits.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        del data["run"]
+        return {**data, "latency_ms_ci95": list(self.latency_ms_ci95)}
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Copies the student's folder. Only another student's folder is ever replaced, and only with
+        `overwrite`. Raises StudentError where something else is in the way or cannot be written."""
+        source, target = self.folder.resolve(), Path(folder).resolve()
+        if not source.is_dir():
+            raise StudentError(f"the student's folder {self.folder} is missing", fix="resume the run")
+        if source == target or source in target.parents:
+            raise StudentError(f"{folder} is the student's own folder", fix="give another folder")
+        occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        is_student = (target / "spec.json").is_file() and (target / "model.onnx").is_file()
+        if occupied and not (overwrite and is_student):
+            raise StudentError(
+                f"{folder} exists" if is_student else f"{folder} exists and is not a student's folder",
+                fix="give --overwrite to replace it" if is_student else "give another folder",
+            )
+        try:
+            if not occupied:
+                shutil.copytree(source, target, dirs_exist_ok=True)
+                return Path(folder)
+            replace_folder(target, lambda fresh: shutil.copytree(source, fresh, dirs_exist_ok=True))
+        except OSError as error:
+            raise StudentError(
+                f"{folder} cannot be written", why=str(error), fix="give another folder"
+            ) from error
+        return Path(folder)
+
+
+@dataclass(frozen=True)
+class Front:
+    """Certified students that no other certified one beats in validation accuracy, latency, memory,
+    size and packed size at once, the most accurate first. `measured` also holds those that are beaten or
+    break a budget."""
+
+    run: str
+    teacher: Mapping[str, Any]
+    limits: Mapping[str, Any]
+    students: tuple[Student, ...]
+    measured: tuple[Student, ...] = ()
+    violated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    outside: Mapping[str, Any] | None = None
+    """Of the candidates that were left out because their predicted cost breaks a limit, the nearest."""
+    answer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+    """Answers a new budget for the run; set by `api`."""
+
+    def solve(
+        self,
+        latency_ms: float | None = None,
+        memory_mib: float | None = None,
+        size_mib: float | None = None,
+        packed_size_mib: float | None = None,
+    ) -> Any:
+        """The candidate, trained or not, that is expected to lose least within these limits.
+
+        An `answers.Answer`, computed from the run's scores without evaluating anything; limits that are
+        not given are the run's own. Raises NothingFeasibleError, which names the nearest miss.
+        """
+        if self.answer is None:
+            raise InputError(
+                "this front belongs to no run folder", fix="read it with autocompress.front(run)"
+            )
+        return self.answer(
+            latency_ms=latency_ms,
+            memory_mib=memory_mib,
+            size_mib=size_mib,
+            packed_size_mib=packed_size_mib,
+        )
+
+    def best(
+        self,
+        latency_ms: float | None = None,
+        memory_mib: float | None = None,
+        size_mib: float | None = None,
+        packed_size_mib: float | None = None,
+    ) -> Student:
+        """The student with the highest validation accuracy within these limits, the faster of equals.
+
+        A student keeps a latency when the upper end of its 95 % interval does. Raises
+        NothingFeasibleError, which names the nearest miss and the limit it breaks.
+        """
+        limits = {
+            "latency_ms": latency_ms,
+            "peak_memory_bytes": None if memory_mib is None else memory_mib * MIB,
+            "file_bytes": None if size_mib is None else size_mib * MIB,
+            "packed_bytes": None if packed_size_mib is None else packed_size_mib * MIB,
+        }
+        given = _set(limits)
+        certified = [student for student in self.measured if student.certified]
+        # A student that is beaten at its median latency can still be the only one with a narrow interval.
+        for pool in (self.students, certified):
+            fitting = [student for student in pool if max(student.excess(given).values(), default=0.0) <= 0]
+            if fitting:
+                return min(fitting, key=lambda student: (-student.validation_accuracy, student.latency_ms))
+        raise self._nearest_miss({**_set(self.limits), **given})
+
+    def filtered(
+        self,
+        latency: str | None = None,
+        memory: str | None = None,
+        size: str | None = None,
+        packed_size: str | None = None,
+    ) -> Front:
+        """The students that keep conditions such as `<=1.5ms`, `<2MiB`, `>40%` (of the teacher)."""
+        found = self
+        given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
+        for name, condition in given.items():
+            if condition is not None:
+                keeps = _condition(name, condition, self.teacher)
+                students, measured = (
+                    tuple(student for student in pool if keeps(getattr(student, COSTS[name])))
+                    for pool in (found.students, found.measured)
+                )
+                found = replace(found, students=students, measured=measured)
+        return found
+
+    def sorted_by(self, name: str) -> Front:
+        """Most accurate, fastest, or smallest first."""
+        if name not in SORTABLE:
+            known = ", ".join(SORTABLE)
+            raise InputError(f"students cannot be sorted by {name!r}", fix=f"use one of {known}")
+        sign = -1 if name == "accuracy" else 1
+        order = sorted(self.students, key=lambda student: sign * getattr(student, SORTABLE[name]))
+        return replace(self, students=tuple(order))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "teacher": dict(self.teacher),
+            "students": [student.to_json() for student in self.students],
+        }
+
+    def _nearest_miss(self, limits: Mapping[str, float]) -> NothingFeasibleError:
+        if not self.measured:
+            return _predicted_miss(self.outside, self.run, limits) or NothingFeasibleError(
+                "no student was measured", where=self.run, fix="loosen the budgets, or give more --trials"
+            )
+
+        def worst(student: Student) -> float:
+            return max(student.excess(limits).values(), default=0.0)
+
+        limits = {name: min(limit, self.limits.get(name) or limit) for name, limit in limits.items()}
+        nearest = min(self.measured, key=worst)
+        excess = nearest.excess(limits)
+        binding = max(excess, key=lambda name: excess[name])
+        value = nearest.upper(binding)
+        return NothingFeasibleError(
+            "no certified student keeps these limits",
+            where=self.run,
+            why=f"the nearest, {nearest.key}, has {NAMES[binding]} {show(binding, value)}, which is "
+            f"{excess[binding]:.2%} above the limit of {show(binding, limits[binding])}",
+            fix=f"loosen the {NAMES[binding]} limit, or resume the run with --add-trials",
+        )
+
+
+def front_of(record: RunRecord) -> Front:
+    """The front of a run, from its recorded events."""
+    root = str(record.paths.root)
+    measured = tuple(_student(student, root) for student in record.students)
+    certified = [student for student in measured if student.certified]
+    front = [certified[index] for index in non_dominated([_point(student) for student in certified])]
+    front.sort(key=lambda student: (-student.accuracy, student.latency_ms))
+    broken = {
+        student["key"]: tuple(student["violated"]) for student in record.students if student["violated"]
+    }
+    return Front(root, record.teacher, record.limits, tuple(front), measured, broken, _outside(record))
+
+
+def _outside(record: RunRecord) -> Mapping[str, Any] | None:
+    """Where no trial kept the limits by its predicted cost: the nearest miss."""
+    broken = [trial for trial in record.trials if trial["event"] == "trial_infeasible"]
+    if not broken or len(broken) < len(record.trials):
+        return None
+    limits = Limits.from_json(record.limits)
+    return min(broken, key=lambda trial: max(limits.excess(trial["predicted"], upper=True).values()))
+
+
+def _predicted_miss(
+    trial: Mapping[str, Any] | None, run: str, limits: Mapping[str, float]
+) -> NothingFeasibleError | None:
+    if trial is None:
+        return None
+    predicted = trial["predicted"]
+    excess = Limits.from_json(limits).excess(predicted, upper=True)
+    binding = max(excess, key=lambda name: excess[name])
+    if excess[binding] <= 0:
+        return None
+    value = predicted["latency_ms_ci95"][1] if binding == "latency_ms" else predicted[binding]
+    return NothingFeasibleError(
+        "no candidate is predicted to keep all budgets at once, so none was trained",
+        where=run,
+        why=f"the nearest, {trial['candidate']}, has {NAMES[binding]} {show(binding, value)}, which is "
+        f"{excess[binding]:.2%} above the limit of {show(binding, limits[binding])}",
+        fix=f"loosen the {NAMES[binding]} limit, or widen the search space",
+    )
+
+
+def _student(data: Mapping[str, Any], run: str) -> Student:
+    known = {name: data[name] for name in Student.__dataclass_fields__ if name in data}
+    return Student(**{**known, "latency_ms_ci95": tuple(data["latency_ms_ci95"]), "run": run})
+
+
+def _point(student: Student) -> tuple[float, ...]:
+    """What students are compared by: the accuracy that they were chosen by, never that on test data."""
+    return (-student.validation_accuracy, *(float(getattr(student, name)) for name in LIMITED))
+
+
+def _set(limits: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in limits.items() if value is not None}
+
+
+def non_dominated(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other point beats, in order; of equal points the first.
+
+    A point beats another when it is nowhere larger and somewhere smaller. O(n log n) for two
+    coordinates, O(n · front) otherwise.
+    """
+    order = sorted(range(len(points)), key=lambda index: (tuple(points[index]), index))
+    kept: list[int] = []
+    if points and len(points[0]) == 2:
+        least = float("inf")
+        for index in order:
+            if points[index][1] < least:
+                least = points[index][1]
+                kept.append(index)
+        return sorted(kept)
+    for index in order:
+        if not any(all(a <= b for a, b in zip(points[other], points[index], strict=True)) for other in kept):
+            kept.append(index)
+    return sorted(kept)
+
+
+def progress_point(accuracy: float, latency_ms: float, teacher_ms: float) -> tuple[float, float]:
+    """(error, latency as a share of `WORST_LATENCY` times the teacher's): how far a search has come is the
+    hypervolume of its trials under `PROGRESS_REFERENCE`."""
+    return 1 - accuracy, latency_ms / (WORST_LATENCY * teacher_ms)
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Volume between the points and a reference that is worse in every coordinate; exact.
+
+    Points that do not beat the reference everywhere add nothing. Two coordinates are swept in
+    O(n log n); more are sliced along the last one (While et al. 2006, doi:10.1109/TEVC.2005.851275).
+    """
+    inside = [tuple(point) for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
+    if not inside:
+        return 0.0
+    if len(reference) == 1:
+        return float(reference[0] - min(point[0] for point in inside))
+    if len(reference) == 2:
+        return _area(inside, reference)
+    volume, edge = 0.0, float(reference[-1])
+    for point in sorted(inside, key=lambda point: -point[-1]):
+        slab = [other[:-1] for other in inside if other[-1] <= point[-1]]
+        volume += (edge - point[-1]) * hypervolume(slab, reference[:-1])
+        edge = point[-1]
+    return volume
+
+
+def _area(points: Sequence[Point], reference: Point) -> float:
+    area, top = 0.0, float(reference[1])
+    for x, y in sorted(tuple(point) for point in points):
+        if y < top:
+            area += (reference[0] - x) * (top - y)
+            top = y
+    return area
+
+
+def hypervolume_history(points: Sequence[Point], reference: Point) -> list[float]:
+    """Hypervolume (two coordinates) after each point."""
+    history: list[float] = []
+    front: list[Point] = []
+    for point in points:
+        grown = [*front, point]
+        kept = [grown[index] for index in non_dominated(grown)]
+        # Most points of a long search change nothing.
+        history.append(history[-1] if kept == front and history else hypervolume(kept, reference))
+        front = kept
+    return history
+
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": lt,
+    "<=": le,
+    "≤": le,
+    ">": gt,
+    ">=": ge,
+    "≥": ge,
+}
+_CONDITION = re.compile(r"\s*(<=|>=|<|>|≤|≥)?\s*(.+?)\s*\Z")
+
+
+def unmeasured_teacher(text: str) -> InputError:
+    """What a limit in per cent of the teacher is refused with before a run has measured that."""
+    return InputError(
+        f"{text!r} is relative to the teacher, which this run has not measured yet",
+        fix="give an absolute amount",
+    )
+
+
+def _condition(name: str, text: str, teacher: Mapping[str, Any]) -> Callable[[float], bool]:
+    match = _CONDITION.match(text)
+    operator, amount = (match[1] or "<=", match[2]) if match else ("<=", text)
+    budget = Budgets.parse(**{name: amount})
+    if not teacher and "%" in amount:
+        raise unmeasured_teacher(text)
+    limit = budget.resolve(teacher).as_dict[COSTS[name]]
+    return lambda value: _COMPARISONS[operator](value, limit)

@@ -1,0 +1,1 @@
+"""Who is tried, promoted, trained in full, and given up."""

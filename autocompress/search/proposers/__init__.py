@@ -1,0 +1,1 @@
+"""What to try next: an exact solver, a Bayesian optimiser, Optuna's samplers."""

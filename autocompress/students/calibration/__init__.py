@@ -1,0 +1,1 @@
+"""Everything that reads activations and trains nothing."""

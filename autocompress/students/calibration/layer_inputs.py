@@ -1,0 +1,134 @@
+"""A convolution or linear layer as a matrix product: the rows it multiplies, at sampled places.
+
+Every output value of such a layer is a row of its input times a column of its weight. Least squares
+on a layer, and the second moments of its inputs, need these rows only, and a sample of them will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from autocompress.graph.coupling_rules import WEIGHTED
+from autocompress.graph.module import GraphModule
+from autocompress.graph.network import Network, Node, Param, Ref
+from autocompress.graph.replace_layer import conv_args
+
+LARGEST_FAN_IN = 8192
+"""Above this the matrices of a layer are not formed: 8192² doubles are half a GiB."""
+
+
+def solvable_layers(network: Network) -> tuple[Node, ...]:
+    """Layers with a weight of their own that reads a value, up to `LARGEST_FAN_IN`, in execution order."""
+    return tuple(node for node in network.nodes if _is_solvable(network, node))
+
+
+def _is_solvable(network: Network, node: Node) -> bool:
+    if node.op not in WEIGHTED or node.kwargs or not isinstance(node.args[0], Ref):
+        return False
+    weight = node.args[1]
+    if not isinstance(weight, Param) or len(network.param_users[weight.name]) > 1:
+        return False
+    return int(np.prod(network.params[weight.name].shape[1:])) <= LARGEST_FAN_IN
+
+
+def places(node: Node, value: Tensor, limit: int) -> Tensor:
+    """Numbers of output places (example × position) of a layer that reads `value`, all of them or `limit`
+    drawn with a fixed seed. A linear layer has one for each row, whichever axis is the batch."""
+    if node.op == "linear":
+        total = value.numel() // value.shape[-1]
+    else:
+        total = len(value) * int(np.prod(node.shape[2:]))
+    if total <= limit:
+        return torch.arange(total)
+    return torch.randint(total, (limit,), generator=torch.Generator().manual_seed(0))
+
+
+def input_rows(node: Node, value: Tensor, weight_shape: tuple[int, ...], at: Tensor) -> Tensor:
+    """What the layer multiplies at these places: `(rows, groups, fan_in)`, fan_in as in its weight."""
+    if node.op == "linear":
+        return value.reshape(-1, value.shape[-1])[at][:, None]
+    conv = conv_args(node)
+    kernel, (height, width) = weight_shape[2:], node.shape[2:]
+    value = functional.pad(value, _padding(conv.padding, kernel, conv.dilation)).permute(0, 2, 3, 1)
+    example, place = at // (height * width), at % (height * width)
+    row, column = (place // width) * conv.stride[0], (place % width) * conv.stride[1]
+    taps = [
+        value[example, row + y * conv.dilation[0], column + x * conv.dilation[1]]
+        for y in range(kernel[0])
+        for x in range(kernel[1])
+    ]
+    rows = torch.stack(taps, dim=-1)
+    return rows.reshape(len(at), conv.groups, -1)
+
+
+def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom."""
+    if padding == "valid":
+        return (0, 0, 0, 0)
+    if padding == "same":
+        (up, down), (left, right) = (
+            ((d * (k - 1)) // 2, d * (k - 1) - (d * (k - 1)) // 2)
+            for k, d in zip(kernel, dilation, strict=True)
+        )
+        return (left, right, up, down)
+    return (padding[1], padding[1], padding[0], padding[0])
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a layer's input rows: `second` is the mean of row · rowᵀ, `(groups, fan_in, fan_in)` float64."""
+
+    second: NDArray[np.float64]
+    rows: int
+
+
+def collect_moments(
+    module: GraphModule, layers: Iterable[Node], images: Iterable[Tensor], rows_a_batch: int = 4096
+) -> dict[str, Moments]:
+    """{layer: second moments of its inputs}, over the batches of images `(N, C, H, W)`, in eval mode.
+
+    Raises ValueError without images.
+    """
+    wanted = {node.name: node for node in layers}
+    network = module.source_network
+    totals: dict[str, Tensor] = {}
+    counts = dict.fromkeys(wanted, 0)
+
+    def add(node: Node, values: dict[str, Any]) -> None:
+        if node.name not in wanted:
+            return
+        value = values[node.args[0].node]
+        at = places(node, value, rows_a_batch)
+        rows = input_rows(node, value, network.params[node.args[1].name].shape, at).permute(1, 0, 2)
+        total = (rows.mT @ rows).double()
+        totals[node.name] = totals[node.name] + total if node.name in totals else total
+        counts[node.name] += len(at)
+
+    visited(module, images, add)
+    return {name: Moments((totals[name] / counts[name]).cpu().numpy(), counts[name]) for name in wanted}
+
+
+def visited(
+    module: GraphModule, images: Iterable[Tensor], visit: Callable[[Node, dict[str, Any]], None]
+) -> None:
+    """Runs the module in eval mode on every batch of images, with `visit` before each node."""
+    before = module.training
+    module.eval()
+    seen = False
+    try:
+        with torch.no_grad():
+            for batch in images:
+                module.forward_visiting(batch, visit)
+                seen = True
+    finally:
+        module.train(before)
+    if not seen:
+        raise ValueError("no images were given")

@@ -1,0 +1,329 @@
+"""Accuracy of a candidate without training: cut, fitted in closed form, batch norms recalibrated, quantized.
+
+Replaced blocks and layers take what they learned from the teacher's (`blockwise`), once for each choice.
+The candidate runs once over calibration images. On the way every layer whose input is no longer the
+teacher's is fitted to what the teacher computes (`compensate`), batch norms after the first change take
+the statistics that they meet, and ranges for 8-bit values are collected. What lies before the first
+change keeps the teacher's weights and statistics. Then it is evaluated on held-out training images, batch
+by batch, and stopped where it cannot reach its rival any more (`racing`). Both passes go on from the end
+of the last block that the candidate shares with an earlier one (`prefixes`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autocompress.graph.module import GraphModule, build
+from autocompress.graph.network import INPUT, Network, Node
+from autocompress.problem.candidate import Candidate
+from autocompress.problem.splits import Batch, Split
+from autocompress.students.accuracy import Evaluation
+from autocompress.students.calibration.activation_ranges import Range, range_of
+from autocompress.students.calibration.compensation import (
+    KeptChannels,
+    batch_that_fits,
+    changed_layers,
+    changed_values,
+    fit_layer,
+    is_normalised,
+    layer_outputs,
+)
+from autocompress.students.calibration.layer_inputs import solvable_layers
+from autocompress.students.prefix_cache import PREFIX_BYTES, Kept, PrefixCache, cuts, keys
+from autocompress.students.racing import Correct, paired, unpaired
+from autocompress.students.training.precision import layout_for
+from autocompress.transforms.apply import apply, kept_channels
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.quantize import plan, with_ranges
+from autocompress.transforms.families.sparsity import sharing_layers, sparse_layers
+
+if TYPE_CHECKING:
+    from autocompress.students.builder import Workshop
+
+FIT_IMAGES = 256
+FIT_ROWS, FEWEST_ROWS = 4096, 1024
+TARGET_BYTES = 256 * 2**20
+CANDIDATES_KEPT = 2
+"""Of later batches nothing is kept, so that there is room for so many candidates."""
+BATCH = 250
+IMAGE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What a candidate has to reach: the most accurate candidate known that is at least as fast."""
+
+    key: str
+    accuracy: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> Rival | None:
+        return None if data is None else cls(str(data["key"]), float(data["accuracy"]))
+
+
+@dataclass(frozen=True)
+class Shot:
+    """`evaluation` counts the images that were seen; where `stopped`, not all of them, and the accuracy is
+    then the rival's less the difference on these, and its standard error that of the difference."""
+
+    evaluation: Evaluation
+    stopped: bool
+
+
+@dataclass
+class OneShot:
+    """Evaluates candidates of a workshop. One per process.
+
+    `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to (fewer
+    where values are large, see `batch_that_fits`, and so with `batch`), `fit_rows` the places of them that a
+    layer is fitted at; `maximum_bytes` what is kept of shared blocks, 0 for nothing. A race is looked at
+    after `batch` images, and then whenever their number has doubled.
+    """
+
+    workshop: Workshop
+    images: int | None = None
+    maximum_bytes: int = PREFIX_BYTES
+    fit_images: int = FIT_IMAGES
+    batch: int = BATCH
+    fit_rows: int = FIT_ROWS
+    _targets: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _correct: dict[str, Correct] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = PrefixCache(self.maximum_bytes)
+        most = batch_that_fits(self.workshop.teacher.source_network)
+        self.fit_images, self.batch = min(self.fit_images, most), min(self.batch, most)
+
+    def __call__(self, candidate: Candidate, rival: Rival | None = None) -> Shot:
+        """The accuracy of a candidate in its own precision; with a rival only as far as it is needed."""
+        student = self.student(candidate)
+        known = None if rival is None else self._correct.get(rival.key)
+        total, seen = self._held_out.size, _Seen()
+        look = self.batch
+        labels = iter(self._held_out.labels.split(self.batch))
+        images = (images for images, _ in self._batches())
+        for logits in self.outputs(student, images, "held-out"):
+            seen.add(logits, next(labels))
+            if rival is None or seen.count < look or seen.count == total:
+                continue
+            look = 2 * seen.count
+            ours = seen.correct
+            found = (
+                unpaired(ours, rival.accuracy, total)
+                if known is None
+                else paired(ours, known[: seen.count], total)
+            )
+            if found.is_hopeless:
+                accuracy = min(max(rival.accuracy + found.mean, 0.0), 1.0)
+                return Shot(Evaluation(accuracy, found.std_err, seen.loss, seen.count), stopped=True)
+        self._correct[candidate.key] = seen.correct
+        share = float(seen.correct.mean())
+        std_err = math.sqrt(share * (1 - share) / seen.count)
+        return Shot(Evaluation(share, std_err, seen.loss, seen.count), stopped=False)
+
+    def student(self, candidate: Candidate) -> GraphModule:
+        """The candidate as it is evaluated: batch norms folded, 8-bit values with their quantizers.
+
+        Layers that are sparse, share values or have fewer than 8 bits are made as for training, and such a
+        student shares no block with others.
+        """
+        workshop = self.workshop
+        network, weights = apply(workshop.bound, workshop.weights, candidate, workshop.saliency)
+        assert weights is not None
+        if network.steps or any(sparse_layers(network)) or any(sharing_layers(network)):
+            return workshop.quantized(workshop.start(candidate))
+        fixed = workshop.take_learned(network, weights, candidate)
+        module = build(network, weights)
+        kept = kept_channels(workshop.bound, candidate, workshop.saliency)
+        ranges = self._fitted(module, kept, fixed)
+        folded, weights = fold_batch_norms(network, module.export_weights())
+        assert weights is not None
+        return build(with_ranges(folded, ranges) if plan(folded) else folded, weights)
+
+    @cached_property
+    def _held_out(self) -> Split:
+        """In an order in which every prefix holds each class in its share."""
+        split = self.workshop.data.validation
+        return split.subset(split.size if self.images is None else min(self.images, split.size))
+
+    def _batches(self) -> Iterable[Batch]:
+        """Held-out images in order, read again for every candidate where they are too many to keep."""
+        image_bytes = 4 * math.prod(self.workshop.data.input_shape)
+        return self._kept_batches if self._held_out.size * image_bytes <= IMAGE_BYTES else self._read()
+
+    @cached_property
+    def _kept_batches(self) -> list[Batch]:
+        return list(self._read())
+
+    def _read(self) -> Iterator[Batch]:
+        return self._held_out.batches(self.batch)
+
+    @cached_property
+    def _examples(self) -> Tensor:
+        return next(iter(self.workshop.data.calibration.batches(self.fit_images)))[0]
+
+    @cached_property
+    def _rows(self) -> int:
+        """Places that a layer is fitted at; what the teacher computes there is kept for all layers."""
+        network = self.workshop.teacher.source_network
+        channels = sum(network.params[node.params[0]].shape[0] for node in solvable_layers(network))
+        return max(FEWEST_ROWS, min(self.fit_rows, TARGET_BYTES // (4 * max(1, channels))))
+
+    def outputs(self, student: GraphModule, batches: Iterable[Tensor], of: str) -> Iterator[Tensor]:
+        """What a student computes for one batch of images after the other, `(N, classes)` float32.
+
+        `of` names the images: equal names, equal batches.
+        """
+        network = student.source_network
+        layout = torch.contiguous_format
+        places = cuts(network) if self.maximum_bytes else {}
+        digests = dict[int, str]()
+        example_bytes = 4 * sum(math.prod(network.shape_of(value)[1:]) for value in places.values())
+        seen = 0
+        for number, images in enumerate(batches):
+            if number == 0:
+                layout = layout_for(student, images)
+                digests = keys(student, f"{of} {layout}") if places else {}
+            seen += len(images)
+            if seen * example_bytes * CANDIDATES_KEPT > self.maximum_bytes:
+                places = {}  # The first batches are what a race reads most often.
+            known = {cut: f"{digests[cut]} {number}" for cut in places}
+            found = self.cache.longest(places, known) if places else None
+            with torch.inference_mode():
+                start, values = (0, dict[str, Any]()) if found is None else found[:2]
+                if found is None:
+                    values[INPUT] = student.rounded_input(images.contiguous(memory_format=layout))
+                for index, _ in student.steps(values, start, keep={network.output}):
+                    if index + 1 in places:
+                        self.cache.put(known[index + 1], Kept(values[places[index + 1]]))
+            yield values[network.output].float()
+
+    def _fitted(self, module: GraphModule, kept: KeptChannels, fixed: frozenset[str]) -> dict[str, Range]:
+        """Fits the module in place, but for the layers that are `fixed`; returns the ranges of the values
+        that can be 8-bit."""
+        network, teacher = module.source_network, self.workshop.teacher
+        changed = changed_values(network, teacher.source_network)
+        layers = {node.name for node in changed_layers(network, teacher.source_network, kept)} - fixed
+        sources = _sources_of_ranges(network)
+        if not changed and not sources:
+            return {}
+        self._require_targets(layers)
+
+        def describe(node: Node) -> str:
+            return _described(network, node, node.name in layers, changed, kept)
+
+        def serves(cut: int, earlier: Kept) -> bool:
+            return _all_known(network, cut, sources, earlier.ranges)
+
+        layout = layout_for(module, self._examples)
+        places = cuts(network) if self.maximum_bytes else {}
+        known = keys(module, f"fit {layout}", describe) if places else {}
+        found = self.cache.longest(places, known, serves) if places else None
+        if found is None:
+            start, values = 0, {INPUT: self._examples.contiguous(memory_format=layout)}
+            ranges = {INPUT: range_of(INPUT, values[INPUT])} if INPUT in sources else {}
+        else:
+            start, values, earlier = found
+            ranges = dict(earlier.ranges)
+            _take_over(module, earlier.weights)
+        used = {name for node in network.nodes[:start] for name in node.params}
+
+        def prepare(node: Node, at_hand: dict[str, Any]) -> None:
+            module.training = node.name in changed  # Asked by batch norms, which are no submodules.
+            if node.name in layers:
+                fit_layer(module, node, at_hand, self._targets[node.name], kept, limit=self._rows)
+
+        module.batch_norm_momentum = 1.0
+        with torch.no_grad():
+            for index, node in module.steps(values, start, visit=prepare):
+                used.update(node.params)
+                if node.name in sources:
+                    ranges[sources[node.name]] = range_of(node.name, values[node.name])
+                if index + 1 in places:
+                    weights = {name: module.tensor_named(name).detach().clone() for name in used}
+                    self.cache.put(known[index + 1], Kept(values[places[index + 1]], weights, dict(ranges)))
+        module.batch_norm_momentum = None
+        module.eval()
+        return ranges
+
+    def _require_targets(self, layers: set[str]) -> None:
+        teacher = self.workshop.teacher
+        missing = [
+            node for node in teacher.source_network.nodes if node.name in layers - self._targets.keys()
+        ]
+        if missing:
+            self._targets.update(layer_outputs(teacher, missing, self._examples, self._rows))
+
+
+@dataclass
+class _Seen:
+    """Answers so far."""
+
+    parts: list[Correct] = field(default_factory=list)
+    losses: float = 0.0
+    count: int = 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        finite = torch.isfinite(logits).all(1)
+        self.parts.append(((logits.argmax(1) == labels) & finite).numpy())
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        self.losses += float(torch.where(finite, losses, torch.inf).sum())
+        self.count += len(labels)
+
+    @property
+    def correct(self) -> Correct:
+        return np.concatenate(self.parts)
+
+    @property
+    def loss(self) -> float:
+        return self.losses / self.count
+
+
+def _sources_of_ranges(network: Network) -> dict[str, str]:
+    """{value of the network: name of the same value when batch norms are folded}, for all that are rounded
+    when every layer that can has 8 bits; empty where none has."""
+    if all(node.bits == 32 for node in network.nodes):
+        return {}
+    folded, _ = fold_batch_norms(network, None)
+    low = folded.with_nodes(node.but(bits=8) for node in folded.nodes)
+    found = {}
+    for name in plan(folded) | plan(low):
+        users = network.users[name]
+        merged = (
+            len(users) == 1
+            and users[0] not in folded.by_name
+            and network.by_name[users[0]].op == "batch_norm"
+        )
+        found[users[0] if merged else name] = name
+    return found
+
+
+def _described(
+    network: Network, node: Node, is_fitted: bool, changed: frozenset[str], kept: KeptChannels
+) -> str:
+    """All that decides what fitting makes of a node; its bits do not."""
+    mask = kept[node.name].tobytes().hex() if is_fitted and node.name in kept else ""
+    flags = (is_fitted, node.name in changed, is_fitted and is_normalised(network, node), mask)
+    return f"{node.but(bits=32)!r} {flags}"
+
+
+def _all_known(network: Network, cut: int, sources: Mapping[str, str], ranges: Mapping[str, Range]) -> bool:
+    """Whether of everything before a cut the ranges are known that are asked for."""
+    before = (INPUT, *(node.name for node in network.nodes[:cut]))
+    return all(sources[name] in ranges for name in before if name in sources)
+
+
+def _take_over(module: GraphModule, weights: Mapping[str, Tensor]) -> None:
+    """The fitted parameters and statistics of the nodes before a cut."""
+    with torch.no_grad():
+        for name, value in weights.items():
+            module.tensor_named(name).copy_(value)

@@ -1,0 +1,1 @@
+"""Plain mathematics on NumPy arrays."""

@@ -1,0 +1,144 @@
+"""Low rank: one layer becomes two or three narrow ones whose product is close to it.
+
+| method | for | layers |
+|---|---|---|
+| `svd` | linear, 1×1 | 1×1 · 1×1 |
+| `tucker2` | k×k | 1×1 · k×k · 1×1 |
+| `spatial_svd` | k×k | k×1 · 1×k |
+| `cp` | k×k | 1×1 · depthwise k×k · 1×1 |
+
+`transforms.factors` has the arithmetic and the papers. Without moments the weight is what is kept close,
+with them the layer's output on calibration data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.graph.network import Network, Node, Shape, Weights
+from autocompress.graph.replace_layer import POINTWISE, ConvArgs, Link, conv_args, replace_by_chain
+from autocompress.transforms.arrays import factors
+
+FOR_KERNELS = ("tucker2", "spatial_svd", "cp")
+"""Methods for kernels above 1×1, the default first."""
+
+
+def method_for(node: Node, weight_shape: Shape, wanted: str = "auto") -> str:
+    """The method that `wanted` means at this layer: `auto` is svd for linear and 1×1 layers and tucker2
+    for larger kernels. Empty where it does not apply, as for grouped convolutions."""
+    if node.op != "linear" and conv_args(node).groups != 1:
+        return ""
+    fitting = ("svd",) if _is_matrix(weight_shape) else FOR_KERNELS
+    if wanted == "auto":
+        return fitting[0]
+    return wanted if wanted in fitting else ""
+
+
+def _is_matrix(weight_shape: Shape) -> bool:
+    return len(weight_shape) == 2 or max(weight_shape[2:]) == 1
+
+
+def ranks(weight_shape: Shape, keep: float, round_to: int = 1, method: str = "auto") -> tuple[int, ...]:
+    """Ranks that a share means: `(r,)`, for Tucker-2 `(r_out, r_in)`.
+
+    The full rank is min(out, in) for SVD, out and in for Tucker-2, and min(in·kh, out·kw) for spatial SVD;
+    for CP, whose full rank nobody knows, the latter serves as well.
+    """
+
+    def rank(size: int) -> int:
+        wanted = max(1, round(size * keep))
+        return min(size, max(round_to, round(wanted / round_to) * round_to) if size > round_to else wanted)
+
+    out, into, *kernel = weight_shape
+    if _is_matrix(weight_shape):
+        return (rank(min(out, into)),)
+    if method in ("spatial_svd", "cp"):
+        return (rank(min(into * kernel[0], out * kernel[1])),)
+    return rank(out), rank(into)
+
+
+def parameters(weight_shape: Shape, rank: tuple[int, ...], method: str = "auto") -> int:
+    """Weights of the factors together."""
+    return sum(int(np.prod(shape)) for shape in _factor_shapes(weight_shape, rank, method))
+
+
+def _factor_shapes(weight_shape: Shape, rank: tuple[int, ...], method: str) -> tuple[Shape, ...]:
+    out, into, *kernel = weight_shape
+    if _is_matrix(weight_shape):
+        return (rank[0], into, *kernel), (out, rank[0], *kernel)
+    if method == "spatial_svd":
+        return (rank[0], into, kernel[0], 1), (out, rank[0], 1, kernel[1])
+    if method == "cp":
+        return (rank[0], into, 1, 1), (rank[0], 1, *kernel), (out, rank[0], 1, 1)
+    return (rank[1], into, 1, 1), (rank[0], rank[1], *kernel), (out, rank[0], 1, 1)
+
+
+def factorize(
+    network: Network,
+    weights: Weights | None,
+    layer: str,
+    keep: float,
+    round_to: int = 1,
+    method: str = "auto",
+    second: NDArray[np.floating] | None = None,
+) -> tuple[Network, Weights | None]:
+    """`layer` with `keep` of its rank. A layer whose factors would not be smaller stays as it is.
+
+    `second` are the second moments of the layer's input rows, `(fan_in, fan_in)`, for a decomposition that
+    minds the data; CP does not read them. Raises ValueError where the method does not apply.
+    """
+    node = network.by_name[layer]
+    name = node.args[1].name  # type: ignore[union-attr]
+    shape = network.params[name].shape
+    chosen = method_for(node, shape, method)
+    if not chosen:
+        grouped = node.op != "linear" and conv_args(node).groups != 1
+        why = "is a grouped convolution, which has no low-rank form here" if grouped else f"has no {method}"
+        raise ValueError(f"{layer} {why}")
+    rank = ranks(shape, keep, round_to, chosen)
+    if parameters(shape, rank, chosen) >= int(np.prod(shape)):
+        return network, weights
+    shapes = _factor_shapes(shape, rank, chosen)
+    values = [None] * len(shapes) if weights is None else _DECOMPOSE[chosen](weights[name], rank, second)
+    chain = [
+        Link(suffix, factor, None if value is None else value.reshape(factor), conv)
+        for (suffix, conv), factor, value in zip(_forms(node, chosen, rank), shapes, values, strict=True)
+    ]
+    return replace_by_chain(network, weights, layer, chain)
+
+
+Decompose = Callable[..., tuple[NDArray[np.floating], ...]]
+
+_DECOMPOSE: dict[str, Decompose] = {
+    "svd": lambda weight, rank, second: factors.svd(weight.reshape(weight.shape[:2]), rank[0], second),
+    "tucker2": lambda weight, rank, second: factors.tucker2(weight, rank[0], rank[1], second),
+    "spatial_svd": lambda weight, rank, second: factors.spatial_svd(weight, rank[0], second),
+    "cp": lambda weight, rank, _second: factors.cp(weight, rank[0]),
+}
+
+
+def _forms(node: Node, method: str, rank: tuple[int, ...]) -> list[tuple[str, ConvArgs | None]]:
+    """Suffix and convolution of each factor; stride, padding and dilation go where the kernel is."""
+    if node.op == "linear":
+        return [("reduce", None), ("", None)]
+    conv = conv_args(node)
+    if method == "svd":
+        return [("reduce", conv), ("", POINTWISE)]
+    if method == "spatial_svd":
+        return [("reduce", _along(conv, 0)), ("", _along(conv, 1))]
+    groups = rank[0] if method == "cp" else 1
+    core = ConvArgs(conv.stride, conv.padding, conv.dilation, groups)
+    return [("reduce", POINTWISE), ("core", core), ("", POINTWISE)]
+
+
+def _along(conv: ConvArgs, axis: int) -> ConvArgs:
+    """The part of a convolution along one axis: stride, padding and dilation of the other are neutral."""
+
+    def only(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+        return tuple(value if index == axis else neutral for index, value in enumerate(values))
+
+    padding = conv.padding if isinstance(conv.padding, str) else only(conv.padding, 0)
+    return ConvArgs(only(conv.stride, 1), padding, only(conv.dilation, 1), 1)
