@@ -281,7 +281,7 @@ def _parsed(
     found: Front, latency: str | None, memory: str | None, size: str | None, packed_size: str | None
 ) -> dict[str, float | None]:
     from autocompress.problem.budgets import MIB, Budgets
-    from autocompress.runs.front import unmeasured_teacher
+    from autocompress.runs.conditions import unmeasured_teacher
 
     given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
     if not any(given.values()):

@@ -33,9 +33,9 @@ class Console:
             sys.stderr.flush()
 
     @contextmanager
-    def stage(self, name: str, total: float | None) -> Iterator[Stage]:
+    def stage(self, name: str, total: float | None) -> Iterator[ProgressBar]:
         """A bar, or a line now and then, for as long as the block runs."""
-        stage = Stage(self, name, total)
+        stage = ProgressBar(self, name, total)
         if self.quiet or not self._terminal():
             with stage.signs_of_life():
                 yield stage
@@ -68,7 +68,7 @@ class Console:
         return self._console
 
 
-class Stage:
+class ProgressBar:
     """One stage of work under way; `update` says how much is done."""
 
     def __init__(self, console: Console, name: str, total: float | None) -> None:

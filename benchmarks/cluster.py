@@ -32,11 +32,10 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import load_space
 from autocompress.progress import Console
 from autocompress.runs.store import RunStore
-from autocompress.runs.tasks import Ask, Result, Stop, Task, Tell, Wait
+from autocompress.runs.tasks import Ask, Result, Stage, Stop, Task, Tell, Wait
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search
 from autocompress.search.proposers.solver import Solver
-from autocompress.students.evaluator import TRIAL
 
 DEVICE, SPACE = "epyc-zen4-onnxruntime-1-thread-resnet20", "joint"
 FOLDER = Path("runs/cluster")
@@ -62,7 +61,7 @@ class VirtualCluster:
                 if task is None or isinstance(task, Wait):
                     break
                 duration = self.random.lognormvariate(math.log(MEAN_S) - SHAPE**2 / 2, SHAPE)
-                if task.stage == TRIAL:
+                if task.stage == Stage.TRIAL:
                     self.durations_s.append(duration)
                 heapq.heappush(under_way, (self.now_s + duration, task.trial, task))
             if not under_way:
@@ -71,7 +70,7 @@ class VirtualCluster:
             self.now_s = max(self.now_s, end_s)
             result = Result(task.trial, True, self.quality(task), stage=task.stage)
             self._owner(lambda result=result: tell(result))
-            if task.stage == TRIAL:
+            if task.stage == Stage.TRIAL:
                 self.trials_end_s = self.now_s
 
     def _owner(self, do: Any) -> Any:

@@ -35,7 +35,7 @@ from autocompress.pipeline.preparation import bound_space, open_teacher, priced,
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option, Site
 from autocompress.problem.space import load_space
-from autocompress.runs.front import hypervolume
+from autocompress.runs.pareto import hypervolume
 from autocompress.search.halving import Plan
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver
@@ -141,7 +141,7 @@ class Bench:
         solver = self.solver(measure) if from_solver else Solver(self.pricer, {})
         repair = Repairer(self.pricer, self.limits, solver.damage)
         plan = Plan(COUNTS[-1], 0, 0, 0, 0, 1, sampler=sampler, seed=seed)
-        study = proposer(self.pricer, repair, solver, self.limits, plan, beyond=1.0)
+        study = proposer(plan.sampler, plan.seed, solver, repair, self.limits, beyond=1.0)
         for candidate in solver.sweep(self.limits, SEEDS, least_share=0.3) if from_solver else ():
             study.enqueue(candidate)
         for _ in range(COUNTS[-1]):

@@ -27,7 +27,7 @@ import numpy as np
 
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Site
-from autocompress.runs.front import hypervolume_history
+from autocompress.runs.pareto import hypervolume_history
 from autocompress.search.proposers.bayesian import Engine
 from autocompress.search.proposers.optuna_study import SAMPLERS, Study
 from autocompress.search.proposers.samplers import WORTH_BEYOND_LIMIT

@@ -154,8 +154,8 @@ def memory_growth(end: int) -> None:
     from autocompress.problem.data import load_data
     from autocompress.problem.space import parse_space
     from autocompress.progress import Console
+    from autocompress.runs.in_process import InProcess
     from autocompress.runs.store import RunStore
-    from autocompress.runs.tasks import InProcess
     from autocompress.search.halving import Plan
     from autocompress.search.loop import Search
     from autocompress.students.builder import Workshop

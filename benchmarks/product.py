@@ -166,7 +166,7 @@ class Bench:
         solver = self.solver(job.share)
         repair = Repairer(self.pricer, limits, solver.damage)
         plan = Plan(self.arguments.evaluations, 0, 0, 0, 0, 1, seed=job.seed)
-        study = proposer(self.pricer, repair, solver, limits, plan)
+        study = proposer(plan.sampler, plan.seed, solver, repair, limits)
         for candidate in solver.sweep(limits, SEEDS_OF_SEARCH, least_share=0.9):
             study.enqueue(candidate)
         found: list[tuple[float, Candidate]] = []

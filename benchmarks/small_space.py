@@ -32,7 +32,7 @@ from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
-from autocompress.runs.front import hypervolume
+from autocompress.runs.pareto import hypervolume
 from autocompress.search.halving import Plan
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver
@@ -138,7 +138,7 @@ def searched(
     limits = Limits(latency_ms=1.2 * solver.pricer.teacher.latency_ms)
     repair = Repairer(solver.pricer, limits, solver.damage)
     plan = Plan(count, 0, 0, 0, 0, 1, sampler=sampler, seed=seed)
-    study = proposer(solver.pricer, repair, solver, limits, plan)
+    study = proposer(plan.sampler, plan.seed, solver, repair, limits)
     for candidate in seeds_of(solver) if with_seeds else ():
         study.enqueue(candidate)
     asked: list[Candidate] = []

@@ -26,13 +26,14 @@ from autocompress.problem.budgets import Limits
 from autocompress.problem.data import Data
 from autocompress.problem.space import load_space
 from autocompress.progress import Console
+from autocompress.runs.in_process import InProcess
 from autocompress.runs.ray_workers import executor
 from autocompress.runs.store import RunStore
-from autocompress.runs.tasks import Executor, InProcess
+from autocompress.runs.tasks import Executor, Stage
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import TRIAL, Evaluator, importances
+from autocompress.students.evaluator import Evaluator, importances
 from autocompress.students.remote import remote_evaluator
 
 DEVICE, SPACE = "epyc-zen4-onnxruntime-1-thread-resnet20", "joint"
@@ -49,7 +50,7 @@ class Clocked:
 
     def run(self, ask: Any, tell: Any, stop: Any) -> None:
         def noted(result: Any) -> None:
-            if result.stage == TRIAL:
+            if result.stage == Stage.TRIAL:
                 assert result.ok, result.error
                 self.ends.append(time.perf_counter())
             tell(result)

@@ -10,7 +10,7 @@ import click
 import pytest
 
 import autocompress
-from autocompress import locations
+from autocompress import files
 from autocompress.cli.main import main
 from autocompress.problem.space import load_space
 
@@ -84,7 +84,7 @@ def test_every_command_is_in_the_readme():
             assert all(f"autocompress {name} {inner}" in text for inner in command.commands)
 
 
-@pytest.mark.parametrize("name", locations.names("search_spaces"))
+@pytest.mark.parametrize("name", files.names("search_spaces"))
 def test_every_shipped_space_loads(name: str):
     assert load_space(name).name == name
 
@@ -112,7 +112,11 @@ def test_fronts_and_profiles_are_read_without_torch():
 
 @pytest.mark.parametrize(
     ("package", "file"),
-    [("ray", "runs/ray_workers.py"), ("optuna", "search/proposers/optuna_study.py"), ("onnxruntime", "device/runtimes/onnxruntime.py")],
+    [
+        ("ray", "runs/ray_workers.py"),
+        ("optuna", "search/proposers/optuna_study.py"),
+        ("onnxruntime", "device/runtimes/onnxruntime.py"),
+    ],
 )
 def test_one_file_imports_a_replaceable_package(package: str, file: str):
     assert [path.relative_to(PACKAGE).as_posix() for path in FILES if package in imported(path)] == [file]
@@ -140,7 +144,7 @@ def test_nothing_that_was_read_is_executed(file: Path):
         assert ast.unparse(node.func) not in ("torch.save", "yaml.load"), f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("name", locations.names("hardware_profiles"))
+@pytest.mark.parametrize("name", files.names("hardware_profiles"))
 def test_every_shipped_profile_loads_with_its_validation(name: str):
     from autocompress.device.profile.profile import load_profile
 

@@ -220,7 +220,7 @@ import json, sys
 import numpy as np, torch
 import autocompress as ac
 import onnxruntime
-from autocompress.data import load_data
+from autocompress.problem.data import load_data
 assert not any(name.startswith("priced_networks") for name in sys.modules)
 data = load_data("digits", preprocessing=None)
 model = ac.load({str(folder)!r})

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from autocompress.problem.candidate import Candidate, Site
-from autocompress.runs.front import hypervolume, non_dominated
+from autocompress.runs.pareto import hypervolume, non_dominated
 from autocompress.search.proposers.bayesian import MOST_LEARNED, Engine
 from autocompress.search.proposers.optuna_study import Told
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_profile import FIT, cell, edit, example, source
 
-from autocompress import locations
+from autocompress import files
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit, load_profile
@@ -50,7 +50,7 @@ def test_format_2_is_read():
     assert found.fingerprint == "602834b9aa02c592"
 
 
-@pytest.mark.parametrize("name", locations.names("hardware_profiles"))
+@pytest.mark.parametrize("name", files.names("hardware_profiles"))
 def test_every_shipped_profile_is_the_same_when_it_is_written_again(name: str, tmp_path: Path):
     found = load_profile(name)
     write_profile(tmp_path / name, found)

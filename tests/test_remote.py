@@ -16,9 +16,10 @@ from autocompress.graph.trace import trace
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import LazySplit, Normalisation, load_data
 from autocompress.problem.space import parse_space
-from autocompress.runs.tasks import InProcess, Result, Task
+from autocompress.runs.in_process import InProcess
+from autocompress.runs.tasks import Result, Stage, Task
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import FINAL, TRIAL, Evaluator, importances
+from autocompress.students.evaluator import Evaluator, importances
 from autocompress.students.remote import Receiving, make, remote_evaluator
 from autocompress.transforms.sites import bind
 
@@ -36,7 +37,7 @@ def test_it_gives_the_same_accuracy(workshop: Workshop, tmp_path: Path) -> None:
     factory = remote_evaluator(workshop, parse_space(SPACE), tmp_path / "distilled")
     config = json.loads(json.dumps(factory.config))
     assert all(name in workshop.bound.by_name for name, _ in CANDIDATE.choices)
-    task = Task(0, CANDIDATE.to_json(), TRIAL, {"epochs": 0.3})
+    task = Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0.3})
     there = make(config, factory.arrays)(task)
     assert there == Evaluator(workshop, tmp_path)(task)
 
@@ -54,7 +55,7 @@ def test_a_student_made_where_the_run_is_not_seen_comes_with_the_result(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     factory = remote_evaluator(workshop, parse_space(SPACE), tmp_path / "elsewhere" / "distilled")
-    tasks = iter([Task(0, CANDIDATE.to_json(), FINAL, {"epochs": 0.1, "quantized_epochs": 0}), None])
+    tasks = iter([Task(0, CANDIDATE.to_json(), Stage.FINAL, {"epochs": 0.1, "quantized_epochs": 0}), None])
     told: list[Result] = []
     on = Receiving(InProcess(make(factory.config, factory.arrays)), tmp_path / "here")
     on.run(lambda: next(tasks), told.append, lambda: False)

@@ -410,7 +410,7 @@ def test_the_environment_names_versions_and_the_seed():
 
 APPEND_FOREVER = """
 import sys
-from autocompress.run_store import RunStore
+from autocompress.runs.store import RunStore
 store = RunStore.create(sys.argv[1], {"identity": {}}, {}, resume=True)
 sys.stdout.write("ready\\n")
 sys.stdout.flush()

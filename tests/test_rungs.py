@@ -13,12 +13,9 @@ from autocompress.export.student_folder import load_student
 from autocompress.graph.trace import trace
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import parse_space
-from autocompress.runs.tasks import Task
+from autocompress.runs.tasks import Stage, Task
 from autocompress.students.builder import Workshop
 from autocompress.students.evaluator import (
-    FINAL,
-    PROMOTION,
-    TRIAL,
     Evaluator,
     checkpoint,
     importances,
@@ -45,7 +42,7 @@ def evaluator(workshop: Workshop, tmp_path: Path) -> Evaluator:
 
 
 def task(epochs: float, before: float = 0.0, rung: int = 1) -> Task:
-    return Task(0, CANDIDATE.to_json(), PROMOTION, {"epochs": epochs, "before": before, "rung": rung})
+    return Task(0, CANDIDATE.to_json(), Stage.PROMOTION, {"epochs": epochs, "before": before, "rung": rung})
 
 
 def test_a_rung_trains_only_what_is_missing(evaluator: Evaluator):
@@ -85,12 +82,12 @@ def test_a_final_student_goes_on_from_its_last_rung(evaluator: Evaluator):
     evaluator(task(1.0))
     found = load_checkpoint(checkpoint(evaluator.folder, CANDIDATE))
     assert found is not None
-    evaluator(Task(0, CANDIDATE.to_json(), FINAL, {"epochs": 0, "quantized_epochs": 0}))
+    evaluator(Task(0, CANDIDATE.to_json(), Stage.FINAL, {"epochs": 0, "quantized_epochs": 0}))
     student = load_student(evaluator.folder / CANDIDATE.key)
     np.testing.assert_array_equal(student.export_weights()["fc.weight"], found[1]["fc.weight"])
 
 
 def test_no_epochs_are_one_shot(evaluator: Evaluator, workshop: Workshop):
-    found = evaluator(Task(0, CANDIDATE.to_json(), TRIAL, {"epochs": 0, "rival": None}))
+    found = evaluator(Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0, "rival": None}))
     assert found["images"] == workshop.data.validation.size and found["stopped"] is False
     assert found["accuracy"] == evaluator.one_shot(CANDIDATE).evaluation.accuracy

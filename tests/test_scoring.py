@@ -22,11 +22,12 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import load_data
 from autocompress.problem.space import parse_space
 from autocompress.progress import Console
+from autocompress.runs.in_process import InProcess
 from autocompress.runs.store import RunPaths, RunStore, read_run
-from autocompress.runs.tasks import InProcess, Task
+from autocompress.runs.tasks import Stage, Task
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import SCORE, SCORE_ROWS, Evaluator, importances
+from autocompress.students.evaluator import SCORE_ROWS, Evaluator, importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import Scorer, choices_to_score, score
 from autocompress.transforms.sites import bind
@@ -58,7 +59,7 @@ class Bench:
         self.fails_at, self.killed_at, self.fails_from = fails_at, killed_at, fails_from
 
     def __call__(self, task: Task) -> Mapping[str, Any]:
-        assert task.stage == SCORE
+        assert task.stage == Stage.SCORE
         if len(self.asked) == self.killed_at:
             raise KeyboardInterrupt
         self.asked.append(task.candidate)
@@ -107,7 +108,7 @@ def test_a_choice_that_brought_the_process_down_is_not_tried_again(workshop: Wor
     choices = list(choices_to_score(workshop.bound))
     with pytest.raises(KeyboardInterrupt):
         scored(workshop, Bench(workshop, tmp_path, killed_at=2), tmp_path / "run")
-    note = {"stage": SCORE, "candidate": Candidate.of([choices[4]]).to_json()}
+    note = {"stage": Stage.SCORE, "candidate": Candidate.of([choices[4]]).to_json()}
     text = "Fatal Python error: Segmentation fault\n\nThread 1\n"
     RunPaths(tmp_path / "run").crash.write_text(f"{json.dumps(note)}\n{text}")
     second = Bench(workshop, tmp_path)

@@ -29,14 +29,14 @@ from autocompress.problem.candidate import Candidate, Cost
 from autocompress.problem.space import parse_space
 from autocompress.progress import Console
 from autocompress.runs.front import front_of
+from autocompress.runs.in_process import InProcess
 from autocompress.runs.store import RunPaths, RunStore, read_run
-from autocompress.runs.tasks import InProcess, Task
+from autocompress.runs.tasks import Stage, Task
 from autocompress.search.finalists import NOISY_ROUNDS, patiently
 from autocompress.search.halving import Plan, ranked, scaled
 from autocompress.search.loop import Search
 from autocompress.search.proposers.solver import Solver
 from autocompress.search.trials import Trial
-from autocompress.students.evaluator import FINAL, PROMOTION, TRIAL
 from autocompress.transforms.sites import bind
 
 PLAN = Plan(trials=12, trial_epochs=1, promotion_epochs=3, final_epochs=9, quantized_epochs=1, students=2)
@@ -65,7 +65,7 @@ class Bench:
         """More multiply-adds, more accurate; longer training adds a little."""
         self.tasks.append(task)
         candidate = Candidate.of(task.candidate)
-        if task.stage == FINAL:
+        if task.stage == Stage.FINAL:
             (self.root / "distilled" / candidate.key).mkdir(parents=True)
         accuracy = 0.5 + 0.4 * self.pricer.price(candidate).macs / self.pricer.teacher.macs
         return {"accuracy": accuracy + task.payload["epochs"] / 1000, "loss": 1.0}
@@ -148,8 +148,8 @@ def test_limits_that_nothing_keeps_are_searched_from_repaired_candidates(bench: 
 def test_the_stages_follow_each_other(bench: Bench):
     students = bench.run()
     stages = [task.stage for task in bench.tasks]
-    promoted = stages.count(PROMOTION)
-    assert stages == [TRIAL] * 12 + [PROMOTION] * promoted + [FINAL] * 2
+    promoted = stages.count(Stage.PROMOTION)
+    assert stages == [Stage.TRIAL] * 12 + [Stage.PROMOTION] * promoted + [Stage.FINAL] * 2
     assert promoted == 4
     assert len(students) == 2
     best = max(trial["accuracy"] for trial in bench.trials)
@@ -184,14 +184,14 @@ def test_a_search_goes_on_where_it_was_killed(bench: Bench):
     assert len(before) == 7
     bench.tasks.clear()
     bench.run(resume=True)
-    trials = [task for task in bench.tasks if task.stage == TRIAL]
+    trials = [task for task in bench.tasks if task.stage == Stage.TRIAL]
     assert Candidate.of(trials[0].candidate).key == started[-1]["candidate"]
     finished = [trial["candidate"] for trial in bench.trials]
     assert finished[:7] == before
     assert len(set(finished)) == len(finished) == PLAN.trials
 
 
-@pytest.mark.parametrize("stage", [PROMOTION, FINAL])
+@pytest.mark.parametrize("stage", [Stage.PROMOTION, Stage.FINAL])
 def test_later_stages_are_not_repeated_either(bench: Bench, stage: str):
     def killed(task: Task) -> Mapping[str, Any]:
         if sum(done.stage == stage for done in bench.tasks) == 1 and task.stage == stage:
@@ -213,11 +213,13 @@ RUNGS = Plan(**{**vars(PLAN), "trials": 14, "trial_epochs": 0, "promotion_epochs
 def test_a_third_climbs_each_rung_from_where_it_was(bench: Bench):
     """14 candidates for 3 epochs would be twice 2 students times 3, so 12; then 4 for 9."""
     bench.run(RUNGS)
-    rungs = [task for task in bench.tasks if task.stage == PROMOTION]
+    rungs = [task for task in bench.tasks if task.stage == Stage.PROMOTION]
     steps = [(task.payload["rung"], task.payload["before"], task.payload["epochs"]) for task in rungs]
     assert steps == [(1, 0, 3)] * 12 + [(2, 3, 9)] * 4
     assert {task.trial for task in rungs[12:]} < {task.trial for task in rungs[:12]}
-    assert {task.trial for task in bench.tasks if task.stage == FINAL} < {task.trial for task in rungs[12:]}
+    assert {task.trial for task in bench.tasks if task.stage == Stage.FINAL} < {
+        task.trial for task in rungs[12:]
+    }
     promoted = [event for event in read_run(bench.root).events if event["event"] == "promoted"]
     assert [(event["rung"], event["epochs"]) for event in promoted] == [(1, 3)] * 12 + [(2, 9)] * 4
     (decision,) = [e["text"] for e in read_run(bench.root).decisions if "→" in e["text"]]
@@ -234,7 +236,10 @@ def test_rungs_go_on_after_a_kill(bench: Bench, tmp_path: Path, done: int):
     undisturbed.run(RUNGS)
 
     def killed(task: Task) -> Mapping[str, Any]:
-        if task.stage == PROMOTION and sum(other.stage == PROMOTION for other in bench.tasks) == done:
+        if (
+            task.stage == Stage.PROMOTION
+            and sum(other.stage == Stage.PROMOTION for other in bench.tasks) == done
+        ):
             raise KeyboardInterrupt
         return bench.evaluate(task)
 
@@ -243,7 +248,9 @@ def test_rungs_go_on_after_a_kill(bench: Bench, tmp_path: Path, done: int):
     bench.run(RUNGS, resume=True)
 
     def climbed(some: Bench) -> list[tuple[int, int]]:
-        return sorted((task.payload["rung"], task.trial) for task in some.tasks if task.stage == PROMOTION)
+        return sorted(
+            (task.payload["rung"], task.trial) for task in some.tasks if task.stage == Stage.PROMOTION
+        )
 
     assert climbed(bench) == climbed(undisturbed)
 
@@ -348,7 +355,7 @@ def brought_down(bench: Bench, stage: str, number: int, plan: Plan = PLAN) -> Ta
 
 
 def test_a_trial_that_brought_the_process_down_is_recorded_and_not_repeated(bench: Bench):
-    task = brought_down(bench, TRIAL, 3)
+    task = brought_down(bench, Stage.TRIAL, 3)
     bench.run(resume=True)
     failed = [trial for trial in bench.trials if trial["event"] == "trial_failed"]
     assert [trial["trial"] for trial in failed] == [task.trial]
@@ -358,7 +365,7 @@ def test_a_trial_that_brought_the_process_down_is_recorded_and_not_repeated(benc
     assert not RunPaths(bench.root).crash.exists()
 
 
-@pytest.mark.parametrize("stage", [PROMOTION, FINAL])
+@pytest.mark.parametrize("stage", [Stage.PROMOTION, Stage.FINAL])
 def test_longer_training_that_brought_the_process_down_is_not_repeated(bench: Bench, stage: str):
     task = brought_down(bench, stage, 1)
     bench.tasks.clear()
@@ -375,7 +382,7 @@ def test_longer_training_that_brought_the_process_down_is_not_repeated(bench: Be
 
 
 def test_a_kill_leaves_no_crash(bench: Bench):
-    task = brought_down(bench, TRIAL, 3)
+    task = brought_down(bench, Stage.TRIAL, 3)
     note = RunPaths(bench.root).crash
     note.write_text(note.read_text().splitlines()[0] + "\n")
     bench.run(resume=True)
@@ -421,7 +428,7 @@ def test_when_no_trial_leaves_room_either_the_solver_is_asked_again(bench: Bench
     assert tightened(bench).key in {trial["candidate"] for trial in finished[1:]}
     texts = [event["text"] for event in read_run(bench.root).decisions]
     assert any("latency up to 100.0% above the prediction, and no trial leaves" in text for text in texts)
-    trained = [Candidate.of(task.candidate).key for task in bench.tasks if task.stage != TRIAL]
+    trained = [Candidate.of(task.candidate).key for task in bench.tasks if task.stage != Stage.TRIAL]
     assert trained.count(first["key"]) <= 2, "what does not fit is not trained on"
     before = read_run(bench.root).events
     assert bench.run(plan, resume=True) == students

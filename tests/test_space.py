@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress import locations
+from autocompress import files
 from autocompress.errors import SpaceError
 from autocompress.problem.space import Space, load_space, parse_space
 
@@ -200,7 +200,7 @@ def test_unknown_name_lists_the_shipped_ones(name: str) -> None:
     assert name != "jiont" or "did you mean 'joint'" in error.value.fix
 
 
-@pytest.mark.parametrize("name", locations.names("search_spaces"))
+@pytest.mark.parametrize("name", files.names("search_spaces"))
 def test_every_shipped_space_loads_and_is_documented(name: str) -> None:
     space = load_space(name)
     assert space.name == name

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from autocompress.runs.front import hypervolume
+from autocompress.runs.pareto import hypervolume
 from autocompress.search.proposers.gaussian_process import (
     GaussianProcess,
     Posterior,

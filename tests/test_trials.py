@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autocompress.problem.candidate import Candidate, Cost
-from autocompress.runs.front import WORST_LATENCY
+from autocompress.runs.pareto import WORST_LATENCY
 from autocompress.search.trials import Trials
 
 

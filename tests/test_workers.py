@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from autocompress.errors import InputError, TooManyFailuresError
-from autocompress.runs.ray_workers import WAIT, Executor, Factory, InProcess, Result, Task, Wait, executor
-from autocompress.runs.tasks import read_crash
+from autocompress.runs.in_process import InProcess, read_crash
+from autocompress.runs.ray_workers import executor
+from autocompress.runs.tasks import WAIT, Executor, Factory, Result, Stage, Task, Wait
 
 TARGET = "worker_evaluator:make"
 
@@ -139,7 +140,7 @@ def test_in_process_time_limit_stop_and_wait_for_nothing() -> None:
 
 
 def test_the_time_limit_is_longer_where_a_task_is() -> None:
-    task = Task(0, {"x": 0}, "", {"do": "sleep"}, length=3)
+    task = Task(0, {"x": 0}, Stage.TRIAL, {"do": "sleep"}, length=3)
     (result,) = Owner([task]).run(executor(Factory(TARGET), trial_timeout_s=0.1)).values()
     assert result.error == "took longer than 0.3 s"
 
@@ -148,7 +149,8 @@ def test_what_brings_this_process_down_is_found_afterwards(tmp_path: Path) -> No
     note = tmp_path / "crash"
     code = (
         "import ctypes, pathlib\n"
-        "from autocompress.evaluation import InProcess, Task\n"
+        "from autocompress.runs.in_process import InProcess\n"
+        "from autocompress.runs.tasks import Task\n"
         "tasks = iter([Task(0, {'x': 1}, 'trial'), None])\n"
         f"on = InProcess(lambda _: ctypes.string_at(0), crash_file=pathlib.Path({str(note)!r}))\n"
         "on.run(lambda: next(tasks), print, lambda: False)\n"
@@ -177,7 +179,7 @@ def test_fractions_of_a_processor_run_more_workers(ray_two: tuple[Executor, Path
     del ray_two  # its two processors are what is shared here
     on = executor(Factory(TARGET), workers=4, cpus_per_trial=0.5)
     meeting = {"do": "meet", "folder": str(tmp_path), "count": 4}
-    results = Owner([Task(i, {"x": i}, "", meeting) for i in range(4)]).run(on)
+    results = Owner([Task(i, {"x": i}, Stage.TRIAL, meeting) for i in range(4)]).run(on)
     assert all(result.ok for result in results.values())
     assert {result.values["threads"] for result in results.values()} == {"1"}
 
@@ -194,7 +196,8 @@ def test_unreachable_cluster_is_one_clear_error(address: str) -> None:
     pytest.importorskip("ray.tune")
     probe = (
         "from autocompress.errors import InputError\n"
-        "from autocompress.workers import Factory, executor\n"
+        "from autocompress.runs.ray_workers import executor\n"
+        "from autocompress.runs.tasks import Factory\n"
         f"try: executor(Factory('{TARGET}'), address='{address}')\n"
         "except InputError as error: print(error)\n"
     )
@@ -210,5 +213,5 @@ def test_missing_ray_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_in_process_does_not_import_ray() -> None:
-    code = "import sys, autocompress.workers; raise SystemExit('ray' in sys.modules)"
+    code = "import sys, autocompress.runs.ray_workers; raise SystemExit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

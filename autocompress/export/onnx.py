@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.export import onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
+from autocompress.export import onnx_layers, onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
 from autocompress.export.onnx_registry import Tensor, call, rule_for
 from autocompress.graph.network import (
     BINARIZE,

@@ -30,7 +30,7 @@ from safetensors.numpy import save as save_arrays
 
 from autocompress.errors import StudentError
 from autocompress.export.acz import ACZ, UNUSABLE, acz_bytes, is_worth_coding, known_network, load_acz
-from autocompress.folders import replace_folder
+from autocompress.files import replace_folder
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights, to_json
 from autocompress.transforms.families.low_bit import from_levels, to_levels

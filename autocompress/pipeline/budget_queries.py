@@ -22,7 +22,7 @@ from autocompress.graph.network import from_json
 from autocompress.problem.budgets import MIB, Limits, show
 from autocompress.problem.candidate import Candidate, Cost, Option
 from autocompress.problem.space import space_of
-from autocompress.runs.front import NAMES
+from autocompress.runs.conditions import NAMES
 from autocompress.runs.store import RunRecord, read_run
 from autocompress.search.proposers.solver import Pairs, Solver, pairs_of_rows
 from autocompress.transforms.apply import apply, deployed

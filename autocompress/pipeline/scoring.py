@@ -21,12 +21,12 @@ from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option
 from autocompress.progress import Console
 from autocompress.runs.failures import Failures
+from autocompress.runs.in_process import BROUGHT_DOWN, Crash, read_crash
 from autocompress.runs.store import RunStore
-from autocompress.runs.tasks import BROUGHT_DOWN, Crash, Executor, Result, Task, Tell, one_line, read_crash
+from autocompress.runs.tasks import Executor, Result, Stage, Task, Tell, one_line
 from autocompress.search.proposers.pair_terms import most_scored, pair_terms
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs, Solver, pairs_of_rows
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import SCORE
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import MEASURES, Damage, Ranking, choices_to_score, described, ranked
 from autocompress.transforms.sampling import random_candidate
@@ -137,11 +137,11 @@ class Scoring:
         """Scores candidates by their numbers. What brought the last process down is told as failed."""
         payload = {"images": images}
         todo = deque(
-            Task(number, candidate.to_json(), SCORE, payload, LENGTH)
+            Task(number, candidate.to_json(), Stage.SCORE, payload, LENGTH)
             for number, candidate in candidates.items()
         )
         crash = self.crash
-        if crash is not None and crash.stage == SCORE:
+        if crash is not None and crash.stage == Stage.SCORE:
             for task in [task for task in todo if task.candidate == crash.candidate]:
                 todo.remove(task)
                 tell(Result(task.trial, False, error=crash.reason, detail=crash.text))

@@ -28,9 +28,10 @@ from autocompress.problem.candidate import Candidate
 from autocompress.progress import Console
 from autocompress.reporting.card import student_card
 from autocompress.runs.front import Front, front_of
+from autocompress.runs.in_process import Crash, InProcess
 from autocompress.runs.ray_workers import executor
 from autocompress.runs.store import RunPaths, RunStore, environment_record, read_run
-from autocompress.runs.tasks import Crash, Executor, InProcess
+from autocompress.runs.tasks import Executor
 from autocompress.search.finalists import patiently
 from autocompress.search.halving import scaled
 from autocompress.search.loop import Search

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from autocompress import locations
+from autocompress import files
 from autocompress.errors import SpaceError
 from autocompress.problem.space_rules import (
     Bits,
@@ -161,7 +161,7 @@ def load_space(name_or_path: str | Path) -> Space:
     Raises SpaceError, which names the file, the line and the key.
     """
     try:
-        path = locations.find("search_spaces", name_or_path)
+        path = files.find("search_spaces", name_or_path)
     except (OSError, RuntimeError):
         path = None
     if path is None:
@@ -286,7 +286,7 @@ def _unreadable(error: StrictYamlError, source: str) -> SpaceError:
 
 
 def _no_such_space(name: str) -> SpaceError:
-    known = locations.names("search_spaces")
+    known = files.names("search_spaces")
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return SpaceError(

@@ -20,11 +20,10 @@ from autocompress.reporting.units import (
     significant,
     size,
 )
-from autocompress.runs.front import (
+from autocompress.runs.front import Front, Student
+from autocompress.runs.pareto import (
     PROGRESS_REFERENCE,
     WORST_LATENCY,
-    Front,
-    Student,
     hypervolume_history,
     non_dominated,
     progress_point,

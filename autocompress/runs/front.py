@@ -1,36 +1,20 @@
-"""Pareto fronts: which students nobody beats, and the best one within limits. No torch.
-
-Points are minimised in every coordinate unless said otherwise.
-"""
+"""A measured student, and the front of those that nobody beats. No torch."""
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError, NothingFeasibleError, StudentError
-from autocompress.folders import replace_folder
-from autocompress.problem.budgets import LIMITED, MIB, Budgets, Limits, show
+from autocompress.files import replace_folder
+from autocompress.problem.budgets import LIMITED, MIB, Limits, show
+from autocompress.runs.conditions import COSTS, NAMES, parse_condition
+from autocompress.runs.pareto import non_dominated
 from autocompress.runs.store import RunRecord
 
-Point = Sequence[float]
-COSTS = {
-    "latency": "latency_ms",
-    "memory": "peak_memory_bytes",
-    "size": "file_bytes",
-    "packed_size": "packed_bytes",
-}
-WORST_LATENCY = 1.1
-"""Times the teacher's: the hypervolume of a search reaches so far, so that accuracy counts where all
-candidates take the teacher's latency, as those with small files do."""
-PROGRESS_REFERENCE = (1.0, 1.0)
-
-NAMES = {cost: name.replace("_", " ") for name, cost in COSTS.items()}
 SORTABLE = {"accuracy": "accuracy", **COSTS}
 
 
@@ -177,7 +161,7 @@ class Front:
         given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
         for name, condition in given.items():
             if condition is not None:
-                keeps = _condition(name, condition, self.teacher)
+                keeps = parse_condition(name, condition, self.teacher)
                 students, measured = (
                     tuple(student for student in pool if keeps(getattr(student, COSTS[name])))
                     for pool in (found.students, found.measured)
@@ -278,102 +262,3 @@ def _point(student: Student) -> tuple[float, ...]:
 
 def _set(limits: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in limits.items() if value is not None}
-
-
-def non_dominated(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other point beats, in order; of equal points the first.
-
-    A point beats another when it is nowhere larger and somewhere smaller. O(n log n) for two
-    coordinates, O(n · front) otherwise.
-    """
-    order = sorted(range(len(points)), key=lambda index: (tuple(points[index]), index))
-    kept: list[int] = []
-    if points and len(points[0]) == 2:
-        least = float("inf")
-        for index in order:
-            if points[index][1] < least:
-                least = points[index][1]
-                kept.append(index)
-        return sorted(kept)
-    for index in order:
-        if not any(all(a <= b for a, b in zip(points[other], points[index], strict=True)) for other in kept):
-            kept.append(index)
-    return sorted(kept)
-
-
-def progress_point(accuracy: float, latency_ms: float, teacher_ms: float) -> tuple[float, float]:
-    """(error, latency as a share of `WORST_LATENCY` times the teacher's): how far a search has come is the
-    hypervolume of its trials under `PROGRESS_REFERENCE`."""
-    return 1 - accuracy, latency_ms / (WORST_LATENCY * teacher_ms)
-
-
-def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Volume between the points and a reference that is worse in every coordinate; exact.
-
-    Points that do not beat the reference everywhere add nothing. Two coordinates are swept in
-    O(n log n); more are sliced along the last one (While et al. 2006, doi:10.1109/TEVC.2005.851275).
-    """
-    inside = [tuple(point) for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
-    if not inside:
-        return 0.0
-    if len(reference) == 1:
-        return float(reference[0] - min(point[0] for point in inside))
-    if len(reference) == 2:
-        return _area(inside, reference)
-    volume, edge = 0.0, float(reference[-1])
-    for point in sorted(inside, key=lambda point: -point[-1]):
-        slab = [other[:-1] for other in inside if other[-1] <= point[-1]]
-        volume += (edge - point[-1]) * hypervolume(slab, reference[:-1])
-        edge = point[-1]
-    return volume
-
-
-def _area(points: Sequence[Point], reference: Point) -> float:
-    area, top = 0.0, float(reference[1])
-    for x, y in sorted(tuple(point) for point in points):
-        if y < top:
-            area += (reference[0] - x) * (top - y)
-            top = y
-    return area
-
-
-def hypervolume_history(points: Sequence[Point], reference: Point) -> list[float]:
-    """Hypervolume (two coordinates) after each point."""
-    history: list[float] = []
-    front: list[Point] = []
-    for point in points:
-        grown = [*front, point]
-        kept = [grown[index] for index in non_dominated(grown)]
-        # Most points of a long search change nothing.
-        history.append(history[-1] if kept == front and history else hypervolume(kept, reference))
-        front = kept
-    return history
-
-
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "<": lt,
-    "<=": le,
-    "≤": le,
-    ">": gt,
-    ">=": ge,
-    "≥": ge,
-}
-_CONDITION = re.compile(r"\s*(<=|>=|<|>|≤|≥)?\s*(.+?)\s*\Z")
-
-
-def unmeasured_teacher(text: str) -> InputError:
-    """What a limit in per cent of the teacher is refused with before a run has measured that."""
-    return InputError(
-        f"{text!r} is relative to the teacher, which this run has not measured yet",
-        fix="give an absolute amount",
-    )
-
-
-def _condition(name: str, text: str, teacher: Mapping[str, Any]) -> Callable[[float], bool]:
-    match = _CONDITION.match(text)
-    operator, amount = (match[1] or "<=", match[2]) if match else ("<=", text)
-    budget = Budgets.parse(**{name: amount})
-    if not teacher and "%" in amount:
-        raise unmeasured_teacher(text)
-    limit = budget.resolve(teacher).as_dict[COSTS[name]]
-    return lambda value: _COMPARISONS[operator](value, limit)

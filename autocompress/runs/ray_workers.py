@@ -21,20 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.runs.in_process import InProcess, WorkerSession, evaluate_task
 from autocompress.runs.tasks import (
     WAIT,
     Ask,
     Evaluate,
     Executor,
     Factory,
-    InProcess,
     Result,
     Stop,
     Task,
     Tell,
     Wait,
-    WorkerSession,
-    evaluate_task,
     one_line,
 )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from autocompress.errors import AutocompressError, NoisyDeviceError, RunError
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Cost
-from autocompress.runs.front import NAMES
+from autocompress.runs.conditions import NAMES
 
 LATENCY_HEADROOM = 0.98
 NOISY_ROUNDS = 4

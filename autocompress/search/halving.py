@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from autocompress.runs.front import hypervolume
+from autocompress.runs.pareto import hypervolume
 from autocompress.search.trials import Trial
 
 KEPT_SHARE = 3

@@ -23,11 +23,12 @@ from autocompress.cost.pricer import Pricer, Repairer
 from autocompress.device.measure.statistics import rank_correlation
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Cost
-from autocompress.progress import Console, Stage
+from autocompress.progress import Console, ProgressBar
 from autocompress.runs.failures import Failures
+from autocompress.runs.in_process import Crash, read_crash
 from autocompress.runs.interrupt import Interrupt
 from autocompress.runs.store import RunStore
-from autocompress.runs.tasks import WAIT, Crash, Executor, Result, Task, Wait, read_crash
+from autocompress.runs.tasks import WAIT, Executor, Result, Stage, Task, Wait
 from autocompress.search.finalists import Certified, Certify
 from autocompress.search.halving import Plan, Rung, ranked, rungs, with_favourite
 from autocompress.search.proposers.optuna_study import Told
@@ -36,14 +37,13 @@ from autocompress.search.proposers.seeds import starting_points
 from autocompress.search.proposers.solver import Pairs, Solver
 from autocompress.search.time_budget import Agent
 from autocompress.search.trials import Trial, Trials
-from autocompress.students.evaluator import FINAL, PROMOTION, TRIAL
 
 FEWEST_TO_RANK = 8
 REPAIR_ROUNDS = 2
 REJECTIONS_IN_A_ROW = 200
 SHOWN_EVERY_S = 0.3
 TRIALS_A_TRIM = 10
-LABELS = {TRIAL: "trials", PROMOTION: "longer training", FINAL: "final distillation"}
+LABELS = {Stage.TRIAL: "trials", Stage.PROMOTION: "longer training", Stage.FINAL: "final distillation"}
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Search:
     _outstanding: int = 0
     _in_stage: int = 0
     _infeasible: int = 0
-    _stage: str = TRIAL
+    _stage: Stage = Stage.TRIAL
     _enough: str | None = None
     _enlarged: bool = False
     """Whether trials that leave more room were asked for, after students that do not keep the budgets."""
@@ -78,7 +78,7 @@ class Search:
     _finalists: list[Candidate] = field(default_factory=list)
     _lost: set[str] = field(default_factory=set)
     _final_epochs: float = 0.0
-    _bar: Stage | None = None
+    _bar: ProgressBar | None = None
     _shown: float = -math.inf
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Search:
         table = next((event["table"] for event in history if event["event"] == "choices_priced"), None)
         priced = None if table is None else EffectTable.from_json(table)
         self._solver = Solver(self.pricer, self.repair.damage, priced, self.pairs)
-        self._study = proposer(self.pricer, self.repair, self._solver, self.limits, self.plan)
+        self._study = proposer(self.plan.sampler, self.plan.seed, self._solver, self.repair, self.limits)
         self._replay(history)
         if not len(self._trials):
             self._enqueue_seeds()
@@ -150,7 +150,7 @@ class Search:
         """Records what brought the last process down, so that it is not tried once more: a trial, taken from
         `started`, or the longer training of a candidate, which then goes no further."""
         what = {"reason": crash.reason, "detail": crash.text[-2000:]}
-        if crash.stage in (PROMOTION, FINAL):
+        if crash.stage in (Stage.PROMOTION, Stage.FINAL):
             key = Candidate.of(crash.candidate).key
             self.store.append("brought_down", candidate=key, stage=crash.stage, **what)
             self._lost.add(key)
@@ -194,7 +194,11 @@ class Search:
             self._study.enqueue(candidate)
 
     def _evaluate(self) -> None:
-        first, total = (LABELS[TRIAL], self.plan.trials) if self._stage == TRIAL else (LABELS[FINAL], None)
+        first, total = (
+            (LABELS[Stage.TRIAL], self.plan.trials)
+            if self._stage == Stage.TRIAL
+            else (LABELS[Stage.FINAL], None)
+        )
         with self.console.stage(first, total) as self._bar:
             self._in_stage = len(self._queue)
             self.executor.run(self._ask, self._tell, self.interrupt.asked)
@@ -203,7 +207,7 @@ class Search:
         if self._queue:
             task = self._queue.popleft()
         else:
-            proposed = self._propose() if self._stage == TRIAL else None
+            proposed = self._propose() if self._stage == Stage.TRIAL else None
             if proposed is None:
                 if self._outstanding:
                     return WAIT
@@ -231,7 +235,7 @@ class Search:
                 continue
             self._trials.add(number, candidate, cost)
             self.store.append("trial_started", **common)
-            return Task(number, candidate.to_json(), TRIAL, self._trial_payload(cost))
+            return Task(number, candidate.to_json(), Stage.TRIAL, self._trial_payload(cost))
         self._decide(f"no candidate inside the budgets among the last {REJECTIONS_IN_A_ROW} proposals")
         return None
 
@@ -247,13 +251,13 @@ class Search:
     def _tell(self, result: Result) -> None:
         self._outstanding -= 1
         trial = self._trials[result.trial]
-        if result.stage == TRIAL:
+        if result.stage == Stage.TRIAL:
             self._tell_trial(trial, result)
         elif not result.ok:
             self._decide(f"{result.stage} of {trial.candidate.key} failed: {result.error}")
         elif result.values.get("interrupted"):
             pass
-        elif result.stage == PROMOTION:
+        elif result.stage == Stage.PROMOTION:
             self._tell_rung(trial, result)
         else:
             self.store.append(
@@ -305,15 +309,15 @@ class Search:
         """Moves on; false when there is nothing more to evaluate."""
         self._shown = -math.inf
         self._show()
-        if self._stage == TRIAL:
-            self._stage = PROMOTION
+        if self._stage == Stage.TRIAL:
+            self._stage = Stage.PROMOTION
             self._plan_rungs()
-        elif self._stage == FINAL:
+        elif self._stage == Stage.FINAL:
             return False
         if self._rung < len(self._rungs):
             self._queue_rung()
         else:
-            self._stage = FINAL
+            self._stage = Stage.FINAL
             self._finalists = self._choose_finalists(self.plan.students)
             self._queue_finals()
         self._in_stage = len(self._queue)
@@ -372,7 +376,9 @@ class Search:
             before = max((epochs for epochs in trial.trained if epochs < rung.epochs), default=0.0)
             payload = {"epochs": rung.epochs, "before": before, "rung": self._rung}
             length = self._length(rung.epochs - before)
-            self._queue.append(Task(trial.number, trial.candidate.to_json(), PROMOTION, payload, length))
+            self._queue.append(
+                Task(trial.number, trial.candidate.to_json(), Stage.PROMOTION, payload, length)
+            )
 
     def _choose_finalists(self, count: int) -> list[Candidate]:
         """The best of the highest rung that are expected to fit, then those of the rungs below."""
@@ -403,7 +409,7 @@ class Search:
         payload = {"epochs": self._final_epochs, "quantized_epochs": quantized}
         length = self._length(self._final_epochs + quantized)
         self._queue.extend(
-            Task(self._trials.of(candidate.key).number, candidate.to_json(), FINAL, payload, length)
+            Task(self._trials.of(candidate.key).number, candidate.to_json(), Stage.FINAL, payload, length)
             for candidate in todo
         )
 
@@ -441,7 +447,7 @@ class Search:
             self._study.enqueue(candidate)
         if self._study.queued:
             self._decide(f"{why}, and no trial leaves that much room; trying others that do")
-            self._stage, self._rung, self._enlarged = TRIAL, 0, True
+            self._stage, self._rung, self._enlarged = Stage.TRIAL, 0, True
 
     def _decide(self, text: str, **fields: Any) -> None:
         self.store.append("decision", text=text, **fields)
@@ -462,7 +468,7 @@ class Search:
         note = f"best feasible {best:.2%}, hypervolume {self._trials.hypervolume():.3f}"
         failed = self._failures.count
         note += f", {self._infeasible} infeasible, {self._study.duplicates} duplicates, {failed} failed{step}"
-        if self._stage == TRIAL:
+        if self._stage == Stage.TRIAL:
             total = max(self.plan.trials, len(self._trials))
             self._bar.update(len(done) + failed, total, note)
         else:

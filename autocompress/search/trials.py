@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autocompress.problem.candidate import Candidate, Cost
-from autocompress.runs.front import PROGRESS_REFERENCE, hypervolume, non_dominated, progress_point
+from autocompress.runs.pareto import PROGRESS_REFERENCE, hypervolume, non_dominated, progress_point
 
 
 @dataclass

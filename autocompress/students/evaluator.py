@@ -24,7 +24,7 @@ from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights, to_json
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import Data
-from autocompress.runs.tasks import Task
+from autocompress.runs.tasks import Stage, Task
 from autocompress.students.accuracy import Evaluation
 from autocompress.students.builder import CALIBRATION_BATCH, Progress, Workshop
 from autocompress.students.calibration.channel_obs import obs_importance
@@ -36,7 +36,6 @@ from autocompress.students.training.trained_importance import TRAINED, trained_i
 from autocompress.transforms.apply import MOMENTS, Saliency
 from autocompress.transforms.sites import BoundSpace
 
-SCORE, TRIAL, PROMOTION, FINAL = "score", "trial", "promotion", "final"
 _NETWORK, _WEIGHTS = "network.json", "weights.safetensors"
 RUNGS = "rungs"
 """Folder of the checkpoints, beside those of the distilled students."""
@@ -57,12 +56,12 @@ class Evaluator:
 
     def __call__(self, task: Task) -> Mapping[str, Any]:
         candidate = Candidate.of(task.candidate)
-        if task.stage == SCORE:
+        if task.stage == Stage.SCORE:
             return self._score(candidate, task.payload)
         self._scorers.clear()
-        if task.stage == FINAL:
+        if task.stage == Stage.FINAL:
             return self._final(candidate, task.payload)
-        if task.stage == PROMOTION:
+        if task.stage == Stage.PROMOTION:
             return self._rung(candidate, task.payload)
         return self._trial(candidate, task.payload)
 

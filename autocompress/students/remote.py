@@ -26,9 +26,9 @@ from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import Space, space_of
 from autocompress.problem.splits import Normalisation, Split, TensorSplit
 from autocompress.problem.teacher import Preprocessing
-from autocompress.runs.tasks import Arrays, Ask, Evaluate, Executor, Factory, Result, Stop, Task, Tell
+from autocompress.runs.tasks import Arrays, Ask, Evaluate, Executor, Factory, Result, Stage, Stop, Task, Tell
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import FINAL, Evaluator, discard
+from autocompress.students.evaluator import Evaluator, discard
 from autocompress.transforms.sites import bind
 
 _SPLITS = ("train", "validation", "calibration")
@@ -101,7 +101,7 @@ class _Sending:
     def __call__(self, task: Task) -> Mapping[str, Any]:
         values = dict(self.evaluator(task))
         student = self.evaluator.folder / Candidate.of(task.candidate).key
-        if task.stage == FINAL and student.is_dir():
+        if task.stage == Stage.FINAL and student.is_dir():
             values["student"] = student.name
             values["files"] = {
                 path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(student.iterdir())

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress import locations
+from autocompress import files
 from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.latency_table import LatencyTable
@@ -231,9 +231,9 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
 
 def profile_folder(name_or_path: str | Path) -> Path:
     """The folder of a profile, or its `profile.yaml`. Raises ProfileError."""
-    path = locations.find("hardware_profiles", name_or_path)
+    path = files.find("hardware_profiles", name_or_path)
     if path is None:
-        known = locations.names("hardware_profiles")
+        known = files.names("hardware_profiles")
         raise ProfileError(
             f"there is no device profile {str(name_or_path)!r}",
             why="it is neither a folder nor the name of a profile that ships with autocompress",

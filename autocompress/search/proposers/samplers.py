@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.pricer import Repairer
 from autocompress.errors import InputError
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate
-from autocompress.search.halving import Plan
 from autocompress.search.proposers.bayesian import Engine
 from autocompress.search.proposers.optuna_study import SAMPLERS as OPTUNA
 from autocompress.search.proposers.optuna_study import Study, Told
@@ -41,34 +40,34 @@ class Proposer(Protocol):
 
 
 def proposer(
-    pricer: Pricer,
-    repair: Repairer,
+    sampler: str,
+    seed: int,
     solver: Solver,
+    repair: Repairer,
     limits: Limits,
-    plan: Plan,
     beyond: float = WORTH_BEYOND_LIMIT,
 ) -> Proposer:
-    """The sampler that the plan names. The engine measures hypervolume from `beyond` times the latency limit.
+    """Return the sampler of this name. The engine measures hypervolume from `beyond` times the latency limit.
 
     Raises InputError for a sampler that does not exist.
     """
-    if plan.sampler not in SAMPLERS:
-        raise InputError(f"unknown sampler {plan.sampler!r}", fix=f"known: {', '.join(SAMPLERS)}")
-    if plan.sampler == ENGINE:
-        return _engine(pricer, repair, solver, limits, plan.seed, beyond)
+    if sampler not in SAMPLERS:
+        raise InputError(f"unknown sampler {sampler!r}", fix=f"known: {', '.join(SAMPLERS)}")
+    if sampler == ENGINE:
+        return _engine(seed, solver, repair, limits, beyond)
     return Study(
-        pricer.bound.free,
+        solver.pricer.bound.free,
         objectives=("accuracy", "latency_ms"),
         limits=limits,
-        sampler=plan.sampler,
-        seed=plan.seed,
+        sampler=sampler,
+        seed=seed,
         canonical=repair,
     )
 
 
-def _engine(
-    pricer: Pricer, repair: Repairer, solver: Solver, limits: Limits, seed: int, beyond: float
-) -> Engine:
+def _engine(seed: int, solver: Solver, repair: Repairer, limits: Limits, beyond: float) -> Engine:
+    pricer = solver.pricer
+
     def price(candidate: Candidate) -> dict[str, float]:
         cost = pricer.price(candidate).to_json()
         return {name: max(float(cost[name]), 1e-9) for name in cost if name != "latency_ms_ci95"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autocompress.cost.pricer import Repairer, seeds
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate
-from autocompress.runs.front import NAMES
+from autocompress.runs.conditions import NAMES
 from autocompress.search.proposers.solver import Solver
 
 SEEDS = 6

@@ -1,10 +1,12 @@
-"""Where the files that ship with the project lie, and how a user names them.
+"""Where shipped files lie, how a user names them, and how folders are replaced as a whole.
 
 `joint` means the shipped `search_spaces/joint.yaml`; anything that exists as a path means that path.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -33,3 +35,21 @@ def find(kind: str, name_or_path: str | Path) -> Path | None:
         file = f"{name_or_path}.yaml" if kind == "search_spaces" else str(name_or_path)
         return shipped(kind) / file
     return None
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Makes the folder anew by `fill`, which is given an empty one beside it. An older one is there until the
+    new one is whole, and again where that cannot take its place. Raises OSError."""
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
+        fresh.mkdir()
+        fill(fresh)
+        if not folder.exists():
+            fresh.rename(folder)
+            return
+        folder.rename(old)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
