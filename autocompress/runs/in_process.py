@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from autocompress.runs.tasks import Ask, Evaluate, Factory, Result, Stop, Task, Tell, Wait, one_line
+from autocompress.runs.tasks import Ask, Evaluate, Factory, Result, Stage, Stop, Task, Tell, Wait, one_line
 
 
 class InProcess:
