@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from autocompress.export.student_folder import load_student as load
     from autocompress.problem.budgets import Budgets, Limits
     from autocompress.problem.candidate import Candidate, Cost, Site
-    from autocompress.runs.front import Front, Student
+    from autocompress.runs.front import Front
+    from autocompress.runs.student import Student
 
     __version__: str
 
@@ -123,7 +124,8 @@ _MODULES = {
     "problem.budgets": ("Budgets", "Limits"),
     "problem.candidate": ("Candidate", "Cost", "Site"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "runs.front": ("Front", "Student"),
+    "runs.front": ("Front",),
+    "runs.student": ("Student",),
 }
 _ORIGINS = {name: (module, name) for module, names in _MODULES.items() for name in names}
 _ORIGINS["load"] = ("export.student_folder", "load_student")

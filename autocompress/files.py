@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -53,3 +54,11 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
         except OSError:
             old.rename(folder)
             raise
+
+
+def copy_folder(source: Path, target: Path, *, replace: bool) -> None:
+    """Copy a folder; with `replace` in the place of one that is there. Raises OSError."""
+    if not replace:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        return
+    replace_folder(target, lambda fresh: shutil.copytree(source, fresh, dirs_exist_ok=True))

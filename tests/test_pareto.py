@@ -9,9 +9,10 @@ import pytest
 
 from autocompress.errors import BudgetError, InputError, NothingFeasibleError, StudentError
 from autocompress.problem.budgets import MIB
-from autocompress.runs.front import Front, Student, front_of
+from autocompress.runs.front import Front, front_of
 from autocompress.runs.pareto import hypervolume, hypervolume_history, non_dominated
 from autocompress.runs.store import RunStore, read_run
+from autocompress.runs.student import Student
 
 TEACHER = {"accuracy": 0.95, "latency_ms": 4.0, "peak_memory_bytes": 4 * MIB, "file_bytes": 2 * MIB}
 LIMITS = {"latency_ms": 2.0, "peak_memory_bytes": None, "file_bytes": MIB}

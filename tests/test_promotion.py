@@ -8,7 +8,7 @@ import pytest
 
 from autocompress.problem.candidate import Candidate, Cost
 from autocompress.search.halving import Plan, Rung, ranked, rungs, with_favourite
-from autocompress.search.time_budget import Agent
+from autocompress.search.time_budget import TimeBudget
 from autocompress.search.trials import Trial
 
 PLAN = Plan(
@@ -89,7 +89,7 @@ def test_nothing_is_ranked_to_nothing():
 
 
 def test_the_front_is_unchanged_when_hypervolume_stands_still():
-    agent = Agent(plan())
+    agent = TimeBudget(plan())
     for volume in (0.1, 0.2, 0.5, 0.5, 0.5001, 0.5002):
         agent.saw_trial(1.0, volume)
     assert agent.unchanged == 3
@@ -101,7 +101,7 @@ def test_the_front_is_unchanged_when_hypervolume_stands_still():
 
 
 def test_patience_grows_with_the_number_of_trials():
-    agent = Agent(plan())
+    agent = TimeBudget(plan())
     for index in range(60):
         agent.saw_trial(1.0, 0.01 * (index + 1))
     for _ in range(29):
@@ -112,7 +112,7 @@ def test_patience_grows_with_the_number_of_trials():
 
 
 def test_trials_get_two_fifths_of_the_time():
-    agent = Agent(plan(time_limit_s=100.0))
+    agent = TimeBudget(plan(time_limit_s=100.0))
     agent.saw_trial(3.0, 0.1)
     assert agent.reason_to_move_on(39) is None
     reason = str(agent.reason_to_move_on(41))
@@ -120,38 +120,38 @@ def test_trials_get_two_fifths_of_the_time():
 
 
 def test_an_epoch_is_taken_from_training_or_else_from_forward_passes():
-    agent = Agent(plan(epoch_images=1000))
+    agent = TimeBudget(plan(epoch_images=1000))
     assert agent.epoch_s is None
     agent.saw_trial(2.0, 0.1, images=500)
     assert agent.epoch_s == pytest.approx(3 * 1000 * 2 / 500)
     agent.saw_training(10.0, 0.5)
     assert agent.epoch_s == 20
-    assert Agent(plan(trial_epochs=0.5)).epoch_s is None
+    assert TimeBudget(plan(trial_epochs=0.5)).epoch_s is None
 
 
 def test_rungs_shrink_to_what_is_left():
     """8 candidates to 3 epochs, 4 of them 6 more: 48 epochs of 10 s. Rungs may take 240 of 800 s: half."""
     steps = (Rung(3, 8), Rung(9, 4))
-    rich = Agent(plan(students=1, time_limit_s=10_000.0))
+    rich = TimeBudget(plan(students=1, time_limit_s=10_000.0))
     rich.saw_training(10.0, 1.0)
     assert rich.affordable(steps, 200)[0] == steps
-    poor = Agent(plan(students=1, time_limit_s=1000.0))
+    poor = TimeBudget(plan(students=1, time_limit_s=1000.0))
     poor.saw_training(10.0, 1.0)
     kept, why = poor.affordable(steps, 200)
     assert kept == (Rung(3, 4), Rung(9, 2))
     assert "800 s are left" in why and "10 s" in why
-    two = Agent(plan(students=1, time_limit_s=1000.0, workers=2))
+    two = TimeBudget(plan(students=1, time_limit_s=1000.0, workers=2))
     two.saw_training(10.0, 1.0)
     assert two.affordable(steps, 200)[0] == steps
-    assert Agent(plan()).affordable(steps, 200) == (steps, "")
-    late = Agent(plan(students=4, time_limit_s=1000.0))
+    assert TimeBudget(plan()).affordable(steps, 200) == (steps, "")
+    late = TimeBudget(plan(students=4, time_limit_s=1000.0))
     late.saw_training(10.0, 1.0)
     assert late.affordable(steps, 200)[0] == ()
 
 
 def test_distillation_shrinks_to_what_is_left():
     """Four students of 22 epochs of 10 s want 880 s; nine tenths of 440 s pay for 45 % of them."""
-    agent = Agent(plan(time_limit_s=1000.0))
+    agent = TimeBudget(plan(time_limit_s=1000.0))
     assert agent.final_epochs(4, 0) == (20, 2, "")
     agent.saw_training(10.0, 1.0)
     assert agent.final_epochs(4, 0)[:2] == (20, 2)

@@ -33,7 +33,7 @@ from autocompress.runs.in_process import InProcess
 from autocompress.runs.store import RunPaths, RunStore, read_run
 from autocompress.runs.tasks import Stage, Task
 from autocompress.search.finalists import NOISY_ROUNDS, patiently
-from autocompress.search.halving import Plan, ranked, scaled
+from autocompress.search.halving import EpochPlan, Epochs, Plan, planned, ranked
 from autocompress.search.loop import Search
 from autocompress.search.proposers.solver import Solver
 from autocompress.search.trials import Trial
@@ -574,14 +574,12 @@ def test_ranking_puts_the_front_first_and_the_most_accurate_before_the_rest():
 
 
 def test_epochs_left_open_follow_from_the_size_of_the_data():
-    open_plan = Plan(10, -1, -1, -1, -1, 2)
-    large = scaled(open_plan, 320)
-    assert (large.trial_epochs, large.final_epochs, large.quantized_epochs) == (0.1, 10, 1)
-    assert large.promotion_epochs == pytest.approx(1.0)
-    small = scaled(open_plan, 2)
-    assert (small.trial_epochs, small.final_epochs) == (4, 30)
-    given = scaled(PLAN, 2)
-    assert given == replace(PLAN, least_epochs=4)
-    one_shot = scaled(Plan(10, 0, -1, -1, -1, 2), 320)
-    assert one_shot.trial_epochs == 0
-    assert (one_shot.least_epochs, one_shot.promotion_epochs) == pytest.approx((0.1, 1.0))
+    large = planned(Epochs(), 320)
+    assert (large.trial, large.final, large.quantized) == (0.1, 10, 1)
+    assert large.promotion == pytest.approx(1.0)
+    small = planned(Epochs(), 2)
+    assert (small.trial, small.final) == (4, 30)
+    assert planned(Epochs(1, 3, 9, 1), 2) == EpochPlan(1, 3, 9, 1, least=4)
+    one_shot = planned(Epochs(trial=0), 320)
+    assert one_shot.trial == 0
+    assert (one_shot.least, one_shot.promotion) == pytest.approx((0.1, 1.0))

@@ -23,6 +23,7 @@ from autocompress.problem.budgets import MIB, Limits, show
 from autocompress.problem.candidate import Candidate, Cost, Option
 from autocompress.problem.space import space_of
 from autocompress.runs.conditions import NAMES
+from autocompress.runs.events import ChoicesPriced, PairsScored, Scored
 from autocompress.runs.store import RunRecord, read_run
 from autocompress.search.proposers.solver import Pairs, Solver, pairs_of_rows
 from autocompress.transforms.apply import apply, deployed
@@ -82,7 +83,8 @@ class Answers:
         teacher = str(record.config["identity"]["teacher"])
         view = profile.for_network(network.input_shape, space.fingerprint, teacher, found)
         solver = Solver(Pricer(bound, CostModel(view)), damage, table, _pairs(record))
-        return cls(str(run), solver, Limits.from_json(record.limits))
+        assert record.limits is not None  # a run is scored after its teacher was measured
+        return cls(str(run), solver, record.limits)
 
     def solve(
         self,
@@ -128,30 +130,30 @@ class Answers:
 
 
 def _scores(record: RunRecord) -> dict[tuple[str, Option], float]:
-    scored = next((event for event in record.events if event["event"] == "scored"), None)
+    scored = record.first(Scored)
     if scored is None:
         raise RunError(
             "the run has no scores yet, so budgets cannot be answered from it",
             where=str(record.paths.root),
             fix=f"go on with it: autocompress resume {record.paths.root}",
         )
-    return {(name, option): value for name, option, value in scored["damage"]}
+    return {(name, option): value for name, option, value in scored.damage}
 
 
 def _pairs(record: RunRecord) -> Pairs:
-    event = next((event for event in record.events if event["event"] == "pairs_scored"), {"pairs": ()})
-    return pairs_of_rows(event["pairs"])
+    event = record.first(PairsScored)
+    return pairs_of_rows(() if event is None else event.pairs)
 
 
 def _priced_choices(record: RunRecord) -> EffectTable | None:
-    """What single choices cost, if the run got that far; otherwise it is computed, in seconds."""
-    event = next((event for event in record.events if event["event"] == "choices_priced"), None)
-    return None if event is None else EffectTable.from_json(event["table"])
+    """Return what single choices cost, if the run got that far; otherwise it is computed, in seconds."""
+    event = record.first(ChoicesPriced)
+    return None if event is None else EffectTable.from_json(event.table)
 
 
 def _as_recorded(bound: BoundSpace, record: RunRecord) -> BoundSpace:
-    """The space with the choices that the run had: those that a network survives and that pay."""
-    recorded = {site["name"]: site["options"] for site in record.sites}
+    """Return the space with the choices that the run had: those that a network survives and that pay."""
+    recorded = {site.name: site.options for site in record.sites}
     return bound.without(
         {
             (site.name, option): "the run left it out"

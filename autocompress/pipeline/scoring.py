@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 
@@ -20,12 +19,22 @@ from autocompress.cost.pricer import Pricer, Repairer
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option
 from autocompress.progress import Console
-from autocompress.runs.failures import Failures
+from autocompress.runs.events import (
+    ChoiceScored,
+    ChoicesPriced,
+    Decision,
+    JointScored,
+    PairsScored,
+    Scored,
+    ScoringStarted,
+)
 from autocompress.runs.in_process import BROUGHT_DOWN, Crash, read_crash
-from autocompress.runs.store import RunStore
+from autocompress.runs.store import RunRecord, RunStore
 from autocompress.runs.tasks import Executor, Result, Stage, Task, Tell, one_line
+from autocompress.search.failures import Failures
 from autocompress.search.proposers.pair_terms import most_scored, pair_terms
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs, Solver, pairs_of_rows
+from autocompress.search.replay import LONGEST_DETAIL
 from autocompress.students.builder import Workshop
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import MEASURES, Damage, Ranking, choices_to_score, described, ranked
@@ -64,54 +73,54 @@ class Scoring:
     def __post_init__(self) -> None:
         self.crash = read_crash(self.store.paths.crash)
 
-    def damage(self, history: Sequence[Mapping[str, Any]]) -> Damage:
+    def damage(self, history: RunRecord) -> Damage:
         """By the measure that ranks joint candidates best. What `history` has is not computed again."""
-        known = next((event for event in history if event["event"] == "scored"), None)
-        begun = next((event for event in history if event["event"] == "scoring_started"), None)
-        images = self.images = self._images() if begun is None else int(begun["images"])
+        known, begun = history.first(Scored), history.first(ScoringStarted)
+        images = self.images = self._images() if begun is None else begun.images
         if known is not None:
-            self.measure = known["measure"]
-            return {(name, option): value for name, option, value in known["damage"]}
+            self.measure = known.measure
+            return {(name, option): value for name, option, value in known.damage}
         if begun is None:
-            self.store.append("scoring_started", images=images)
+            self.store.append(ScoringStarted(images=images))
         found = _Found(history)
         self._score(found, images)
         rankings = self._rankings(found.by_measure, images)
         best = self.measure = rankings[0].measure
         damage = found.by_measure[best]
         self.store.append(
-            "scored",
-            damage=[[name, option, value] for (name, option), value in damage.items()],
-            measure=best,
-            rankings=[asdict(ranking) for ranking in rankings],
+            Scored(
+                damage=tuple((name, option, value) for (name, option), value in damage.items()),
+                measure=best,
+                rankings=tuple(asdict(ranking) for ranking in rankings),
+            )
         )
         failed = f", {found.failed} of which failed" if found.failed else ""
         text = f"scored {len(damage)} choices in {found.seconds:.0f} s of work"
         self._say(f"{text} on {images} images each{failed}; {described(rankings)}")
         return damage
 
-    def pairs(self, history: Sequence[Mapping[str, Any]], damage: Damage) -> Pairs:
+    def pairs(self, history: RunRecord, damage: Damage) -> Pairs:
         """What pairs of choices hurt beyond their sum, where that matters; see `pairs.pair_terms`. The run
         keeps what single choices cost, which is found on the way."""
-        known = next((event for event in history if event["event"] == "pairs_scored"), None)
+        known = history.first(PairsScored)
         if known is not None:
-            return pairs_of_rows(known["pairs"])
+            return pairs_of_rows(known.pairs)
         solver, joint = Solver(self.pricer, damage), _Joint(self, history)
-        said = {event["text"] for event in history if event["event"] == "decision"}
+        said = {decision.text for decision in history.decisions}
 
         def say(text: str) -> None:
             if text not in said:
                 self._say(text)
 
         found = pair_terms(solver, self.limits, joint.damage, say)
-        rows = [[*one, *other, term] for (one, other), term in found.items()]
+        rows = tuple((*one, *other, term) for (one, other), term in found.items())
         if solver.table is not None:
-            self.store.append("choices_priced", table=solver.table.to_json())
-        self.store.append("pairs_scored", pairs=rows)
+            self.store.append(ChoicesPriced(table=solver.table.to_json()))
+        self.store.append(PairsScored(pairs=rows))
         return found
 
     def _say(self, text: str) -> None:
-        self.store.append("decision", text=text)
+        self.store.append(Decision(text=text))
         self.console.say(text)
 
     def _score(self, found: _Found, images: int) -> None:
@@ -156,11 +165,14 @@ class Scoring:
 
             self.executor.run(lambda: todo.popleft() if todo else None, told, lambda: False)
 
-    def _recorded(self, choice: tuple[str, Option], result: Result) -> Mapping[str, Any]:
-        return self.store.append(
-            "choice_scored", site=choice[0], option=choice[1], damage=_finite(result),
-            seconds=result.seconds, **_failure(result),
+    def _recorded(self, choice: tuple[str, Option], result: Result) -> ChoiceScored:
+        reason, detail = _failure(result)
+        event = ChoiceScored(
+            site=choice[0], option=choice[1], damage=_finite(result), seconds=result.seconds,
+            reason=reason, detail=detail,
         )  # fmt: skip
+        self.store.append(event)
+        return event
 
     def _rankings(self, scores: Mapping[str, Damage], images: int) -> list[Ranking]:
         """How well each measure ranks random candidates inside the budgets by their loss in one shot."""
@@ -197,17 +209,17 @@ class _Found:
     """Scores so far. Those that failed in an earlier part of the run, but for one that brought its process
     down, are forgotten, so that they are tried once more."""
 
-    def __init__(self, history: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, history: RunRecord) -> None:
         self.damage: dict[tuple[str, Option], Mapping[str, float]] = {}
         self.seconds, self.failed = 0.0, 0
-        for event in history:
-            if event["event"] == "choice_scored" and not _may_succeed(event):
+        for event in history.of(ChoiceScored):
+            if not _may_succeed(event):
                 self.add(event)
 
-    def add(self, event: Mapping[str, Any]) -> None:
-        self.damage[event["site"], event["option"]] = event["damage"]
-        self.seconds += event["seconds"]
-        self.failed += "reason" in event
+    def add(self, event: ChoiceScored) -> None:
+        self.damage[event.site, event.option] = event.damage
+        self.seconds += event.seconds
+        self.failed += event.reason is not None
 
     @property
     def by_measure(self) -> dict[str, Damage]:
@@ -223,8 +235,9 @@ def _loss(one_shot: OneShot, probe: Candidate) -> float:
         return math.nan
 
 
-def _may_succeed(event: Mapping[str, Any]) -> bool:
-    return "reason" in event and not event["reason"].startswith(BROUGHT_DOWN)
+def _may_succeed(event: ChoiceScored | JointScored) -> bool:
+    """Return whether a failed score is worth another try."""
+    return event.reason is not None and not event.reason.startswith(BROUGHT_DOWN)
 
 
 def _finite(result: Result) -> dict[str, float]:
@@ -239,12 +252,10 @@ def _finite(result: Result) -> dict[str, float]:
 class _Joint:
     """Damages of joint candidates by the measure that is used, as tasks of the executor; each is recorded."""
 
-    def __init__(self, scoring: Scoring, history: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, scoring: Scoring, history: RunRecord) -> None:
         self.scoring = scoring
         self.known: dict[str, float] = {
-            event["candidate"]: event["damage"]
-            for event in history
-            if event["event"] == "joint_scored" and not _may_succeed(event)
+            event.candidate: event.damage for event in history.of(JointScored) if not _may_succeed(event)
         }
 
     def damage(self, candidates: Sequence[Candidate]) -> list[float]:
@@ -255,15 +266,23 @@ class _Joint:
         def tell(result: Result) -> None:
             one = missing[result.trial]
             self.known[one.key] = _finite(result)[scoring.measure]
+            reason, detail = _failure(result)
             scoring.store.append(
-                "joint_scored", candidate=one.key, choices=one.to_json(), damage=self.known[one.key],
-                seconds=result.seconds, **_failure(result),
-            )  # fmt: skip
+                JointScored(
+                    candidate=one.key,
+                    choices=one.to_json(),
+                    damage=self.known[one.key],
+                    seconds=result.seconds,
+                    reason=reason,
+                    detail=detail,
+                )  # fmt: skip
+            )
 
         if missing:
             scoring._run("scoring pairs", missing, scoring.images, tell, len(missing))
         return [self.known[one.key] for one in candidates]
 
 
-def _failure(result: Result) -> dict[str, str]:
-    return {} if result.ok else {"reason": result.error, "detail": result.detail[-2000:]}
+def _failure(result: Result) -> tuple[str | None, str | None]:
+    """Return (reason, end of the traceback); None where it did not fail."""
+    return (None, None) if result.ok else (result.error, result.detail[-LONGEST_DETAIL:])

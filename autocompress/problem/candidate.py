@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -90,6 +90,13 @@ class Cost:
     parameters: int
     packed_bytes: int = 0
     """Estimated bytes of `student.acz`; of a student without one, of its `model.safetensors`."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cost:
+        """Return the cost that `to_json` made `data` of. Raises KeyError, TypeError or ValueError."""
+        low, high = data["latency_ms_ci95"]
+        numbers = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        return cls(**{**numbers, "latency_ms_ci95": (float(low), float(high))})
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -20,7 +20,7 @@ from autocompress.reporting.units import (
     significant,
     size,
 )
-from autocompress.runs.front import Front, Student
+from autocompress.runs.front import Front
 from autocompress.runs.pareto import (
     PROGRESS_REFERENCE,
     WORST_LATENCY,
@@ -29,6 +29,7 @@ from autocompress.runs.pareto import (
     progress_point,
 )
 from autocompress.runs.store import RunRecord
+from autocompress.runs.student import Student
 
 MOST_DOTS = 1500
 """More trials than this are thinned out evenly, so that a report of any run opens at once."""

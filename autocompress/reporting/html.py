@@ -29,8 +29,9 @@ from autocompress.reporting.units import (
     ratio,
     size,
 )
-from autocompress.runs.front import Front, Student, front_of
+from autocompress.runs.front import Front, front_of
 from autocompress.runs.store import RunRecord, read_run
+from autocompress.runs.student import Student
 
 TEMPLATE = "report.html.j2"
 MOST_TRIALS_NAMED = 8

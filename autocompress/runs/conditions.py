@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from operator import ge, gt, le, lt
-from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.problem.budgets import Budgets
+from autocompress.runs.student import Student
 
 COSTS = {
     "latency": "latency_ms",
@@ -30,18 +30,19 @@ _CONDITION = re.compile(r"\s*(<=|>=|<|>|≤|≥)?\s*(.+?)\s*\Z")
 
 
 def unmeasured_teacher(text: str) -> InputError:
-    """What a limit in per cent of the teacher is refused with before a run has measured that."""
+    """Return the refusal of a limit in per cent of a teacher that the run has not measured yet."""
     return InputError(
         f"{text!r} is relative to the teacher, which this run has not measured yet",
         fix="give an absolute amount",
     )
 
 
-def parse_condition(name: str, text: str, teacher: Mapping[str, Any]) -> Callable[[float], bool]:
+def parse_condition(name: str, text: str, teacher: Student | None) -> Callable[[float], bool]:
+    """Return whether a cost keeps the condition; shares are of the teacher's. Raises InputError."""
     match = _CONDITION.match(text)
     operator, amount = (match[1] or "<=", match[2]) if match else ("<=", text)
     budget = Budgets.parse(**{name: amount})
-    if not teacher and "%" in amount:
+    if teacher is None and "%" in amount:
         raise unmeasured_teacher(text)
     limit = budget.resolve(teacher).as_dict[COSTS[name]]
     return lambda value: _COMPARISONS[operator](value, limit)

@@ -89,6 +89,8 @@ def plain(value: Any) -> Any:
         return float(value) if value == value and abs(value) != float("inf") else None
     if isinstance(value, Path):
         return str(value)
+    if hasattr(value, "to_json"):
+        return plain(value.to_json())
     return plain(value.item()) if hasattr(value, "item") else value
 
 

@@ -2,84 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autocompress.errors import InputError, NothingFeasibleError, StudentError
-from autocompress.files import replace_folder
+from autocompress.errors import InputError, NothingFeasibleError
 from autocompress.problem.budgets import LIMITED, MIB, Limits, show
 from autocompress.runs.conditions import COSTS, NAMES, parse_condition
+from autocompress.runs.events import TrialInfeasible
 from autocompress.runs.pareto import non_dominated
 from autocompress.runs.store import RunRecord
+from autocompress.runs.student import Student
 
 SORTABLE = {"accuracy": "accuracy", **COSTS}
-
-
-@dataclass(frozen=True)
-class Student:
-    """One measured student. `accuracy` is on test data where there is some, `validation_accuracy`
-    on the data the search chose by; both were computed from the exported file."""
-
-    key: str
-    accuracy: float
-    accuracy_std_err: float
-    latency_ms: float
-    latency_ms_ci95: tuple[float, float]
-    peak_memory_bytes: int
-    file_bytes: int
-    macs: int
-    parameters: int
-    certified: bool
-    path: str
-    validation_accuracy: float = 0.0
-    run: str = ""
-    packed_bytes: int = 0
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.run) / self.path
-
-    def upper(self, cost: str) -> float:
-        """The cost as a budget is held against it: of the latency the upper end of its interval."""
-        return float(self.latency_ms_ci95[1] if cost == "latency_ms" else getattr(self, cost))
-
-    def excess(self, limits: Mapping[str, float]) -> dict[str, float]:
-        """For each limit the share by which the student is above (> 0) or below (≤ 0) it."""
-        return {name: self.upper(name) / limit - 1 for name, limit in limits.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        del data["run"]
-        return {**data, "latency_ms_ci95": list(self.latency_ms_ci95)}
-
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Copies the student's folder. Only another student's folder is ever replaced, and only with
-        `overwrite`. Raises StudentError where something else is in the way or cannot be written."""
-        source, target = self.folder.resolve(), Path(folder).resolve()
-        if not source.is_dir():
-            raise StudentError(f"the student's folder {self.folder} is missing", fix="resume the run")
-        if source == target or source in target.parents:
-            raise StudentError(f"{folder} is the student's own folder", fix="give another folder")
-        occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-        is_student = (target / "spec.json").is_file() and (target / "model.onnx").is_file()
-        if occupied and not (overwrite and is_student):
-            raise StudentError(
-                f"{folder} exists" if is_student else f"{folder} exists and is not a student's folder",
-                fix="give --overwrite to replace it" if is_student else "give another folder",
-            )
-        try:
-            if not occupied:
-                shutil.copytree(source, target, dirs_exist_ok=True)
-                return Path(folder)
-            replace_folder(target, lambda fresh: shutil.copytree(source, fresh, dirs_exist_ok=True))
-        except OSError as error:
-            raise StudentError(
-                f"{folder} cannot be written", why=str(error), fix="give another folder"
-            ) from error
-        return Path(folder)
 
 
 @dataclass(frozen=True)
@@ -89,12 +24,12 @@ class Front:
     break a budget."""
 
     run: str
-    teacher: Mapping[str, Any]
-    limits: Mapping[str, Any]
+    teacher: Student | None
+    limits: Limits | None
     students: tuple[Student, ...]
     measured: tuple[Student, ...] = ()
     violated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    outside: Mapping[str, Any] | None = None
+    outside: TrialInfeasible | None = None
     """Of the candidates that were left out because their predicted cost breaks a limit, the nearest."""
     answer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
     """Answers a new budget for the run; set by `api`."""
@@ -122,6 +57,11 @@ class Front:
             packed_size_mib=packed_size_mib,
         )
 
+    @property
+    def own_limits(self) -> dict[str, float]:
+        """Return the run's own limits, by the name of the cost."""
+        return {} if self.limits is None else self.limits.as_dict
+
     def best(
         self,
         latency_ms: float | None = None,
@@ -147,7 +87,7 @@ class Front:
             fitting = [student for student in pool if max(student.excess(given).values(), default=0.0) <= 0]
             if fitting:
                 return min(fitting, key=lambda student: (-student.validation_accuracy, student.latency_ms))
-        raise self._nearest_miss({**_set(self.limits), **given})
+        raise self._nearest_miss({**self.own_limits, **given})
 
     def filtered(
         self,
@@ -181,7 +121,7 @@ class Front:
     def to_json(self) -> dict[str, Any]:
         return {
             "run": self.run,
-            "teacher": dict(self.teacher),
+            "teacher": {} if self.teacher is None else self.teacher.to_json(),
             "students": [student.to_json() for student in self.students],
         }
 
@@ -194,7 +134,7 @@ class Front:
         def worst(student: Student) -> float:
             return max(student.excess(limits).values(), default=0.0)
 
-        limits = {name: min(limit, self.limits.get(name) or limit) for name, limit in limits.items()}
+        limits = {name: min(limit, self.own_limits.get(name, limit)) for name, limit in limits.items()}
         nearest = min(self.measured, key=worst)
         excess = nearest.excess(limits)
         binding = max(excess, key=lambda name: excess[name])
@@ -209,50 +149,44 @@ class Front:
 
 
 def front_of(record: RunRecord) -> Front:
-    """The front of a run, from its recorded events."""
+    """Return the front of a run, from its recorded events."""
     root = str(record.paths.root)
-    measured = tuple(_student(student, root) for student in record.students)
+    measured = tuple(replace(event.student, run=root) for event in record.students)
     certified = [student for student in measured if student.certified]
     front = [certified[index] for index in non_dominated([_point(student) for student in certified])]
     front.sort(key=lambda student: (-student.accuracy, student.latency_ms))
-    broken = {
-        student["key"]: tuple(student["violated"]) for student in record.students if student["violated"]
-    }
+    broken = {event.student.key: event.violated for event in record.students if event.violated}
     return Front(root, record.teacher, record.limits, tuple(front), measured, broken, _outside(record))
 
 
-def _outside(record: RunRecord) -> Mapping[str, Any] | None:
-    """Where no trial kept the limits by its predicted cost: the nearest miss."""
-    broken = [trial for trial in record.trials if trial["event"] == "trial_infeasible"]
-    if not broken or len(broken) < len(record.trials):
+def _outside(record: RunRecord) -> TrialInfeasible | None:
+    """Return the nearest miss where no trial kept the limits by its predicted cost."""
+    broken = [trial for trial in record.trials if isinstance(trial, TrialInfeasible)]
+    limits = record.limits
+    if limits is None or not broken or len(broken) < len(record.trials):
         return None
-    limits = Limits.from_json(record.limits)
-    return min(broken, key=lambda trial: max(limits.excess(trial["predicted"], upper=True).values()))
+    costs = [(max(limits.excess(one.predicted, upper=True).values()), one) for one in broken if one.predicted]
+    return min(costs, key=lambda pair: pair[0])[1] if costs else None
 
 
 def _predicted_miss(
-    trial: Mapping[str, Any] | None, run: str, limits: Mapping[str, float]
+    trial: TrialInfeasible | None, run: str, limits: Mapping[str, float]
 ) -> NothingFeasibleError | None:
-    if trial is None:
+    if trial is None or trial.predicted is None:
         return None
-    predicted = trial["predicted"]
+    predicted = trial.predicted
     excess = Limits.from_json(limits).excess(predicted, upper=True)
     binding = max(excess, key=lambda name: excess[name])
     if excess[binding] <= 0:
         return None
-    value = predicted["latency_ms_ci95"][1] if binding == "latency_ms" else predicted[binding]
+    value = predicted.latency_ms_ci95[1] if binding == "latency_ms" else getattr(predicted, binding)
     return NothingFeasibleError(
         "no candidate is predicted to keep all budgets at once, so none was trained",
         where=run,
-        why=f"the nearest, {trial['candidate']}, has {NAMES[binding]} {show(binding, value)}, which is "
+        why=f"the nearest, {trial.candidate}, has {NAMES[binding]} {show(binding, value)}, which is "
         f"{excess[binding]:.2%} above the limit of {show(binding, limits[binding])}",
         fix=f"loosen the {NAMES[binding]} limit, or widen the search space",
     )
-
-
-def _student(data: Mapping[str, Any], run: str) -> Student:
-    known = {name: data[name] for name in Student.__dataclass_fields__ if name in data}
-    return Student(**{**known, "latency_ms_ci95": tuple(data["latency_ms_ci95"]), "run": run})
 
 
 def _point(student: Student) -> tuple[float, ...]:

@@ -13,15 +13,33 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from autocompress.errors import RunError
+from autocompress.errors import InputError, RunError
+from autocompress.problem.budgets import Limits
 from autocompress.runs.event_log import EventLog, cannot_write, plain, read_events
+from autocompress.runs.events import (
+    Certified,
+    Decision,
+    Event,
+    Promoted,
+    RunFinished,
+    RunStarted,
+    SiteRecord,
+    TrialEnd,
+    TrialFailed,
+    TrialFinished,
+    TrialInfeasible,
+    from_json,
+)
+from autocompress.runs.student import Student
+
+Kind = TypeVar("Kind", bound=Event)
 
 RECORDED_PACKAGES = (
     "autocompress",
@@ -192,12 +210,13 @@ class RunStore:
             raise cannot_write(paths.root, error) from error
         return store
 
-    def append(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Records an event; it is on the disk when this returns.
+    def append(self, event: Event) -> Event:
+        """Record an event; it is on the disk when this returns. Return it with its number and time.
 
         Raises RunError when it cannot be written; the record then holds what it held before.
         """
-        return self._log.append(event, **fields)
+        written = self._log.append(event.name, **event.to_json())
+        return replace(event, seq=written["seq"], time=written["time"])
 
     def close(self) -> None:
         self._log.close()
@@ -217,63 +236,84 @@ class RunRecord:
     """What a run's folder says.
 
     `damaged` holds the numbers, from 1, of lines that cannot be read or before which lines are
-    missing. `students` holds the last `certified` event of each student with the fields of its
-    student's record added, among them `certified`: false where it broke a budget.
+    missing.
     """
 
     paths: RunPaths
     config: dict[str, Any]
     environment: dict[str, Any]
-    events: list[dict[str, Any]]
+    events: tuple[Event, ...]
     damaged: tuple[int, ...] = ()
-    students: list[dict[str, Any]] = field(default_factory=list)
 
     @cached_property
-    def _started(self) -> dict[str, Any]:
-        return next((event for event in self.events if event["event"] == "run_started"), {})
+    def started(self) -> RunStarted | None:
+        """Return the event that the teacher was measured; None before that."""
+        return self.first(RunStarted)
 
     @property
-    def teacher(self) -> dict[str, Any]:
-        return dict(self._started.get("teacher", {}))
+    def teacher(self) -> Student | None:
+        """Return the teacher's measured record; None before it was measured."""
+        return None if self.started is None else self.started.teacher
 
     @property
-    def limits(self) -> dict[str, Any]:
-        return dict(self._started.get("limits", {}))
+    def limits(self) -> Limits | None:
+        """Return the budgets in absolute units; None before the teacher was measured."""
+        return None if self.started is None else self.started.limits
 
     @property
-    def sites(self) -> list[dict[str, Any]]:
-        return list(self._started.get("sites", []))
+    def sites(self) -> tuple[SiteRecord, ...]:
+        """Return the sites of the space as they were searched."""
+        return () if self.started is None else self.started.sites
 
     @cached_property
-    def trials(self) -> list[dict[str, Any]]:
-        """The last word on each trial: finished, failed, or infeasible."""
-        kinds = ("trial_finished", "trial_failed", "trial_infeasible")
-        return list({event["trial"]: event for event in self.events if event["event"] in kinds}.values())
+    def trials(self) -> list[TrialEnd]:
+        """Return the last word on each trial: finished, failed, or infeasible."""
+        ends = self.of(TrialFinished, TrialFailed, TrialInfeasible)
+        return list({event.trial: event for event in ends}.values())
+
+    @cached_property
+    def students(self) -> list[Certified]:
+        """Return the last measurement of each student."""
+        return list({event.candidate: event for event in self.of(Certified)}.values())
 
     @property
-    def decisions(self) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["event"] == "decision"]
+    def decisions(self) -> list[Decision]:
+        """Return what was decided, in order."""
+        return self.of(Decision)
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        kinds = [trial["event"] for trial in self.trials]
+        """Return how many trials finished, failed, were left out, were promoted, were measured."""
         return {
-            "finished": kinds.count("trial_finished"),
-            "failed": kinds.count("trial_failed"),
-            "infeasible": kinds.count("trial_infeasible"),
-            "promoted": sum(1 for event in self.events if event["event"] == "promoted"),
+            "finished": sum(isinstance(trial, TrialFinished) for trial in self.trials),
+            "failed": sum(isinstance(trial, TrialFailed) for trial in self.trials),
+            "infeasible": sum(isinstance(trial, TrialInfeasible) for trial in self.trials),
+            "promoted": len(self.of(Promoted)),
             "measured": len(self.students),
         }
 
     @property
+    def is_finished(self) -> bool:
+        """Return whether the last part of the run came to its end."""
+        return bool(self.events) and isinstance(self.events[-1], RunFinished)
+
+    @property
     def exit_code(self) -> int | None:
-        """That of the last finished part of the run; None while it is under way or was interrupted."""
-        last = self.events[-1] if self.events else {}
-        return last.get("exit_code") if last.get("event") == "run_finished" else None
+        """Return that of the last finished part of the run; None while it is under way or was interrupted."""
+        last = self.events[-1] if self.events else None
+        return last.exit_code if isinstance(last, RunFinished) else None
+
+    def of(self, *kinds: type[Kind]) -> list[Kind]:
+        """Return the events of these kinds, in order."""
+        return [event for event in self.events if isinstance(event, kinds)]
+
+    def first(self, kind: type[Kind]) -> Kind | None:
+        """Return the first event of a kind; None where there is none."""
+        return next((event for event in self.events if isinstance(event, kind)), None)
 
 
 def read_run(root: str | Path) -> RunRecord:
-    """Reads a run folder, also one that is being written. Raises RunError when it is not one."""
+    """Read a run folder, also one that is being written. Raises RunError when it is not one."""
     paths = RunPaths(Path(root))
     if not paths.is_run():
         known = sorted(path.parent.name for path in paths.root.parent.glob("*/events.jsonl"))[:8]
@@ -287,31 +327,15 @@ def read_run(root: str | Path) -> RunRecord:
         environment = json.loads(paths.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError("the run's environment cannot be read", where=str(root), why=str(error)) from error
-    found, damaged = read_events(paths.events)
-    events = [event for event in found if _is_whole(event)]
-    damaged = tuple(sorted({*damaged, *(event["seq"] + 1 for event in found if not _is_whole(event))}))
-    measured = {
-        event["candidate"]: {**event["student"], **event} for event in events if event["event"] == "certified"
-    }
-    return RunRecord(paths, config, environment, events, damaged, list(measured.values()))
-
-
-_FIELDS: Mapping[str, Mapping[str, type]] = {
-    "run_started": {"teacher": dict, "limits": dict},
-    "decision": {"text": str},
-    "trial_finished": {"trial": int},
-    "trial_failed": {"trial": int},
-    "trial_infeasible": {"trial": int},
-    "promoted": {"candidate": str},
-    "certified": {"candidate": str, "student": dict},
-}
-"""What readers take for granted of an event; without it a line counts as damaged."""
-
-
-def _is_whole(event: Mapping[str, Any]) -> bool:
-    kind = event["event"]
-    fields = _FIELDS.get(kind, {}) if isinstance(kind, str) else {"event": str}
-    return all(isinstance(event.get(name), needed) for name, needed in fields.items())
+    lines, broken = read_events(paths.events)
+    events: list[Event] = []
+    damaged = set(broken)
+    for line in lines:
+        try:
+            events.append(from_json(line))
+        except (KeyError, TypeError, ValueError, InputError):
+            damaged.add(line["seq"] + 1)
+    return RunRecord(paths, config, environment, tuple(events), tuple(sorted(damaged)))
 
 
 def check_available(root: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:

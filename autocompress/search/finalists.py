@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from autocompress.errors import AutocompressError, NoisyDeviceError, RunError
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Cost
 from autocompress.runs.conditions import NAMES
+from autocompress.runs.student import Student
 
 LATENCY_HEADROOM = 0.98
 NOISY_ROUNDS = 4
 
 Examined = TypeVar("Examined")
-Certify = Callable[[Candidate], Mapping[str, Any]]
+Certify = Callable[[Candidate], Student]
 """Examines a distilled candidate's files, records the outcome, and returns its student record."""
 
 
@@ -31,7 +32,7 @@ def patiently(examine: Callable[[], Examined], say: Callable[[str], None]) -> Ex
 
 
 @dataclass
-class Certified:
+class Finalists:
     """`students` are records by candidate, `rejected` what kept others from being measured in this part of
     the run; `decide` is told what happens, `check_stopped` raises to stop."""
 
@@ -39,14 +40,14 @@ class Certified:
     limits: Limits
     decide: Callable[[str], None]
     check_stopped: Callable[[], None]
-    students: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    students: dict[str, Student] = field(default_factory=dict)
     rejected: dict[str, AutocompressError] = field(default_factory=dict)
     _scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def has_any(self) -> bool:
         """Whether a student keeps all budgets."""
-        return any(student["certified"] for student in self.students.values())
+        return any(student.certified for student in self.students.values())
 
     @property
     def tried(self) -> frozenset[str]:
@@ -95,7 +96,7 @@ class Certified:
         """Corrects what is expected to fit by how far measured costs were above the `predicted` ones of the
         students' keys; says so in words, empty where none was above."""
         ratios = {
-            name: [_upper(student, name) / max(_value(predicted(key), name), 1e-9)
+            name: [student.upper(name) / max(_value(predicted(key), name), 1e-9)
                    for key, student in self.students.items()]
             for name in self.limits.as_dict
         }  # fmt: skip
@@ -117,7 +118,3 @@ class Certified:
 
 def _value(cost: Cost, name: str) -> float:
     return float(getattr(cost, name))
-
-
-def _upper(student: Mapping[str, Any], name: str) -> float:
-    return float(student["latency_ms_ci95"][1] if name == "latency_ms" else student[name])

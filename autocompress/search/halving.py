@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from autocompress.runs.pareto import hypervolume
 from autocompress.search.trials import Trial
@@ -127,21 +127,38 @@ def _behind(point: Point, front: Sequence[Point]) -> float:
     return point[0] - min((error for error, cost in front if cost <= point[1]), default=point[0])
 
 
-def scaled(plan: Plan, steps_per_epoch: int) -> Plan:
-    """The plan with epochs that it leaves open (negative) set from the size of the data."""
+@dataclass(frozen=True)
+class Epochs:
+    """Passes over the training data for a trial, a promoted candidate, a finalist, and its distillation in
+    few bits; None leaves one open."""
 
-    def epochs(given: float, steps: int, at_most: float) -> float:
-        return given if given >= 0 else min(at_most, max(steps / max(1, steps_per_epoch), 0.01))
+    trial: float | None = None
+    promotion: float | None = None
+    final: float | None = None
+    quantized: float | None = None
 
-    least = epochs(-1, TRIAL_STEPS, 4)
-    trial = epochs(plan.trial_epochs, TRIAL_STEPS, 4)
-    final = epochs(plan.final_epochs, FINAL_STEPS, 30)
-    between = math.sqrt((trial or least) * final)
-    return replace(
-        plan,
-        trial_epochs=trial,
-        promotion_epochs=plan.promotion_epochs if plan.promotion_epochs >= 0 else between,
-        final_epochs=final,
-        quantized_epochs=plan.quantized_epochs if plan.quantized_epochs >= 0 else final / 10,
-        least_epochs=least,
-    )
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """As `Epochs`, all known; `least` are those of the shortest rung."""
+
+    trial: float
+    promotion: float
+    final: float
+    quantized: float
+    least: float
+
+
+def planned(asked: Epochs, steps_per_epoch: int) -> EpochPlan:
+    """Return the epochs with those that are left open set from the size of the data."""
+
+    def epochs(steps: int, at_most: float) -> float:
+        return min(at_most, max(steps / max(1, steps_per_epoch), 0.01))
+
+    def given(value: float | None, otherwise: float) -> float:
+        return otherwise if value is None else value
+
+    least = epochs(TRIAL_STEPS, 4)
+    trial, final = given(asked.trial, least), given(asked.final, epochs(FINAL_STEPS, 30))
+    promotion = given(asked.promotion, math.sqrt((trial or least) * final))
+    return EpochPlan(trial, promotion, final, given(asked.quantized, final / 10), least)

@@ -24,7 +24,7 @@ FINAL_SHARE = 0.9
 
 
 @dataclass
-class Agent:
+class TimeBudget:
     """Told what things took and what they brought; asked what to do next. Times count from the start."""
 
     plan: Plan

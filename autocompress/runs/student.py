@@ -1,0 +1,85 @@
+"""A measured student as a record, and its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import StudentError
+from autocompress.files import copy_folder
+
+
+@dataclass(frozen=True)
+class Student:
+    """One measured student, or the teacher. `accuracy` is on test data where there is some,
+    `validation_accuracy` on the data the search chose by; both were computed from the exported file."""
+
+    key: str
+    accuracy: float
+    accuracy_std_err: float
+    latency_ms: float
+    latency_ms_ci95: tuple[float, float]
+    peak_memory_bytes: int
+    file_bytes: int
+    macs: int
+    parameters: int
+    certified: bool
+    path: str
+    validation_accuracy: float = 0.0
+    run: str = ""
+    packed_bytes: int = 0
+    accuracy_from: str = "validation"
+
+    @property
+    def folder(self) -> Path:
+        """Return the student's folder in its run."""
+        return Path(self.run) / self.path
+
+    def upper(self, cost: str) -> float:
+        """Return the cost as a budget is held against it: of the latency the upper end of its interval."""
+        return float(self.latency_ms_ci95[1] if cost == "latency_ms" else getattr(self, cost))
+
+    def excess(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """Return for each limit the share by which the student is above (> 0) or below (≤ 0) it."""
+        return {name: self.upper(name) / limit - 1 for name, limit in limits.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Student:
+        """Return the student that `to_json` made `data` of; later versions may have added to it.
+
+        Raises KeyError, TypeError or ValueError for what is no such record.
+        """
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        low, high = data["latency_ms_ci95"]
+        return cls(**{**known, "latency_ms_ci95": (float(low), float(high))})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON, without the run that it was found in."""
+        data = asdict(self)
+        del data["run"]
+        return {**data, "latency_ms_ci95": list(self.latency_ms_ci95)}
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Copy the student's folder. Only another student's folder is ever replaced, and only with
+        `overwrite`. Raises StudentError where something else is in the way or cannot be written."""
+        source, target = self.folder.resolve(), Path(folder).resolve()
+        if not source.is_dir():
+            raise StudentError(f"the student's folder {self.folder} is missing", fix="resume the run")
+        if source == target or source in target.parents:
+            raise StudentError(f"{folder} is the student's own folder", fix="give another folder")
+        occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        is_student = (target / "spec.json").is_file() and (target / "model.onnx").is_file()
+        if occupied and not (overwrite and is_student):
+            raise StudentError(
+                f"{folder} exists" if is_student else f"{folder} exists and is not a student's folder",
+                fix="give --overwrite to replace it" if is_student else "give another folder",
+            )
+        try:
+            copy_folder(source, target, replace=occupied)
+        except OSError as error:
+            raise StudentError(
+                f"{folder} cannot be written", why=str(error), fix="give another folder"
+            ) from error
+        return Path(folder)
