@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import BudgetError
 from autocompress.problem.candidate import Cost, Option, Site
@@ -143,29 +143,11 @@ def compress(
     device: str | Path,
     space: str | Path = "joint",
     budgets: Budgets | None = None,
-    trials: int | None = None,
     run: str | Path = "runs/latest",
-    workers: int = 0,
-    ray_address: str | None = None,
-    cpus_per_trial: float | None = None,
-    gpus_per_trial: float = 0.0,
-    sampler: str = "engine",
-    seed: int = 0,
-    resume: bool = False,
-    overwrite: bool = False,
-    trial_epochs: float | None = None,
-    promotion_epochs: float | None = None,
-    distill_epochs: float | None = None,
-    quantized_epochs: float | None = None,
-    students: int = 4,
-    batch_size: int = 128,
-    learning_rate: float | None = None,
-    train_on: Literal["auto", "cpu", "cuda"] = "auto",
-    time_limit_s: float | None = None,
-    trial_timeout_s: float | None = None,
     console: Console | None = None,
+    **options: Any,
 ) -> Front:
-    """Searches under the budgets, distils the best, exports, measures and certifies them.
+    """Search under the budgets, distil the best, export, measure and certify them.
 
     Args:
         teacher: a spec (`timm:NAME,…`, `package.module:callable`, `file.py:callable`) or a module.
@@ -173,61 +155,29 @@ def compress(
         device: name or path of a device profile.
         space: name or path of a search space.
         budgets: hard limits; see `Budgets`.
-        trials: candidates evaluated at most; 100 where neither this nor a time is given.
         run: folder that records everything; it must not exist, unless `resume` or `overwrite`.
-        workers: processes through Ray Tune; 0 evaluates in this process, or, with `ray_address`, takes as
-            many as the cluster holds.
-        ray_address: HOST:PORT of a running Ray cluster, whose nodes have this package.
-        cpus_per_trial, gpus_per_trial: what a worker takes of its node, in whole or in parts.
-        trial_epochs, promotion_epochs, distill_epochs, quantized_epochs: passes over the training
-            data for a trial, a promoted candidate, a finalist, and its quantization-aware
-            distillation; set from the size of the data where not given.
-            `trial_epochs=0` evaluates candidates in one shot, without training.
-        students: how many finalists are distilled and certified.
-        train_on: "cuda", "cpu", or "auto": the GPU that torch sees, else the processor.
-        time_limit_s: what all of it should take; how much is scored, tried, promoted and distilled is
-            decided by it, from measured speeds.
+        options: `resume=True`, `overwrite=True`, and the fields of `SearchOptions`: `trials`, `students`,
+            `time_limit_s`, `workers`, `sampler`, `seed`, `trial_epochs`, `distill_epochs`, …; one made
+            before is given as `options=`.
 
     Raises:
         NothingFeasibleError: no student keeps the budgets; names the nearest miss.
         InputError: something that was given cannot be used; nothing was trained.
     """
     from autocompress.device.profile.profile import load_profile
-    from autocompress.pipeline.request import DEFAULT_TRIALS, MOST_TRIALS, Request
+    from autocompress.pipeline.options import from_keywords
+    from autocompress.pipeline.request import Request, SearchOptions
     from autocompress.problem.space import load_space
 
     if budgets is None:
         raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
-    request = Request(
-        teacher=teacher,
-        data=data,
-        profile=load_profile(device),
-        space=load_space(space),
-        budgets=budgets,
-        trials=trials if trials is not None else MOST_TRIALS if time_limit_s else DEFAULT_TRIALS,
-        run=Path(run),
-        workers=workers,
-        ray_address=ray_address,
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
-        sampler=sampler,
-        seed=seed,
-        trial_epochs=trial_epochs,
-        promotion_epochs=promotion_epochs,
-        distill_epochs=distill_epochs,
-        quantized_epochs=quantized_epochs,
-        students=students,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        train_on=train_on,
-        time_limit_s=time_limit_s,
-        trial_timeout_s=trial_timeout_s,
-    )
-    request.check(resume=resume, overwrite=overwrite)
+    again = {name: bool(options.pop(name, False)) for name in ("resume", "overwrite")}
+    asked = from_keywords(SearchOptions, options)
+    request = Request(teacher, data, load_profile(device), load_space(space), budgets, Path(run), asked)
+    request.check(**again)
     from autocompress.pipeline.search_run import carry_out
 
-    found = carry_out(request, resume=resume, overwrite=overwrite, console=console or Console())
-    return _answering(found)
+    return _answering(carry_out(request, **again, console=console or Console()))
 
 
 def resume(run: str | Path, add_trials: int = 0, console: Console | None = None) -> Front:
@@ -287,7 +237,7 @@ def _parsed(
     if not any(given.values()):
         return {}
     for text in given.values():
-        if text and "%" in text and not found.teacher:
+        if text and "%" in text and found.teacher is None:
             raise unmeasured_teacher(text)
     limits = Budgets.parse(**given).resolve(found.teacher)
     return {
@@ -349,8 +299,8 @@ def status(run: str | Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "counts": dict(record.counts),
-        "decisions": [decision["text"] for decision in record.decisions],
-        "certified": sum(1 for student in record.students if student["certified"]),
+        "decisions": [decision.text for decision in record.decisions],
+        "certified": sum(event.student.certified for event in record.students),
         "finished": record.exit_code is not None,
         "exit_code": record.exit_code,
         "damaged": list(record.damaged),

@@ -18,15 +18,37 @@ import onnx
 import torch
 from torch import nn
 
+from autocompress.cost.pricer import Pricer
 from autocompress.device.measure.latency import CERTIFY, measure_in_fresh_process
+from autocompress.device.measure.machine import device_description
 from autocompress.device.measure.statistics import Measurement
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.errors import StudentError
+from autocompress.export.onnx import to_onnx
 from autocompress.export.parity import Parity, check_model, check_parity
-from autocompress.graph.module import GraphModule
+from autocompress.export.student_folder import (
+    MODEL,
+    coded_again,
+    load_student,
+    packed_size,
+    read_spec,
+    save_student,
+)
+from autocompress.graph.module import GraphModule, build
+from autocompress.graph.network import Network, Weights
+from autocompress.pipeline.preparation import OpenedTeacher
 from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate, Cost
 from autocompress.problem.data import Data
 from autocompress.problem.splits import Split
+from autocompress.progress import Console
+from autocompress.reporting.card import student_card
+from autocompress.runs.certificate import Certificate
+from autocompress.runs.events import Certified, Exported
+from autocompress.runs.store import RunStore
+from autocompress.runs.student import Student
 from autocompress.students.accuracy import Evaluation, evaluate_session
+from autocompress.students.evaluator import discard
 
 PARITY_EXAMPLES = 64
 
@@ -41,7 +63,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Evidence:
     """The evidence for one file. `test` is None where the data has no test split."""
 
     measurement: Measurement
@@ -64,7 +86,7 @@ def examine(
     module: GraphModule | None = None,
     reference: Path | None = None,
     any_noise: bool = False,
-) -> Certificate:
+) -> Evidence:
     """Runs the file: checker, parity with `module`, accuracy, latency in a fresh process.
 
     With `any_noise` the latency is taken as it comes, however wide its interval: for where it has no budget.
@@ -89,7 +111,7 @@ def examine(
     measurement = measure_in_fresh_process(
         model_path, reference, runtime=device.runtime, threads=device.threads, settings=settings
     )
-    return Certificate(measurement, validation, test, parity, model_path.stat().st_size)
+    return Evidence(measurement, validation, test, parity, model_path.stat().st_size)
 
 
 def whole_batches(split: Split, batch: int) -> Split:
@@ -98,34 +120,41 @@ def whole_batches(split: Split, batch: int) -> Split:
     return split if count == split.size else split.select(torch.arange(count))
 
 
-def student_record(
-    key: str,
-    certificate: Certificate,
-    peak_memory_bytes: int,
-    counts: tuple[int, int],
-    path: str,
-    limits: Limits,
-    packed_bytes: int,
-) -> tuple[dict[str, Any], list[str]]:
-    """The record of a measured student as `front` prints it, and the budgets it breaks."""
-    macs, parameters = counts
-    reported, measured = certificate.reported, certificate.measurement
-    record: dict[str, Any] = {
-        "key": key,
-        "accuracy": reported.accuracy,
-        "accuracy_std_err": reported.accuracy_std_err,
-        "accuracy_from": "validation" if certificate.test is None else "test",
-        "validation_accuracy": certificate.validation.accuracy,
-        "latency_ms": measured.latency_ms,
-        "latency_ms_ci95": list(measured.latency_ms_ci95),
-        "peak_memory_bytes": peak_memory_bytes,
-        "file_bytes": certificate.file_bytes,
-        "macs": macs,
-        "parameters": parameters,
-        "packed_bytes": packed_bytes,
-    }
-    violated = limits.violated(record, upper=True)
-    return {**record, "certified": not violated, "path": path}, violated
+@dataclass(frozen=True)
+class Computed:
+    """What is computed of a student, not measured."""
+
+    peak_memory_bytes: int
+    packed_bytes: int
+    macs: int
+    parameters: int
+
+
+def measured_student(key: str, path: str, evidence: Evidence, computed: Computed) -> Student:
+    """Return the record of a measured student, which keeps every budget until `judged` says otherwise."""
+    reported, measurement = evidence.reported, evidence.measurement
+    return Student(
+        key=key,
+        accuracy=reported.accuracy,
+        accuracy_std_err=reported.accuracy_std_err,
+        accuracy_from="validation" if evidence.test is None else "test",
+        validation_accuracy=evidence.validation.accuracy,
+        latency_ms=measurement.latency_ms,
+        latency_ms_ci95=measurement.latency_ms_ci95,
+        file_bytes=evidence.file_bytes,
+        peak_memory_bytes=computed.peak_memory_bytes,
+        packed_bytes=computed.packed_bytes,
+        macs=computed.macs,
+        parameters=computed.parameters,
+        certified=True,
+        path=path,
+    )
+
+
+def judged(student: Student, limits: Limits) -> tuple[Student, tuple[str, ...]]:
+    """Return the student, certified or not, and the limits that it breaks."""
+    violated = tuple(limits.violated(student, upper=True))
+    return replace(student, certified=not violated), violated
 
 
 def count(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -143,3 +172,112 @@ def count(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
 def _is_quantized(module: GraphModule) -> bool:
     network = module.source_network
     return any(network.quantizer_of(value) for value in ("input", *network.by_name))
+
+
+def computed(network: Network, weights: Weights, cost: Cost, packed_bytes: int) -> Computed:
+    """Return what is computed of a network as it is in floats, and of its predicted cost."""
+    nodes = tuple(replace(node, quantizer=None) for node in network.nodes)
+    floating = replace(network, nodes=nodes, input_quantizer=None)
+    macs, parameters = count(build(floating, weights), network.input_shape[1:])
+    return Computed(cost.peak_memory_bytes, packed_bytes, macs, parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class StudentCertifier:
+    """Examines distilled students of one run, writes their folders, records the outcome.
+
+    With `any_noise` latencies are taken as they come.
+    """
+
+    opened: OpenedTeacher
+    pricer: Pricer
+    device: Device
+    store: RunStore
+    console: Console
+    limits: Limits
+    teacher: Student
+    any_noise: bool
+
+    def __call__(self, candidate: Candidate) -> Student:
+        """Return the student's record. Raises StudentError for what cannot be loaded or computes something
+        else than its model, NoisyDeviceError where it cannot be measured."""
+        paths = self.store.paths
+        source = paths.distilled / candidate.key
+        module = _loaded(source)
+        self.console.say(f"measuring student {candidate.key}")
+        evidence = examine(
+            source / MODEL, self._data, self.device,
+            module=module, reference=paths.teacher_model, any_noise=self.any_noise,
+        )  # fmt: skip
+        network, weights = module.source_network, module.export_weights()
+        spec = self._spec(source)
+        coded = coded_again(source, spec)
+        cost = self.pricer.price(candidate)
+        packed_bytes = packed_size(source) if coded is None else len(coded)
+        known = computed(network, weights, cost, packed_bytes)
+        path = f"{paths.students.name}/{candidate.key}"
+        student, violated = judged(measured_student(candidate.key, path, evidence, known), self.limits)
+        bench = self._certificate(student, violated, evidence).to_json()
+        self.store.append(Exported(candidate=candidate.key, path=path))
+        save_student(
+            paths.student(candidate.key),
+            network=network,
+            weights=weights,
+            onnx_model=to_onnx(network, weights, batch=self.device.batch),
+            spec_extra=spec,
+            bench=bench,
+            readme=student_card(spec, bench),
+            coded=coded or False,
+        )
+        event = Certified(candidate=candidate.key, student=student, violated=violated, predicted=cost)
+        self.store.append(event)
+        discard(source)
+        state = "certified" if student.certified else "breaks " + ", ".join(violated)
+        self.console.say(f"student {candidate.key}: {described(student)}: {state}")
+        return student
+
+    @property
+    def _data(self) -> Data:
+        assert self.opened.data is not None
+        return self.opened.data
+
+    def _spec(self, source: Path) -> dict[str, Any]:
+        data = self._data
+        return {
+            "choices": read_spec(source)["choices"],
+            "num_classes": data.num_classes,
+            "class_names": list(data.class_names),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "teacher": self.opened.teacher.name,
+            "data": data.name,
+        }
+
+    def _certificate(self, student: Student, violated: tuple[str, ...], evidence: Evidence) -> Certificate:
+        runtime, threads = self.device.runtime, self.device.threads
+        return Certificate(
+            student=student,
+            teacher=self.teacher,
+            limits=self.limits,
+            violated=violated,
+            measurement=evidence.measurement.to_json(),
+            parity=evidence.parity.to_json() if evidence.parity else None,
+            runtime=runtime,
+            threads=threads,
+            batch=self.device.batch,
+            device=device_description(runtime, threads),
+        )
+
+
+def described(student: Student) -> str:
+    """Return accuracy, latency and size of a student in a few words."""
+    return f"{student.accuracy:.2%}, {student.latency_ms:.3f} ms, {student.file_bytes / 1024:.0f} KiB"
+
+
+def _loaded(source: Path) -> GraphModule:
+    """Return a distilled student; one that cannot be loaded is deleted, so that a resumed run distils it."""
+    try:
+        return load_student(source)
+    except StudentError:
+        discard(source)
+        raise

@@ -5,7 +5,7 @@ No torch here, so that a mistyped budget or a full run folder is told within a s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,23 +16,28 @@ from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space, space_of
 from autocompress.runs.store import check_available, read_run
 from autocompress.runs.tasks import one_line
-from autocompress.search.halving import PATIENCE, Plan
+from autocompress.search.halving import PATIENCE, Epochs, Plan, planned
 
 DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
 """Without a number of trials: where there is no time limit either, and where there is one."""
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What the user asked for; see `api.compress`."""
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search; every field has a default, and what is None is found out.
 
-    teacher: Any
-    data: Any
-    profile: DeviceProfile
-    space: Space
-    budgets: Budgets
-    trials: int
-    run: Path
+    `trials` are candidates evaluated at most: 100 where neither this nor a time is given. `workers` are
+    processes through Ray Tune; 0 evaluates in this process or, with `ray_address` (HOST:PORT of a running
+    cluster whose nodes have this package), takes as many as the cluster holds; `cpus_per_trial` and
+    `gpus_per_trial` are what a worker takes of its node. Epochs are passes over the training data for a trial
+    (0 evaluates in one shot), a promoted candidate, a finalist, and its quantization-aware distillation; they
+    follow from the size of the data where they are not given. `students` are the finalists that are distilled
+    and certified. `train_on` is "cuda", "cpu", or "auto": the GPU that torch sees, else the processor.
+    `time_limit_s` is what all of it should take; how much is scored, tried, promoted and distilled is decided
+    by it, from measured speeds.
+    """
+
+    trials: int | None = None
     workers: int = 0
     ray_address: str | None = None
     cpus_per_trial: float | None = None
@@ -51,38 +56,65 @@ class Request:
     trial_timeout_s: float | None = None
 
     @property
-    def plan(self) -> Plan:
-        def given(value: float | None) -> float:
-            return -1.0 if value is None else value
+    def most_trials(self) -> int:
+        """Return how many candidates are evaluated at most."""
+        if self.trials is not None:
+            return self.trials
+        return MOST_TRIALS if self.time_limit_s else DEFAULT_TRIALS
 
+    @property
+    def is_distributed(self) -> bool:
+        """Return whether Ray's processes evaluate, not this one."""
+        return bool(self.workers) or self.ray_address is not None
+
+    def check(self) -> None:
+        """Raise InputError for numbers that cannot be used."""
+        for name in ("trials", "students", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}", fix="give 1 or more")
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What the user asked for; see `api.compress`."""
+
+    teacher: Any
+    data: Any
+    profile: DeviceProfile
+    space: Space
+    budgets: Budgets
+    run: Path
+    options: SearchOptions = field(default_factory=SearchOptions)
+
+    def plan(self, steps_per_epoch: int, workers: int) -> Plan:
+        """Return how much of each stage, for so many steps of training in a pass over the data."""
+        options = self.options
+        asked = Epochs(
+            options.trial_epochs, options.promotion_epochs, options.distill_epochs, options.quantized_epochs
+        )
+        epochs = planned(asked, steps_per_epoch)
         return Plan(
-            trials=self.trials,
-            trial_epochs=given(self.trial_epochs),
-            promotion_epochs=given(self.promotion_epochs),
-            final_epochs=given(self.distill_epochs),
-            quantized_epochs=given(self.quantized_epochs),
-            students=self.students,
-            sampler=self.sampler,
-            seed=self.seed,
-            time_limit_s=self.time_limit_s,
+            trials=options.most_trials,
+            trial_epochs=epochs.trial,
+            promotion_epochs=epochs.promotion,
+            final_epochs=epochs.final,
+            quantized_epochs=epochs.quantized,
+            least_epochs=epochs.least,
+            students=options.students,
+            sampler=options.sampler,
+            seed=options.seed,
+            time_limit_s=options.time_limit_s,
             patience=PATIENCE,
+            epoch_images=steps_per_epoch * options.batch_size,
+            workers=workers,
         )
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Raises InputError for numbers, a run folder or a device profile that cannot be used."""
-        for name in ("trials", "students", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", fix="give 1 or more")
+        """Raise InputError for numbers, a run folder or a device profile that cannot be used."""
+        self.options.check()
         check_available(self.run, resume=resume, overwrite=overwrite)
         self.profile.check_here(device_description(self.profile.runtime, self.profile.threads))
-
-
-RECORDED = tuple(
-    name
-    for name in Request.__dataclass_fields__
-    if name not in ("teacher", "data", "profile", "space", "budgets", "run")
-)
-"""Options that a run's configuration keeps as they are."""
 
 
 def recorded_request(run: Path, add_trials: int = 0) -> Request:
@@ -103,13 +135,10 @@ def recorded_request(run: Path, add_trials: int = 0) -> Request:
     profile = load_profile(record.paths.device)
     space = space_of(config.get("space"), str(record.paths.config))
     try:
-        options = dict(config["options"])
-        options["trials"] += add_trials
+        options = SearchOptions(**config["options"])
+        options = replace(options, trials=options.most_trials + add_trials)
         budgets = Budgets(**config["budgets"])
-        return Request(
-            teacher=config["teacher"], data=config["data"], profile=profile, space=space, budgets=budgets,
-            run=run, **options,
-        )  # fmt: skip
+        return Request(config["teacher"], config["data"], profile, space, budgets, run, options)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             "the run's configuration cannot be used", where=str(record.paths.config), why=one_line(error),

@@ -275,7 +275,7 @@ class _Joint:
                     seconds=result.seconds,
                     reason=reason,
                     detail=detail,
-                )  # fmt: skip
+                )
             )
 
         if missing:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from autocompress.problem.budgets import Limits
@@ -298,7 +297,7 @@ def from_json(data: Mapping[str, Any]) -> Event:
     if not isinstance(name, str):
         raise TypeError("the kind of an event is text")
     rest = {key: value for key, value in data.items() if key not in ("seq", "time", "event", "crc32")}
-    common = {"seq": int(data.get("seq", -1)), "time": str(data.get("time", ""))}
+    common: dict[str, Any] = {"seq": int(data.get("seq", -1)), "time": str(data.get("time", ""))}
     kind = KINDS.get(name)
     if kind is None:
         return OtherEvent(name_written=name, extra=rest, **common)
@@ -311,8 +310,16 @@ def from_json(data: Mapping[str, Any]) -> Event:
 Reader = Callable[[Any], Any]
 
 
-@cache
+_READERS: dict[str, dict[str, Reader]] = {}
+
+
 def _readers(kind: type[Event]) -> dict[str, Reader]:
+    if kind.kind not in _READERS:
+        _READERS[kind.kind] = _made_readers(kind)
+    return _READERS[kind.kind]
+
+
+def _made_readers(kind: type[Event]) -> dict[str, Reader]:
     hints = get_type_hints(kind)
     return {one.name: _reader(hints[one.name]) for one in fields(kind) if one.name not in _COMMON}
 

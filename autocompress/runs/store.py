@@ -268,7 +268,7 @@ class RunRecord:
     @cached_property
     def trials(self) -> list[TrialEnd]:
         """Return the last word on each trial: finished, failed, or infeasible."""
-        ends = self.of(TrialFinished, TrialFailed, TrialInfeasible)
+        ends = (event for event in self.events if isinstance(event, TrialEnd))
         return list({event.trial: event for event in ends}.values())
 
     @cached_property

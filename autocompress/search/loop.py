@@ -62,9 +62,12 @@ LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a search works with. `certify` examines a distilled candidate; `starts` are candidates to try first
-    beside the solver's, once they are repaired into the budgets; `crash` is what brought the last process of
-    this run down, where that was read before."""
+    """What a search works with.
+
+    `certify` examines a distilled candidate; `starts` are candidates to try first beside the solver's, once
+    they are repaired into the budgets; `crash` is what brought the last process of this run down, where that
+    was read before.
+    """
 
     pricer: Pricer
     repair: Repairer
@@ -182,7 +185,7 @@ class Search:
         return task
 
     def _propose(self) -> Task | None:
-        """Return the next trial that keeps the budgets by its predicted cost; None when there is none left."""
+        """Return the next trial that keeps the budgets by its predicted cost; None when none is left."""
         limits, store = self.setting.limits, self.setting.store
         for _ in range(REJECTIONS_IN_A_ROW):
             asked = None if self._has_enough() else self._study.ask()
@@ -203,7 +206,7 @@ class Search:
                     choices=choices,
                     predicted=cost,
                     violated=tuple(violated),
-                )  # fmt: skip
+                )
             )
             self._study.tell(number, cost.to_json())
         self._decide(f"no candidate inside the budgets among the last {REJECTIONS_IN_A_ROW} proposals")
@@ -247,7 +250,7 @@ class Search:
                 images=values.get("images"),
                 stopped=values.get("stopped"),
                 seconds=result.seconds,
-            )  # fmt: skip
+            )
         )
         self._study.tell(trial.number, {"accuracy": accuracy, **trial.cost.to_json()})
         if len(self._trials) % TRIALS_A_TRIM == 0:
@@ -265,7 +268,7 @@ class Search:
                 predicted=trial.cost,
                 reason=reason,
                 detail=result.detail[-LONGEST_DETAIL:],
-            )  # fmt: skip
+            )
         )
         self._study.fail(trial.number)
         self._failures.add(reason, len(self._trials.known))
@@ -294,14 +297,14 @@ class Search:
         return time.monotonic() - self._started
 
     def _plan_repair(self) -> None:
-        """Choose others where no student kept the budgets, with predictions corrected by what was measured."""
+        """Choose others where no student kept the budgets, by predictions that measurements corrected."""
         told = self._finalists.learn(lambda key: self._trials.of(key).cost)
         why = f"no student kept the budgets{told and f', {told}'}"
         if not self._stages.choose_again(self._elapsed_s(), why):
             self._find_room(why)
 
     def _find_room(self, why: str) -> None:
-        """Go back to trials where none leaves that much room, with the solver's answers to tighter budgets."""
+        """Go back to trials where none leaves that much room: the solver's answers to tighter budgets."""
         found, _ = starting_points(self._solver, self._finalists.tightened())
         price = self.setting.pricer.price
         inside = (one for one in found if self._finalists.is_expected_to_fit(price(one)))

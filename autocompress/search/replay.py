@@ -66,7 +66,7 @@ class Past:
 
 
 def replay(events: Iterable[Event], past: Past, trials_asked: int) -> Past:
-    """Return `past` with what the events say. That there were enough trials holds for as many as are asked."""
+    """Return `past` with what the events say; that trials were enough holds for as many as are asked."""
     for event in events:
         match event:
             case TrialStarted():
