@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from predicted_students import as_predicted
+
 from autocompress.cost.pricer import Pricer, Repairer
 from autocompress.device.profile.profile import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
@@ -31,10 +33,11 @@ from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import load_space
 from autocompress.progress import Console
+from autocompress.runs.events import Decision
 from autocompress.runs.store import RunStore
 from autocompress.runs.tasks import Ask, Result, Stage, Stop, Task, Tell, Wait
 from autocompress.search.halving import Plan
-from autocompress.search.loop import Search
+from autocompress.search.loop import Search, Setting
 from autocompress.search.proposers.solver import Solver
 
 DEVICE, SPACE = "epyc-zen4-onnxruntime-1-thread-resnet20", "joint"
@@ -109,7 +112,7 @@ def event_seconds(store: RunStore, count: int = 100) -> float:
     waited = []
     for index in range(count):
         started, started_cpu = time.perf_counter(), time.process_time()
-        store.append("decision", text=f"event {index} of {count}")
+        store.append(Decision(text=f"event {index} of {count}"))
         waited.append(time.perf_counter() - started - (time.process_time() - started_cpu))
     return max(0.0, statistics.median(waited))
 
@@ -134,10 +137,11 @@ def simulate(
     shutil.rmtree(folder, ignore_errors=True)
     with RunStore.create(folder, {"identity": {}}, {}) as store:
         cluster = VirtualCluster(workers, quality, event_seconds(store), seed)
-        search = Search(
+        setting = Setting(
             pricer, Repairer(pricer, limits, damage), limits, plan, store, cluster,
-            lambda _: {"certified": True}, folder / "distilled", Console(quiet=True),
+            as_predicted(pricer), folder / "distilled", Console(quiet=True),
         )  # fmt: skip
+        search = Search(setting)
         search.run()
     share = sum(cluster.durations_s) / workers / cluster.trials_end_s
     size = max(1, len(cluster.owner_s) // 10)

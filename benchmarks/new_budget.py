@@ -20,12 +20,17 @@ import sys
 import time
 from pathlib import Path
 
+from predicted_students import as_predicted
+
 from autocompress.cost.marginal import effects_of
 from autocompress.device.profile.profile import load_profile, profile_folder
 from autocompress.graph.network import to_json
 from autocompress.pipeline.budget_queries import Answers
 from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import load_space
+from autocompress.runs.events import ChoicesPriced, RunStarted, Scored, SiteRecord
 from autocompress.runs.store import RunStore
 
 PROFILE = "epyc-zen4-onnxruntime-1-thread-resnet20"
@@ -50,17 +55,16 @@ def scored_run(teacher: str, input_size: int) -> float:
         for option in site.options
         if site.kind != "bits" and option != site.default
     ]
-    sites = [
-        {"name": site.name, "kind": site.kind, "options": list(site.options), "locked": site.locked}
-        for site in pricer.bound.sites
-    ]
-    record = {**pricer.teacher.to_json(), "key": "teacher"}
-    limits = {"latency_ms": pricer.teacher.latency_ms}
+    sites = tuple(
+        SiteRecord(site.name, site.kind, site.options, locked=site.locked) for site in pricer.bound.sites
+    )
+    teacher = as_predicted(pricer)(Candidate())
+    limits = Limits(latency_ms=pricer.teacher.latency_ms)
     config = {"identity": {"teacher": opened.teacher.fingerprint}, "space": space.to_json()}
     with RunStore.create(FOLDER, config, {}, overwrite=True) as store:
-        store.append("run_started", teacher=record, limits=limits, sites=sites, dropped=[])
-        store.append("scored", damage=damage)
-        store.append("choices_priced", table=table.to_json())
+        store.append(RunStarted(teacher=teacher, limits=limits, sites=sites))
+        store.append(Scored(damage=tuple(map(tuple, damage))))
+        store.append(ChoicesPriced(table=table.to_json()))
         store.paths.teacher.mkdir()
         network = json.dumps(to_json(opened.network))
         (store.paths.teacher / "network.json").write_text(network, encoding="utf-8")

@@ -24,6 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from predicted_students import as_predicted
+
 from autocompress.problem.candidate import Site
 from autocompress.runs.tasks import Evaluate, Factory, Result, Task
 
@@ -157,7 +159,7 @@ def memory_growth(end: int) -> None:
     from autocompress.runs.in_process import InProcess
     from autocompress.runs.store import RunStore
     from autocompress.search.halving import Plan
-    from autocompress.search.loop import Search
+    from autocompress.search.loop import Search, Setting
     from autocompress.students.builder import Workshop
     from autocompress.students.evaluator import Evaluator, importances
     from autocompress.transforms.sites import bind
@@ -198,11 +200,12 @@ def memory_growth(end: int) -> None:
     plan = Plan(end, 0.1, 0.1, 0.1, 0, students=1, sampler="engine", seed=0)
     shutil.rmtree(FOLDER, ignore_errors=True)
     with RunStore.create(FOLDER, {"identity": {}}, {}) as store:
-        Search(
+        setting = Setting(
             pricer, Repairer(pricer, limits, {}), limits, plan, store,
             Weighing(Evaluator(workshop, FOLDER / "distilled")),
-            lambda _: {"certified": True}, FOLDER / "distilled", Console(quiet=True),
-        ).run()  # fmt: skip
+            as_predicted(pricer), FOLDER / "distilled", Console(quiet=True),
+        )  # fmt: skip
+        Search(setting).run()
     print(
         f"memory: from trial {MEMORY_FROM} to {end} of a toy network "
         f"{used[end] / used[MEMORY_FROM] - 1:+.1%}, target 5 %",

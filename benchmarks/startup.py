@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from autocompress.runs.events import from_json
 from autocompress.runs.store import RunStore
 
 RUNS = 7
@@ -36,14 +37,20 @@ def main() -> None:
 def record(root: Path) -> None:
     """Writes a run through the store, as a search does."""
     teacher = {**costs(1.0), "key": "teacher", "accuracy": 0.9, "accuracy_std_err": 0.003}
+    teacher |= {"certified": True, "path": ""}
     with RunStore.create(root, {"identity": {}}, {}) as store:
-        store.append("run_started", teacher=teacher, limits={"latency_ms": 1.0})
+        append(store, "run_started", teacher=teacher, limits={"latency_ms": 1.0})
         for trial in range(TRIALS):
             share = 0.2 + 0.6 * trial / TRIALS
             common = {"trial": trial, "candidate": f"{trial:012x}", "choices": {"width:conv1": share}}
-            store.append("trial_started", **common)
-            store.append(
-                "trial_finished", **common, accuracy=0.5 + share / 3, predicted=costs(share), seconds=1.0
+            append(store, "trial_started", **common)
+            append(
+                store,
+                "trial_finished",
+                **common,
+                accuracy=0.5 + share / 3,
+                predicted=costs(share),
+                seconds=1.0,
             )
         for index in range(STUDENTS):
             share = 0.2 + 0.6 * index / STUDENTS
@@ -57,7 +64,12 @@ def record(root: Path) -> None:
                 "certified": True,
                 "path": f"students/{key}",
             }
-            store.append("certified", candidate=key, student=student, violated=[])
+            append(store, "certified", candidate=key, student=student, violated=[])
+
+
+def append(store: RunStore, event: str, **fields: object) -> None:
+    """Record an event given by its fields."""
+    store.append(from_json({"event": event, **fields}))
 
 
 def costs(share: float) -> dict[str, object]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from predicted_students import as_predicted
 
 from autocompress.cost.pricer import Pricer, Repairer
 from autocompress.device.profile.profile import load_profile
@@ -31,7 +32,7 @@ from autocompress.runs.ray_workers import executor
 from autocompress.runs.store import RunStore
 from autocompress.runs.tasks import Executor, Stage
 from autocompress.search.halving import Plan
-from autocompress.search.loop import Search
+from autocompress.search.loop import Search, Setting
 from autocompress.students.builder import Workshop
 from autocompress.students.evaluator import Evaluator, importances
 from autocompress.students.remote import remote_evaluator
@@ -82,10 +83,11 @@ def per_minute(
         on = Clocked(InProcess(Evaluator(workshop, FOLDER / "distilled")))
     with RunStore.create(FOLDER, {"identity": {}}, {}) as store:
         try:
-            Search(
+            setting = Setting(
                 pricer, Repairer(pricer, limits, {}), limits, plan, store, on,
-                lambda _: {"certified": True}, FOLDER / "distilled", Console(quiet=True),
-            ).run()  # fmt: skip
+                as_predicted(pricer), FOLDER / "distilled", Console(quiet=True),
+            )  # fmt: skip
+            Search(setting).run()
         finally:
             on.close()
             torch.set_num_threads(1)

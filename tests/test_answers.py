@@ -26,7 +26,9 @@ from autocompress.pipeline.budget_queries import Answers
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import parse_space
+from autocompress.runs.events import ChoicesPriced, RunStarted, Scored, SiteRecord
 from autocompress.runs.store import RunStore
+from autocompress.runs.student import Student
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import bind
 
@@ -59,14 +61,15 @@ def run(pricer: Pricer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     config = {"identity": {"teacher": "teacher"}, "space": parse_space(SPACE).to_json()}
     with RunStore.create(root, config, {}) as store:
-        sites = [
-            {"name": site.name, "kind": site.kind, "options": list(site.options), "locked": site.locked}
-            for site in pricer.bound.sites
-        ]
-        record = {**teacher.to_json(), "key": "teacher", "accuracy": 0.9}
-        store.append("run_started", teacher=record, limits=limits.to_json(), sites=sites, dropped=[])
-        store.append("scored", damage=damage)
-        store.append("choices_priced", table=effects_of(pricer, pricer.low_bits).to_json())
+        sites = tuple(
+            SiteRecord(site.name, site.kind, site.options, locked=site.locked) for site in pricer.bound.sites
+        )
+        measured = Student(
+            key="teacher", accuracy=0.9, accuracy_std_err=0.0, certified=True, path="", **vars(teacher)
+        )
+        store.append(RunStarted(teacher=measured, limits=limits, sites=sites))
+        store.append(Scored(damage=tuple(map(tuple, damage))))
+        store.append(ChoicesPriced(table=effects_of(pricer, pricer.low_bits).to_json()))
         store.paths.teacher.mkdir()
         network = json.dumps(to_json(pricer.bound.network))
         (store.paths.teacher / "network.json").write_text(network, encoding="utf-8")

@@ -124,16 +124,16 @@ def test_a_search_in_one_shot_decides_by_what_it_measures(setting: Setting, tmp_
     plan = {"trial_epochs": 0, "trials": 6, "students": 1, "distill_epochs": 16, "time_limit_s": 36_000.0}
     compress(setting, run, **plan)
     record = read_run(run)
-    trials = [trial for trial in record.trials if trial["event"] == "trial_finished"]
+    trials = [trial for trial in record.trials if trial.name == "trial_finished"]
     size = load_data("digits").validation.size
     assert len(trials) == 6
-    assert all(trial["images"] == size or trial["stopped"] for trial in trials)
-    assert all(trial["accuracy_std_err"] > 0 for trial in trials)
-    (scored,) = [event for event in record.events if event["event"] == "scored"]
-    best = max(scored["rankings"], key=lambda ranking: ranking["correlation"])
-    assert len(scored["rankings"]) == 3 and scored["measure"] == best["measure"]
-    promoted = [event for event in record.events if event["event"] == "promoted"]
-    assert len(promoted) == 2 and {event["rung"] for event in promoted} == {1}
+    assert all(trial.images == size or trial.stopped for trial in trials)
+    assert all(trial.accuracy_std_err > 0 for trial in trials)
+    (scored,) = [event for event in record.events if event.name == "scored"]
+    best = max(scored.rankings, key=lambda ranking: ranking["correlation"])
+    assert len(scored.rankings) == 3 and scored.measure == best["measure"]
+    promoted = [event for event in record.events if event.name == "promoted"]
+    assert len(promoted) == 2 and {event.rung for event in promoted} == {1}
     decisions = " | ".join(api.status(run)["decisions"])
     for said in ("random joint candidates at", "as many as were asked for → promoting 2", "an epoch takes"):
         assert said in decisions
@@ -273,11 +273,11 @@ def test_the_report_is_one_offline_file(finished: Path, tmp_path: Path):
 def test_resuming_a_finished_run_repeats_nothing_and_more_trials_are_added(finished: Path, tmp_path: Path):
     run = tmp_path / "again"
     shutil.copytree(finished, run)
-    before = [trial["candidate"] for trial in read_run(run).trials]
+    before = [trial.candidate for trial in read_run(run).trials]
     ac.resume(run, console=Console(quiet=True))
-    assert [trial["candidate"] for trial in read_run(run).trials] == before
+    assert [trial.candidate for trial in read_run(run).trials] == before
     ac.resume(run, add_trials=2, console=Console(quiet=True))
-    after = [trial["candidate"] for trial in read_run(run).trials if trial["event"] == "trial_finished"]
+    after = [trial.candidate for trial in read_run(run).trials if trial.name == "trial_finished"]
     assert after[: len(before)] == before
     assert len(set(after)) == len(after) == 6
 
@@ -295,7 +295,7 @@ def test_the_same_seed_gives_the_same_trials(setting: Setting, finished: Path, t
     budgets = ac.Budgets(latency_ms=limits["latency_ms"], size_mib=limits["file_bytes"] / 1024**2)
     compress(setting, tmp_path / "twin", budgets=budgets)
     mine, theirs = (
-        [(t["trial"], t["candidate"], t.get("accuracy")) for t in read_run(run).trials]
+        [(t.trial, t.candidate, t.get("accuracy")) for t in read_run(run).trials]
         for run in (finished, tmp_path / "twin")
     )
     assert mine == theirs
@@ -328,7 +328,7 @@ def test_two_workers_find_and_certify_too(setting: Setting, tmp_path: Path):
     front = compress(setting, tmp_path / "run", workers=2)
     assert front.students
     trials = read_run(tmp_path / "run").trials
-    assert [trial["event"] for trial in trials] == ["trial_finished"] * 4
+    assert [trial.name for trial in trials] == ["trial_finished"] * 4
 
 
 def environment() -> dict[str, str]:
@@ -359,7 +359,7 @@ def test_kill_9_at_twenty_random_moments_loses_and_repeats_nothing(setting: Sett
         process.send_signal(signal.SIGKILL)
         process.wait()
         for trial in read_run(run).trials if events.is_file() else ():
-            before = known.setdefault(trial["trial"], trial)
+            before = known.setdefault(trial.trial, trial)
             assert before == trial
         if read_run(run).exit_code == 0:
             break
@@ -367,6 +367,6 @@ def test_kill_9_at_twenty_random_moments_loses_and_repeats_nothing(setting: Sett
     assert front.students
     record = read_run(run)
     assert record.damaged == ()
-    finished = [event["candidate"] for event in record.events if event["event"] == "trial_finished"]
+    finished = [event.candidate for event in record.events if event.name == "trial_finished"]
     assert len(finished) == len(set(finished)) == 6
-    assert {trial["trial"] for trial in record.trials} >= set(known)
+    assert {trial.trial for trial in record.trials} >= set(known)

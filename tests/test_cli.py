@@ -17,9 +17,13 @@ from autocompress import api
 from autocompress.cli.main import main
 from autocompress.cli.support import DEBUG_VARIABLE, resumable
 from autocompress.errors import InterruptedSearchError, NoisyDeviceError, TeacherError
+from autocompress.runs.events import RunFinished, from_json
 from autocompress.runs.store import RunStore
 
 TEACHER = {
+    "key": "teacher",
+    "certified": True,
+    "path": "teacher/model.onnx",
     "accuracy": 0.9,
     "accuracy_std_err": 0.01,
     "latency_ms": 4.0,
@@ -57,7 +61,7 @@ def finished(tmp_path: Path) -> Path:
     ]
     limits = {"latency_ms": 2.6, "peak_memory_bytes": None, "file_bytes": None}
     with RunStore.create(root, {"identity": {}}, {}, resume=False, overwrite=False) as store:
-        store.append("run_started", teacher=TEACHER, limits=limits, sites=[])
+        store.append(from_json({"event": "run_started", "teacher": TEACHER, "limits": limits}))
         for key, accuracy, latency_ms, file_bytes, violated in students:
             student = {
                 **TEACHER,
@@ -70,12 +74,13 @@ def finished(tmp_path: Path) -> Path:
                 "certified": not violated,
                 "path": f"students/{key}",
             }
-            store.append("certified", candidate=key, student=student, violated=violated)
+            event = {"event": "certified", "candidate": key, "student": student, "violated": violated}
+            store.append(from_json(event))
             folder = store.paths.student(key)
             folder.mkdir(parents=True)
             (folder / "spec.json").write_text(json.dumps({"key": key}))
             (folder / "model.onnx").touch()
-        store.append("run_finished", exit_code=0)
+        store.append(RunFinished(exit_code=0))
     return root
 
 
@@ -193,7 +198,7 @@ def test_an_interrupted_search_says_how_to_go_on(finished: Path, tmp_path: Path)
 def test_ctrl_c_ends_a_command_with_130(tmp_path: Path):
     (tmp_path / "slow.py").write_text(
         "import sys, time\n"
-        "from autocompress import api, cli\n"
+        "from autocompress import api\nfrom autocompress.cli import main as cli\n"
         "def doctor():\n"
         "    sys.stderr.write('started\\n'); sys.stderr.flush(); time.sleep(30)\n"
         "api.doctor = doctor\n"

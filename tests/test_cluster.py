@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import load_data
 from autocompress.problem.space import parse_space
 from autocompress.progress import Console
+from autocompress.runs.events import Certified
 from autocompress.runs.ray_workers import executor
 from autocompress.runs.store import RunStore, read_run
+from autocompress.runs.student import Student
 from autocompress.runs.tasks import Ask, Executor, Stop, Tell
 from autocompress.search.halving import Plan
-from autocompress.search.loop import Search
+from autocompress.search.loop import Search, Setting
 from autocompress.students.builder import Workshop
 from autocompress.students.evaluator import importances
 from autocompress.students.remote import remote_evaluator
@@ -95,23 +97,26 @@ def test_a_search_outlives_a_node_and_records_every_trial_once(cluster: Any, tmp
     on = Killing(executor(factory, address=cluster.address), cluster)
     with RunStore.create(tmp_path / "run", {"identity": {}}, {}) as store:
 
-        def certify(candidate: Candidate) -> Mapping[str, Any]:
+        def certify(candidate: Candidate) -> Student:
             assert (tmp_path / "distilled" / candidate.key / "model.onnx").is_file()
-            cost = pricer.price(candidate).to_json()
-            student = {**cost, "key": candidate.key, "accuracy": 0.5, "certified": True}
-            store.append("certified", candidate=candidate.key, student=student, violated=[])
+            cost = vars(pricer.price(candidate))
+            student = Student(
+                key=candidate.key, accuracy=0.5, accuracy_std_err=0.0, certified=True, path="", **cost
+            )
+            store.append(Certified(candidate=candidate.key, student=student))
             return student
 
+        setting = Setting(
+            pricer, Repairer(pricer, limits, {}), limits, PLAN, store, on, certify,
+            tmp_path / "distilled", Console(quiet=True),
+        )  # fmt: skip
         try:
-            students = Search(
-                pricer, Repairer(pricer, limits, {}), limits, PLAN, store, on, certify,
-                tmp_path / "distilled", Console(quiet=True),
-            ).run()  # fmt: skip
+            students = Search(setting).run()
         finally:
             on.close()
     assert len(cluster.worker_nodes) == NODES - 2
     assert len(students) == PLAN.students
-    events = [event for event in read_run(tmp_path / "run").events if "trial" in event]
-    told = Counter(event["trial"] for event in events if event["event"] == "trial_finished")
+    events = [event for event in read_run(tmp_path / "run").events if hasattr(event, "trial")]
+    told = Counter(event.trial for event in events if event.name == "trial_finished")
     assert told == dict.fromkeys(range(PLAN.trials), 1)
-    assert [event for event in events if event["event"] == "trial_failed"] == []
+    assert [event for event in events if event.name == "trial_failed"] == []

@@ -204,7 +204,7 @@ def test_the_lock_is_exclusive_and_names_its_holder(own_lock: Path):
 
 def test_who_waits_for_the_lock_says_for_whom(own_lock: Path, caplog: pytest.LogCaptureFixture):
     code = (
-        "import sys; from autocompress.device.measure import machine_lock\n"
+        "import sys; from autocompress.device.measure.latency import machine_lock\n"
         "with machine_lock(): print('held', flush=True); sys.stdin.readline()"
     )
     root = Path(__file__).parents[1]

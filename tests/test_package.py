@@ -111,7 +111,7 @@ def test_8_bit_weights_are_stored_in_8_bits(tmp_path: Path) -> None:
 def test_loads_in_a_fresh_process(folder: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path\n"
-        "from autocompress.export.package import load_student\n"
+        "from autocompress.export.student_folder import load_student\n"
         "x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))\n"
         "sys.stdout.write(str(load_student(Path(sys.argv[1]))(x).double().sum().item()))"
     )

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import BudgetError, InputError, NothingFeasibleError, StudentError
-from autocompress.problem.budgets import MIB
+from autocompress.problem.budgets import MIB, Limits
+from autocompress.runs.events import Certified, RunStarted
 from autocompress.runs.front import Front, front_of
 from autocompress.runs.pareto import hypervolume, hypervolume_history, non_dominated
 from autocompress.runs.store import RunStore, read_run
 from autocompress.runs.student import Student
 
-TEACHER = {"accuracy": 0.95, "latency_ms": 4.0, "peak_memory_bytes": 4 * MIB, "file_bytes": 2 * MIB}
-LIMITS = {"latency_ms": 2.0, "peak_memory_bytes": None, "file_bytes": MIB}
+LIMITS = Limits(latency_ms=2.0, file_bytes=MIB)
 
 
 def student(key, accuracy=0.9, latency_ms=1.0, certified=True, spread=0.1, size=MIB // 2, **changes):
@@ -36,6 +36,7 @@ def student(key, accuracy=0.9, latency_ms=1.0, certified=True, spread=0.1, size=
     return Student(**{**values, **changes})
 
 
+TEACHER = student("teacher", 0.95, 4.0, peak_memory_bytes=4 * MIB, size=2 * MIB)
 FAST, GOOD, SMALL = (
     student("fast", 0.80, 0.5),
     student("good", 0.94, 1.5),
@@ -53,9 +54,9 @@ FRONT = front(GOOD, SMALL, FAST, measured=(GOOD, SMALL, FAST, SLOW))
 
 def record(root, students):
     with RunStore.create(root, {"identity": {}}, {}) as store:
-        store.append("run_started", teacher=TEACHER, limits=LIMITS, sites=[])
+        store.append(RunStarted(teacher=TEACHER, limits=LIMITS))
         for item, violated in students:
-            store.append("certified", candidate=item.key, student=item.to_json(), violated=violated)
+            store.append(Certified(candidate=item.key, student=item, violated=tuple(violated)))
     return read_run(root)
 
 
@@ -269,7 +270,7 @@ def test_conditions_that_cannot_be_read(condition):
 
 def test_a_percentage_needs_a_measured_teacher():
     with pytest.raises(InputError, match="teacher"):
-        Front("runs/x", {}, {}, ()).filtered(latency="<40%")
+        Front("runs/x", None, None, ()).filtered(latency="<40%")
 
 
 def test_orders():

@@ -470,7 +470,7 @@ def test_reports_need_no_heavy_packages() -> None:
 
     heavy = ["torch", "optuna", "ray", "onnx", "onnxruntime", "timm", "scipy", "sklearn"]
     code = (
-        "import sys, json, autocompress.reporting.html, autocompress.reporting.table;"
+        "import sys, json, autocompress.reporting.html, autocompress.reporting.tables;"
         "import autocompress.reporting.card;"
         f"print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     )

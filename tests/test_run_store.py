@@ -15,8 +15,12 @@ import pytest
 import yaml
 
 from autocompress.errors import RunError
+from autocompress.problem.budgets import Limits
+from autocompress.problem.candidate import Cost
 from autocompress.runs import event_log
+from autocompress.runs.events import OtherEvent, SiteRecord
 from autocompress.runs.store import RunPaths, RunStore, check_available, environment_record, read_run
+from autocompress.runs.student import Student
 
 IDENTITY = {
     "teacher": "t1",
@@ -32,7 +36,7 @@ CONFIG = {"identity": IDENTITY, "options": {"trials": 10}}
 def make(root, *events, **options):
     with RunStore.create(root, options.pop("config", CONFIG), {"python": "3"}, **options) as store:
         for name, fields in events:
-            store.append(name, **fields)
+            store.append(written(name, **fields))
     return RunPaths(Path(root))
 
 
@@ -57,6 +61,15 @@ def student(key, **changes):
     return {**record, **changes}
 
 
+COST = {name: student("a")[name] for name in vars(Cost(1, (1, 1), 1, 1, 1, 1)) if name in student("a")}
+SITE = {"name": "bits:a", "kind": "bits", "options": [8, 32], "default": 32, "locked": ""}
+
+
+def written(event, **fields):
+    """An event of any kind, its fields as they are: also such as no program writes."""
+    return OtherEvent(name_written=event, extra=fields)
+
+
 # A line of events.jsonl
 
 
@@ -75,10 +88,10 @@ def test_a_line_is_json_with_a_number_a_time_a_name_and_the_checksum_of_the_rest
 def test_append_returns_what_was_recorded_and_values_become_plain_json(tmp_path):
     fields = {"a": np.float32(0.5), "b": np.int64(7), "c": (1, 2), "d": Path("x/y"), "e": float("nan")}
     with RunStore.create(tmp_path / "r", CONFIG, {}) as store:
-        returned = store.append("values", **fields)
+        returned = store.append(written("values", **fields))
     (event,) = read_run(tmp_path / "r").events
-    assert (returned["seq"], returned["time"], returned["b"]) == (0, event["time"], 7)
-    assert [event[name] for name in "abcde"] == [0.5, 7, [1, 2], "x/y", None]
+    assert (returned.seq, returned.time, returned.extra["b"]) == (0, event.time, 7)
+    assert [event.extra[name] for name in "abcde"] == [0.5, 7, [1, 2], "x/y", None]
 
 
 # Torn and damaged lines
@@ -90,10 +103,10 @@ def test_a_torn_last_line_is_dropped_by_readers_and_cut_off_by_the_next_writer(t
     whole = paths.events.read_bytes()
     paths.events.write_bytes(whole[:-cut])
     record = read_run(paths.root)
-    assert ([event["event"] for event in record.events], record.damaged) == (["one"], ())
+    assert ([event.name for event in record.events], record.damaged) == (["one"], ())
     make(paths.root, ("three", {}), resume=True)
     record = read_run(paths.root)
-    assert [(event["seq"], event["event"]) for event in record.events] == [(0, "one"), (1, "three")]
+    assert [(event.seq, event.name) for event in record.events] == [(0, "one"), (1, "three")]
     assert record.damaged == ()
 
 
@@ -104,7 +117,7 @@ def test_a_damaged_line_inside_is_reported_to_readers_and_refused_by_the_writer(
     paths.events.write_bytes(b"".join(content))
     record = read_run(paths.root)
     assert record.damaged == (2,)
-    assert [trial["trial"] for trial in record.trials] == [0, 2, 3]
+    assert [trial.trial for trial in record.trials] == [0, 2, 3]
     with pytest.raises(RunError, match="line 2"):
         make(paths.root, resume=True)
     assert lines(paths) == content
@@ -159,16 +172,16 @@ def full_after(count):
 def test_an_append_to_a_full_disk_takes_back_what_it_wrote_and_later_ones_work(tmp_path, monkeypatch):
     paths = RunPaths(tmp_path / "r")
     with RunStore.create(paths.root, CONFIG, {}) as store:
-        store.append("one")
+        store.append(written("one"))
         before = paths.events.read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr(event_log.os, "write", full_after(15))
             with pytest.raises(RunError, match=r"(?s)No space left.*resume"):
-                store.append("two", text="x" * 100)
+                store.append(written("two", text="x" * 100))
         assert paths.events.read_bytes() == before
-        store.append("three")
+        store.append(written("three"))
     record = read_run(paths.root)
-    assert [(event["seq"], event["event"]) for event in record.events] == [(0, "one"), (1, "three")]
+    assert [(event.seq, event.name) for event in record.events] == [(0, "one"), (1, "three")]
 
 
 def test_what_cannot_be_taken_back_at_once_is_taken_back_by_the_next_append(tmp_path, monkeypatch):
@@ -187,11 +200,11 @@ def test_what_cannot_be_taken_back_at_once_is_taken_back_by_the_next_append(tmp_
                 lambda *a: calls.append(a) or (truncate if len(calls) == 1 else refuse)(*a),
             )
             with pytest.raises(RunError):
-                store.append("one", text="x" * 100)
+                store.append(written("one", text="x" * 100))
         assert len(paths.events.read_bytes()) == 15
-        store.append("two")
+        store.append(written("two"))
     record = read_run(paths.root)
-    assert [event["event"] for event in record.events] == ["two"] and record.damaged == ()
+    assert [event.name for event in record.events] == ["two"] and record.damaged == ()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -232,7 +245,7 @@ def test_overwrite_deletes_what_a_run_writes_and_nothing_else(tmp_path):
     paths.student("abc").mkdir(parents=True)
     (paths.root / "notes.txt").write_text("mine")
     make(paths.root, ("fresh", {}), overwrite=True)
-    assert [event["event"] for event in read_run(paths.root).events] == ["fresh"]
+    assert [event.name for event in read_run(paths.root).events] == ["fresh"]
     assert not paths.students.exists()
     assert (paths.root / "notes.txt").read_text() == "mine"
 
@@ -314,7 +327,7 @@ def test_resuming_goes_on_counting_and_records_new_options(tmp_path):
     paths = make(tmp_path / "r", ("one", {}), ("two", {}))
     make(paths.root, ("three", {}), resume=True, config={**CONFIG, "options": {"trials": 20}})
     record = read_run(paths.root)
-    assert [event["seq"] for event in record.events] == [0, 1, 2]
+    assert [event.seq for event in record.events] == [0, 1, 2]
     assert record.config["options"] == {"trials": 20}
     assert yaml.safe_load(paths.config.read_text()) == record.config
 
@@ -323,12 +336,12 @@ def test_resuming_goes_on_counting_and_records_new_options(tmp_path):
 
 
 def test_a_record_says_what_happened(tmp_path):
-    cost = {"latency_ms": 1.0}
+    cost = {**COST, "latency_ms": 1.0}
     paths = make(
         tmp_path / "r",
         (
             "run_started",
-            {"teacher": {"accuracy": 0.9}, "limits": {"latency_ms": 2.0}, "sites": [{"name": "a"}]},
+            {"teacher": student("teacher"), "limits": {"latency_ms": 2.0}, "sites": [SITE]},
         ),
         ("decision", {"text": "start"}),
         ("trial_started", {"trial": 0, "candidate": "a"}),
@@ -336,7 +349,7 @@ def test_a_record_says_what_happened(tmp_path):
         ("trial_failed", {"trial": 1, "candidate": "b", "reason": "nan"}),
         ("trial_infeasible", {"trial": 2, "candidate": "c", "violated": ["latency_ms"]}),
         ("trial_started", {"trial": 3, "candidate": "d"}),
-        ("promoted", {"candidate": "a", "rung": 1}),
+        ("promoted", {"candidate": "a", "rung": 1, "accuracy": 0.8, "epochs": 3}),
         (
             "certified",
             {"candidate": "a", "student": student("a", certified=False), "violated": ["latency_ms"]},
@@ -344,13 +357,14 @@ def test_a_record_says_what_happened(tmp_path):
         ("certified", {"candidate": "a", "student": student("a", latency_ms=1.5), "violated": []}),
     )
     record = read_run(paths.root)
-    assert (record.teacher, record.limits) == ({"accuracy": 0.9}, {"latency_ms": 2.0})
-    assert record.sites == [{"name": "a"}]
+    assert (record.teacher, record.limits) == (Student.from_json(student("teacher")), Limits(latency_ms=2.0))
+    assert record.sites == (SiteRecord("bits:a", "bits", (8, 32), 32),)
     assert record.counts == {"finished": 1, "failed": 1, "infeasible": 1, "promoted": 1, "measured": 1}
-    assert [trial["trial"] for trial in record.trials] == [0, 1, 2]
+    assert [trial.trial for trial in record.trials] == [0, 1, 2]
     (last,) = record.students
-    assert (last["key"], last["certified"], last["latency_ms"], last["violated"]) == ("a", True, 1.5, [])
-    assert [decision["text"] for decision in record.decisions] == ["start"]
+    assert (last.candidate, last.violated) == ("a", ())
+    assert (last.student.key, last.student.certified, last.student.latency_ms) == ("a", True, 1.5)
+    assert [decision.text for decision in record.decisions] == ["start"]
     assert record.exit_code is None
     make(paths.root, ("run_finished", {"exit_code": 3}), resume=True)
     assert read_run(paths.root).exit_code == 3
@@ -389,7 +403,7 @@ def test_an_event_without_what_readers_need_counts_as_damaged(tmp_path, event, f
     paths = make(tmp_path / "r", (event, fields), ("run_finished", {"exit_code": 0}))
     record = read_run(paths.root)
     assert record.damaged == (1,)
-    assert [one["event"] for one in record.events] == ["run_finished"]
+    assert [one.name for one in record.events] == ["run_finished"]
 
 
 def test_an_environment_that_nests_for_ever_is_named(tmp_path):
@@ -410,13 +424,14 @@ def test_the_environment_names_versions_and_the_seed():
 
 APPEND_FOREVER = """
 import sys
+from autocompress.runs.events import OtherEvent
 from autocompress.runs.store import RunStore
 store = RunStore.create(sys.argv[1], {"identity": {}}, {}, resume=True)
 sys.stdout.write("ready\\n")
 sys.stdout.flush()
 while True:
-    record = store.append("trial_finished", trial=0, text="x" * 3000)
-    sys.stdout.write(f"{record['seq']}\\n")
+    record = store.append(OtherEvent(name_written="noted", extra={"text": "x" * 3000}))
+    sys.stdout.write(f"{record.seq}\\n")
     sys.stdout.flush()
 """
 
@@ -441,7 +456,7 @@ def test_kill_9_at_random_moments_loses_no_acknowledged_event(tmp_path):
     for _ in range(20):
         acknowledged += killed_after(tmp_path / "r", moments.uniform(0.0, 0.05))
         record = read_run(tmp_path / "r")
-        numbers = [event["seq"] for event in record.events]
+        numbers = [event.seq for event in record.events]
         assert numbers == list(range(len(numbers)))
         assert record.damaged == ()
         assert set(acknowledged) <= set(numbers)

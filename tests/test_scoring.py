@@ -80,13 +80,13 @@ def scoring_of(workshop: Workshop, bench: Bench, run: Path, is_tight: bool = Fal
 
 def scored(workshop: Workshop, bench: Bench, run: Path) -> dict[Any, float]:
     with scoring_of(workshop, bench, run) as scoring:
-        return scoring.damage(read_run(run).events)
+        return scoring.damage(read_run(run))
 
 
 def paired(workshop: Workshop, bench: Bench, run: Path) -> Pairs:
     with scoring_of(workshop, bench, run, is_tight=True) as scoring:
-        events = read_run(run).events
-        return scoring.pairs(events, scoring.damage(events))
+        record = read_run(run)
+        return scoring.pairs(record, scoring.damage(record))
 
 
 def test_an_interrupted_scoring_goes_on_where_it_stopped(workshop: Workshop, tmp_path: Path):
@@ -132,9 +132,9 @@ def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_pat
     choices = list(choices_to_score(workshop.bound))
     assert found[choices[3]] == MOST_DAMAGE
     assert all(value < 100 for choice, value in found.items() if choice != choices[3])
-    failed = [event for event in read_run(tmp_path / "run").events if event.get("reason")]
-    assert [(event["site"], event["option"]) for event in failed] == [choices[3]]
-    assert "no room" in failed[0]["reason"]
+    failed = [event for event in read_run(tmp_path / "run").events if getattr(event, "reason", None)]
+    assert [(event.site, event.option) for event in failed] == [choices[3]]
+    assert "no room" in failed[0].reason
 
 
 def test_pairs_are_scored_where_sums_will_not_do(
@@ -153,12 +153,12 @@ def test_pairs_are_scored_where_sums_will_not_do(
     assert paired(widths, third, tmp_path / "run") == pairs
     assert third.asked == []
     events = read_run(tmp_path / "run").events
-    measure = next(event["measure"] for event in events if event["event"] == "scored")
-    joint = [event for event in events if event["event"] == "joint_scored"]
+    measure = next(event.measure for event in events if event.name == "scored")
+    joint = [event for event in events if event.name == "joint_scored"]
     assert len(joint) == len(asked) - count
     scorer = Scorer(OneShot(widths, fit_images=256, fit_rows=SCORE_ROWS))
     for event in joint[:3]:
-        assert event["damage"] == pytest.approx(scorer(Candidate.of(event["choices"]))[measure], abs=1e-9)
+        assert event.damage == pytest.approx(scorer(Candidate.of(event.choices))[measure], abs=1e-9)
 
 
 def test_pairs_are_left_alone_where_sums_will_do(
@@ -168,7 +168,7 @@ def test_pairs_are_left_alone_where_sums_will_do(
     bench = Bench(widths, tmp_path)
     assert paired(widths, bench, tmp_path / "run") == {}
     assert len(bench.asked) <= len(list(choices_to_score(widths.bound))) + 1
-    said = [event["text"] for event in read_run(tmp_path / "run").events if event["event"] == "decision"]
+    said = [event.text for event in read_run(tmp_path / "run").events if event.name == "decision"]
     assert "sums will do" in said[-1]
 
 
@@ -178,9 +178,9 @@ def test_a_pair_that_cannot_be_scored_is_the_worst(
     monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))
     paired(widths, Bench(widths, tmp_path, fails_at=count + 1), tmp_path / "run")
-    joint = [event for event in read_run(tmp_path / "run").events if event["event"] == "joint_scored"]
-    assert joint[1]["damage"] == MOST_DAMAGE
-    assert "no room" in joint[1]["reason"]
+    joint = [event for event in read_run(tmp_path / "run").events if event.name == "joint_scored"]
+    assert joint[1].damage == MOST_DAMAGE
+    assert "no room" in joint[1].reason
 
 
 def test_a_joint_score_that_failed_is_tried_once_more_on_resume(
@@ -194,5 +194,5 @@ def test_a_joint_score_that_failed_is_tried_once_more_on_resume(
     second = Bench(widths, tmp_path)
     paired(widths, second, tmp_path / "run")
     assert second.asked[0] == first.asked[count]
-    said = [event["text"] for event in read_run(tmp_path / "run").events if event["event"] == "decision"]
+    said = [event.text for event in read_run(tmp_path / "run").events if event.name == "decision"]
     assert len(said) == len(set(said))

@@ -28,13 +28,15 @@ from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Cost
 from autocompress.problem.space import parse_space
 from autocompress.progress import Console
+from autocompress.runs.events import Certified, RunStarted, TrialEnd
 from autocompress.runs.front import front_of
 from autocompress.runs.in_process import InProcess
 from autocompress.runs.store import RunPaths, RunStore, read_run
+from autocompress.runs.student import Student
 from autocompress.runs.tasks import Stage, Task
 from autocompress.search.finalists import NOISY_ROUNDS, patiently
 from autocompress.search.halving import EpochPlan, Epochs, Plan, planned, ranked
-from autocompress.search.loop import Search
+from autocompress.search.loop import Search, Setting
 from autocompress.search.proposers.solver import Solver
 from autocompress.search.trials import Trial
 from autocompress.transforms.sites import bind
@@ -70,20 +72,31 @@ class Bench:
         accuracy = 0.5 + 0.4 * self.pricer.price(candidate).macs / self.pricer.teacher.macs
         return {"accuracy": accuracy + task.payload["epochs"] / 1000, "loss": 1.0}
 
-    def certify(self, store: RunStore, candidate: Candidate) -> Mapping[str, Any]:
+    def certify(self, store: RunStore, candidate: Candidate) -> Student:
         cost = self.pricer.price(candidate)
         latency = self.slower * cost.latency_ms
-        measured = {**cost.to_json(), "latency_ms": latency, "latency_ms_ci95": [latency, latency]}
-        measured["file_bytes"] *= self.larger
-        violated = self.limits.violated(measured, upper=True)
-        student = {**measured, "key": candidate.key, "accuracy": 0.9, "certified": not violated}
-        store.append("certified", candidate=candidate.key, student=student, violated=violated)
+        measured = replace(
+            cost,
+            latency_ms=latency,
+            latency_ms_ci95=(latency, latency),
+            file_bytes=int(cost.file_bytes * self.larger),
+        )
+        violated = tuple(self.limits.violated(measured, upper=True))
+        student = Student(
+            key=candidate.key,
+            accuracy=0.9,
+            accuracy_std_err=0.01,
+            certified=not violated,
+            path="",
+            **vars(measured),
+        )
+        store.append(Certified(candidate=candidate.key, student=student, violated=violated))
         return student
 
     def run(self, plan: Plan = PLAN, evaluate: Evaluate | None = None, resume: bool = False) -> list[Any]:
         options = {"resume": resume, "overwrite": not resume}
         with RunStore.create(self.root, {"identity": {}}, {}, **options) as store:
-            return Search(
+            setting = Setting(
                 pricer=self.pricer,
                 repair=Repairer(self.pricer, self.limits, {}),
                 limits=self.limits,
@@ -93,10 +106,11 @@ class Bench:
                 certify=lambda candidate: self.certify(store, candidate),
                 distilled_folder=self.root / "distilled",
                 console=Console(quiet=True),
-            ).run(read_run(self.root).events)
+            )
+            return Search(setting, read_run(self.root).events).run()
 
     @property
-    def trials(self) -> list[dict[str, Any]]:
+    def trials(self) -> list[TrialEnd]:
         return read_run(self.root).trials
 
 
@@ -107,23 +121,23 @@ def bench(tmp_path: Path, pricer: Pricer, limits: Limits) -> Bench:
 
 def test_every_trial_keeps_the_budgets_and_none_is_repeated(bench: Bench):
     bench.run()
-    finished = [trial for trial in bench.trials if trial["event"] == "trial_finished"]
+    finished = [trial for trial in bench.trials if trial.name == "trial_finished"]
     assert len(finished) == PLAN.trials
-    assert len({trial["candidate"] for trial in finished}) == PLAN.trials
+    assert len({trial.candidate for trial in finished}) == PLAN.trials
     for trial in finished:
-        assert trial["predicted"]["latency_ms"] <= bench.limits.latency_ms
-        assert Candidate.of(trial["choices"]).key == trial["candidate"]
+        assert trial.predicted.latency_ms <= bench.limits.latency_ms
+        assert Candidate.of(trial.choices).key == trial.candidate
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_every_sampler_keeps_the_budgets_and_starts_from_the_solver(bench: Bench, sampler: str):
     bench.run(Plan(**{**vars(PLAN), "sampler": sampler}))
-    finished = [trial for trial in bench.trials if trial["event"] == "trial_finished"]
-    assert len({trial["candidate"] for trial in finished}) == PLAN.trials
-    assert all(trial["predicted"]["latency_ms_ci95"][1] <= bench.limits.latency_ms for trial in finished)
+    finished = [trial for trial in bench.trials if trial.name == "trial_finished"]
+    assert len({trial.candidate for trial in finished}) == PLAN.trials
+    assert all(trial.predicted.latency_ms_ci95[1] <= bench.limits.latency_ms for trial in finished)
     seeds = Solver(bench.pricer, {}).sweep(bench.limits, 6)
-    assert [trial["candidate"] for trial in finished][: len(seeds)] == [seed.key for seed in seeds]
-    assert any("integer programming" in event["text"] for event in read_run(bench.root).decisions)
+    assert [trial.candidate for trial in finished][: len(seeds)] == [seed.key for seed in seeds]
+    assert any("integer programming" in event.text for event in read_run(bench.root).decisions)
 
 
 def test_an_unknown_sampler_is_refused(bench: Bench):
@@ -135,13 +149,14 @@ def test_an_unknown_sampler_is_refused(bench: Bench):
 def test_limits_that_nothing_keeps_are_searched_from_repaired_candidates(bench: Bench, pricer: Pricer):
     bench.limits = Limits(latency_ms=0.5 * pricer.smallest.latency_ms)
     assert bench.run() == []
-    record = read_run(bench.root)
-    record.events.insert(0, {"event": "run_started", "limits": bench.limits.to_json(), "teacher": {}})
+    teacher = Student("teacher", 0.9, 0.01, 1.0, (1.0, 1.0), 1, 1, 1, 1, True, "")
+    begun = RunStarted(teacher=teacher, limits=bench.limits)
+    record = replace(read_run(bench.root), events=(begun, *read_run(bench.root).events))
     with pytest.raises(NothingFeasibleError) as caught:
         front_of(record).best()
-    nearest = min(bench.trials, key=lambda trial: trial["predicted"]["latency_ms_ci95"][1])
-    assert nearest["candidate"] in caught.value.why and "latency" in caught.value.why
-    (decision,) = [e["text"] for e in read_run(bench.root).decisions if "solver" in e["text"]]
+    nearest = min(bench.trials, key=lambda trial: trial.predicted.latency_ms_ci95[1])
+    assert nearest.candidate in caught.value.why and "latency" in caught.value.why
+    (decision,) = [e.text for e in read_run(bench.root).decisions if "solver" in e.text]
     assert "nothing inside the budgets" in decision and "above the latency budget" in decision
 
 
@@ -152,10 +167,10 @@ def test_the_stages_follow_each_other(bench: Bench):
     assert stages == [Stage.TRIAL] * 12 + [Stage.PROMOTION] * promoted + [Stage.FINAL] * 2
     assert promoted == 4
     assert len(students) == 2
-    best = max(trial["accuracy"] for trial in bench.trials)
-    keys = {student["key"] for student in students}
-    assert best in {trial["accuracy"] for trial in bench.trials if trial["candidate"] in keys}
-    events = [event["event"] for event in read_run(bench.root).events]
+    best = max(trial.accuracy for trial in bench.trials)
+    keys = {student.key for student in students}
+    assert best in {trial.accuracy for trial in bench.trials if trial.candidate in keys}
+    events = [event.name for event in read_run(bench.root).events]
     assert [events.count(name) for name in ("promoted", "distilled", "certified")] == [4, 2, 2]
 
 
@@ -163,7 +178,7 @@ def test_the_same_seed_gives_the_same_trials(tmp_path: Path, pricer: Pricer, lim
     def keys(root: Path, seed: int) -> list[str]:
         other = Bench(root, pricer, limits)
         other.run(Plan(**{**vars(PLAN), "seed": seed}))
-        return [trial["candidate"] for trial in other.trials]
+        return [trial.candidate for trial in other.trials]
 
     assert keys(tmp_path / "a", 3) == keys(tmp_path / "b", 3)
     assert keys(tmp_path / "a", 4) != keys(tmp_path / "b", 3)
@@ -179,14 +194,14 @@ def test_a_search_goes_on_where_it_was_killed(bench: Bench):
 
     with pytest.raises(KeyboardInterrupt):
         bench.run(evaluate=killed)
-    before = [trial["candidate"] for trial in bench.trials]
-    started = [event for event in read_run(bench.root).events if event["event"] == "trial_started"]
+    before = [trial.candidate for trial in bench.trials]
+    started = [event for event in read_run(bench.root).events if event.name == "trial_started"]
     assert len(before) == 7
     bench.tasks.clear()
     bench.run(resume=True)
     trials = [task for task in bench.tasks if task.stage == Stage.TRIAL]
-    assert Candidate.of(trials[0].candidate).key == started[-1]["candidate"]
-    finished = [trial["candidate"] for trial in bench.trials]
+    assert Candidate.of(trials[0].candidate).key == started[-1].candidate
+    finished = [trial.candidate for trial in bench.trials]
     assert finished[:7] == before
     assert len(set(finished)) == len(finished) == PLAN.trials
 
@@ -220,9 +235,9 @@ def test_a_third_climbs_each_rung_from_where_it_was(bench: Bench):
     assert {task.trial for task in bench.tasks if task.stage == Stage.FINAL} < {
         task.trial for task in rungs[12:]
     }
-    promoted = [event for event in read_run(bench.root).events if event["event"] == "promoted"]
-    assert [(event["rung"], event["epochs"]) for event in promoted] == [(1, 3)] * 12 + [(2, 9)] * 4
-    (decision,) = [e["text"] for e in read_run(bench.root).decisions if "→" in e["text"]]
+    promoted = [event for event in read_run(bench.root).events if event.name == "promoted"]
+    assert [(event.rung, event.epochs) for event in promoted] == [(1, 3)] * 12 + [(2, 9)] * 4
+    (decision,) = [e.text for e in read_run(bench.root).decisions if "→" in e.text]
     assert (
         decision
         == "14 candidates evaluated, as many as were asked for → promoting 12 to 3 epochs, 4 to 9 epochs"
@@ -257,12 +272,12 @@ def test_rungs_go_on_after_a_kill(bench: Bench, tmp_path: Path, done: int):
 
 def test_a_trial_in_one_shot_races_against_the_best_that_is_as_fast(bench: Bench):
     bench.run(RUNGS)
-    trials = {trial["trial"]: trial for trial in bench.trials}
+    trials = {trial.trial: trial for trial in bench.trials}
     for task in bench.tasks[:14]:
-        latency = trials[task.trial]["predicted"]["latency_ms"]
+        latency = trials[task.trial].predicted.latency_ms
         before = [trials[other.trial] for other in bench.tasks[: bench.tasks.index(task)]]
-        faster = [trial for trial in before if trial["predicted"]["latency_ms"] <= latency]
-        best = max((trial["accuracy"] for trial in faster), default=None)
+        faster = [trial for trial in before if trial.predicted.latency_ms <= latency]
+        best = max((trial.accuracy for trial in faster), default=None)
         assert (task.payload["rival"] or {"accuracy": None})["accuracy"] == best
 
 
@@ -272,7 +287,7 @@ def test_a_front_that_stands_still_ends_the_trials(bench: Bench):
 
     bench.run(Plan(**{**vars(PLAN), "trials": 60, "patience": 15}), evaluate=first_is_best)
     assert len(bench.trials) < 40
-    assert any("front unchanged for" in event["text"] for event in read_run(bench.root).decisions)
+    assert any("front unchanged for" in event.text for event in read_run(bench.root).decisions)
     count = len(bench.trials)
     bench.run(Plan(**{**vars(PLAN), "trials": 60, "patience": 15}), evaluate=first_is_best, resume=True)
     assert len(bench.trials) == count
@@ -281,14 +296,14 @@ def test_a_front_that_stands_still_ends_the_trials(bench: Bench):
 def test_a_finished_search_has_nothing_left_to_do(bench: Bench):
     first = bench.run()
     bench.tasks.clear()
-    assert {student["key"] for student in bench.run(resume=True)} == {student["key"] for student in first}
+    assert {student.key for student in bench.run(resume=True)} == {student.key for student in first}
     assert bench.tasks == []
 
 
 def test_more_trials_continue_a_finished_search(bench: Bench):
     bench.run()
     bench.run(Plan(**{**vars(PLAN), "trials": 18}), resume=True)
-    assert len({trial["candidate"] for trial in bench.trials}) == 18
+    assert len({trial.candidate for trial in bench.trials}) == 18
 
 
 def test_failed_trials_are_recorded_with_their_reason(bench: Bench):
@@ -298,7 +313,7 @@ def test_failed_trials_are_recorded_with_their_reason(bench: Bench):
         return bench.evaluate(task)
 
     bench.run(evaluate=fails_twice)
-    failed = {t["trial"]: t["reason"] for t in bench.trials if t["event"] == "trial_failed"}
+    failed = {t.trial: t.reason for t in bench.trials if t.name == "trial_failed"}
     assert failed == {2: "ValueError: no gradient", 5: "ValueError: no gradient"}
 
 
@@ -308,8 +323,8 @@ def test_a_result_that_is_not_finite_is_a_failure(bench: Bench, name: str):
         return {**bench.evaluate(task), name: float("nan")} if task.trial == 1 else bench.evaluate(task)
 
     bench.run(evaluate=diverges)
-    (failed,) = [trial for trial in bench.trials if trial["event"] == "trial_failed"]
-    assert failed["trial"] == 1 and "finite" in failed["reason"]
+    (failed,) = [trial for trial in bench.trials if trial.name == "trial_failed"]
+    assert failed.trial == 1 and "finite" in failed.reason
 
 
 def test_a_search_in_which_all_fails_is_given_up(bench: Bench):
@@ -331,7 +346,7 @@ def test_a_search_whose_first_trials_fail_alike_is_given_up_at_once(bench: Bench
     assert "no disk at trial" in caught.value.why and "autocompress resume" in caught.value.fix
     assert len(bench.trials) == 3
     bench.run(resume=True)
-    kinds = [trial["event"] for trial in bench.trials]
+    kinds = [trial.name for trial in bench.trials]
     assert kinds == ["trial_failed"] * 3 + ["trial_finished"] * (PLAN.trials - 3)
 
 
@@ -357,11 +372,11 @@ def brought_down(bench: Bench, stage: str, number: int, plan: Plan = PLAN) -> Ta
 def test_a_trial_that_brought_the_process_down_is_recorded_and_not_repeated(bench: Bench):
     task = brought_down(bench, Stage.TRIAL, 3)
     bench.run(resume=True)
-    failed = [trial for trial in bench.trials if trial["event"] == "trial_failed"]
-    assert [trial["trial"] for trial in failed] == [task.trial]
-    assert "Segmentation fault" in failed[0]["reason"] and "Thread 1" in failed[0]["detail"]
-    finished = [trial["candidate"] for trial in bench.trials if trial["event"] == "trial_finished"]
-    assert failed[0]["candidate"] not in finished and len(set(finished)) == PLAN.trials - 1
+    failed = [trial for trial in bench.trials if trial.name == "trial_failed"]
+    assert [trial.trial for trial in failed] == [task.trial]
+    assert "Segmentation fault" in failed[0].reason and "Thread 1" in failed[0].detail
+    finished = [trial.candidate for trial in bench.trials if trial.name == "trial_finished"]
+    assert failed[0].candidate not in finished and len(set(finished)) == PLAN.trials - 1
     assert not RunPaths(bench.root).crash.exists()
 
 
@@ -373,9 +388,9 @@ def test_longer_training_that_brought_the_process_down_is_not_repeated(bench: Be
     again = [(one.stage, one.candidate) for one in bench.tasks]
     assert again and all(candidate != task.candidate for _, candidate in again)
     key = Candidate.of(task.candidate).key
-    assert students and key not in {student["key"] for student in students}
-    (event,) = [event for event in read_run(bench.root).events if event["event"] == "brought_down"]
-    assert (event["candidate"], event["stage"]) == (key, stage) and "Segmentation" in event["reason"]
+    assert students and key not in {student.key for student in students}
+    (event,) = [event for event in read_run(bench.root).events if event.name == "brought_down"]
+    assert (event.candidate, event.stage) == (key, stage) and "Segmentation" in event.reason
     bench.tasks.clear()
     bench.run(resume=True)
     assert bench.tasks == []
@@ -386,9 +401,7 @@ def test_a_kill_leaves_no_crash(bench: Bench):
     note = RunPaths(bench.root).crash
     note.write_text(note.read_text().splitlines()[0] + "\n")
     bench.run(resume=True)
-    assert task.candidate in [
-        trial["choices"] for trial in bench.trials if trial["event"] == "trial_finished"
-    ]
+    assert task.candidate in [trial.choices for trial in bench.trials if trial.name == "trial_finished"]
 
 
 @pytest.mark.parametrize(("slower", "larger", "told"), [(1.25, 1.0, "latency"), (1.0, 1.3, "size")])
@@ -399,11 +412,11 @@ def test_when_no_student_keeps_the_budgets_others_that_leave_room_are_tried(
     file_bytes = round(0.3 * bench.pricer.teacher.file_bytes)
     bench.limits = Limits(latency_ms=bench.limits.latency_ms, file_bytes=file_bytes)
     students = bench.run(Plan(**{**vars(PLAN), "students": 1}))
-    first = [student for student in students if not student["certified"]]
-    repaired = [student for student in students if student["certified"]]
+    first = [student for student in students if not student.certified]
+    repaired = [student for student in students if student.certified]
     assert first and repaired
     assert not any(bench.limits.violated(student, upper=True) for student in repaired)
-    texts = [event["text"] for event in read_run(bench.root).decisions]
+    texts = [event.text for event in read_run(bench.root).decisions]
     assert any(f"{told} up to" in text and "above the prediction" in text for text in texts)
 
 
@@ -423,17 +436,17 @@ def test_when_no_trial_leaves_room_either_the_solver_is_asked_again(bench: Bench
     plan = replace(ONE, sampler=sampler)
     students = bench.run(plan)
     first, *_, last = students
-    assert not first["certified"] and last["certified"]
-    finished = [trial for trial in bench.trials if trial["event"] == "trial_finished"]
-    assert tightened(bench).key in {trial["candidate"] for trial in finished[1:]}
-    texts = [event["text"] for event in read_run(bench.root).decisions]
+    assert not first.certified and last.certified
+    finished = [trial for trial in bench.trials if trial.name == "trial_finished"]
+    assert tightened(bench).key in {trial.candidate for trial in finished[1:]}
+    texts = [event.text for event in read_run(bench.root).decisions]
     assert any("latency up to 100.0% above the prediction, and no trial leaves" in text for text in texts)
     trained = [Candidate.of(task.candidate).key for task in bench.tasks if task.stage != Stage.TRIAL]
-    assert trained.count(first["key"]) <= 2, "what does not fit is not trained on"
+    assert trained.count(first.key) <= 2, "what does not fit is not trained on"
     before = read_run(bench.root).events
     assert bench.run(plan, resume=True) == students
     added = read_run(bench.root).events[len(before) :]
-    assert not any(event["event"].startswith("trial") for event in added)
+    assert not any(event.name.startswith("trial") for event in added)
 
 
 def test_a_search_that_was_killed_while_it_looked_for_room_goes_on_with_that(bench: Bench):
@@ -446,11 +459,11 @@ def test_a_search_that_was_killed_while_it_looked_for_room_goes_on_with_that(ben
 
     with pytest.raises(KeyboardInterrupt):
         bench.run(ONE, evaluate=killed)
-    (started,) = [event for event in read_run(bench.root).events if event.get("trial") == 1]
+    (started,) = [event for event in read_run(bench.root).events if getattr(event, "trial", None) == 1]
     students = bench.run(ONE, resume=True)
-    assert any(student["certified"] for student in students)
-    finished = [trial["candidate"] for trial in bench.trials if trial["event"] == "trial_finished"]
-    assert finished[1] == started["candidate"] and len(finished) == len(set(finished))
+    assert any(student.certified for student in students)
+    finished = [trial.candidate for trial in bench.trials if trial.name == "trial_finished"]
+    assert finished[1] == started.candidate and len(finished) == len(set(finished))
 
 
 def test_accuracy_counts_where_every_candidate_takes_the_teachers_latency(bench: Bench):
@@ -464,9 +477,9 @@ def test_accuracy_counts_where_every_candidate_takes_the_teachers_latency(bench:
         return {**bench.evaluate(task), "accuracy": 0.5 + 0.01 * task.trial}
 
     bench.run(Plan(**{**vars(PLAN), "trials": 30, "patience": 5}), evaluate=ever_better)
-    finished = [trial for trial in bench.trials if trial["event"] == "trial_finished"]
+    finished = [trial for trial in bench.trials if trial.name == "trial_finished"]
     assert len(finished) == 30
-    latencies = {trial["predicted"]["latency_ms"] for trial in finished}
+    latencies = {trial.predicted.latency_ms for trial in finished}
     assert latencies == {bench.pricer.teacher.latency_ms}
 
 
@@ -496,8 +509,8 @@ def test_a_student_that_cannot_be_examined_keeps_no_other_from_being_measured(be
 
     bench.certify = failing_first  # type: ignore[method-assign]
     students = bench.run()
-    assert seen[0] not in {student["key"] for student in students} and len(students) == 1
-    texts = [event["text"] for event in read_run(bench.root).decisions]
+    assert seen[0] not in {student.key for student in students} and len(students) == 1
+    texts = [event.text for event in read_run(bench.root).decisions]
     assert any(f"student {seen[0]} cannot be certified" in text and "0.3" in text for text in texts)
     assert seen.count(seen[0]) == 1
 
@@ -551,7 +564,7 @@ def test_an_interrupt_is_drained_and_says_how_to_go_on(bench: Bench):
     with pytest.raises(InterruptedSearchError) as caught:
         bench.run(evaluate=interrupted)
     assert f"autocompress resume {bench.root}" in caught.value.fix
-    assert [trial["event"] for trial in bench.trials] == ["trial_finished"] * 4
+    assert [trial.name for trial in bench.trials] == ["trial_finished"] * 4
 
 
 def trial(number: int, accuracy: float, latency_ms: float) -> Trial:

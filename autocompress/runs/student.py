@@ -52,6 +52,9 @@ class Student:
         Raises KeyError, TypeError or ValueError for what is no such record.
         """
         known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        for name in _NUMBERS & known.keys():
+            if isinstance(known[name], bool) or not isinstance(known[name], (int, float)):
+                raise TypeError(f"{name} is {known[name]!r}, not a number")
         low, high = data["latency_ms_ci95"]
         return cls(**{**known, "latency_ms_ci95": (float(low), float(high))})
 
@@ -83,3 +86,6 @@ class Student:
                 f"{folder} cannot be written", why=str(error), fix="give another folder"
             ) from error
         return Path(folder)
+
+
+_NUMBERS = {one.name for one in fields(Student) if one.type in ("int", "float")}
