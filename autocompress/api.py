@@ -165,8 +165,8 @@ def compress(
         InputError: something that was given cannot be used; nothing was trained.
     """
     from autocompress.device.profile.profile import load_profile
-    from autocompress.pipeline.options import from_keywords
-    from autocompress.pipeline.request import Request, SearchOptions
+    from autocompress.pipeline.options import SearchOptions, from_keywords
+    from autocompress.pipeline.request import Request
     from autocompress.problem.space import load_space
 
     if budgets is None:

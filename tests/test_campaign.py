@@ -145,10 +145,10 @@ def test_the_front_holds_certified_students_that_keep_the_budgets(finished: Path
     assert front.students
     for student in front.students:
         assert student.certified
-        assert student.latency_ms_ci95[1] <= record.limits["latency_ms"]
-        assert student.file_bytes <= record.limits["file_bytes"] <= 0.7 * front.teacher["file_bytes"]
+        assert student.latency_ms_ci95[1] <= record.limits.latency_ms
+        assert student.file_bytes <= record.limits.file_bytes <= 0.7 * front.teacher.file_bytes
         assert student.file_bytes == (student.folder / "model.onnx").stat().st_size
-        assert student.macs <= front.teacher["macs"]
+        assert student.macs <= front.teacher.macs
     best = front.students[0]
     assert best.accuracy > 0.5
     assert json.loads((finished / "front.json").read_text()) == front.to_json()
@@ -173,7 +173,7 @@ def test_a_budget_of_the_packed_size_brings_sparse_and_shared_weights(setting: S
     front = compress(setting, run, space=str(setting.folder / "packed.yaml"), budgets=small, **plan)
     (student,) = front.students
     coded = student.folder / "student.acz"
-    assert student.packed_bytes == coded.stat().st_size <= 0.15 * front.teacher["packed_bytes"]
+    assert student.packed_bytes == coded.stat().st_size <= 0.15 * front.teacher.packed_bytes
     assert is_intact(student.folder)
     choices = read_spec(student.folder)["choices"]
     assert any(name.startswith(("sparsity:", "codebook:")) for name in choices)
@@ -184,8 +184,8 @@ def test_a_budget_of_the_packed_size_brings_sparse_and_shared_weights(setting: S
     with pytest.raises(ac.NothingFeasibleError, match="packed size"):
         front.best(packed_size_mib=1e-4)
     assert ac.pick(run, tmp_path / "picked", packed_size="15%") == tmp_path / "picked"
-    answer = ac.front(run).solve(packed_size_mib=0.13 * front.teacher["packed_bytes"] / 2**20)
-    assert answer.predicted.packed_bytes <= 0.13 * front.teacher["packed_bytes"]
+    answer = ac.front(run).solve(packed_size_mib=0.13 * front.teacher.packed_bytes / 2**20)
+    assert answer.predicted.packed_bytes <= 0.13 * front.teacher.packed_bytes
 
 
 def test_noise_spoils_only_what_has_to_keep_a_latency(finished: Path, monkeypatch: pytest.MonkeyPatch):
@@ -292,7 +292,7 @@ def test_another_search_is_refused_with_what_changed(setting: Setting, finished:
 
 def test_the_same_seed_gives_the_same_trials(setting: Setting, finished: Path, tmp_path: Path):
     limits = read_run(finished).limits  # the teacher's latency is never measured equal twice
-    budgets = ac.Budgets(latency_ms=limits["latency_ms"], size_mib=limits["file_bytes"] / 1024**2)
+    budgets = ac.Budgets(latency_ms=limits.latency_ms, size_mib=limits.file_bytes / 1024**2)
     compress(setting, tmp_path / "twin", budgets=budgets)
     mine, theirs = (
         [(t.trial, t.candidate, t.get("accuracy")) for t in read_run(run).trials]

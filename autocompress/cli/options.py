@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from autocompress.cli.support import duration_s
+from autocompress.pipeline.options import SearchOptions, Typed
 
 Command = Callable[..., Any]
+Decorator = Callable[[Command], Any]
 
 FOLDER = click.Path(path_type=Path)
 FORMAT = click.option(
@@ -39,11 +42,40 @@ RUNTIME_HELP = (
 DATA_HELP = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, package.module:callable, or file.py:callable."
 
 
+def options_of(kind: type) -> list[Decorator]:
+    """Return one option of a command for each field of a dataclass of `pipeline.options` that has help."""
+    return [_option(one, one.metadata["typed"]) for one in fields(kind) if "typed" in one.metadata]
+
+
+def _option(one: Field[Any], typed: Typed) -> Decorator:
+    flag = typed.flag or "--" + one.name.replace("_", "-")
+    note = f"  [default: {typed.by_default}]" if typed.by_default else ""
+    details: dict[str, Any] = {"callback": duration_s, "metavar": "TIME"} if typed.is_duration else {}
+    return click.option(
+        flag,
+        one.name,
+        type=None if typed.is_duration else _type(one, typed),
+        default=one.default,
+        show_default=one.default is not None,
+        help=typed.help + note,
+        **{"metavar": typed.metavar, **details},
+    )
+
+
+def _type(one: Field[Any], typed: Typed) -> Any:
+    if typed.choices:
+        return click.Choice(list(typed.choices))
+    if "float" in str(one.type):
+        is_open = typed.above is not None
+        return click.FloatRange(min=typed.above if is_open else typed.least, min_open=is_open)
+    if "int" in str(one.type):
+        return click.INT if typed.least is None else click.IntRange(min=int(typed.least))
+    return str
+
+
 def search_options(command: Command) -> Command:
-    """Every option of `search`."""
-    positive = click.IntRange(min=1)
-    epochs = click.FloatRange(min=0, min_open=True)
-    options = [
+    """Add every option of `search` to a command."""
+    options: list[Decorator] = [
         click.option("--teacher", required=True, help=TEACHER_HELP),
         click.option("--data", required=True, help=DATA_HELP),
         SPACE,
@@ -59,42 +91,6 @@ def search_options(command: Command) -> Command:
             help="Limit of the coded student.acz: 30KB, or 5%. The search may choose sparsity and codebooks.",
         ),
         click.option(
-            "--trials",
-            type=positive,
-            help="Candidates to try at most.  [default: 100, or with --time as many as are worth it]",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Processes that try candidates, through Ray Tune; 0 tries them in this process or, with "
-            "--ray-address, takes as many as the cluster holds.",
-        ),
-        click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster to use."),
-        click.option(
-            "--cpus-per-trial",
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="CPUS",
-            help="Processors that a worker takes, such as 0.5 or 4.  [default: 1; all for a single worker]",
-        ),
-        click.option(
-            "--gpus-per-trial",
-            type=click.FloatRange(min=0),
-            default=0.0,
-            show_default=True,
-            metavar="GPUS",
-            help="GPUs that Ray keeps for a worker, such as 0.25; without any, workers may not see one.",
-        ),
-        click.option(
-            "--sampler",
-            type=click.Choice(["engine", "tpe", "nsga2", "nsga3", "gp", "random"]),
-            default="engine",
-            show_default=True,
-            help="What proposes candidates: the surrogate of autocompress, or a sampler of Optuna.",
-        ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
-        click.option(
             "--run",
             type=FOLDER,
             default=Path("runs/latest"),
@@ -103,48 +99,13 @@ def search_options(command: Command) -> Command:
         ),
         click.option("--resume", is_flag=True, help="Go on with the run of that folder."),
         click.option("--overwrite", is_flag=True, help="Replace the run of that folder."),
-        click.option(
-            "--trial-epochs",
-            type=click.FloatRange(min=0),
-            help="Passes over the data for a trial; 0 evaluates it untrained.  [default: by its size]",
-        ),
-        click.option(
-            "--distill-epochs",
-            type=epochs,
-            help="Passes over the data for a finalist.  [default: by its size]",
-        ),
-        click.option("--students", type=positive, default=4, show_default=True, help="Finalists to certify."),
-        click.option(
-            "--batch-size", type=positive, default=128, show_default=True, help="Images of a training step."
-        ),
-        click.option(
-            "--learning-rate",
-            type=click.FloatRange(min=0, min_open=True),
-            help="Peak learning rate of distillation.  [default: chosen for the kind of network]",
-        ),
-        click.option(
-            "--train-on",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            show_default=True,
-            help="Where students are trained: auto takes the GPU that torch sees, else the processor.",
-        ),
-        click.option(
-            "--time",
-            "time_limit_s",
-            callback=duration_s,
-            metavar="TIME",
-            help="What the search should take: 90s, 30m, 1.5h. Decides how much is scored, tried, "
-            "promoted and distilled.",
-        ),
-        click.option(
-            "--trial-timeout",
-            "trial_timeout_s",
-            callback=duration_s,
-            metavar="TIME",
-            help="Give up a trial after this.",
-        ),
+        *options_of(SearchOptions),
     ]
+    return with_options(command, options)
+
+
+def with_options(command: Command, options: Sequence[Decorator]) -> Command:
+    """Add options to a command, shown in this order."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -7,72 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from autocompress.device.measure.machine import device_description
 from autocompress.device.profile.profile import DeviceProfile, load_profile
-from autocompress.errors import InputError, RunError
+from autocompress.errors import RunError
+from autocompress.pipeline.options import SearchOptions
 from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space, space_of
 from autocompress.runs.store import check_available, read_run
 from autocompress.runs.tasks import one_line
 from autocompress.search.halving import PATIENCE, Epochs, Plan, planned
-
-DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
-"""Without a number of trials: where there is no time limit either, and where there is one."""
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How to search; every field has a default, and what is None is found out.
-
-    `trials` are candidates evaluated at most: 100 where neither this nor a time is given. `workers` are
-    processes through Ray Tune; 0 evaluates in this process or, with `ray_address` (HOST:PORT of a running
-    cluster whose nodes have this package), takes as many as the cluster holds; `cpus_per_trial` and
-    `gpus_per_trial` are what a worker takes of its node. Epochs are passes over the training data for a trial
-    (0 evaluates in one shot), a promoted candidate, a finalist, and its quantization-aware distillation; they
-    follow from the size of the data where they are not given. `students` are the finalists that are distilled
-    and certified. `train_on` is "cuda", "cpu", or "auto": the GPU that torch sees, else the processor.
-    `time_limit_s` is what all of it should take; how much is scored, tried, promoted and distilled is decided
-    by it, from measured speeds.
-    """
-
-    trials: int | None = None
-    workers: int = 0
-    ray_address: str | None = None
-    cpus_per_trial: float | None = None
-    gpus_per_trial: float = 0.0
-    sampler: str = "engine"
-    seed: int = 0
-    trial_epochs: float | None = None
-    promotion_epochs: float | None = None
-    distill_epochs: float | None = None
-    quantized_epochs: float | None = None
-    students: int = 4
-    batch_size: int = 128
-    learning_rate: float | None = None
-    train_on: Literal["auto", "cpu", "cuda"] = "auto"
-    time_limit_s: float | None = None
-    trial_timeout_s: float | None = None
-
-    @property
-    def most_trials(self) -> int:
-        """Return how many candidates are evaluated at most."""
-        if self.trials is not None:
-            return self.trials
-        return MOST_TRIALS if self.time_limit_s else DEFAULT_TRIALS
-
-    @property
-    def is_distributed(self) -> bool:
-        """Return whether Ray's processes evaluate, not this one."""
-        return bool(self.workers) or self.ray_address is not None
-
-    def check(self) -> None:
-        """Raise InputError for numbers that cannot be used."""
-        for name in ("trials", "students", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}", fix="give 1 or more")
 
 
 @dataclass(frozen=True, eq=False)
