@@ -295,7 +295,7 @@ def test_the_same_seed_gives_the_same_trials(setting: Setting, finished: Path, t
     budgets = ac.Budgets(latency_ms=limits.latency_ms, size_mib=limits.file_bytes / 1024**2)
     compress(setting, tmp_path / "twin", budgets=budgets)
     mine, theirs = (
-        [(t.trial, t.candidate, t.get("accuracy")) for t in read_run(run).trials]
+        [(t.trial, t.candidate, getattr(t, "accuracy", None)) for t in read_run(run).trials]
         for run in (finished, tmp_path / "twin")
     )
     assert mine == theirs
