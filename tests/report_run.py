@@ -138,7 +138,7 @@ def whole_run(root: Path, count: int = 120) -> Path:
     events = [started(), {"event": "decision", "text": "starting from 6 candidates"}, *trials(count)]
     events.append({"event": "decision", "text": "training the best 12 of them 5 times longer"})
     for record, predicted in STUDENTS:
-        events.append({"event": "promoted", "candidate": record["key"], "rung": 1, "accuracy": 0.95})
+        events.append({"event": "promoted", "candidate": record["key"], "rung": 1, "accuracy": 0.95, "epochs": 5.0})
         violated = [] if record["certified"] else ["latency_ms"]
         events.append(
             {

@@ -58,12 +58,12 @@ def front_table(front: Front) -> Table:
 def bench_table(found: MeasuredAgain) -> Table:
     """Return a new measurement beside the recorded one."""
     table = properties(f"student {found['student']}")
-    measured = found["measured"]
-    for label, one in (("measured now", measured), ("when certified", found["recorded"])):
-        row(table, label, f"{milliseconds(one['latency_ms'])} {interval_ms(one['latency_ms_ci95'])}")
+    for label, measured in (("measured now", found["measured"]), ("when certified", found["recorded"])):
+        latency = milliseconds(measured.get("latency_ms"))
+        row(table, label, f"{latency} {interval_ms(measured.get('latency_ms_ci95'))}")
     row(table, "now / then", f"{significant(found['ratio'])}×")
     for name in ("p90_ms", "p95_ms", "p99_ms"):
-        row(table, name.removesuffix("_ms"), milliseconds(measured[name]))
+        row(table, name.removesuffix("_ms"), milliseconds(found["measured"].get(name)))
     row(table, "budgets", limits(Limits.from_json(found["limits"])))
     broken = names(found["violated"])
     table.add_row("verdict", f"[red]broken: {broken}[/]" if broken else "[green]kept[/]")
@@ -115,8 +115,8 @@ def status_table(status: Status) -> Table:
     for name, value in status["counts"].items():
         row(table, name, str(value))
     row(table, "certified", str(status["certified"]))
-    state = f"finished, exit code {status['exit_code']}" if status["finished"] else "under way, or interrupted"
-    row(table, "state", state)
+    ended = f"finished, exit code {status['exit_code']}"
+    row(table, "state", ended if status["finished"] else "under way, or interrupted")
     for text in status["decisions"]:
         row(table, "decided", text)
     for line in status["damaged"]:
@@ -156,7 +156,7 @@ def _counts(packed: bool) -> list[tuple[str, Callable[[float | None], str]]]:
 
 
 def _interval(model: Student | None) -> str:
-    return f"[dim]{escaped(interval_ms(model and model.latency_ms_ci95))}[/]"
+    return f"[dim]{escaped(interval_ms(model.latency_ms_ci95 if model else None))}[/]"
 
 
 def _front_caption(front: Front) -> str:
