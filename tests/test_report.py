@@ -20,8 +20,9 @@ from autocompress.problem.candidate import Cost, Site
 from autocompress.reporting import charts, profile_tables, units
 from autocompress.reporting import tables as table
 from autocompress.reporting.card import Origin, student_card
-from autocompress.reporting.html import elapsed, letters, render, strength, write_report
+from autocompress.reporting.html import elapsed, letters, render, write_report
 from autocompress.reporting.inspection_tables import inspection_table
+from autocompress.reporting.rows import strength
 from autocompress.reporting.svg import Scale, element
 from autocompress.runs.certificate import Certificate
 from autocompress.runs.front import front_of
