@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from autocompress.errors import BudgetError
 from autocompress.problem.candidate import Cost, Option, Site
@@ -21,6 +21,7 @@ from autocompress.progress import Console
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.pipeline.bench_again import MeasuredAgain
     from autocompress.pipeline.budget_queries import Answer, Answers
     from autocompress.problem.budgets import Budgets
     from autocompress.runs.front import Front
@@ -88,7 +89,7 @@ class Inspection:
 
     def table(self) -> Any:
         """The same for a terminal."""
-        from autocompress.reporting.tables import inspection_table
+        from autocompress.reporting.inspection_tables import inspection_table
 
         return inspection_table(self)
 
@@ -267,7 +268,7 @@ def pick(
     return student.save(output, overwrite=overwrite)
 
 
-def bench(student: str | Path, console: Console | None = None) -> dict[str, Any]:
+def bench(student: str | Path, console: Console | None = None) -> MeasuredAgain:
     """Measures a student folder again, here, and says whether it keeps the budgets it was certified for."""
     from autocompress.pipeline.bench_again import measure_again
 
@@ -291,7 +292,19 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
     return write_report(Path(run), None if output is None else Path(output))
 
 
-def status(run: str | Path) -> dict[str, Any]:
+class Status(TypedDict):
+    """What a run has done and decided so far, as JSON; `damaged` are numbers of lines, from 1."""
+
+    run: str
+    counts: dict[str, int]
+    decisions: list[str]
+    certified: int
+    finished: bool
+    exit_code: int | None
+    damaged: list[int]
+
+
+def status(run: str | Path) -> Status:
     """What a search has done and decided so far."""
     from autocompress.runs.store import read_run
 

@@ -75,7 +75,7 @@ STUDENTS = [
 
 
 def write_run(root: Path, events: list[dict[str, Any]], config: str = "teacher: t\n") -> Path:
-    """A run folder with these events."""
+    """Write a run folder with these events; return where it is."""
     root.mkdir(parents=True)
     (root / "config.yaml").write_text(config, encoding="utf-8")
     environment = {"python": "3.11.9", "packages": {"torch": "2.15.0"}, "seed": 0}
@@ -102,7 +102,7 @@ def started() -> dict[str, Any]:
 
 
 def trials(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Trained, failed and infeasible ones; the first are those that become students."""
+    """Return trained, failed and infeasible ones; the first are those that become students."""
     rng = random.Random(seed)
     events = []
     for number in range(count):
@@ -134,11 +134,13 @@ def trials(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def whole_run(root: Path, count: int = 120) -> Path:
-    """A finished run with five measured students, one of which breaks a budget."""
+    """Write a finished run with five measured students, one of which breaks a budget."""
     events = [started(), {"event": "decision", "text": "starting from 6 candidates"}, *trials(count)]
     events.append({"event": "decision", "text": "training the best 12 of them 5 times longer"})
     for record, predicted in STUDENTS:
-        events.append({"event": "promoted", "candidate": record["key"], "rung": 1, "accuracy": 0.95})
+        events.append(
+            {"event": "promoted", "candidate": record["key"], "rung": 1, "accuracy": 0.95, "epochs": 5.0}
+        )
         violated = [] if record["certified"] else ["latency_ms"]
         events.append(
             {

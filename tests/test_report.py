@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from report_run import LIMITS, STUDENTS, TEACHER, started, student, trials, whole_run, write_run
+from report_run import LIMITS, STUDENTS, TEACHER, cost, started, student, trials, whole_run, write_run
 
 from autocompress.api import Inspection
 from autocompress.errors import RunError
+from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Cost, Site
 from autocompress.reporting import charts, profile_tables, units
 from autocompress.reporting import tables as table
-from autocompress.reporting.card import student_card
-from autocompress.reporting.html import elapsed, letters, render, strength, write_report
+from autocompress.reporting.card import Origin, student_card
+from autocompress.reporting.html import elapsed, letters, render, write_report
+from autocompress.reporting.inspection_tables import inspection_table
+from autocompress.reporting.rows import strength
 from autocompress.reporting.svg import Scale, element
+from autocompress.runs.certificate import Certificate
 from autocompress.runs.front import front_of
 from autocompress.runs.store import read_run
+from autocompress.runs.student import Student
 
+KINDS_OF_TRIALS = ("trial_finished", "trial_failed", "trial_infeasible")
 EVIL = '<script>alert("x")</script>'
+BEST = Student.from_json(STUDENTS[0][0])
+BROKEN = Student.from_json(STUDENTS[4][0])
+MEASUREMENT = {
+    "latency_ms": 0.4321, "latency_ms_ci95": [0.43, 0.4343],
+    "p90_ms": 0.45, "p95_ms": 0.47, "p99_ms": 0.5,
+    "runs": 8123, "block_medians_ms": [0.43] * 7, "spread": 0.0123, "reference_drift": 0.002,
+}  # fmt: skip
 
 
 def text_of(renderable: Any, width: int = 80) -> str:
@@ -73,8 +87,9 @@ def test_numbers_keep_their_significant_digits() -> None:
         "2.00 G",
     ]
     assert units.size(512 * 1024) == "512 KiB"
-    assert units.points(0.9722, 0.9694) == "+0.28"
-    assert units.points(0.9583, 0.9694) == "−1.11"
+    teacher = Student.from_json(TEACHER)
+    assert units.points(BEST, teacher) == "+0.28"
+    assert units.points(replace(BEST, accuracy=0.9583), teacher) == "−1.11"
     assert units.ratio(1.482, 0.4321) == "3.4×"
 
 
@@ -83,7 +98,17 @@ def test_what_is_not_known_is_a_dash(value: Any) -> None:
     formats = (units.significant, units.milliseconds, units.size, units.quantity, units.percent)
     assert {show(value) for show in formats} == {"–"}
     assert units.ratio(1.0, value) == "–"
-    assert units.accuracy({"accuracy": value}) == "–"
+    unknown = replace(BEST, accuracy=value, file_bytes=value)
+    assert units.accuracy(unknown) == "–"
+    assert units.points(BEST, unknown) == units.points(unknown, BEST) == "–"
+    assert units.cost_of(unknown, "file_bytes") is None
+
+
+def test_what_was_not_recorded_is_a_dash() -> None:
+    assert units.size(units.cost_of(BEST, "packed_bytes")) == "–"
+    assert units.less(BEST, replace(BEST, packed_bytes=100), "packed_bytes") == "–"
+    assert units.accuracy(None) == units.points(BEST, None) == "–"
+    assert units.limits(None) == ""
 
 
 def test_front_table_has_the_recorded_numbers_in_80_columns(tmp_path: Path) -> None:
@@ -124,7 +149,7 @@ def test_inspection_of_many_sites_shares_rows() -> None:
         (*free, locked), dropped, 47.7,
         Cost(1.5, (1.4, 1.6), 1 << 21, 1 << 22, 1, 1), Cost(0.05, (0.04, 0.06), 1 << 17, 1 << 15, 1, 1),
     )  # fmt: skip
-    text = text_of(table.inspection_table(inspection), 100)
+    text = text_of(inspection_table(inspection), 100)
     assert "layer[1-4].[0-24].conv1" in text
     assert "100 decisions at 101 sites, 10^47.7 candidates" in text
     assert "gives the [red]classes[/]" in text
@@ -171,14 +196,19 @@ def test_profile_table_says_how_well_it_predicts() -> None:
 def test_bench_doctor_and_status_tables() -> None:
     bench = {
         "student": "abc",
-        "measured": {"latency_ms": 0.4, "latency_ms_ci95": [0.39, 0.41]},
-        "recorded": {"latency_ms": 0.41, "latency_ms_ci95": [0.4, 0.42]},
+        "measured": {**MEASUREMENT, "latency_ms": 0.4, "latency_ms_ci95": [0.39, 0.41]},
+        "recorded": MEASUREMENT,
+        "latency_ms": 0.4,
+        "recorded_latency_ms": 0.41,
         "ratio": 0.9756,
         "limits": LIMITS,
         "violated": ["file_bytes"],
+        "within_budget": False,
     }
     text = text_of(table.bench_table(bench))
-    assert "0.400 ms [0.390, 0.410]" in text and "0.976×" in text and "broken: file size" in text
+    assert "0.400 ms [0.390, 0.410]" in text and "0.432 ms [0.430, 0.434]" in text and "0.470 ms" in text
+    assert "0.976×" in text and "broken: file size" in text
+    assert "latency ≤ 0.500 ms, file size ≤ 512 KiB" in text
     assert "kept" in text_of(table.bench_table({**bench, "violated": []}))
     doctor = {"cpu": "[bold]X", "memory_bytes": 1 << 33, "packages": {"torch": None}, "problems": ["[noisy]"]}
     text = text_of(table.doctor_table(doctor))
@@ -189,43 +219,39 @@ def test_bench_doctor_and_status_tables() -> None:
         "decisions": ["[d]"],
         "certified": 2,
         "damaged": [9],
+        "finished": False,
+        "exit_code": None,
     }
     text = text_of(table.status_table(status))
     assert "runs/a" in text and "7" in text and "[d]" in text and "line 9" in text and "under way" in text
+    assert "exit code 3" in text_of(table.status_table({**status, "finished": True, "exit_code": 3}))
 
 
-def card_inputs() -> tuple[dict[str, Any], dict[str, Any]]:
-    spec = {
-        "choices": {"width:layer1.0.conv1": 0.5, "block:layer2.0": "drop"},
-        "num_classes": 3,
-        "class_names": ["cat", "d`o|g\n", "emu"],
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.2, 0.25, 0.3],
-        "teacher": "timm:resnet20|x",
-        "data": "digits",
-    }
-    bench = {
-        "student": STUDENTS[0][0],
-        "teacher": TEACHER,
-        "limits": LIMITS,
-        "violated": [],
-        "measurement": {
-            "latency_ms": 0.4321, "latency_ms_ci95": [0.43, 0.4343],
-            "p90_ms": 0.45, "p95_ms": 0.47, "p99_ms": 0.5,
-            "runs": 8123, "block_medians_ms": [0.43] * 7, "spread": 0.0123, "reference_drift": 0.002,
-        },
-        "parity": {"max_error": 0.0123, "mean_error": 0.001, "agreement": 1.0, "examples": 64},
-        "accuracy_from": "test",
-        "runtime": "onnxruntime",
-        "threads": 2,
-        "batch": 1,
-        "device": {"cpu": "Xeon", "version": "1.32.0"},
-    }  # fmt: skip
-    return spec, bench
+ORIGIN = Origin(
+    teacher="timm:resnet20|x",
+    data="digits",
+    num_classes=3,
+    class_names=("cat", "d`o|g\n", "emu"),
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.25, 0.3),
+    choices={"width:layer1.0.conv1": 0.5, "block:layer2.0": "drop"},
+)
+CERTIFICATE = Certificate(
+    student=replace(BEST, accuracy_from="test"),
+    teacher=Student.from_json(TEACHER),
+    limits=Limits.from_json(LIMITS),
+    violated=(),
+    measurement=MEASUREMENT,
+    parity={"max_error": 0.0123, "mean_error": 0.001, "agreement": 1.0, "examples": 64},
+    runtime="onnxruntime",
+    threads=2,
+    batch=1,
+    device={"cpu": "Xeon", "version": "1.32.0"},
+)
 
 
 def test_card_says_what_was_measured() -> None:
-    text = student_card(*card_inputs())
+    text = student_card(ORIGIN, CERTIFICATE)
     for expected in (
         "# Student `a1b2c3d4e5f6`",
         "| accuracy | 96.94 ± 0.91 % | 97.22 ± 0.87 % | +0.28 points |",
@@ -236,7 +262,13 @@ def test_card_says_what_was_measured() -> None:
         "mean [0.5, 0.4, 0.3] and std [0.2, 0.25, 0.3]",
         "options.intra_op_num_threads = 2",
         "| runtime | onnxruntime 1.32.0 |",
+        "| weights, coded where `student.acz` is | – | – | – |",
         "| runs | 8123 |",
+        "| blocks of runs | 7 |",
+        "| 90th, 95th, 99th percentile | 0.450 ms, 0.470 ms, 0.500 ms |",
+        "| drift of the teacher, timed in between | 0.20 % |",
+        "| largest difference to the torch module, of the output range | 1.2 % |",
+        "| same best class as the torch module | 100.0 % |",
         "| `layer1.0.conv1` | share of the channels kept | 0.5 |",
         "| `layer2.0` | form of the block | drop |",
         "`d'o|g`",
@@ -245,22 +277,23 @@ def test_card_says_what_was_measured() -> None:
     assert "It is certified." in text
 
 
+def test_card_is_of_what_the_folder_holds() -> None:
+    spec = json.loads(json.dumps({**vars(ORIGIN), "network": {}}))
+    again = Certificate.from_json(json.loads(json.dumps(CERTIFICATE.to_json())))
+    assert student_card(Origin.from_json(spec), again) == student_card(ORIGIN, CERTIFICATE)
+
+
 def test_card_python_compiles() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", student_card(*card_inputs()), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", student_card(ORIGIN, CERTIFICATE), re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
         compile(block, "card", "exec")
 
 
 def test_card_names_a_broken_budget_and_validation_data() -> None:
-    spec, bench = card_inputs()
-    changes = {
-        "student": STUDENTS[4][0],
-        "violated": ["latency_ms"],
-        "accuracy_from": "validation",
-        "parity": None,
-    }
-    text = student_card({**spec, "choices": {}}, {**bench, **changes})
+    student = replace(BROKEN, accuracy_from="validation")
+    certificate = replace(CERTIFICATE, student=student, violated=("latency_ms",), parity=None)
+    text = student_card(replace(ORIGIN, choices={}), certificate)
     assert "**not certified**" in text
     assert "| **broken** |" in text
     assert "Accuracy is on validation data" in text and "expect slightly less" in text
@@ -276,8 +309,9 @@ def test_report_has_the_recorded_numbers(tmp_path: Path) -> None:
     assert reader.open == []
     texts = set(reader.texts)
     for record, _ in STUDENTS:
-        assert {record["key"], units.accuracy(record), units.milliseconds(record["latency_ms"])} <= texts
-        assert units.size(record["file_bytes"]) in texts
+        found = Student.from_json(record)
+        assert {found.key, units.accuracy(found), units.milliseconds(found.latency_ms)} <= texts
+        assert units.size(found.file_bytes) in texts
     assert {"96.94 ± 0.91 %", "breaks latency", "certified, beaten by another", "3.4×", "13×"} <= texts
     counts = read_run(root).counts
     assert {str(counts["finished"]), str(counts["infeasible"]), "4 of 5"} <= texts
@@ -320,7 +354,6 @@ def test_report_escapes_everything(tmp_path: Path) -> None:
         "candidate": EVIL,
         "student": record,
         "violated": [EVIL],
-        "predicted": {},
     }
     events = [start, {"event": "decision", "text": EVIL}, trial, failed, left_out, certified]
     root = write_run(tmp_path / "run", events, config=f"teacher: '{EVIL}'\n")
@@ -338,7 +371,7 @@ def test_report_escapes_everything(tmp_path: Path) -> None:
         [started(), {"event": "run_finished", "exit_code": 3}],
         [started(), *[event for event in trials(40) if event["event"] != "trial_finished"]],
         [started(), *trials(1)],
-        [{**started(), "teacher": {}, "predicted": None, "limits": {}, "sites": []}, *trials(20)],
+        trials(20),
     ],
     ids=["nothing", "teacher", "nothing feasible", "none trained", "one trial", "no teacher"],
 )
@@ -354,10 +387,47 @@ def test_runs_in_which_little_happened(tmp_path: Path, events: list[dict[str, An
 
 def test_one_student_and_equal_values(tmp_path: Path) -> None:
     record = student("only", 1.0, TEACHER["latency_ms"], 1.0, True)
-    event = {"event": "certified", "candidate": "only", "student": record, "violated": [], "predicted": {}}
+    event = {"event": "certified", "candidate": "only", "student": record, "violated": []}
     start = {**started(), "teacher": {**TEACHER, "accuracy": 1.0}}
     html = render(read_run(write_run(tmp_path / "run", [start, event])))
     assert "100.00 ± 0.87 %" in html
+
+
+def test_runs_of_earlier_versions_lack_fields(tmp_path: Path) -> None:
+    """Trials without a cost, an accuracy, a candidate or a reason; a student without its prediction."""
+    whole = {kind: next(one for one in trials(80) if one["event"] == kind) for kind in KINDS_OF_TRIALS}
+    lacking = [
+        {name: value for name, value in {**whole[kind], "trial": number}.items() if name not in absent}
+        for number, (kind, absent) in enumerate(
+            (kind, absent)
+            for kind in KINDS_OF_TRIALS
+            for absent in ({"predicted"}, {"accuracy", "violated", "reason"}, {"candidate", "choices"})
+        )
+    ]
+    start = {name: value for name, value in started().items() if name != "predicted"}
+    event = {"event": "certified", "candidate": BEST.key, "student": STUDENTS[0][0]}
+    record = read_run(write_run(tmp_path / "run", [start, *lacking, event]))
+    assert record.damaged == () and len(record.trials) == 9
+    html = render(record)
+    texts = set(_Reader(html).texts)
+    assert {"no reason recorded", "unknown", "97.22 ± 0.87 %", "13×"} <= texts
+    assert [trial.trial for trial in charts.trained(record, "latency_ms")] == [2]
+    assert "Predicted and measured latency" not in html
+    assert "accuracy on" not in text_of(table.front_table(front_of(record)))
+
+
+def test_front_table_says_what_the_accuracy_is_on_and_compares_packed_sizes(tmp_path: Path) -> None:
+    start = started() | {
+        "teacher": {**TEACHER, "accuracy_from": "test", "packed_bytes": 3 << 20},
+        "limits": {**LIMITS, "packed_bytes": 1 << 20},
+    }
+    record = {**STUDENTS[0][0], "accuracy_from": "test", "packed_bytes": 1 << 18}
+    event = {"event": "certified", "candidate": record["key"], "student": record, "violated": []}
+    run = read_run(write_run(tmp_path / "run", [start, event]))
+    text = text_of(table.front_table(front_of(run)), width=100)
+    assert "accuracy on test data" in text and "packed size ≤ 1 MiB" in text
+    assert "256 KiB" in text and "12×" in text
+    assert "Accuracy and packed size" in render(run)
 
 
 def test_damage_is_reported(tmp_path: Path) -> None:
@@ -389,17 +459,17 @@ def test_thousands_of_trials_stay_small(tmp_path: Path) -> None:
 def test_hypervolume_by_hand(tmp_path: Path) -> None:
     """Under (1, 2.2 ms), the teacher taking 2 ms: 0.5 · 1.2 / 2.2, and 0.25 · 0.7 / 2.2 more."""
     event = {"event": "trial_finished", "choices": {}, "candidate": "c"}
-    first = {**event, "trial": 0, "accuracy": 0.5, "predicted": {"latency_ms": 1.0}}
-    second = {**event, "trial": 1, "accuracy": 0.75, "predicted": {"latency_ms": 1.5}}
-    root = write_run(tmp_path / "run", [{**started(), "predicted": {"latency_ms": 2.0}}, first, second])
+    first = {**event, "trial": 0, "accuracy": 0.5, "predicted": cost(1.0, 0.5)}
+    second = {**event, "trial": 1, "accuracy": 0.75, "predicted": cost(1.5, 0.5)}
+    root = write_run(tmp_path / "run", [{**started(), "predicted": cost(2.0, 1.0)}, first, second])
     assert charts.hypervolumes(read_run(root)) == pytest.approx([0.6 / 2.2, 0.775 / 2.2])
 
 
 def test_prediction_pairs_are_those_recorded(tmp_path: Path) -> None:
     record = read_run(whole_run(tmp_path / "run"))
     pairs = charts.prediction_pairs(record, letters(front_of(record)))
-    assert pairs[0][:3] == ("teacher", 1.45, TEACHER["latency_ms"])
-    assert {(key, predicted, measured) for key, predicted, measured, _ in pairs[1:]} == {
+    assert pairs[0] == charts.Pair("teacher", 1.45, TEACHER["latency_ms"], (1.474, 1.4902))
+    assert {(pair.key, pair.predicted_ms, pair.measured_ms) for pair in pairs[1:]} == {
         (found["key"], predicted, found["latency_ms"]) for found, predicted in STUDENTS
     }
 
@@ -471,7 +541,7 @@ def test_reports_need_no_heavy_packages() -> None:
     heavy = ["torch", "optuna", "ray", "onnx", "onnxruntime", "timm", "scipy", "sklearn"]
     code = (
         "import sys, json, autocompress.reporting.html, autocompress.reporting.tables;"
-        "import autocompress.reporting.card;"
+        "import autocompress.reporting.card, autocompress.reporting.inspection_tables;"
         f"print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
