@@ -58,7 +58,8 @@ def main() -> int:
         overwrite=True,
     )
     minutes = (time.monotonic() - started) / 60
-    teacher = front.teacher
+    assert front.teacher is not None
+    teacher = front.teacher.to_json()
     show("teacher, float32", teacher, teacher)
     opened = open_teacher(arguments.teacher, arguments.data)
     show("8 bits alone", as_record(in_8_bits(opened)), teacher)

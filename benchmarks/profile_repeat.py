@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from demo_teacher import ARCHITECTURE
 
 import autocompress as ac
 from autocompress.cost.model import CostModel
 from autocompress.device.profile.profile import load_profile
-from autocompress.pipeline.demo_teacher import ARCHITECTURE
 from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.pipeline.profile_device import shipped
 from autocompress.problem.space import load_space

@@ -1,6 +1,6 @@
 """The demo's teacher: a residual network for handwritten digits, trained in seconds.
 
-python -m autocompress.demo teacher OUT.safetensors
+python benchmarks/demo_teacher.py OUT.safetensors
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LEARNING_RATE = 0.05
 
 
 def teacher_spec(path: Path) -> str:
-    """What to give as `--teacher` for the weights written to `path`."""
+    """Return what to give as `--teacher` for the weights written to `path`."""
     return f"{ARCHITECTURE},weights={path}"
 
 
 def train_digits_teacher(path: Path, seed: int = 0) -> float:
-    """Trains the demo's teacher, writes its weights as safetensors, returns its accuracy on test digits.
+    """Train the demo's teacher, write its weights as safetensors, return its accuracy on test digits.
 
     Takes about 15 s on one core. Same seed and threads, same weights.
     """
@@ -61,16 +61,11 @@ def train_digits_teacher(path: Path, seed: int = 0) -> float:
     return evaluate(model, data.test).accuracy
 
 
-@click.group()
-def main() -> None:
-    """Makes what the demo starts from."""
-
-
-@main.command()
+@click.command()
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--seed", default=0, show_default=True, help="Seed of weights and batches.")
-def teacher(out: Path, seed: int) -> None:
-    """Trains the teacher on scikit-learn's handwritten digits and writes OUT (safetensors)."""
+def main(out: Path, seed: int) -> None:
+    """Train the teacher on scikit-learn's handwritten digits and write OUT (safetensors)."""
     accuracy = train_digits_teacher(out, seed)
     click.echo(f"{accuracy:.2%} of the test digits are right: --teacher {teacher_spec(out)}", err=True)
 
