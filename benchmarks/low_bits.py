@@ -29,7 +29,7 @@ from autocompress.problem.data import Data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import Evaluation, evaluate_session
 from autocompress.students.builder import Finished, Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.families.low_bit import to_levels
 from autocompress.transforms.sites import bind

@@ -42,7 +42,7 @@ from autocompress.search.proposers.pair_terms import pair_terms
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver, pairs_of_rows
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import Scorer, score
 

@@ -31,7 +31,7 @@ from autocompress.problem.data import Data
 from autocompress.problem.space_rules import Importance
 from autocompress.students.accuracy import evaluate, recalibrate_batch_norms
 from autocompress.students.calibration.compensation import compensate
-from autocompress.students.evaluator import importance
+from autocompress.students.importances import importance
 from autocompress.students.training.distill import distil
 from autocompress.students.training.teacher_cache import TeacherOutputs
 from autocompress.transforms.families.fold import fold_batch_norms

@@ -17,7 +17,7 @@ from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.training.distill import distil
 from autocompress.students.training.losses import FeatureLoss
 from autocompress.students.training.precision import CPU, device_named, placed

@@ -19,7 +19,7 @@ from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot, Rival
 from autocompress.students.prefix_cache import Kept, PrefixCache, cuts
 from autocompress.students.racing import paired, unpaired

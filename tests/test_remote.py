@@ -19,7 +19,8 @@ from autocompress.problem.space import parse_space
 from autocompress.runs.in_process import InProcess
 from autocompress.runs.tasks import Result, Stage, Task
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import Evaluator, importances
+from autocompress.students.evaluator import Evaluator
+from autocompress.students.importances import importances
 from autocompress.students.remote import Receiving, make, remote_evaluator
 from autocompress.transforms.sites import bind
 

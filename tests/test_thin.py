@@ -26,7 +26,7 @@ from autocompress.problem.candidate import PACKED_KINDS, Candidate
 from autocompress.problem.space import parse_space
 from autocompress.search.proposers.solver import Solver
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.training.constraints import held
 from autocompress.transforms.apply import apply, deployed, thinnings_of
 from autocompress.transforms.families.sparsity import Thinning, mask_of, rounded, share, shared

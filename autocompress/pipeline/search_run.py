@@ -39,7 +39,9 @@ from autocompress.search.finalists import patiently
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import RUNGS, Evaluator, discard, importances, save_teacher
+from autocompress.students.checkpoints import RUNGS, discard, save_teacher
+from autocompress.students.evaluator import Evaluator
+from autocompress.students.importances import importances
 from autocompress.students.remote import Receiving, remote_evaluator
 from autocompress.students.training.precision import device_named
 from autocompress.transforms.rank_start import rank_starts

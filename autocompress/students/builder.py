@@ -12,6 +12,7 @@ from autocompress.problem.candidate import Candidate, Option, Site
 from autocompress.problem.data import Data
 from autocompress.students.accuracy import Evaluation, evaluate, recalibrate_batch_norms
 from autocompress.students.calibration.compensation import KeptChannels, compensate, refit_step
+from autocompress.students.calibration.layer_inputs import CALIBRATION_BATCH
 from autocompress.students.calibration.quantization import quantized
 from autocompress.students.calibration.weight_statistics import evidence
 from autocompress.students.training.blockwise import Part, learned
@@ -34,7 +35,6 @@ from autocompress.transforms.families.sparsity import (
 )
 from autocompress.transforms.sites import BoundSpace
 
-CALIBRATION_BATCH = 128
 Progress = Callable[[str, int, int], None]
 
 

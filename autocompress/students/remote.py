@@ -28,7 +28,8 @@ from autocompress.problem.splits import Normalisation, Split, TensorSplit
 from autocompress.problem.teacher import Preprocessing
 from autocompress.runs.tasks import Arrays, Ask, Evaluate, Executor, Factory, Result, Stage, Stop, Task, Tell
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import Evaluator, discard
+from autocompress.students.checkpoints import discard
+from autocompress.students.evaluator import Evaluator
 from autocompress.transforms.sites import bind
 
 _SPLITS = ("train", "validation", "calibration")

@@ -21,6 +21,9 @@ from autocompress.graph.module import GraphModule
 from autocompress.graph.network import Network, Node, Param, Ref
 from autocompress.graph.replace_layer import conv_args
 
+CALIBRATION_BATCH = 128
+"""Images in a batch of calibration data."""
+
 LARGEST_FAN_IN = 8192
 """Above this the matrices of a layer are not formed: 8192² doubles are half a GiB."""
 
