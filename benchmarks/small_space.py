@@ -41,6 +41,7 @@ from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import score
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.apply import apply, deployed
 from autocompress.transforms.sites import bind
 
@@ -93,7 +94,12 @@ def pricer_of_teacher(data: Data) -> tuple[Pricer, Workshop]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Residual()
-    distil(model, None, data, epochs=12, batch_size=64, learning_rate=0.05, seed=0, precision="float32")
+    distil(
+        model,
+        None,
+        data,
+        DistillSettings(epochs=12, batch_size=64, learning_rate=0.05, seed=0, precision="float32"),
+    )
     network, weights = trace(model.eval(), data.input_shape)
     space, profile = parse_space(SPACE), load_profile(PROFILE)
     bound = bind(space, network)

@@ -18,6 +18,7 @@ from autocompress.students.builder import Workshop
 from autocompress.students.checkpoints import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
 from autocompress.students.evaluator import Evaluator
 from autocompress.students.importances import importances
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.sites import bind
 
 CANDIDATE = Candidate.of({"block:blocks.0": "drop"})
@@ -29,7 +30,7 @@ def workshop() -> Workshop:
     network, weights = trace(small_resnet(), data.input_shape)
     bound = bind(parse_space(SPACE), network)
     assert any(site.name == CANDIDATE.choices[0][0] for site in bound.free)
-    return Workshop(bound, weights, data, importances(bound, weights, data), batch_size=32)
+    return Workshop(bound, weights, data, importances(bound, weights, data), DistillSettings(batch_size=32))
 
 
 @pytest.fixture

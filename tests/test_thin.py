@@ -28,6 +28,7 @@ from autocompress.search.proposers.solver import Solver
 from autocompress.students.builder import Workshop
 from autocompress.students.importances import importances
 from autocompress.students.training.constraints import held
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.apply import apply, deployed, thinnings_of
 from autocompress.transforms.families.sparsity import Thinning, mask_of, rounded, share, shared
 from autocompress.transforms.sites import BoundSpace, bind
@@ -64,7 +65,7 @@ def workshop(method: str = "magnitude") -> Workshop:
     data = stripes()
     network, weights = trace(tiny_net(width=16), data.input_shape)
     bound = bind(space(method), network)
-    return Workshop(bound, weights, data, importances(bound, weights, data), batch_size=32)
+    return Workshop(bound, weights, data, importances(bound, weights, data), DistillSettings(batch_size=32))
 
 
 def density(weight: np.ndarray) -> float:

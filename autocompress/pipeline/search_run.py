@@ -238,17 +238,9 @@ class _SearchRun:
         return begun
 
     def _builder(self) -> Workshop:
-        options = self.request.options
-        return Workshop(
-            self.bound,
-            self.prepared.opened.weights,
-            self.data,
-            importances(self.bound, self.prepared.opened.weights, self.data),
-            options.seed,
-            options.batch_size,
-            options.learning_rate,
-            options.train_on,
-        )
+        weights = self.prepared.opened.weights
+        settings = self.request.options.distill_settings
+        return Workshop(self.bound, weights, self.data, importances(self.bound, weights, self.data), settings)
 
     def _evaluator(self, builder: Workshop) -> Evaluator | None:
         """Return that of this process; None where there are workers."""
