@@ -31,10 +31,11 @@ from autocompress.graph.network import Network, Weights
 from autocompress.graph.trace import trace
 from autocompress.problem.data import Batch, Data, Split, load_data
 from autocompress.students.accuracy import evaluate
-from autocompress.students.training.constraints import GradualPruning, hold_shared, hold_zeros
+from autocompress.students.training.constraints import hold_shared, hold_zeros
 from autocompress.students.training.distill import distil
 from autocompress.students.training.losses import ClassLoss
 from autocompress.students.training.settings import DistillSettings
+from autocompress.students.training.sparsification import GradualPruning
 from autocompress.transforms.arrays.codebooks import Codebook, entropy_constrained
 
 FOLDER = Path("runs/deep-compression")

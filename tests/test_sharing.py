@@ -10,9 +10,10 @@ from torch import nn
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
 from autocompress.problem.data import load_data
-from autocompress.students.training.constraints import GradualPruning, hold_shared, hold_zeros
+from autocompress.students.training.constraints import hold_shared, hold_zeros
 from autocompress.students.training.distill import distil
 from autocompress.students.training.settings import DistillSettings
+from autocompress.students.training.sparsification import GradualPruning
 from autocompress.transforms.arrays.codebooks import STARTS, entropy_constrained, k_means
 from autocompress.transforms.arrays.masks import (
     global_masks,
@@ -196,7 +197,7 @@ def test_gradient_of_a_shared_value_by_hand() -> None:
 
 def test_gradual_pruning_ends_at_the_density_and_still_learns(digits) -> None:
     module = student()
-    pruning = GradualPruning(module, LAYERS, 0.2, every=5)
+    pruning = GradualPruning(module, LAYERS, 0.2)
     done = distil(
         module, None, digits, DistillSettings(epochs=12, learning_rate=0.1, batch_size=64), progress=pruning
     )
