@@ -42,7 +42,7 @@ from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import score
 from autocompress.students.training.distill import distil
 from autocompress.students.training.settings import DistillSettings
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import bind
 
 PROFILE = "epyc-zen4-onnxruntime-1-thread-resnet20"
@@ -103,7 +103,7 @@ def pricer_of_teacher(data: Data) -> tuple[Pricer, Workshop]:
     network, weights = trace(model.eval(), data.input_shape)
     space, profile = parse_space(SPACE), load_profile(PROFILE)
     bound = bind(space, network)
-    found = kernels(deployed(apply(bound, None, Candidate())[0])[0], profile.layouts)
+    found = kernels(deployed_network(bound, Candidate()), profile.layouts)
     pricer = Pricer(bound, CostModel(profile.for_network(network.input_shape, network_kernels=found)))
     return pricer, Workshop(bound, weights, data, importances(bound, weights, data))
 

@@ -29,7 +29,7 @@ from autocompress.students.builder import Workshop
 from autocompress.students.importances import importances
 from autocompress.students.training.constraints import held
 from autocompress.students.training.settings import DistillSettings
-from autocompress.transforms.apply import apply, deployed, thinnings_of
+from autocompress.transforms.apply import apply, deployed_network, thinnings_of
 from autocompress.transforms.families.sparsity import Thinning, mask_of, rounded, share, shared
 from autocompress.transforms.sites import BoundSpace, bind
 
@@ -274,7 +274,7 @@ def test_the_solver_keeps_a_budget_of_the_packed_size() -> None:
     answer = Solver(pricer, damage).solve(limits)
     assert answer is not None and not limits.violated(pricer.price(answer))
     assert any(name.startswith(("sparsity", "codebook")) for name, _ in answer.choices)
-    assert pricer.price(answer).packed_bytes == packed_bytes(deployed(apply(bound, None, answer)[0])[0], 0)
+    assert pricer.price(answer).packed_bytes == packed_bytes(deployed_network(bound, answer), 0)
 
 
 def test_a_thinning_knows_its_density() -> None:
