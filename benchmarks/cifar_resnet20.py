@@ -22,7 +22,7 @@ from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_t
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import load_space
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 
 FOLDER = Path("runs/cifar-resnet20")
 SPACE = "joint"

@@ -38,6 +38,7 @@ def train_digits_teacher(path: Path, seed: int = 0) -> float:
     from autocompress.problem.data import load_data
     from autocompress.students.accuracy import evaluate
     from autocompress.students.training.distill import distil
+    from autocompress.students.training.settings import DistillSettings
 
     spec = specs.parse(ARCHITECTURE, TeacherError)
     data = load_data(DATA)
@@ -48,11 +49,9 @@ def train_digits_teacher(path: Path, seed: int = 0) -> float:
         model,
         None,
         data,
-        epochs=EPOCHS,
-        batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        seed=seed,
-        precision="float32",
+        DistillSettings(
+            epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, seed=seed, precision="float32"
+        ),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)

@@ -40,7 +40,7 @@ from autocompress.search.halving import Plan
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import MEASURES, score
 from autocompress.transforms.sampling import random_candidate

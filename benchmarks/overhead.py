@@ -161,7 +161,8 @@ def memory_growth(end: int) -> None:
     from autocompress.search.halving import Plan
     from autocompress.search.loop import Search, Setting
     from autocompress.students.builder import Workshop
-    from autocompress.students.evaluator import Evaluator, importances
+    from autocompress.students.evaluator import Evaluator
+    from autocompress.students.importances import importances
     from autocompress.transforms.sites import bind
 
     torch.manual_seed(0)

@@ -34,7 +34,8 @@ from autocompress.runs.tasks import Executor, Stage
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import Evaluator, importances
+from autocompress.students.evaluator import Evaluator
+from autocompress.students.importances import importances
 from autocompress.students.remote import remote_evaluator
 
 DEVICE, SPACE = "epyc-zen4-onnxruntime-1-thread-resnet20", "joint"

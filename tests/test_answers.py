@@ -29,7 +29,7 @@ from autocompress.problem.space import parse_space
 from autocompress.runs.events import ChoicesPriced, RunStarted, Scored, SiteRecord
 from autocompress.runs.store import RunStore
 from autocompress.runs.student import Student
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import bind
 
 PROFILE = "epyc-zen4-onnxruntime-1-thread-resnet20"
@@ -42,7 +42,7 @@ def pricer() -> Pricer:
     network, _ = trace(small_resnet(in_channels=3, classes=10), (3, 32, 32))
     space, profile = parse_space(SPACE), load_profile(PROFILE)
     bound = bind(space, network).without({DROPPED: "does not pay"})
-    found = kernels(deployed(apply(bound, None, Candidate())[0])[0], profile.layouts)
+    found = kernels(deployed_network(bound, Candidate()), profile.layouts)
     view = profile.for_network(network.input_shape, space.fingerprint, "teacher", found)
     return Pricer(bound, CostModel(view))
 

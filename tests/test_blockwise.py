@@ -20,6 +20,7 @@ from autocompress.students.accuracy import evaluate
 from autocompress.students.builder import Workshop
 from autocompress.students.training.blockwise import Part, learned, region
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.apply import apply
 from autocompress.transforms.sites import BoundSpace, bind
 
@@ -43,7 +44,7 @@ def digits() -> Data:
 @cache
 def teacher() -> tuple[Network, Weights]:
     module = build(*trace(small_resnet(1, 10), (1, 8, 8)))
-    distil(module, None, digits(), epochs=12)
+    distil(module, None, digits(), DistillSettings(epochs=12))
     return module.source_network, module.export_weights()
 
 

@@ -82,12 +82,13 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     from safetensors.torch import save_file
 
     from autocompress.students.training.distill import distil
+    from autocompress.students.training.settings import DistillSettings
 
     folder = tmp_path_factory.mktemp("setting")
     (folder / "space.yaml").write_text(SPACE)
     (folder / "teacher.py").write_text(TEACHER.format(tests=Path(__file__).parent, folder=folder))
     model = small_resnet(in_channels=3, classes=10)
-    distil(model, None, load_data("digits"), epochs=6, batch_size=32, precision="float32")
+    distil(model, None, load_data("digits"), DistillSettings(epochs=6, batch_size=32, precision="float32"))
     save_file(model.state_dict(), folder / "teacher.safetensors")
     found = Setting(folder)
     names = {name: found.options[name] for name in ("teacher", "data", "space")}

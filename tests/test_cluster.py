@@ -27,7 +27,7 @@ from autocompress.runs.tasks import Ask, Executor, Stop, Tell
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.remote import remote_evaluator
 from autocompress.transforms.sites import bind
 

@@ -29,7 +29,7 @@ from autocompress.students.calibration.layer_inputs import (
     solvable_layers,
     visited,
 )
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.transforms.apply import MOMENTS, apply, kept_channels
 from autocompress.transforms.families.low_rank import factorize
 from autocompress.transforms.families.prune import keep_mask, kept_outputs, prune

@@ -14,6 +14,7 @@ from autocompress.students.accuracy import evaluate, logits_of, recalibrate_batc
 from autocompress.students.calibration.activation_ranges import collect_ranges
 from autocompress.students.training.distill import DivergedError, distil, make_optimizer, one_cycle
 from autocompress.students.training.losses import ClassLoss, FeatureLoss, label_loss, soft_targets, value_loss
+from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.teacher_cache import TeacherOutputs
 from autocompress.transforms.families.quantize import with_bits
 
@@ -23,7 +24,7 @@ DATA = stripes()
 @pytest.fixture(scope="module")
 def teacher() -> nn.Module:
     model = tiny_net(seed=1, width=16)
-    distil(model, None, DATA, epochs=10, batch_size=32, precision="float32")
+    distil(model, None, DATA, DistillSettings(epochs=10, batch_size=32, precision="float32"))
     assert evaluate(model, DATA.validation).accuracy > 0.95
     return model
 
@@ -86,7 +87,11 @@ def test_a_student_learns_its_teacher_which_stays_as_it_was(teacher: nn.Module):
     start = evaluate(student, DATA.validation).accuracy
     calls: list[tuple[int, int, float]] = []
     result = distil(
-        student, teacher, DATA, epochs=8, batch_size=32, progress=lambda *call: calls.append(call)
+        student,
+        teacher,
+        DATA,
+        DistillSettings(epochs=8, batch_size=32),
+        progress=lambda *call: calls.append(call),
     )
     assert evaluate(student, DATA.validation).accuracy > max(start, 0.9)
     assert fingerprint(teacher) == before and not teacher.training and not student.training
@@ -101,7 +106,7 @@ def test_equal_seeds_give_equal_students_with_shared_answers_or_without(teacher:
     marks = []
     for seed, answers in ((3, teacher), (3, shared), (3, shared), (4, shared)):
         student = tiny_net()
-        distil(student, answers, DATA, epochs=1.5, batch_size=32, seed=seed)
+        distil(student, answers, DATA, DistillSettings(epochs=1.5, batch_size=32, seed=seed))
         marks.append(fingerprint(student))
     assert marks[0] == marks[1] == marks[2] != marks[3]
 
@@ -126,12 +131,14 @@ def test_the_teacher_is_asked_once_for_a_batch():
 
 
 def test_fractions_of_an_epoch_limits_and_stops():
-    assert distil(tiny_net(), None, DATA, epochs=0.5, batch_size=32).steps == 2
-    assert distil(tiny_net(), None, DATA, epochs=0, batch_size=32).steps == 1
-    limited = distil(tiny_net(), None, DATA, epochs=1e6, batch_size=32, time_limit_s=0.2)
+    assert distil(tiny_net(), None, DATA, DistillSettings(epochs=0.5, batch_size=32)).steps == 2
+    assert distil(tiny_net(), None, DATA, DistillSettings(epochs=0, batch_size=32)).steps == 1
+    limited = distil(tiny_net(), None, DATA, DistillSettings(epochs=1e6, batch_size=32, time_limit_s=0.2))
     assert limited.finished and 5 <= limited.steps < 10_000
     asked = iter([False, False, True])
-    stopped = distil(tiny_net(), None, DATA, epochs=3, batch_size=32, stop=lambda: next(asked))
+    stopped = distil(
+        tiny_net(), None, DATA, DistillSettings(epochs=3, batch_size=32), stop=lambda: next(asked)
+    )
     assert not stopped.finished and stopped.steps == 2
 
 
@@ -149,10 +156,12 @@ def test_features_are_learned_between_graphs(teacher: nn.Module):
             )
 
     before = error()
-    distil(student, wise, DATA, epochs=6, batch_size=32, features=features, precision="float32")
+    distil(
+        student, wise, DATA, DistillSettings(epochs=6, batch_size=32, precision="float32"), features=features
+    )
     assert error() < 0.7 * before
     with pytest.raises(TypeError, match="GraphModules"):
-        distil(tiny_net(), wise, DATA, epochs=1, features=features)
+        distil(tiny_net(), wise, DATA, DistillSettings(epochs=1), features=features)
 
 
 def test_a_folded_quantized_student_learns(teacher: nn.Module):
@@ -173,7 +182,7 @@ def test_a_folded_quantized_student_learns(teacher: nn.Module):
     images = next(DATA.validation.batches(64))[0]
     with torch.no_grad():
         before = float((student(images) - teacher(images)).square().mean())
-    result = distil(student, teacher, DATA, epochs=4, batch_size=32)
+    result = distil(student, teacher, DATA, DistillSettings(epochs=4, batch_size=32))
     with torch.no_grad():
         after = float((student(images) - teacher(images)).square().mean())
     assert result.learning_rate == 0.003 and after < 2 * before
@@ -190,7 +199,7 @@ def test_weights_of_few_values_and_their_steps_are_learned(teacher: nn.Module, f
     student = build(few, values)
     recalibrate_batch_norms(student, DATA.calibration.batches(32))
     before = evaluate(student, DATA.validation)
-    distil(student, teacher, DATA, epochs=8, batch_size=32, precision="float32")
+    distil(student, teacher, DATA, DistillSettings(epochs=8, batch_size=32, precision="float32"))
     after = evaluate(student, DATA.validation)
     assert after.loss < 0.8 * before.loss and after.accuracy > 0.9
     learned = student.export_weights()
@@ -202,7 +211,11 @@ def test_weights_of_few_values_and_their_steps_are_learned(teacher: nn.Module, f
 def test_a_loss_that_is_not_finite_is_said():
     with pytest.raises(DivergedError, match="step 1"):
         distil(
-            tiny_net(), None, DATA, epochs=1, loss=lambda student, _teacher, _labels: student.sum() * math.nan
+            tiny_net(),
+            None,
+            DATA,
+            DistillSettings(epochs=1),
+            loss=lambda student, _teacher, _labels: student.sum() * math.nan,
         )
 
 

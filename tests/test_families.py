@@ -30,7 +30,7 @@ from autocompress.problem.space import Space, load_space, parse_space
 from autocompress.problem.space_rules import Rule
 from autocompress.problem.teacher import load_teacher
 from autocompress.students.calibration.activation_ranges import collect_ranges
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import apply, deployed_network
 from autocompress.transforms.arrays.masks import kept_weights
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.families.prune import keep_mask, prune
@@ -143,11 +143,11 @@ def test_random_candidates_run_as_they_were_priced_and_trained(
                 weight = cut[node.params[0]]
                 assert np.count_nonzero(weight) == kept_weights(weight.size, node.density)
         student = calibrated(changed, cut, images)
-        priced, _ = deployed(apply(space, None, candidate)[0])
+        priced = deployed_network(space, candidate)
         assert [(node.name, node.op, node.shape) for node in priced.nodes] == [
             (node.name, node.op, node.shape) for node in student[0].nodes
         ]
-        folded, _ = deployed(apply(space.folded, None, candidate)[0])
+        folded = deployed_network(space.folded, candidate)
         assert kernels(folded) == kernels(priced)
         assert quantized_values(priced) == quantized_values(student[0])
         assert bool(plan(priced)) == (precision != "fp32")

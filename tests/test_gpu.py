@@ -17,10 +17,11 @@ from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.training.distill import distil
 from autocompress.students.training.losses import FeatureLoss
 from autocompress.students.training.precision import CPU, device_named, placed
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import bind
 
@@ -62,7 +63,7 @@ def teacher(data: Data) -> GraphModule:
         network, weights = trace(Net().eval(), data.input_shape)
     assert weights is not None
     module = build(network, weights)
-    distil(module, None, data, epochs=25, batch_size=32, learning_rate=0.1, train_on="cpu")
+    distil(module, None, data, DistillSettings(epochs=25, batch_size=32, learning_rate=0.1, train_on="cpu"))
     return module
 
 
@@ -119,8 +120,13 @@ def test_a_student_learns_and_comes_back(teacher: GraphModule, data: Data, preci
     student = build(network, weights)
     inner = [node.name for node in network.nodes if node.op == "relu"][-1]
     features = FeatureLoss(((inner, inner),), 0.1)
-    distil(student, teacher, data, epochs=25, batch_size=32, learning_rate=0.1, precision=precision,
-           train_on="cuda", features=features)  # fmt: skip
+    distil(
+        student,
+        teacher,
+        data,
+        DistillSettings(epochs=25, batch_size=32, learning_rate=0.1, precision=precision, train_on="cuda"),
+        features=features,
+    )
     assert where(student) == where(teacher) == {"cpu"}
     assert evaluate(student, data.validation).accuracy > 0.9
 
@@ -131,7 +137,13 @@ def test_every_kind_of_student_is_finished(teacher: GraphModule, data: Data, met
     """With zeros that training finds, shared values, coarse grids and 8 bits together."""
     bound = bind(parse_space(SPACE.replace("METHOD", method), "test"), teacher.source_network)
     weights = teacher.export_weights()
-    shop = Workshop(bound, weights, data, importances(bound, weights, data), batch_size=32, train_on="cuda")
+    shop = Workshop(
+        bound,
+        weights,
+        data,
+        importances(bound, weights, data),
+        DistillSettings(batch_size=32, train_on="cuda"),
+    )
     rng = random.Random(0)
     for _ in range(4):
         finished = shop.finish(random_candidate(bound, rng), 12.0, 1.0)

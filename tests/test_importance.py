@@ -14,7 +14,7 @@ from autocompress.graph.trace import trace
 from autocompress.problem.space import parse_space
 from autocompress.students.calibration.channel_obs import Reader, obs_importance, removal_losses
 from autocompress.students.calibration.importance import output_curvature, saliency
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.transforms.families.prune import atom_scores
 from autocompress.transforms.sites import bind
 

@@ -21,7 +21,7 @@ from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import INPUT, Arg, Network, Node, Param, ParamSpec, Quantizer, Ref
 from autocompress.graph.trace import trace
 from autocompress.problem.space import load_space
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sampling import random_candidate, random_weights
 from autocompress.transforms.sites import bind
 
@@ -217,7 +217,7 @@ def candidates(count: int) -> Iterator[Network]:
     rng = random.Random(0)
     for index in range(count):
         candidate = random_candidate(bound, rng, ("fp32", "int8", "mixed")[index % 3])
-        yield deployed(apply(bound, None, candidate)[0])[0]
+        yield deployed_network(bound, candidate)
 
 
 COMPARED = {

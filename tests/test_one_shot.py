@@ -19,7 +19,7 @@ from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot, Rival
 from autocompress.students.prefix_cache import Kept, PrefixCache, cuts
 from autocompress.students.racing import paired, unpaired
@@ -32,6 +32,7 @@ from autocompress.students.sensitivity import (
     score,
 )
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.apply import apply
 from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import bind
@@ -45,7 +46,7 @@ def data() -> Data:
 @pytest.fixture(scope="module")
 def workshop(data: Data) -> Workshop:
     model = small_resnet(in_channels=3, classes=10)
-    distil(model, None, data, epochs=4, batch_size=32, precision="float32")
+    distil(model, None, data, DistillSettings(epochs=4, batch_size=32, precision="float32"))
     network, weights = trace(model, data.input_shape)
     bound = bind(parse_space(SPACE), network)
     return Workshop(bound, weights, data, importances(bound, weights, data))

@@ -26,7 +26,7 @@ from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network, to_json
 from autocompress.graph.trace import trace
 from autocompress.problem.space import load_space
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sampling import random_candidate, random_weights
 from autocompress.transforms.sites import bind
 
@@ -59,7 +59,7 @@ def candidates(name: str, count: int) -> Iterator[Network]:
     rng = random.Random(0)
     for index in range(count):
         candidate = random_candidate(bound, rng, ("fp32", "int8", "mixed")[index % 3])
-        yield deployed(apply(bound, None, candidate)[0])[0]
+        yield deployed_network(bound, candidate)
 
 
 def run_by_the_runtime(model: bytes, folder: Path) -> Counter[tuple[Any, ...]]:
@@ -152,5 +152,5 @@ def test_pricing_without_batch_norms_sees_the_same_networks(name: str):
     rng = random.Random(1)
     for index in range(12):
         candidate = random_candidate(bound, rng, ("fp32", "int8", "mixed")[index % 3])
-        whole, folded = (deployed(apply(space, None, candidate)[0])[0] for space in (bound, bound.folded))
+        whole, folded = (deployed_network(space, candidate) for space in (bound, bound.folded))
         assert to_json(whole) == to_json(folded)

@@ -16,11 +16,15 @@ from autocompress.graph.trace import trace
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import LazySplit, Normalisation, load_data
 from autocompress.problem.space import parse_space
+from autocompress.problem.teacher import Preprocessing
 from autocompress.runs.in_process import InProcess
 from autocompress.runs.tasks import Result, Stage, Task
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import Evaluator, importances
-from autocompress.students.remote import Receiving, make, remote_evaluator
+from autocompress.students.evaluator import Evaluator
+from autocompress.students.importances import importances
+from autocompress.students.packed_data import DataSpec
+from autocompress.students.remote import Receiving, RemoteConfig, make, remote_evaluator
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.sites import bind
 
 CANDIDATE = Candidate.of({"block:blocks.0": "drop", "bits:fc": 8})
@@ -30,7 +34,9 @@ CANDIDATE = Candidate.of({"block:blocks.0": "drop", "bits:fc": 8})
 def workshop() -> Workshop:
     network, weights = trace(small_resnet(in_channels=3, classes=10), (3, 8, 8))
     bound, data = bind(parse_space(SPACE), network), load_data("digits")
-    return Workshop(bound, weights, data, importances(bound, weights, data), seed=3, batch_size=64)
+    return Workshop(
+        bound, weights, data, importances(bound, weights, data), DistillSettings(seed=3, batch_size=64)
+    )
 
 
 def test_it_gives_the_same_accuracy(workshop: Workshop, tmp_path: Path) -> None:
@@ -76,3 +82,15 @@ def test_images_that_stay_on_disk_need_a_spec(workshop: Workshop) -> None:
     factory = remote_evaluator(other, parse_space(SPACE), Path("distilled"), data_spec="digits")
     assert set(factory.arrays) == {"weights", *(f"saliency {name}" for name in workshop.saliency)}
     assert factory.config["spec"] == "digits"
+
+
+def test_a_configuration_survives_json(workshop: Workshop) -> None:
+    hints = Preprocessing((3, 8, 8), mean=(0.5, 0.5, 0.5), fixed=True)
+    settings = DistillSettings(batch_size=64, learning_rate=0.01, seed=3, train_on="cpu", time_limit_s=9.0)
+    made = RemoteConfig(
+        workshop.bound.network, parse_space(SPACE), Path("/here"), settings, 2, DataSpec("digits", hints)
+    )
+    again = RemoteConfig.from_json(json.loads(json.dumps(made.to_json())))
+    assert again.settings == settings and again.data == made.data
+    assert (again.network, again.folder, again.batch) == (made.network, made.folder, 2)
+    assert again.space.fingerprint == made.space.fingerprint

@@ -27,7 +27,8 @@ from autocompress.runs.store import RunPaths, RunStore, read_run
 from autocompress.runs.tasks import Stage, Task
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import SCORE_ROWS, Evaluator, importances
+from autocompress.students.evaluator import SCORE_ROWS, Evaluator
+from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import Scorer, choices_to_score, score
 from autocompress.transforms.sites import bind

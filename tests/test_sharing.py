@@ -10,8 +10,10 @@ from torch import nn
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
 from autocompress.problem.data import load_data
-from autocompress.students.training.constraints import GradualPruning, hold_shared, hold_zeros
+from autocompress.students.training.constraints import hold_shared, hold_zeros
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
+from autocompress.students.training.sparsification import GradualPruning
 from autocompress.transforms.arrays.codebooks import STARTS, entropy_constrained, k_means
 from autocompress.transforms.arrays.masks import (
     global_masks,
@@ -157,12 +159,12 @@ def test_pruned_weights_stay_zero_and_others_learn(digits) -> None:
     before = module.export_weights()
     masks = {name: magnitude_mask(before[name], 0.3) for name in LAYERS}
     with hold_zeros(module, masks):
-        distil(module, None, digits, epochs=1, learning_rate=0.05)
+        distil(module, None, digits, DistillSettings(epochs=1, learning_rate=0.05))
     after = module.export_weights()
     for name in LAYERS:
         assert not after[name][~masks[name]].any()
         assert (after[name] != before[name])[masks[name]].mean() > 0.8
-    distil(module, None, digits, epochs=0.2, learning_rate=0.05)
+    distil(module, None, digits, DistillSettings(epochs=0.2, learning_rate=0.05))
     assert module.export_weights()["1.weight"][~masks["1.weight"]].any(), "released weights are free again"
 
 
@@ -173,7 +175,7 @@ def test_shared_weights_stay_shared_and_their_values_learn(digits) -> None:
         for name, book in books.items():
             module.tensor_named(name).copy_(torch.from_numpy(book.weight))
     with hold_shared(module, {name: book.indices for name, book in books.items()}):
-        distil(module, None, digits, epochs=1, learning_rate=0.05)
+        distil(module, None, digits, DistillSettings(epochs=1, learning_rate=0.05))
     for name, book in books.items():
         after = module.export_weights()[name]
         for index, value in enumerate(book.values):
@@ -195,8 +197,10 @@ def test_gradient_of_a_shared_value_by_hand() -> None:
 
 def test_gradual_pruning_ends_at_the_density_and_still_learns(digits) -> None:
     module = student()
-    pruning = GradualPruning(module, LAYERS, 0.2, every=5)
-    done = distil(module, None, digits, epochs=12, learning_rate=0.1, batch_size=64, progress=pruning)
+    pruning = GradualPruning(module, LAYERS, 0.2)
+    done = distil(
+        module, None, digits, DistillSettings(epochs=12, learning_rate=0.1, batch_size=64), progress=pruning
+    )
     total = sum(module.export_weights()[name].size for name in LAYERS)
     kept = sum(np.count_nonzero(module.export_weights()[name]) for name in LAYERS)
     assert kept == pytest.approx(0.2 * total, abs=2)

@@ -17,7 +17,7 @@ from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option, Site
 from autocompress.problem.space import parse_space
 from autocompress.search.proposers.solver import Solver, harm, knapsack, silent_stdout
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import bind
 
 SITES = (
@@ -166,7 +166,7 @@ def test_a_table_adds_up_to_the_exact_price_of_each_single_choice(pricer: Pricer
         exact = pricer.price(candidate)
         assert table.latency_ms + effect.latency_ms == pytest.approx(exact.latency_ms)
         assert table.file_bytes + effect.file_bytes == pytest.approx(exact.file_bytes)
-        network = deployed(apply(pricer.bound, None, pricer.bound.canonical(candidate))[0])[0]
+        network = deployed_network(pricer.bound, pricer.bound.canonical(candidate))
         cuts = {cut: table.live_bytes.get(cut, 0) + effect.live_bytes.get(cut, 0) for cut in table.cuts}
         assert {cut: size for cut, size in cuts.items() if size} == live_bytes(network)
         assert table.weight_bytes + effect.weight_bytes == weight_bytes(network)

@@ -17,6 +17,7 @@ from autocompress.problem.data import Data, load_data
 from autocompress.students.accuracy import evaluate
 from autocompress.students.training.constraints import hold_zeros
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.sparsification import METHODS, Thinner
 from autocompress.students.training.trained_importance import trained_importance
 from autocompress.transforms.families.sparsity import mask_of
@@ -35,7 +36,7 @@ def teacher() -> tuple[Network, Weights]:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     module = build(*trace(layers.eval(), (1, 8, 8)))
-    distil(module, None, digits(), epochs=20, learning_rate=0.1)
+    distil(module, None, digits(), DistillSettings(epochs=20, learning_rate=0.1))
     return module.source_network, module.export_weights()
 
 
@@ -45,7 +46,13 @@ def thinned(method: str, epochs: float = 12) -> GraphModule:
         name: (DENSITY, partial(mask_of, keep=DENSITY)) for name in NAMES
     }
     thinner = Thinner(student, method, choose)
-    distil(student, build(*teacher()), digits(), epochs=epochs, learning_rate=0.1, progress=thinner)
+    distil(
+        student,
+        build(*teacher()),
+        digits(),
+        DistillSettings(epochs=epochs, learning_rate=0.1),
+        progress=thinner,
+    )
     thinner.settle()
     return student
 
@@ -56,7 +63,7 @@ def at_once() -> float:
     student = build(*teacher())
     masks = {name: mask_of(teacher()[1][name], DENSITY) for name in NAMES}
     with hold_zeros(student, masks):
-        distil(student, build(*teacher()), digits(), epochs=12, learning_rate=0.1)
+        distil(student, build(*teacher()), digits(), DistillSettings(epochs=12, learning_rate=0.1))
     return evaluate(student, digits().validation).accuracy
 
 

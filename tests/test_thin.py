@@ -26,9 +26,10 @@ from autocompress.problem.candidate import PACKED_KINDS, Candidate
 from autocompress.problem.space import parse_space
 from autocompress.search.proposers.solver import Solver
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.training.constraints import held
-from autocompress.transforms.apply import apply, deployed, thinnings_of
+from autocompress.students.training.settings import DistillSettings
+from autocompress.transforms.apply import apply, deployed_network, thinnings_of
 from autocompress.transforms.families.sparsity import Thinning, mask_of, rounded, share, shared
 from autocompress.transforms.sites import BoundSpace, bind
 
@@ -64,7 +65,7 @@ def workshop(method: str = "magnitude") -> Workshop:
     data = stripes()
     network, weights = trace(tiny_net(width=16), data.input_shape)
     bound = bind(space(method), network)
-    return Workshop(bound, weights, data, importances(bound, weights, data), batch_size=32)
+    return Workshop(bound, weights, data, importances(bound, weights, data), DistillSettings(batch_size=32))
 
 
 def density(weight: np.ndarray) -> float:
@@ -273,7 +274,7 @@ def test_the_solver_keeps_a_budget_of_the_packed_size() -> None:
     answer = Solver(pricer, damage).solve(limits)
     assert answer is not None and not limits.violated(pricer.price(answer))
     assert any(name.startswith(("sparsity", "codebook")) for name, _ in answer.choices)
-    assert pricer.price(answer).packed_bytes == packed_bytes(deployed(apply(bound, None, answer)[0])[0], 0)
+    assert pricer.price(answer).packed_bytes == packed_bytes(deployed_network(bound, answer), 0)
 
 
 def test_a_thinning_knows_its_density() -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from autocompress.cost.model import CostModel
 from autocompress.problem.budgets import LIMITED, Limits
 from autocompress.problem.candidate import PACKED_KINDS, Candidate, Cost, Option, Site, eight_bits
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import BoundSpace
 
 Damage = Mapping[tuple[str, Option], float]
@@ -32,8 +32,7 @@ class Pricer:
         canonical = self.bound.canonical(candidate)
         cost = self._known.get(canonical.key)
         if cost is None:
-            network, _ = apply(self.bound.folded, None, canonical)
-            cost = self.cost_model.price(deployed(network)[0])
+            cost = self.cost_model.price(deployed_network(self.bound.folded, canonical))
             if len(self._known) >= _MOST_KEPT:
                 del self._known[next(iter(self._known))]
             self._known[canonical.key] = cost

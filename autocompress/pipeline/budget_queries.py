@@ -26,7 +26,7 @@ from autocompress.runs.conditions import NAMES
 from autocompress.runs.events import ChoicesPriced, PairsScored, Scored
 from autocompress.runs.store import RunRecord, read_run
 from autocompress.search.proposers.solver import Pairs, Solver, pairs_of_rows
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import BoundSpace, bind
 
 
@@ -79,7 +79,7 @@ class Answers:
         space = space_of(record.config["space"], str(record.paths.config))
         bound = _as_recorded(bind(space, network), record)
         profile = load_profile(record.paths.device)
-        found = kernels(deployed(apply(bound, None, Candidate())[0])[0], profile.layouts)
+        found = kernels(deployed_network(bound, Candidate()), profile.layouts)
         teacher = str(record.config["identity"]["teacher"])
         view = profile.for_network(network.input_shape, space.fingerprint, teacher, found)
         solver = Solver(Pricer(bound, CostModel(view)), damage, table, _pairs(record))

@@ -48,7 +48,7 @@ from autocompress.runs.events import Certified, Exported
 from autocompress.runs.store import RunStore
 from autocompress.runs.student import Student
 from autocompress.students.accuracy import Evaluation, evaluate_session
-from autocompress.students.evaluator import discard
+from autocompress.students.checkpoints import discard
 
 PARITY_EXAMPLES = 64
 

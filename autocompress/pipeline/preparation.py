@@ -23,7 +23,7 @@ from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import Space
 from autocompress.problem.teacher import Teacher, check_teacher, load_teacher
 from autocompress.progress import Console
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
 from autocompress.transforms.sites import BoundSpace, bind
@@ -119,7 +119,7 @@ def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, sp
     """
     bound = _in_measured_precisions(bound, profile)
     for candidate in (_in_eight_bits(bound), Candidate()):
-        found = kernels(deployed(apply(bound, None, candidate)[0])[0], profile.layouts)
+        found = kernels(deployed_network(bound, candidate), profile.layouts)
         profile.check_prices(found)
     return profile.for_network(
         opened.network.input_shape, space.fingerprint, opened.teacher.fingerprint, found
@@ -181,8 +181,7 @@ def _in_eight_bits(bound: BoundSpace) -> Candidate:
 
 
 def _kernels(bound: BoundSpace, candidate: Candidate, profile: DeviceProfile) -> tuple[Kernel, ...]:
-    network, _ = apply(bound.folded, None, bound.canonical(candidate))
-    return kernels(deployed(network)[0], profile.layouts)
+    return kernels(deployed_network(bound.folded, bound.canonical(candidate)), profile.layouts)
 
 
 def _in_measured_precisions(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:

@@ -39,7 +39,9 @@ from autocompress.search.finalists import patiently
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import RUNGS, Evaluator, discard, importances, save_teacher
+from autocompress.students.checkpoints import RUNGS, discard, save_teacher
+from autocompress.students.evaluator import Evaluator
+from autocompress.students.importances import importances
 from autocompress.students.remote import Receiving, remote_evaluator
 from autocompress.students.training.precision import device_named
 from autocompress.transforms.rank_start import rank_starts
@@ -236,17 +238,9 @@ class _SearchRun:
         return begun
 
     def _builder(self) -> Workshop:
-        options = self.request.options
-        return Workshop(
-            self.bound,
-            self.prepared.opened.weights,
-            self.data,
-            importances(self.bound, self.prepared.opened.weights, self.data),
-            options.seed,
-            options.batch_size,
-            options.learning_rate,
-            options.train_on,
-        )
+        weights = self.prepared.opened.weights
+        settings = self.request.options.distill_settings
+        return Workshop(self.bound, weights, self.data, importances(self.bound, weights, self.data), settings)
 
     def _evaluator(self, builder: Workshop) -> Evaluator | None:
         """Return that of this process; None where there are workers."""

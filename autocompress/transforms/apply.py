@@ -112,6 +112,12 @@ def deployed(network: Network, weights: Weights | None = None) -> tuple[Network,
     return with_ranges(network, _placeholders(network, planned), planned), weights
 
 
+def deployed_network(bound: BoundSpace, candidate: Candidate) -> Network:
+    """Return the network that a candidate is shipped as, for what needs no weights."""
+    network, _ = apply(bound, None, candidate)
+    return deployed(network)[0]
+
+
 def _placeholders(network: Network, planned: frozenset[str]) -> dict[str, tuple[float, float]]:
     """A range for each value of the plan, unlike those of other values as calibration will find them:
     equal ones would share their bytes in an exported file. A relu leaves what is positive as it is."""
