@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from doc_examples import examples_in
 from safetensors.numpy import load_file
-from test_space import examples_in
 from torch import Tensor, nn
 from written_networks import assert_computes, inputs, with_zeros
 

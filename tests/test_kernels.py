@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 
 import onnx
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from kernel_networks import candidates, network
 
 from autocompress.cost.kernels import Kernel, kernels, macs
 from autocompress.cost.layouts import Layouts
 from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
-from autocompress.graph.network import INPUT, Arg, Network, Node, Param, ParamSpec, Quantizer, Ref
-from autocompress.graph.trace import trace
-from autocompress.problem.space import load_space
-from autocompress.transforms.apply import deployed_network
-from autocompress.transforms.sampling import random_candidate, random_weights
-from autocompress.transforms.sites import bind
+from autocompress.graph.network import INPUT, Arg, Network, Node, Param, Quantizer, Ref
+from autocompress.transforms.sampling import random_weights
 
 POSITIVE, SIGNED = Quantizer(0.1, 0), Quantizer(0.1, 128)
 PLAIN = Layouts(float_block=0, int8_channels_last=False)
@@ -40,19 +32,6 @@ def relu(name: str, source: str, channels: int = 16) -> Node:
 
 def add(name: str, *sources: str, channels: int = 16) -> Node:
     return Node(name, "add.Tensor", tuple(Ref(source) for source in sources), (1, channels, 8, 8))
-
-
-def network(*nodes: Node, channels: int = 16) -> Network:
-    """Shapes of the weights follow from the nodes'."""
-    shapes = {INPUT: (1, channels, 8, 8), **{node.name: node.shape for node in nodes}}
-    params = {
-        f"{node.name}.weight": ParamSpec(
-            (node.shape[1], shapes[node.inputs[0]][1] // int(node.args[6]), 3, 3)  # type: ignore[arg-type]
-        )
-        for node in nodes
-        if node.op == "conv2d"
-    }
-    return Network(shapes[INPUT], nodes, nodes[-1].name, params)
 
 
 def quantized(found: Network, quantizers: dict[str, Quantizer]) -> Network:
@@ -182,42 +161,6 @@ def test_attention_counts_both_its_products():
     args: tuple[Arg, ...] = tuple(Ref(name) for name in "qkv")
     found = Network(shape, (*values, Node("a", "scaled_dot_product_attention", args, shape)), "a", {})
     assert macs(found) == 2 * 3 * 50 * 50 * 64
-
-
-class Residual(nn.Module):
-    def __init__(self, channels: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
-        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
-        self.short = nn.Conv2d(channels, out, 1, stride) if stride > 1 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        return functional.relu(y + self.short(x))
-
-
-class SmallResNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.bn = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        self.blocks = nn.Sequential(
-            Residual(16, 16, 1), Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 32, 1)
-        )
-        self.fc = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.blocks(functional.relu(self.bn(self.stem(x)))).mean((2, 3)))
-
-
-def candidates(count: int) -> Iterator[Network]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network, _ = trace(SmallResNet().eval(), (3, 16, 16))
-    bound = bind(load_space("joint"), network)
-    rng = random.Random(0)
-    for index in range(count):
-        candidate = random_candidate(bound, rng, ("fp32", "int8", "mixed")[index % 3])
-        yield deployed_network(bound, candidate)
 
 
 COMPARED = {

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_profile import FIT, example, source
+from profile_samples import FIT, example, source
 
 from autocompress import api_profile
 from autocompress.cost.layouts import Layouts

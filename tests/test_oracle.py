@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import timm
-from test_kernels import SmallResNet
+from kernel_networks import SmallResNet
 from torch import nn
 
 from autocompress.cost.kernels import Kernel, kernels

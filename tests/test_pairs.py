@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
+from made_up_scores import made_up_damage
 from priced_networks import small_pricer
-from test_solver import made_up_damage
 
 from autocompress.cost.pricer import Pricer
 from autocompress.problem.budgets import Limits

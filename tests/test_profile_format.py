@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_profile import FIT, cell, edit, example, source
+from profile_samples import FIT, cell, edit, example, source
 
 from autocompress import files
 from autocompress.cost.kernels import Kernel

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_kernels import candidates
+from kernel_networks import candidates
 
 from autocompress.cost.kernels import Kernel, kernels
 from autocompress.cost.layouts import Layouts

@@ -18,7 +18,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from test_onnx_export import quantized
+from operation_networks import quantized
 from torch import Tensor, nn
 from torch.nn import functional
 

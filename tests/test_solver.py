@@ -7,6 +7,7 @@ import itertools
 import random
 
 import pytest
+from made_up_scores import made_up_damage
 from priced_networks import Arithmetic, small_pricer, small_resnet
 
 from autocompress.cost.marginal import Effect, EffectTable, effects_of, exclusions
@@ -19,6 +20,11 @@ from autocompress.problem.space import parse_space
 from autocompress.search.proposers.solver import Solver, harm, knapsack, silent_stdout
 from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import bind
+
+
+@pytest.fixture(scope="module")
+def pricer() -> Pricer:
+    return small_pricer()[0]
 
 SITES = (
     Site("block:b", "block", "b", ("keep", "drop"), "keep"),
@@ -137,25 +143,6 @@ def test_a_pair_that_hurts_is_avoided(pricer: Pricer):
     assert not {one, other} <= set(found.choices)
     assert solver.harm(plain) == pytest.approx(Solver(pricer, damage).harm(plain) + 50)
     assert solver.harm(found) == Solver(pricer, damage).harm(found)
-
-
-@pytest.fixture(scope="module")
-def pricer() -> Pricer:
-    return small_pricer()[0]
-
-
-def made_up_damage(pricer: Pricer, seed: int) -> dict[tuple[str, Option], float]:
-    """The more of a site is given up, the more it hurts."""
-    rng = random.Random(seed)
-    damage = {}
-    for site in pricer.bound.free:
-        weight = rng.uniform(0.2, 2.0)
-        for option in site.options:
-            if site.kind == "width":
-                damage[site.name, option] = weight * (1 - float(option)) ** 1.5
-            elif site.kind == "block" and option != "keep":
-                damage[site.name, option] = weight * (1.0 if option == "drop" else 0.6)
-    return {choice: value for choice, value in damage.items() if value > 0}
 
 
 def test_a_table_adds_up_to_the_exact_price_of_each_single_choice(pricer: Pricer):

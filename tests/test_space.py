@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from doc_examples import examples_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -214,11 +215,6 @@ def test_every_example_in_the_documentation_loads() -> None:
     assert len(examples) >= 3
     for example in examples:
         parse_space(example)
-
-
-def examples_in(document: str) -> list[str]:
-    text = (Path(__file__).parents[1] / "docs" / document).read_text()
-    return [part.split("```")[0] for part in text.split("```yaml\n")[1:]]
 
 
 def test_joint_gives_every_kind_of_layer_a_choice_and_needs_none() -> None:

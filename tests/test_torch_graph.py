@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from onnx import TensorProto, helper
-from test_onnx_export import LAYER_MODULES, OPERATIONS, TIMM, Function
+from operation_networks import LAYER_MODULES, OPERATIONS, TIMM, Function
 from torch import nn
 from torch.nn import functional
 

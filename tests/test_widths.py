@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from test_profile import example
+from profile_samples import example
 
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import LatencyTable, Row
