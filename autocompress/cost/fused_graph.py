@@ -10,31 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autocompress.graph.network import BINARIZE, INPUT, Network, Node
+from autocompress.graph.network import BINARIZE, INPUT, Network, Node, Quantizer
+from autocompress.graph.operations import CLIPS, CONCATENATIONS, CONVOLUTIONS, LAYERS, MOVES, having
 
-CONVOLUTIONS = frozenset({"conv2d", "conv2d.padding"})
-LAYERS = CONVOLUTIONS | {"linear"}
-RESHAPES = frozenset(
-    {
-        *("view", "reshape", "_unsafe_view", "flatten.using_ints", "unflatten.int"),
-        *("unsqueeze", "squeeze", "squeeze.dim", "squeeze.dims"),
-    }
-)
-_SPLITS = frozenset({"split.Tensor", "split_with_sizes", "chunk", "unbind.int"})
-_MOVES = (
-    RESHAPES
-    | _SPLITS
-    | frozenset(
-        {
-            *("permute", "transpose.int", "t", "expand", "slice.Tensor", "select.int", "roll", "flip"),
-            *("pad", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "max_pool2d"),
-        }
-    )
-)
-"""Move data without computing, and so work on integers as they are."""
-
-_CLIPS = frozenset({"relu", "relu6", "hardtanh"})
-_FUSED_BEHIND_FLOAT = _CLIPS | {"sigmoid", "tanh", "leaky_relu", "hardsigmoid", "hardswish"}
+_FUSED_BEHIND_FLOAT = having(lambda row: row.fuses)
 
 
 @dataclass(slots=True)
@@ -74,11 +53,12 @@ class _Splitter:
         self.found: list[Operation] = []
         self.tensor = {INPUT: INPUT}
         self.dequantized: dict[str, str] = {}
+        self.quantizers: dict[str, Quantizer | None] = {}
 
     def run(self) -> list[Operation]:
         network = self.network
         if network.input_quantizer is not None:
-            self._quantize(INPUT, network.input_shape)
+            self._quantize(INPUT, network.input_shape, network.input_quantizer)
         absorbed: set[str] = set()
         for node in network.nodes:
             if node.name in absorbed or not any(name in self.tensor for name in node.inputs):
@@ -104,7 +84,7 @@ class _Splitter:
         source = next(name for name in node.inputs if name in self.tensor)
         self.tensor[node.name] = self.tensor[source]
         if node.quantizer is not None and not self.tensor[node.name].endswith(":q"):
-            self._quantize(node.name, node.shape)
+            self._quantize(node.name, node.shape, node.quantizer)
 
     def _scales_convolution(self, node: Node) -> bool:
         """Whether a product with constants goes into the weights of the float convolution before it."""
@@ -122,7 +102,7 @@ class _Splitter:
         source = next(name for name in node.inputs if name in self.tensor)
         writer = next((one for one in reversed(self.found) if one.writes == self.tensor[source]), None)
         names: tuple[str, ...] = (node.name,)
-        while writer is not None and writer.kind in _CLIPS and len(self.network.users[writer.writes]) == 1:
+        while writer is not None and writer.kind in CLIPS and len(self.network.users[writer.writes]) == 1:
             self.found.remove(writer)
             names = writer.nodes + names
             self.tensor[source] = writer.reads[0]
@@ -133,14 +113,15 @@ class _Splitter:
 
     def _vanishes(self, node: Node) -> bool:
         """Whether rounding to integers clips at zero and so does what this activation does."""
-        return node.op in _CLIPS and node.quantizer is not None and node.quantizer.zero_point == 0
+        return node.op in CLIPS and node.quantizer is not None and node.quantizer.zero_point == 0
 
     def _operation(self, node: Node, activation: Node | None) -> None:
         result = node if activation is None else activation
         integer = self._is_integer(node, result)
         values = [name for name in node.inputs if name in self.tensor]
         reads = [self.tensor[name] if integer else self._float(name) for name in values]
-        writes = f"{result.name}:q" if integer and _writes_integers(node, result) else result.name
+        moved = node.op in MOVES or node.op in CONCATENATIONS
+        writes = f"{result.name}:q" if integer and (moved or result.quantizer is not None) else result.name
         names = (node.name,) if activation is None else (node.name, activation.name)
         name = "" if activation is None else activation.op
         if not integer and node.op in LAYERS and self._is_guarded(node):
@@ -151,8 +132,10 @@ class _Splitter:
             self._take_sum_along(operation)
         self.found.append(operation)
         self.tensor[result.name] = writes
+        if integer:
+            self.quantizers[writes] = self._quantizer_written(result, reads)
         if result.quantizer is not None and not writes.endswith(":q"):
-            self._quantize(result.name, result.shape)
+            self._quantize(result.name, result.shape, result.quantizer)
 
     def _take_sum_along(self, norm: Operation) -> None:
         """A normalisation of sequences adds what it alone reads the sum of."""
@@ -172,17 +155,27 @@ class _Splitter:
         alone = self.network.users[source] == (node.name,) and source != self.network.output
         rounded = node.op == "max_pool2d" and node.quantizer is not None
         if rounded and alone and not self.tensor[source].endswith(":q"):
-            self._quantize(source, self.network.shape_of(source))
+            self._quantize(source, self.network.shape_of(source), node.quantizer)
 
     def _is_integer(self, node: Node, result: Node) -> bool:
         stored = [self.tensor[name].endswith(":q") for name in node.inputs if name in self.tensor]
         if node.op in LAYERS:
             return node.bits == 8 and stored[:1] == [True]
-        if node.op in _MOVES:
+        if node.op in MOVES:
             return stored[0]
+        if node.op in CONCATENATIONS and all(stored) and self._share_quantizer(node):
+            return True
         if node.op == BINARIZE:
             return False
         return result.quantizer is not None and all(stored)
+
+    def _share_quantizer(self, node: Node) -> bool:
+        first, *others = (self.quantizers.get(self.tensor[name]) for name in node.inputs)
+        return node.quantizer in (None, first) and all(other == first for other in others)
+
+    def _quantizer_written(self, result: Node, reads: list[str]) -> Quantizer | None:
+        """Moved data keep the quantizer that they have."""
+        return self.quantizers.get(reads[0]) if result.quantizer is None else result.quantizer
 
     def _activation(self, node: Node) -> Node | None:
         """The activation that runs within this operation."""
@@ -193,7 +186,7 @@ class _Splitter:
         if len(users) != 1 or node.quantizer is not None or node.name == network.output:
             return None
         user = network.by_name[users[0]]
-        if user.op in _CLIPS and user.quantizer is not None and self._is_integer(node, user):
+        if user.op in CLIPS and user.quantizer is not None and self._is_integer(node, user):
             return user
         if node.op in LAYERS and user.op in _FUSED_BEHIND_FLOAT and not self._is_integer(node, user):
             fits = node.op != "linear" or (
@@ -208,16 +201,17 @@ class _Splitter:
         if network.quantizer_of(node.inputs[0]) is None:
             return False
         users = network.users[node.name]
-        clipped = len(users) == 1 and network.by_name[users[0]].op in _CLIPS
+        clipped = len(users) == 1 and network.by_name[users[0]].op in CLIPS
         carrier = network.by_name[users[0]] if clipped else node
         return network.is_rounded(carrier.name) or node.quantizer is not None
 
-    def _quantize(self, value: str, shape: Any) -> None:
+    def _quantize(self, value: str, shape: Any, quantizer: Quantizer | None) -> None:
         name = f"{value}:q"
         self.found.append(
             Operation("quantize", "int8", [self.tensor.get(value, value)], name, shape, (value,))
         )
         self.tensor[value] = name
+        self.quantizers[name] = quantizer
 
     def _float(self, value: str) -> str:
         """The tensor of a value in floats; the first reader of integers has them converted."""
@@ -231,10 +225,6 @@ class _Splitter:
                 Operation("dequantize", "int8", [name], self.dequantized[name], shape, (value,))
             )
         return self.dequantized[name]
-
-
-def _writes_integers(node: Node, result: Node) -> bool:
-    return result.quantizer is not None or node.op in _MOVES
 
 
 def _is_number(node: Node) -> bool:

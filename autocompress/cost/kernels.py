@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from autocompress.cost.fused_graph import CONVOLUTIONS, RESHAPES, Operation
+from autocompress.cost.fused_graph import Operation
 from autocompress.cost.layouts import Layouts, operations
 from autocompress.graph.network import Network, Node, Param, Ref
+from autocompress.graph.operations import CONVOLUTIONS, VIEWS
 
 CONVERSIONS = frozenset(
     {"quantize", "dequantize", "to_blocked", "from_blocked", "to_channels_last", "to_channels_first"}
@@ -128,7 +129,7 @@ def _kernel(network: Network, operation: Operation) -> Kernel:
         return _product(network, operation, node)
     height, width = _map_size(node.shape)
     return Kernel(
-        "reshape" if node.op in RESHAPES else node.op.partition(".")[0],
+        "reshape" if node.op in VIEWS else node.op.partition(".")[0],
         operation.precision,
         height=height,
         width=width,

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from autocompress.cost.fused_graph import CONVOLUTIONS, Operation, split
-from autocompress.graph.network import BINARIZE, INPUT, Network, Param
+from autocompress.cost.fused_graph import Operation, split
+from autocompress.graph.network import INPUT, Network, Param
+from autocompress.graph.operations import CONVOLUTIONS, having
 
 _POOLS = frozenset({"mean.dim", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"})
 _AVERAGES = frozenset({"mean.dim", "adaptive_avg_pool2d"})
@@ -18,14 +19,7 @@ _BLOCKED_ACTIVATIONS = frozenset({"relu", "sigmoid", "tanh", "hardsigmoid", "gel
 _TAKE_ACTIVATIONS = CONVOLUTIONS | {"batch_norm"}
 _ALIGNMENT = 4
 _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-_FOLLOW_LAYOUT = frozenset(
-    {
-        *("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor", "cat", "slice.Tensor", "pad", "quantize"),
-        *("dequantize", "relu", "relu6", "hardtanh", "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu"),
-        *("tanh", "leaky_relu", "mean.dim", "adaptive_avg_pool2d", "max_pool2d", "constant_pad_nd"),
-        BINARIZE,
-    }
-)
+_FOLLOW_LAYOUT = having(lambda row: row.any_layout) | {"quantize", "dequantize"}
 """Work on channels last as well as on channels first."""
 
 

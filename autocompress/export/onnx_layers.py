@@ -304,7 +304,7 @@ def avg_pool(
     return e.op("AveragePool", x.name, name=node.name, **attributes)
 
 
-@exports("max_pool2d", "max_pool1d", "max_pool2d_with_indices", moves_data=True)
+@exports("max_pool2d", "max_pool1d", "max_pool2d_with_indices")
 def max_pool(
     e: Emitter,
     node: Node,
