@@ -149,7 +149,7 @@ def _map_size(shape: Any) -> tuple[int, int]:
 
 
 def _convolution(network: Network, operation: Operation, node: Node) -> Kernel:
-    source = network.shape_of(node.inputs[0])
+    source = _read_shape(network, operation, node)
     weight = _weight_shape(network, node)
     groups = node.args[6] if len(node.args) > 6 else 1
     stride = node.args[3] if len(node.args) > 3 else 1
@@ -204,6 +204,12 @@ def _product(network: Network, operation: Operation, node: Node) -> Kernel:
         out_elements=elements(node.shape),
         nodes=operation.nodes,
     )
+
+
+def _read_shape(network: Network, operation: Operation, node: Node) -> Any:
+    """Of the image that a convolution reads, without the zeros that it adds itself."""
+    source = node.inputs[0]
+    return network.shape_of(network.by_name[source].inputs[0] if source in operation.nodes else source)
 
 
 def _weight_shape(network: Network, node: Node) -> tuple[int, ...]:

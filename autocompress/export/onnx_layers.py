@@ -181,7 +181,7 @@ def rms_norm(
     e: Emitter, node: Node, x: Tensor, shape: Sequence[int], weight: Any = None, eps: float | None = None
 ) -> str:
     axes = e.ints(*range(-len(shape), 0))
-    square = e.op("Mul", x.name, x.name, name=f"{node.name}/square")
+    square = e.op("Pow", x.name, e.name(2.0), name=f"{node.name}/square")
     mean = e.op("ReduceMean", square, axes, name=f"{node.name}/mean", keepdims=1)
     least = float(np.finfo(np.float32).eps) if eps is None else float(eps)
     root = e.op("Sqrt", e.op("Add", mean, e.name(least), name=f"{node.name}/eps"), name=f"{node.name}/root")

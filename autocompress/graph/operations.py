@@ -37,6 +37,7 @@ class EightBits(Enum):
     FLOATS = "reads floats"
     MOVES = "moves data, so it runs on the integers as they are and its output has its input's quantizer"
     JOINS = "reads and writes integers where that keeps a chain of 8-bit layers in integers"
+    PRODUCT = "reads integers, all of its inputs being such, and writes floats"
     LAYER = "computes in integers where its own bits say so"
 
 
@@ -45,10 +46,11 @@ class KnownOperation:
     """One row of the table.
 
     `splits`: the output has several parts. `concatenates`: its inputs lie side by side in the output, so
-    that it moves data where all have the same quantizer. `is_view`: costs no memory and, on its own, no time.
-    `keeps_sign`: the output has no number below zero where no input has. `never_negative`: it never has.
-    `clips`: rounding to integers can do the same. `fuses`: a float layer takes it along. `any_layout`: works
-    on images with their channels last as well as first.
+    that it moves data where all have the same quantizer. `is_view`: costs no memory and, on its own, no
+    time. `rounds_first`: a runtime rounds what it moves before it moves it. `keeps_sign`: the output has no
+    number below zero where no input has. `never_negative`: it never has. `clips`: rounding to integers can
+    do the same. `fuses`: a float layer takes it along. `any_layout`: works on images with their channels
+    last as well as first.
     """
 
     name: str
@@ -57,6 +59,7 @@ class KnownOperation:
     splits: bool = False
     concatenates: bool = False
     is_view: bool = False
+    rounds_first: bool = False
     keeps_sign: bool = False
     never_negative: bool = False
     clips: bool = False
@@ -73,14 +76,16 @@ class KnownOperation:
 
 
 _LAYER = KnownOperation("", in_8_bits=EightBits.LAYER)
+_PRODUCT = KnownOperation("", in_8_bits=EightBits.PRODUCT)
 _MOVE = KnownOperation("", in_8_bits=EightBits.MOVES, keeps_sign=True)
-_VIEW = replace(_MOVE, is_view=True)
+_TURN = replace(_MOVE, rounds_first=True)
+_VIEW = replace(_TURN, is_view=True)
 _RESHAPE = replace(_VIEW, axes=Axes.RESHAPE)
 _SPLIT = replace(_MOVE, splits=True)
-_POINTWISE = KnownOperation("", Axes.POINTWISE)
-_ACTIVATION = replace(_POINTWISE, in_8_bits=EightBits.JOINS, any_layout=True)
-_BINARY = KnownOperation("", Axes.BINARY)
-_JOINING = replace(_BINARY, in_8_bits=EightBits.JOINS, any_layout=True)
+_POINTWISE = KnownOperation("", Axes.POINTWISE, any_layout=True)
+_ACTIVATION = replace(_POINTWISE, in_8_bits=EightBits.JOINS)
+_BINARY = KnownOperation("", Axes.BINARY, any_layout=True)
+_JOINING = replace(_BINARY, in_8_bits=EightBits.JOINS)
 _POOL = KnownOperation("", Axes.POOLING)
 _AVERAGE = replace(_POOL, in_8_bits=EightBits.JOINS, keeps_sign=True)
 _REDUCTION = KnownOperation("", Axes.REDUCTION)
@@ -89,7 +94,8 @@ _CONCATENATION = replace(_OTHER, in_8_bits=EightBits.JOINS, concatenates=True, k
 
 _ROWS: tuple[Iterator[KnownOperation], ...] = (
     _LAYER.named("conv2d conv2d.padding linear"),
-    _OTHER.named("conv1d conv_transpose2d.input matmul bmm addmm scaled_dot_product_attention"),
+    _PRODUCT.named("matmul bmm"),
+    _OTHER.named("conv1d conv_transpose2d.input addmm scaled_dot_product_attention"),
     _OTHER.named("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"),
     # Activations.
     replace(_ACTIVATION, never_negative=True, clips=True, fuses=True).named("relu relu6"),
@@ -97,18 +103,18 @@ _ROWS: tuple[Iterator[KnownOperation], ...] = (
     replace(_ACTIVATION, never_negative=True, fuses=True).named("sigmoid hardsigmoid"),
     replace(_ACTIVATION, fuses=True).named("tanh leaky_relu hardswish"),
     _ACTIVATION.named("silu gelu"),
-    replace(_POINTWISE, never_negative=True, any_layout=True).named(BINARIZE),
+    replace(_POINTWISE, never_negative=True).named(BINARIZE),
+    replace(_POINTWISE, fuses=True).named("clamp clamp_min clamp_max"),
     _POINTWISE.named(
         """elu mish softplus log_sigmoid selu celu prelu exp log sqrt rsqrt neg abs square reciprocal erf sin
-        cos clamp clamp_min clamp_max pow.Tensor_Scalar floor round to.dtype dropout"""
+        cos pow.Tensor_Scalar floor round to.dtype dropout"""
     ),
     _OTHER.named("softmax.int _softmax log_softmax.int cumsum"),
     # Arithmetic.
     _JOINING.named("add.Tensor mul.Tensor"),
-    replace(_BINARY, any_layout=True).named("sub.Tensor div.Tensor"),
     _BINARY.named(
-        """maximum minimum add.Scalar mul.Scalar sub.Scalar div.Scalar rsub.Scalar pow.Tensor_Tensor
-        where.self"""
+        """sub.Tensor div.Tensor maximum minimum add.Scalar mul.Scalar sub.Scalar div.Scalar rsub.Scalar
+        pow.Tensor_Tensor where.self"""
     ),
     _OTHER.named(
         """div.Tensor_mode pow.Scalar outer masked_fill.Scalar bitwise_not logical_not eq.Scalar ne.Scalar
@@ -117,25 +123,26 @@ _ROWS: tuple[Iterator[KnownOperation], ...] = (
     # Poolings and reductions.
     replace(_AVERAGE, any_layout=True).named("adaptive_avg_pool2d"),
     _AVERAGE.named("avg_pool2d"),
-    replace(_MOVE, axes=Axes.POOLING, any_layout=True).named("max_pool2d"),
-    replace(_MOVE, axes=Axes.POOLING).named("max_pool1d"),
-    replace(_SPLIT, axes=Axes.POOLING).named("max_pool2d_with_indices"),
-    _POOL.named(
-        """adaptive_max_pool2d upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec
-        upsample_nearest2d upsample_bilinear2d adaptive_avg_pool1d avg_pool1d"""
+    replace(_TURN, axes=Axes.POOLING, any_layout=True).named("max_pool2d"),
+    replace(_TURN, axes=Axes.POOLING).named("max_pool1d"),
+    replace(_MOVE, axes=Axes.POOLING, any_layout=True).named("upsample_nearest2d.vec upsample_nearest2d"),
+    replace(_POOL, any_layout=True).named(
+        "upsample_bilinear2d.vec upsample_bicubic2d.vec upsample_bilinear2d"
     ),
+    replace(_SPLIT, axes=Axes.POOLING, any_layout=True).named("max_pool2d_with_indices"),
+    _POOL.named("adaptive_max_pool2d adaptive_avg_pool1d avg_pool1d"),
     replace(_AVERAGE, axes=Axes.REDUCTION, any_layout=True).named("mean.dim"),
     _REDUCTION.named("sum.dim_IntList amax amin mean var.correction norm.ScalarOpt_dim"),
     _OTHER.named("max.dim min.dim linalg_vector_norm topk argmax im2col col2im"),
     # Moves of data.
     _RESHAPE.named("view reshape _unsafe_view flatten.using_ints unflatten.int"),
     _VIEW.named("unsqueeze squeeze squeeze.dim squeeze.dims"),
+    _TURN.named("permute transpose.int t movedim.int movedim.intlist flip pixel_unshuffle channel_shuffle"),
+    replace(_TURN, any_layout=True).named("slice.Tensor"),
     _MOVE.named(
-        """permute transpose.int t movedim.int movedim.intlist expand select.int roll flip repeat
-        tile repeat_interleave.self_int index.Tensor index_select pixel_shuffle pixel_unshuffle
-        channel_shuffle getitem"""
+        """expand select.int roll repeat tile repeat_interleave.self_int index.Tensor index_select
+        pixel_shuffle getitem"""
     ),
-    replace(_MOVE, any_layout=True).named("slice.Tensor"),
     replace(_MOVE, any_layout=True, keeps_sign=False).named("pad constant_pad_nd"),
     _SPLIT.named("split.Tensor split_with_sizes chunk unbind.int"),
     replace(_CONCATENATION, any_layout=True).named("cat"),
@@ -181,6 +188,7 @@ RESHAPE = having(lambda row: row.axes is Axes.RESHAPE)
 VIEWS = having(lambda row: row.is_view)
 LAYERS = having(lambda row: row.in_8_bits is EightBits.LAYER)
 CONVOLUTIONS = LAYERS - {"linear"}
+PRODUCTS = having(lambda row: row.in_8_bits is EightBits.PRODUCT)
 MOVES = having(lambda row: row.moves_data)
 CLIPS = having(lambda row: row.clips)
 CONCATENATIONS = having(lambda row: row.concatenates)

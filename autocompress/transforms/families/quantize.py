@@ -32,11 +32,10 @@ from autocompress.graph.network import (
     grid_form,
     unique_name,
 )
-from autocompress.graph.operations import CONVOLUTIONS, LAYERS, EightBits, having, known
+from autocompress.graph.operations import CONVOLUTIONS, LAYERS, EightBits, known
 from autocompress.problem.candidate import Option
 from autocompress.transforms.families.low_bit import fit_steps, integers_of, levels_of, step_count
 
-NOT_NEGATIVE = having(lambda row: row.never_negative)
 _ARITHMETIC = frozenset({"add.Tensor", "mul.Tensor"})
 _TRANSPARENT = (EightBits.MOVES, EightBits.JOINS)
 
@@ -77,9 +76,11 @@ def plan(network: Network) -> frozenset[str]:
     if not planned:
         return frozenset()
     joining = [node for node in network.nodes if _joins(network, node)]
+    rounded_first = [node for node in reversed(joining) if _is_rounded_first(network, node)]
     size = -1
     while len(planned) != size:
         size = len(planned)
+        planned.update(node.inputs[0] for node in rounded_first if node.name in planned)
         for node in joining:
             planned |= _joined(network, node, planned)
     return frozenset(planned)
@@ -157,11 +158,14 @@ def never_negative(network: Network, value: str) -> bool:
     node = network.by_name.get(value)
     if node is None:
         return False
-    if node.op == "hardtanh":
-        return _clips_at_zero(node)
     if known(node.op).keeps_sign:
         return all(never_negative(network, name) for name in node.inputs)
-    return known(node.op).never_negative
+    return makes_not_negative(node)
+
+
+def makes_not_negative(node: Node) -> bool:
+    """Whether the output of an operation is never below zero, whatever it reads."""
+    return known(node.op).never_negative or _clips_at_zero(node)
 
 
 def layer_integers(
@@ -244,6 +248,13 @@ def _joined(network: Network, node: Node, planned: set[str]) -> set[str]:
         return set()
     leads_on = any(_reads_integers(network, network.by_name[user]) for user in network.users[target])
     return {target} if leads_on or _is_global_pool(node) else set()
+
+
+def _is_rounded_first(network: Network, node: Node) -> bool:
+    """Whether data that are moved and then rounded are better rounded and then moved."""
+    source = node.inputs[0]
+    alone = network.users[source] == (node.name,) and source != network.output
+    return known(node.op).rounds_first and alone
 
 
 def _reads_integers(network: Network, node: Node) -> bool:
