@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 
-from autocompress.cost.fused_graph import LAYERS
 from autocompress.cost.kernels import Kernel, kernels
 from autocompress.cost.model import CostModel
 from autocompress.device.measure.latency import machine_lock
@@ -41,6 +40,7 @@ from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import INPUT, Network, Ref
+from autocompress.graph.operations import LAYERS
 from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.pipeline.profile_device import CHOSEN_SHARE, Chooser, profile_samples
 from autocompress.problem.space import load_space

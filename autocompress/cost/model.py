@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.cost.fused_graph import CONVOLUTIONS, LAYERS, RESHAPES
 from autocompress.cost.kernels import Kernel, elements, kernels, macs
 from autocompress.cost.layouts import Layouts
 from autocompress.cost.packed_size import packed_bytes
 from autocompress.graph.network import INPUT, Network, Node, Param
+from autocompress.graph.operations import CONVOLUTIONS, LAYERS, VIEWS
 from autocompress.problem.candidate import Cost
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "weight_bytes",
 ]
 
-_VIEWS = RESHAPES | {"getitem", "expand"}
+_SHARING = VIEWS | {"getitem", "expand"}
 
 
 def peak_memory_bytes(network: Network) -> int:
@@ -67,7 +67,7 @@ def _memory_owners(network: Network) -> dict[str, str]:
     """For each value, the value in whose memory it lies: most often itself."""
     owners = {INPUT: INPUT}
     for node in network.nodes:
-        shares = node.inputs and node.shape != () and node.op in _VIEWS
+        shares = node.inputs and node.shape != () and node.op in _SHARING
         owners[node.name] = owners[node.inputs[0]] if shares else node.name
     return owners
 

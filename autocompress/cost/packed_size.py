@@ -12,8 +12,8 @@ from math import log2
 
 import numpy as np
 
-from autocompress.cost.fused_graph import LAYERS
 from autocompress.graph.network import GRID_BITS, Network, Node, Param
+from autocompress.graph.operations import LAYERS
 
 INT8_BITS = 7.0
 """Of a weight of an 8-bit layer with a scale for each output channel."""

@@ -15,7 +15,7 @@ from autocompress.graph.network import INPUT, Network, Weights
 from autocompress.problem.candidate import Candidate, Option
 from autocompress.transforms.families import compact, depth, low_rank, merge, prune, quantize, structured
 from autocompress.transforms.families.fold import fold_batch_norms
-from autocompress.transforms.families.quantize import NOT_NEGATIVE, plan, with_ranges
+from autocompress.transforms.families.quantize import makes_not_negative, plan, with_ranges
 from autocompress.transforms.families.sparsity import Evidence, Thinning, marked, thinned
 from autocompress.transforms.sites import BoundSpace
 
@@ -26,7 +26,6 @@ element, or of each output channel; under `MOMENTS`, layer → second moments of
 
 MOMENTS = "moments"
 
-_NOT_NEGATIVE = NOT_NEGATIVE | {"hardtanh"}
 CHAIN_SUFFIXES = (
     *("reduce", "core", "depthwise", "left", "right"),
     *("primary", "cheap", "squeeze", "point", "spread", "up", "down"),
@@ -125,7 +124,7 @@ def _placeholders(network: Network, planned: frozenset[str]) -> dict[str, tuple[
     for index, value in enumerate(name for name in (INPUT, *network.by_name) if name in planned):
         node = network.by_name.get(value)
         place = index * 0.618 % 1.0
-        not_negative = node is not None and node.op in _NOT_NEGATIVE
+        not_negative = node is not None and makes_not_negative(node)
         ranges[value] = (0.0 if not_negative else -0.5 - place, 1.0 + place / 2)
         if node is not None and node.op == "relu" and ranges.get(node.inputs[0], (-1.0, 0.0))[0] == 0:
             ranges[value] = ranges[node.inputs[0]]

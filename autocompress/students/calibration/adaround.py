@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autocompress.graph.module import WEIGHT_LEVELS, GraphModule, fake_quantize_weight
+from autocompress.graph.levels import LEAST_SCALE, WEIGHT_LEVELS
+from autocompress.graph.module import GraphModule, fake_quantize_weight
 from autocompress.graph.network import GRID_BITS, Node
 from autocompress.graph.replace_layer import groups_of
-from autocompress.graph.straight_through import LEAST_STEP, on_grid
+from autocompress.graph.straight_through import on_grid
 from autocompress.problem.splits import Split
 from autocompress.students.calibration.layer_inputs import (
     Values,
@@ -107,12 +108,12 @@ class _Lattice:
 
 def _lattice(student: GraphModule, node: Node, flat: Tensor) -> _Lattice | None:
     if node.grid is None:
-        scale = (flat.abs().amax(1, keepdim=True) / WEIGHT_LEVELS).clamp_min(LEAST_STEP)
+        scale = (flat.abs().amax(1, keepdim=True) / WEIGHT_LEVELS).clamp_min(LEAST_SCALE)
         return _Lattice(scale, 0.0, -WEIGHT_LEVELS, WEIGHT_LEVELS)
     if node.grid.form == "ternary":
         return None
     half = 2 ** (GRID_BITS[node.grid.form] - 1)
-    steps = student.tensor_named(node.grid.step).detach().clamp_min(LEAST_STEP)[:, None]
+    steps = student.tensor_named(node.grid.step).detach().clamp_min(LEAST_SCALE)[:, None]
     return _Lattice(2 * steps, 0.5, -half, half - 1)
 
 
