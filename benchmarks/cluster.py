@@ -26,7 +26,8 @@ from typing import Any
 
 from predicted_students import as_predicted
 
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.repair import Repairer
 from autocompress.device.profile.profile import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
 from autocompress.problem.budgets import Limits

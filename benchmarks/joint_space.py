@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.cost.pricer import Repairer
+from autocompress.cost.repair import Repairer
 from autocompress.device.measure.statistics import rank_correlation
 from autocompress.device.profile.profile import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by

@@ -149,7 +149,8 @@ def memory_growth(end: int) -> None:
     from torch import nn
 
     from autocompress.cost.model import CostModel
-    from autocompress.cost.pricer import Pricer, Repairer
+    from autocompress.cost.pricer import Pricer
+    from autocompress.cost.repair import Repairer
     from autocompress.device.profile.profile import load_profile
     from autocompress.graph.trace import trace
     from autocompress.problem.budgets import Limits

@@ -18,7 +18,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.cost.model import weight_bytes
+from autocompress.cost.memory import weight_bytes
 from autocompress.cost.packed_size import entropy_bits, packed_bytes
 from autocompress.export.acz import acz_bytes, tensor_bytes
 from autocompress.graph.network import Network, Weights

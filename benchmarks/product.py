@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from joint_space import PROFILE, evenly
 
-from autocompress.cost.pricer import Repairer
+from autocompress.cost.repair import Repairer
 from autocompress.device.profile.profile import load_profile
 from autocompress.export.onnx import to_onnx
 from autocompress.export.student_folder import load_student, save_student

@@ -26,7 +26,7 @@ from profile_accuracy import cases
 from scipy.optimize import nnls
 
 from autocompress.cost.kernels import kernels
-from autocompress.cost.model import live_bytes, low_bit_weights, peak_memory_bytes
+from autocompress.cost.memory import live_bytes, low_bit_weights, peak_memory_bytes
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref
 from autocompress.pipeline.preparation import bound_space, open_teacher

@@ -24,8 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.cost.model import CostModel, kernels
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.kernels import kernels
+from autocompress.cost.model import CostModel
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.repair import Repairer
 from autocompress.device.profile.profile import load_profile
 from autocompress.graph.trace import trace
 from autocompress.problem.budgets import Limits

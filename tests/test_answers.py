@@ -16,8 +16,9 @@ from priced_networks import SPACE, small_resnet
 import autocompress as ac
 from autocompress.api import solve
 from autocompress.cli.main import main
+from autocompress.cost.kernels import kernels
 from autocompress.cost.marginal import effects_of
-from autocompress.cost.model import CostModel, kernels
+from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer
 from autocompress.device.profile.profile import load_profile, profile_folder
 from autocompress.graph.network import to_json

@@ -12,7 +12,8 @@ import pytest
 from priced_networks import SPACE, Arithmetic, small_resnet
 
 from autocompress.cost.model import CostModel
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.repair import Repairer
 from autocompress.graph.trace import trace
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate

@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocompress.cost.model import (
-    file_features,
-    file_features_count,
-    low_bit_weights,
-    macs,
-    peak_memory_bytes,
-    weight_bytes,
-)
+from autocompress.cost.kernels import macs
+from autocompress.cost.memory import low_bit_weights, peak_memory_bytes, weight_bytes
+from autocompress.cost.model import file_features, file_features_count
 from autocompress.graph.network import INPUT, Arg, Network, Node, Param, ParamSpec, Quantizer, Ref
 
 QUANTIZER = Quantizer(0.1, 0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from written_networks import assert_computes, inputs, with_zeros
 
 from autocompress.cost.kernels import kernels
-from autocompress.cost.model import weight_bytes
+from autocompress.cost.memory import weight_bytes
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
 from autocompress.export.parity import check_model, check_parity

@@ -11,7 +11,8 @@ import pytest
 from priced_networks import Arithmetic, small_pricer
 
 from autocompress.cost.kernels import Kernel
-from autocompress.cost.pricer import Pricer, Repairer, seeds, with_choice
+from autocompress.cost.pricer import Pricer, with_choice
+from autocompress.cost.repair import Repairer, seeds
 from autocompress.pipeline.preparation import _in_measured_precisions
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate

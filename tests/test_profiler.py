@@ -13,7 +13,8 @@ from kernel_networks import candidates
 
 from autocompress.cost.kernels import Kernel, kernels
 from autocompress.cost.layouts import Layouts
-from autocompress.cost.model import CostModel, file_features, weight_bytes
+from autocompress.cost.memory import weight_bytes
+from autocompress.cost.model import CostModel, file_features
 from autocompress.device import profiler
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.layout_probe import detect_layouts

@@ -14,7 +14,8 @@ import pytest
 from priced_networks import Arithmetic, small_pricer, small_resnet
 
 from autocompress.cost.model import CostModel
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.repair import Repairer
 from autocompress.errors import (
     InputError,
     InterruptedSearchError,

@@ -11,7 +11,7 @@ from made_up_scores import made_up_damage
 from priced_networks import Arithmetic, small_pricer, small_resnet
 
 from autocompress.cost.marginal import Effect, EffectTable, effects_of, exclusions
-from autocompress.cost.model import live_bytes, peak_memory_bytes, weight_bytes
+from autocompress.cost.memory import live_bytes, peak_memory_bytes, weight_bytes
 from autocompress.cost.pricer import Pricer, with_choice
 from autocompress.graph.trace import trace
 from autocompress.problem.budgets import Limits

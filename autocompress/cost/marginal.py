@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from autocompress.cost.model import live_bytes, weight_bytes
+from autocompress.cost.memory import live_bytes, weight_bytes
 from autocompress.cost.pricer import Pricer
 from autocompress.problem.candidate import KINDS, Candidate, Option, Site
 from autocompress.transforms.apply import deployed_network

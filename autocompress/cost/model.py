@@ -11,105 +11,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.cost.kernels import Kernel, elements, kernels, macs
+from autocompress.cost.kernels import Kernel, elements, kernels
 from autocompress.cost.layouts import Layouts
+from autocompress.cost.memory import low_bit_layers, peak_memory_bytes, weight_bytes
 from autocompress.cost.packed_size import packed_bytes
-from autocompress.graph.network import INPUT, Network, Node, Param
-from autocompress.graph.operations import CONVOLUTIONS, LAYERS, VIEWS
+from autocompress.graph.network import Network
+from autocompress.graph.operations import CONVOLUTIONS
 from autocompress.problem.candidate import Cost
-
-__all__ = [
-    "CostModel",
-    "DeviceTable",
-    "file_features",
-    "file_features_count",
-    "kernels",
-    "live_bytes",
-    "low_bit_weights",
-    "macs",
-    "peak_memory_bytes",
-    "weight_bytes",
-]
-
-_SHARING = VIEWS | {"getitem", "expand"}
-
-
-def peak_memory_bytes(network: Network) -> int:
-    """Weights plus the largest sum of activations alive at once, in execution order; see `live_bytes`."""
-    return max(live_bytes(network).values()) + weight_bytes(network)
-
-
-def live_bytes(network: Network) -> dict[str, int]:
-    """Bytes of activations alive while each value is computed, the input first, in execution order.
-
-    A value with a quantizer takes one byte a number, others four. Reshapes and elements of an
-    operation with several outputs share their input's memory, which lives until the last of them was
-    read; everything else writes into memory of its own.
-    """
-    owners = _memory_owners(network)
-    last_use = {owners[name]: index for index, node in enumerate(network.nodes) for name in _touched(node)}
-    last_use[owners[network.output]] = len(network.nodes)
-    alive = {INPUT: _value_bytes(network, INPUT)}
-    total = alive[INPUT]
-    cuts = {INPUT: total}
-    for index, node in enumerate(network.nodes):
-        if owners[node.name] == node.name:
-            alive[node.name] = _value_bytes(network, node.name)
-            total += alive[node.name]
-            cuts[node.name] = total
-        for owner in {owners[name] for name in _touched(node)}:
-            if last_use[owner] == index:
-                total -= alive.pop(owner)
-    return cuts
-
-
-def _memory_owners(network: Network) -> dict[str, str]:
-    """For each value, the value in whose memory it lies: most often itself."""
-    owners = {INPUT: INPUT}
-    for node in network.nodes:
-        shares = node.inputs and node.shape != () and node.op in _SHARING
-        owners[node.name] = owners[node.inputs[0]] if shares else node.name
-    return owners
-
-
-def _touched(node: Node) -> tuple[str, ...]:
-    return (*node.inputs, node.name)
-
-
-def _value_bytes(network: Network, value: str) -> int:
-    shape = network.shape_of(value)
-    several = bool(shape) and isinstance(shape[0], tuple)
-    count = sum(map(elements, shape)) if several else elements(shape)
-    return count * (1 if network.quantizer_of(value) is not None else 4)
-
-
-def weight_bytes(network: Network) -> int:
-    """Bytes of the parameters as exported: 8-bit weights one each, everything else as its type says.
-
-    Steps of a grid are not counted: they are the scales that every 8-bit layer has.
-    """
-    low = low_bit_weights(network)
-    return sum(
-        elements(spec.shape) * (1 if name in low else np.dtype(spec.dtype).itemsize)
-        for name, spec in network.params.items()
-        if name not in network.steps
-    )
-
-
-def low_bit_weights(network: Network) -> frozenset[str]:
-    """Names of the weights that are exported in 8 bits."""
-    return frozenset(node.args[1].name for node in _low_bit_layers(network))  # type: ignore[union-attr]
-
-
-def _low_bit_layers(network: Network) -> list[Node]:
-    return [
-        node
-        for node in network.nodes
-        if node.bits == 8
-        and node.op in LAYERS
-        and isinstance(node.args[1], Param)
-        and network.quantizer_of(node.inputs[0]) is not None
-    ]
 
 
 def file_features(network: Network) -> NDArray[np.float64]:
@@ -119,7 +27,7 @@ def file_features(network: Network) -> NDArray[np.float64]:
     output channels, the same without repeats (equal constants are stored once), quantizers,
     parameters. Fitted on exported files when a device is profiled.
     """
-    low = _low_bit_layers(network)
+    low = list(low_bit_layers(network))
     quantizers = sum(1 for node in network.nodes if node.quantizer) + (network.input_quantizer is not None)
     letters = sum(len(node.name) for node in network.nodes)
     low_letters = sum(len(node.name) for node in low)

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from autocompress.cost.kernels import Kernel
-from autocompress.cost.model import kernels
+from autocompress.cost.kernels import Kernel, kernels
 from autocompress.cost.pricer import Pricer, with_choice
 from autocompress.problem.candidate import PACKED_KINDS, Candidate, Option, Site, few_bits
 from autocompress.transforms.apply import deployed_network

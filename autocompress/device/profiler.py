@@ -18,7 +18,8 @@ import numpy as np
 
 from autocompress.cost.kernels import kernels
 from autocompress.cost.layouts import Layouts
-from autocompress.cost.model import file_features, weight_bytes
+from autocompress.cost.memory import weight_bytes
+from autocompress.cost.model import file_features
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.latency import machine_lock
 from autocompress.device.measure.layout_probe import detect_layouts

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.cost.kernels import kernels
 from autocompress.cost.marginal import EffectTable
-from autocompress.cost.model import CostModel, kernels
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.model import CostModel
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.repair import Repairer
 from autocompress.device.profile.profile import load_profile
 from autocompress.errors import InputError, NothingFeasibleError, RunError
 from autocompress.graph.network import from_json

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.cost.kernels import Kernel
-from autocompress.cost.model import CostModel, kernels
+from autocompress.cost.kernels import Kernel, kernels
+from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer, with_choice
 from autocompress.cost.worthless_choices import payoff
 from autocompress.device.profile.profile import DeviceProfile

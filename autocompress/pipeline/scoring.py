@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.repair import Repairer
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option
 from autocompress.progress import Console

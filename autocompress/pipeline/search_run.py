@@ -10,7 +10,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.repair import Repairer
 from autocompress.device.measure.machine import device_description
 from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile_files.store import write_profile

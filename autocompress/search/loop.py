@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.cost.marginal import EffectTable
-from autocompress.cost.pricer import Pricer, Repairer
+from autocompress.cost.pricer import Pricer
+from autocompress.cost.repair import Repairer
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Cost
 from autocompress.progress import Console, ProgressBar

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 
-from autocompress.cost.pricer import LEAST_DAMAGE, Damage
+from autocompress.cost.repair import LEAST_DAMAGE, Damage
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option
 from autocompress.search.proposers.solver import Pairs, Solver, harm

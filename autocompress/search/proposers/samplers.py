@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from autocompress.cost.pricer import Repairer
+from autocompress.cost.repair import Repairer
 from autocompress.errors import InputError
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate

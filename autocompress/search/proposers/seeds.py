@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autocompress.cost.pricer import Repairer, seeds
+from autocompress.cost.repair import Repairer, seeds
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate
 from autocompress.runs.conditions import NAMES

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from autocompress.cost.marginal import Choice, EffectTable, effects_of
-from autocompress.cost.pricer import LEAST_DAMAGE, UNKNOWN_DAMAGE, Damage, Pricer, with_choice
+from autocompress.cost.pricer import Pricer, with_choice
+from autocompress.cost.repair import LEAST_DAMAGE, UNKNOWN_DAMAGE, Damage
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option, Site
 
