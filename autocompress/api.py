@@ -59,18 +59,7 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "sites": [
-                {
-                    "name": site.name,
-                    "kind": site.kind,
-                    "options": list(site.options),
-                    "default": site.default,
-                    "layers": list(site.layers),
-                    "locked": site.locked,
-                    "settings": dict(site.settings),
-                }
-                for site in self.sites
-            ],
+            "sites": [site.to_json() for site in self.sites],
             "dropped": [
                 {"site": name, "option": option, "reason": why} for name, option, why in self.dropped
             ],

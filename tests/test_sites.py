@@ -14,7 +14,7 @@ from written_networks import IMAGE, Net, assert_computes, basic_net, conv, gated
 from autocompress.graph.module import build
 from autocompress.graph.network import Network, Weights, to_json
 from autocompress.graph.trace import trace
-from autocompress.problem.candidate import Candidate, Option
+from autocompress.problem.candidate import Candidate, Option, WidthSettings, settings_of
 from autocompress.problem.space import load_space, parse_space
 from autocompress.transforms.apply import apply
 from autocompress.transforms.probe import probed
@@ -48,6 +48,24 @@ def _seed() -> None:
 def bound(module: nn.Module, space: str = EVERYTHING) -> tuple[BoundSpace, Weights]:
     network, weights = trace(module, IMAGE)
     return bind(parse_space(space), network), weights
+
+
+def test_a_site_says_its_settings_by_name() -> None:
+    space, _ = bound(basic_net())
+    width, bits = space.by_name["width:a.0"], space.by_name["bits:b"]
+    assert settings_of(width, WidthSettings) == WidthSettings("l2", 1, 12)
+    assert width.to_json() == {
+        "name": "width:a.0",
+        "kind": "width",
+        "options": [0.25, 0.5, 1.0],
+        "default": 1.0,
+        "layers": list(width.layers),
+        "locked": "",
+        "settings": {"importance": "l2", "round_to": 1, "size": 12},
+    }
+    assert bits.to_json()["settings"] == {}
+    with pytest.raises(TypeError, match="bits:b has no WidthSettings"):
+        settings_of(bits, WidthSettings)
 
 
 def test_a_candidate_by_hand() -> None:

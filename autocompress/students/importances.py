@@ -8,6 +8,7 @@ from typing import cast
 from autocompress.graph.coupling import Coupling
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Weights
+from autocompress.problem.candidate import RankSettings, SparsitySettings, WidthSettings, settings_of
 from autocompress.problem.data import Data
 from autocompress.students.calibration.channel_obs import obs_importance
 from autocompress.students.calibration.importance import Method, saliency
@@ -23,15 +24,15 @@ def importances(bound: BoundSpace, weights: Weights, data: Data) -> Saliency:
     teacher = build(bound.network, weights)
     sites: dict[str, set[str]] = {}
     for site in bound.of_kind("width"):
-        sites.setdefault(site.settings["importance"], set()).add(site.target)
+        sites.setdefault(settings_of(site, WidthSettings).importance, set()).add(site.target)
     found = {
         method: importance(bound.coupling, teacher, data, method, sites[method]) for method in sorted(sites)
     }
     sparse = bound.of_kind("sparsity")
-    if "obd" not in found and any(site.settings["method"] == "obd" for site in sparse):
+    if "obd" not in found and any(settings_of(site, SparsitySettings).method == "obd" for site in sparse):
         found["obd"] = saliency(teacher, data.calibration.batches(CALIBRATION_BATCH), "obd")
-    layers = {site.target for site in bound.of_kind("rank") if site.settings["data_aware"]}
-    layers |= {site.target for site in sparse if site.settings["method"] == "obs"}
+    layers = {site.target for site in bound.of_kind("rank") if settings_of(site, RankSettings).data_aware}
+    layers |= {site.target for site in sparse if settings_of(site, SparsitySettings).method == "obs"}
     if layers:
         nodes = [node for node in solvable_layers(bound.network) if node.name in layers]
         images = (images for images, _ in data.calibration.batches(CALIBRATION_BATCH))

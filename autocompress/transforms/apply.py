@@ -12,7 +12,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from autocompress.graph.network import INPUT, Network, Weights
-from autocompress.problem.candidate import Candidate, Option
+from autocompress.problem.candidate import (
+    Candidate,
+    Option,
+    RankSettings,
+    SparsitySettings,
+    WidthSettings,
+    settings_of,
+)
 from autocompress.transforms.families import compact, depth, low_rank, merge, prune, quantize, structured
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.families.quantize import makes_not_negative, plan, with_ranges
@@ -74,7 +81,7 @@ def thinnings_of(bound: BoundSpace, network: Network, candidate: Candidate) -> d
     for site in bound.of_kind("sparsity"):
         keep = canonical.get(site)
         if keep != site.default:
-            thinning = Thinning(keep, str(site.settings["method"]))
+            thinning = Thinning(keep, settings_of(site, SparsitySettings).method)
             found.update(dict.fromkeys(_parts(network, site.target), thinning))
     return found
 
@@ -140,10 +147,10 @@ def _widths(
 def _keep_mask(bound: BoundSpace, candidate: Candidate, saliency: Saliency | None) -> prune.Keep:
     counts, importances = {}, {}
     for site in bound.of_kind("width"):
-        size, round_to = site.settings["size"], site.settings["round_to"]
-        counts[site.target] = prune.kept_count(size, float(candidate.get(site)), round_to)
-        if saliency is not None and counts[site.target] < size:
-            importances[site.target] = saliency[site.settings["importance"]]
+        width = settings_of(site, WidthSettings)
+        counts[site.target] = prune.kept_count(width.size, float(candidate.get(site)), width.round_to)
+        if saliency is not None and counts[site.target] < width.size:
+            importances[site.target] = saliency[width.importance]
     return prune.keep_mask(bound.coupling, counts, importances if saliency is not None else None)
 
 
@@ -183,12 +190,11 @@ def _ranks(
         keep, layer = candidate.get(site), site.target
         if keep == "full" or layer not in network.by_name or layer in separated or layer in turned:
             continue
-        second = None
-        if mask is not None and site.settings["data_aware"] and layer in moments:
+        second, rank = None, settings_of(site, RankSettings)
+        if mask is not None and rank.data_aware and layer in moments:
             second = prune.kept_moments(bound.coupling, layer, moments[layer], mask)
-        settings = site.settings
         network, weights = low_rank.factorize(
-            network, weights, layer, float(keep), settings["round_to"], settings["method"], second
+            network, weights, layer, float(keep), rank.round_to, rank.method, second
         )
     return network, weights
 
