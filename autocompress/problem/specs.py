@@ -37,7 +37,7 @@ _QUOTED = re.compile(r"""(?:^|(?<=[:=]))("(?:[^"]|"")*"|'(?:[^']|'')*')(?=$|[,:]
 _KEPT = re.compile("\0(\\d+)\0")
 """What stands for a quoted text until the rest has been split."""
 
-PATH_KINDS = ("imagefolder", "images", "mnist", "cifar10", "webdataset", "arrays", "huggingface")
+PATH_KINDS = ("imagefolder", "images", "mnist", "cifar10", "webdataset", "npz", "huggingface")
 """Kinds of spec whose target is a path."""
 PATH_OPTIONS = ("weights", "class_map")
 
@@ -56,7 +56,9 @@ class Spec:
         for key in self.options:
             if key not in known:
                 fix = f"known here: {', '.join(known)}" if known else "there are none here"
-                raise error(f"option {key!r} is not known", where=self.text, fix=f"{fix}{_on_commas(self.text)}")
+                raise error(
+                    f"option {key!r} is not known", where=self.text, fix=f"{fix}{_on_commas(self.text)}"
+                )
 
 
 def parse(text: str, error: type[InputError]) -> Spec:

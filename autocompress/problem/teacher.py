@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
 from autocompress.problem import specs
-from autocompress.problem.checkpoints import load_weights
-from autocompress.problem.model_folders import is_model_folder, open_folder
+from autocompress.problem.weights.checkpoints import load_weights
+from autocompress.problem.weights.model_folders import is_model_folder, open_folder
 
 HUB_TIMEOUT_S = 3.0
 CHECK_BATCH = 2
@@ -177,9 +177,7 @@ def _finish(
     _check_finite(module, spec or name)
     settings = getattr(module, "pretrained_cfg", None)
     hints = _preprocessing(module, settings if isinstance(settings, Mapping) else {})
-    return Teacher(
-        module, name, spec, fingerprint(module), hints, class_names, tuple(filter(None, (note,)))
-    )
+    return Teacher(module, name, spec, fingerprint(module), hints, class_names, tuple(filter(None, (note,))))
 
 
 def _check_finite(module: nn.Module, where: str) -> None:
@@ -325,9 +323,7 @@ def _weights_file(name: str, spec: specs.Spec) -> Path:
 
 
 def _load(module: nn.Module, weights: str, spec: specs.Spec, key: specs.Value | None) -> str:
-    return load_weights(
-        module, _weights_file(weights, spec), spec.target, None if key is None else str(key)
-    )
+    return load_weights(module, _weights_file(weights, spec), spec.target, None if key is None else str(key))
 
 
 def _first_line(problem: Exception) -> str:

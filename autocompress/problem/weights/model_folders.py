@@ -11,14 +11,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
-from autocompress.problem.checkpoints import load_weights
+from autocompress.problem.weights.checkpoints import load_weights
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class OpenedFolder:
-    """A network with its weights; `config` is what its folder says about its input, `note` about its weights."""
+    """A network with its weights; `config` says what its input is, `note` which weights were taken."""
 
     module: nn.Module
     class_names: tuple[str, ...]

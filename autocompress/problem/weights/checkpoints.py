@@ -26,7 +26,7 @@ from autocompress.errors import TeacherError
 AVERAGED = re.compile(r"ema|averag|swa|teacher|momentum|shadow", re.IGNORECASE)
 NOT_WEIGHTS = re.compile(r"optim|schedul|scaler|callback|loop|hyper_?param|args|config", re.IGNORECASE)
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, data parallelism and checkpointing put into names; a network may use `module` itself."""
+"""What torch.compile and data parallelism put into names; a network may use `module` itself."""
 MAXIMUM_DEPTH = 5
 COUNTERS = ("num_batches_tracked",)
 """Buffers that old files lack and no result depends on."""
@@ -181,7 +181,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _classes_in(path: Path) -> list[str]:
-    """Names of the classes and functions that a file asks for beyond those of tensors; nothing is imported."""
+    """Names of classes and functions that a file asks for beyond those of tensors; nothing is imported."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:
@@ -243,7 +243,7 @@ def _sets(content: Any, path: tuple[str, ...]) -> Iterator[WeightSet]:
 
 
 def _without_prefixes(weights: WeightSet, module: nn.Module) -> Iterator[WeightSet]:
-    """Yield the set as it is, without wrappers' names, and under each prefix that the network's names follow."""
+    """Yield the set as it is, without wrappers, and under each prefix before the network's names."""
     wanted = module.state_dict()
     bare = {WRAPPERS.sub("", name): value for name, value in weights.state.items()}
     for state in (weights.state, *([bare] if bare.keys() != weights.state.keys() else [])):
@@ -254,7 +254,7 @@ def _without_prefixes(weights: WeightSet, module: nn.Module) -> Iterator[WeightS
 
 
 def _prefixes(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """Return what stands before the network's names; the longest of these are looked for, as least ambiguous."""
+    """Return what stands before the network's names; the longest are looked for, as least ambiguous."""
     ends = sorted(wanted, key=len, reverse=True)[:3]
     return sorted({name[: -len(end)] for end in ends for name in names if name.endswith(f".{end}")})
 
