@@ -38,6 +38,7 @@ from autocompress.problem.teacher import Preprocessing
 
 __all__ = [
     "AUGMENTATIONS",
+    "CACHE_MEMORY_BYTES",
     "Batch",
     "Data",
     "LazySplit",

@@ -27,9 +27,9 @@ IMAGENET_CLASSES = 1000
 def matched(data: Data, outputs: int, output_names: Sequence[str] = ()) -> Data:
     """Return the data with each label the number of the teacher's output for its class.
 
-    By the user's `class_map`; by the names of the outputs; by ImageNet's names or plain numbers as names of
-    folders; from 1 where labels count from 1. Data that fits as it is comes back as it is, and so does data of
-    which nothing fits. Raises DataError for a `class_map` that is of other classes or outputs.
+    By the user's `class_map`; by the names of the outputs; by ImageNet's names or plain numbers as names
+    of folders; from 1 where labels count from 1. Data that fits as it is comes back as it is, and so does
+    data of which nothing fits. Raises DataError for a `class_map` that is of other classes or outputs.
     """
     if data.class_map is not None:
         return _mapped(data, _class_map(data, outputs, output_names), outputs, output_names, "class_map")
@@ -194,9 +194,7 @@ def _best_order(table: np.ndarray) -> list[int]:
 
 
 def _fits(table: np.ndarray, order: Sequence[int]) -> bool:
-    """Whether an order explains the answers, and not by the chance that choosing the best of many orders has."""
-    right = table[np.arange(len(table)), order].sum()
-    spare = 4 * np.sqrt(table.sum()) + len(table)
-    return bool(
-        right >= SUSPICIOUS_SHARE * _allowed(table) and right >= 2 * np.trace(table) and right >= spare
-    )
+    """Whether an order explains the answers, beyond what choosing the best of many orders explains."""
+    right = float(table[np.arange(len(table)), order].sum())
+    chance = 4 * float(np.sqrt(table.sum())) + len(table)
+    return right >= max(SUSPICIOUS_SHARE * _allowed(table), 2 * float(np.trace(table)), chance)

@@ -29,6 +29,9 @@ from typing import Any
 
 from autocompress.errors import InputError
 
+InputSize = int | tuple[int, ...]
+"""Pixels of a side, (height, width), or (channels, height, width)."""
+
 Value = int | float | bool | str | tuple[int | float, ...]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"

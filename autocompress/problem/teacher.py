@@ -119,9 +119,22 @@ def check_teacher(
             f"the teacher does not run on inputs of shape {tuple(input_shape)}",
             where=type(module).__name__,
             why=f"{type(problem).__name__}: {_first_line(problem)}",
-            fix="give the data in the teacher's size and channels, for example with --data …,size=224",
+            fix=_on_shape(module, input_shape),
         ) from problem
     return _check_output(module, output, num_classes)
+
+
+def _on_shape(module: nn.Module, shape: tuple[int, ...]) -> str:
+    channels = first_channels(module)
+    if channels is not None and len(shape) == 3 and channels != shape[0]:
+        return (
+            f"its first convolution reads {channels} channels and the data has {shape[0]}: give images of "
+            f"{channels} channels, from a folder with --data …,channels={channels}"
+        )
+    return (
+        "give the data in the teacher's size: --data …,size=224 for squares or size=32x96 for 32 high and 96 "
+        "wide, or --input-size 32x96 without data; a dataset of your own must give that size itself"
+    )
 
 
 def _check_output(module: nn.Module, output: Any, num_classes: int | None) -> tuple[int, ...]:
@@ -136,16 +149,26 @@ def _check_output(module: nn.Module, output: Any, num_classes: int | None) -> tu
     shape = tuple(output.shape)
     if shape[:1] != (CHECK_BATCH,):
         raise TeacherError(f"the teacher's output {shape} has no batch axis of {CHECK_BATCH}", where=where)
-    if num_classes is not None and shape != (CHECK_BATCH, num_classes):
-        made = f"{shape[1]} classes" if len(shape) == 2 else f"outputs of shape {shape[1:]}"
-        raise TeacherError(
-            f"the teacher has {made} and the data has {num_classes} classes",
-            where=where,
-            fix="give data of the teacher's classes, or build the teacher with num_classes of the data",
-        )
+    if num_classes is not None:
+        check_classes(shape[1:], num_classes, where)
     if not bool(torch.isfinite(output).all()):
         raise TeacherError("the teacher computes NaN or infinity on a random input", where=where)
     return shape[1:]
+
+
+def check_classes(outputs: tuple[int, ...], num_classes: int, where: str) -> None:
+    """Raise TeacherError unless the outputs for one image are a number for each class."""
+    if outputs == (num_classes,):
+        return
+    made = f"{outputs[0]} classes" if len(outputs) == 1 else f"outputs of shape {outputs}"
+    more = len(outputs) == 1 and outputs[0] > num_classes
+    raise TeacherError(
+        f"the teacher has {made} and the data has {num_classes} classes",
+        where=where,
+        fix="say which output each class is: --data …,class_map=3/17/5, or class_map=FILE of lines cat,281"
+        if more
+        else "give data of the teacher's classes, or build the teacher with num_classes of the data",
+    )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from autocompress.export.student_folder import write_folder
 from autocompress.graph.network import from_json, to_json
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import Data, load_data
+from autocompress.problem.label_match import matched
 from autocompress.problem.space import Space, space_of
 from autocompress.problem.splits import Normalisation, Split, TensorSplit
 from autocompress.problem.teacher import Preprocessing
@@ -70,6 +71,8 @@ def remote_evaluator(
         )
     config["spec"] = data_spec
     config["preprocessing"] = vars(preprocessing or Preprocessing())
+    config["num_classes"] = workshop.data.num_classes
+    config["class_names"] = list(workshop.data.class_names)
     return Factory("autocompress.students.remote:make", config, arrays)
 
 
@@ -141,7 +144,8 @@ def _read(config: Mapping[str, Any]) -> Data:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in config["preprocessing"].items()
     }
-    return load_data(config["spec"], 0, preprocessing=Preprocessing(**hints))
+    data = load_data(config["spec"], 0, preprocessing=Preprocessing(**hints))
+    return matched(data, int(config["num_classes"]), config["class_names"])
 
 
 def _packed(data: Data) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:

@@ -70,7 +70,7 @@ def images_of(images: Any, where: str) -> Tensor:
 
 
 def eight_bits(array: np.ndarray, where: str) -> np.ndarray:
-    """Return floats as float32 and whole numbers as 8-bit; raises DataError where that would cut values off."""
+    """Return floats as float32 and whole numbers as 8-bit; raises DataError where values would be lost."""
     if array.dtype.kind == "f":
         return array.astype(np.float32)
     if array.dtype.kind == "b":

@@ -55,7 +55,7 @@ def digits(spec: specs.Spec, reading: Reading) -> Source:
 
 
 def _measured(images: Tensor) -> Normalisation:
-    """Return mean and standard deviation over all pixels of 8-bit images, rounded so that they print in full."""
+    """Return mean and deviation over all pixels of 8-bit images, rounded so that they print in full."""
     values = images.float() / 255
     return Normalisation((round(float(values.mean()), 4),), (round(float(values.std()), 4),))
 
