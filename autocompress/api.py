@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autocompress.pipeline.bench_again import MeasuredAgain
     from autocompress.pipeline.budget_queries import Answer, Answers
     from autocompress.problem.budgets import Budgets
+    from autocompress.problem.specs import InputSize
     from autocompress.runs.front import Front
 
 Teacher = "str | nn.Module"
@@ -88,11 +89,13 @@ def inspect(
     space: str | Path = "joint",
     device: str | Path | None = None,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
+    console: Console | None = None,
 ) -> Inspection:
     """Lists every decision a search could take, and every one it could not, with the reason.
 
-    The input size is the data's, else `input_size`, else what the teacher says about itself.
+    The input size is the data's, else `input_size` (pixels of a side, (height, width), or
+    (channels, height, width)), else what the teacher says about itself.
     """
     from autocompress.device.profile.profile import load_profile
     from autocompress.problem.space import load_space
@@ -104,7 +107,7 @@ def inspect(
     from autocompress.cost.worthless_choices import only_packed, payoff
     from autocompress.pipeline.preparation import bound_space, measured_choices, open_teacher, seen_by
 
-    opened = open_teacher(teacher, data, input_size)
+    opened = open_teacher(teacher, data, input_size, console=console)
     bound = bound_space(opened, loaded_space)
     packed = tuple((name, option, why) for (name, option), why in only_packed(bound).items())
     if profile is None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autocompress.device.profile.profile import DeviceProfile
+    from autocompress.problem.specs import InputSize
 
 
 def profile(
@@ -28,7 +29,7 @@ def profile(
     networks: int = 120,
     seed: int = 0,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     overwrite: bool = False,
     resume: bool = False,
     console: Console | None = None,
@@ -52,7 +53,7 @@ def validate_profile(
     networks: int = 20,
     seed: int = 1000,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     update: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def profile_kit(
     networks: int = 40,
     seed: int = 0,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     overwrite: bool = False,
     resume: bool = False,
     ssh: str | None = None,
@@ -167,7 +168,7 @@ def profile_import(
     threads: int = 1,
     batch: int = 1,
     device_name: str | None = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     overwrite: bool = False,
 ) -> DeviceProfile:
     """Makes a device profile of a measured kit, or of dumps that vendors' tools wrote.

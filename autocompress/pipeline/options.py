@@ -115,6 +115,13 @@ class SearchOptions:
     quantized_epochs: float | None = None
     students: int = option(4, "Finalists to certify.", least=1)
     batch_size: int = option(DistillSettings.batch_size, "Images of a training step.", least=1)
+    cache_memory_mib: int = option(
+        1536,
+        "MiB of images to hold in memory; data that needs more is read from its place again and again.",
+        least=0,
+        metavar="MIB",
+        flag="--cache-memory",
+    )
     learning_rate: float | None = option(
         DistillSettings.learning_rate,
         "Peak learning rate of distillation.",

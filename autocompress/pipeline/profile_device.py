@@ -23,6 +23,7 @@ from autocompress.graph.network import Network
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import Space
+from autocompress.problem.specs import InputSize
 from autocompress.problem.teacher import Teacher
 from autocompress.progress import Console
 from autocompress.transforms.apply import deployed_network
@@ -49,7 +50,7 @@ def measure_profile(
     networks: int,
     seed: int,
     data: Any,
-    input_size: int | None,
+    input_size: InputSize | None,
     *,
     overwrite: bool,
     resume: bool,

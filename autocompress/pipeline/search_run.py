@@ -29,6 +29,7 @@ from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_t
 from autocompress.pipeline.request import Request
 from autocompress.pipeline.scoring import Scoring
 from autocompress.problem.budgets import Budgets, check_reachable
+from autocompress.problem.specs import absolute
 from autocompress.progress import Console
 from autocompress.runs.events import RunFinished, RunStarted, SiteRecord
 from autocompress.runs.front import Front, front_of
@@ -91,7 +92,13 @@ class _Prepared:
 
 def _prepare(request: Request, console: Console) -> _Prepared:
     _check_training(request)
-    opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
+    opened = open_teacher(
+        request.teacher,
+        request.data,
+        data_seed=0,
+        console=console,
+        cache_memory_bytes=request.options.cache_memory_mib * 2**20,
+    )
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
     pricer = priced(bound, profile, request.budgets.limited)
@@ -129,8 +136,8 @@ def _config(request: Request, prepared: _Prepared) -> dict[str, Any]:
             "device": request.profile.fingerprint,
             "seed": request.options.seed,
         },
-        "teacher": opened.teacher.spec,
-        "data": request.data if isinstance(request.data, str) else None,
+        "teacher": absolute(opened.teacher.spec) if opened.teacher.spec else "",
+        "data": absolute(request.data) if isinstance(request.data, str) else None,
         "device": request.profile.name,
         "space": request.space.to_json(),
         "budgets": request.budgets.to_json(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.problem.data import Data, load_data
+from autocompress.problem.label_match import matched
 from autocompress.problem.splits import Normalisation, TensorSplit
 from autocompress.problem.teacher import Preprocessing
 from autocompress.runs.tasks import Arrays
@@ -23,24 +24,29 @@ Groups = dict[str, dict[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Name data that every process reads for itself."""
+    """Name data that every process reads for itself, and the teacher's outputs that its labels are matched
+    with."""
 
     spec: str
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    preprocessing: Preprocessing
+    num_classes: int
+    class_names: tuple[str, ...]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DataSpec:
         """Return what `to_json` made `data` of."""
         hints = {name: _tuple(value) for name, value in data["preprocessing"].items()}
-        return cls(str(data["spec"]), Preprocessing(**hints))
+        names = tuple(str(name) for name in data["class_names"])
+        return cls(str(data["spec"]), Preprocessing(**hints), int(data["num_classes"]), names)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec and what the teacher says about its input."""
-        return {"spec": self.spec, "preprocessing": vars(self.preprocessing)}
+        """Return every field by its name."""
+        return {**vars(self), "preprocessing": vars(self.preprocessing)}
 
     def open(self, _arrays: Arrays) -> Data:
         """Read the data."""
-        return load_data(self.spec, 0, preprocessing=self.preprocessing)
+        data = load_data(self.spec, 0, preprocessing=self.preprocessing)
+        return matched(data, self.num_classes, self.class_names)
 
 
 @dataclass(frozen=True)

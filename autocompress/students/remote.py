@@ -100,7 +100,8 @@ def _travelling(
             "workers cannot be given datasets of this process that are not held in memory",
             fix="give the data as a spec string, such as file.py:callable, or use workers=0",
         )
-    return DataSpec(spec, preprocessing), {}
+    data = workshop.data
+    return DataSpec(spec, preprocessing, data.num_classes, tuple(data.class_names)), {}
 
 
 def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
