@@ -8,8 +8,8 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from autocompress.errors import DataError
-from autocompress.problem.sources import source as data_images
 from autocompress.problem.data import Data, LazySplit, load_data
+from autocompress.problem.sources import source as data_images
 from autocompress.problem.splits import Normalisation, TensorSplit, augment_batch, spread
 from autocompress.problem.teacher import Preprocessing
 

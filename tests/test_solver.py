@@ -26,6 +26,7 @@ from autocompress.transforms.sites import bind
 def pricer() -> Pricer:
     return small_pricer()[0]
 
+
 SITES = (
     Site("block:b", "block", "b", ("keep", "drop"), "keep"),
     Site("width:in_b", "width", "in_b", (0.5, 0.75, 1.0), 1.0),

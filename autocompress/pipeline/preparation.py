@@ -63,8 +63,9 @@ def open_teacher(
     It is exported once, so that an operation that cannot be is found now and not after a search.
     """
     loaded = load_teacher(teacher)
-    for note in loaded.notes if console else ():
-        console.say(note)
+    if console is not None:
+        for note in loaded.notes:
+            console.say(note)
     opened_data = None
     if data is not None:
         opened_data = open_data(loaded, data, data_seed, console, cache_memory_bytes)
