@@ -97,7 +97,7 @@ def inspect(
     The input size is the data's, else `input_size` (pixels of a side, (height, width), or
     (channels, height, width)), else what the teacher says about itself.
     """
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
     from autocompress.problem.space import load_space
 
     loaded_space = load_space(space)
@@ -157,7 +157,7 @@ def compress(
         NothingFeasibleError: no student keeps the budgets; names the nearest miss.
         InputError: something that was given cannot be used; nothing was trained.
     """
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
     from autocompress.pipeline.options import SearchOptions, from_keywords
     from autocompress.pipeline.request import Request
     from autocompress.problem.space import load_space

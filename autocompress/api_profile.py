@@ -62,7 +62,7 @@ def validate_profile(
     Teacher, space and input size are those of the profile's first source that timm can build, where
     they are not given. Writes nothing unless `update`, which replaces the profile's `validation.json`.
     """
-    from autocompress.device.profile.profile import load_profile, profile_folder
+    from autocompress.device.profile_files.store import load_profile, profile_folder
 
     folder = profile_folder(device)
     found = load_profile(folder)
@@ -80,8 +80,7 @@ def merge_profiles(
 ) -> DeviceProfile:
     """Writes one profile of several of the same device, runtime, threads and batch, and returns it."""
     from autocompress.device.profile.merging import merge_profiles as merge
-    from autocompress.device.profile.profile import load_profile
-    from autocompress.device.profile_files.store import write_profile
+    from autocompress.device.profile_files.store import load_profile, write_profile
 
     folder = Path(output)
     if folder.exists() and not overwrite:
@@ -94,7 +93,7 @@ def merge_profiles(
 def diff_profiles(first: str | Path, second: str | Path) -> dict[str, Any]:
     """How two device profiles differ; see `device.profile_diff.profile_difference`."""
     from autocompress.device.profile.diff import profile_difference
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
 
     return profile_difference(load_profile(first), load_profile(second))
 

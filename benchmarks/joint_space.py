@@ -30,7 +30,7 @@ import torch
 
 from autocompress.cost.repair import Repairer
 from autocompress.device.measure.statistics import rank_correlation
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option, Site

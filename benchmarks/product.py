@@ -28,7 +28,7 @@ import torch
 from joint_space import PROFILE, evenly
 
 from autocompress.cost.repair import Repairer
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.export.onnx import to_onnx
 from autocompress.export.student_folder import load_student, save_student
 from autocompress.graph.module import GraphModule, build

@@ -20,7 +20,7 @@ from demo_teacher import ARCHITECTURE
 
 import autocompress as ac
 from autocompress.cost.model import CostModel
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.problem.space import load_space
 from autocompress.transforms.apply import deployed_network

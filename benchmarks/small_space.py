@@ -28,7 +28,7 @@ from autocompress.cost.kernels import kernels
 from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.graph.trace import trace
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 import pytest
+from places import ROOT
 
 import autocompress
 from autocompress import files
 from autocompress.cli.main import main
 from autocompress.problem.space import load_space
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autocompress"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "optuna", "ray", "onnx", "onnxruntime", "timm", "pydantic", "sklearn", "scipy")
@@ -146,7 +146,7 @@ def test_nothing_that_was_read_is_executed(file: Path):
 
 @pytest.mark.parametrize("name", files.names("hardware_profiles"))
 def test_every_shipped_profile_loads_with_its_validation(name: str):
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
 
     profile = load_profile(name)
     assert profile.validation["count"] >= (15 if profile.device.get("gpu") else 40)

@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from places import BENCHMARKS
 
 from autocompress.problem.data import load_data
 from autocompress.problem.teacher import check_teacher, load_teacher
 from autocompress.students.accuracy import evaluate
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 import demo_teacher as demo
 
 

@@ -18,7 +18,7 @@ from autocompress.cost.marginal import EffectTable
 from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.errors import InputError, NothingFeasibleError, RunError
 from autocompress.graph.network import from_json
 from autocompress.problem.budgets import MIB, Limits, show

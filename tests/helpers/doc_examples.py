@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from places import DOCS
 
 
 def examples_in(document: str) -> list[str]:
-    text = (Path(__file__).parents[1] / "docs" / document).read_text()
+    text = (DOCS / document).read_text()
     return [part.split("```")[0] for part in text.split("```yaml\n")[1:]]

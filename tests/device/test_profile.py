@@ -15,8 +15,15 @@ from autocompress.api_profile import profile
 from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile import latency_table
-from autocompress.device.profile.profile import Fit, load_profile
-from autocompress.device.profile_files.store import KERNELS, PROFILE, VALIDATION, read_profile, write_profile
+from autocompress.device.profile.profile import Fit
+from autocompress.device.profile_files.store import (
+    KERNELS,
+    PROFILE,
+    VALIDATION,
+    load_profile,
+    read_profile,
+    write_profile,
+)
 from autocompress.errors import ProfileError
 
 

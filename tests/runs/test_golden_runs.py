@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from places import GOLDEN
 
 import autocompress as ac
 from autocompress.device.measure.statistics import Measurement
@@ -16,7 +17,6 @@ from autocompress.runs.certificate import read_certificate
 from autocompress.runs.events import OtherEvent, from_json
 from autocompress.runs.store import read_run
 
-GOLDEN = Path(__file__).parent / "golden"
 RUN = GOLDEN / "run-1"
 FIRST, SECOND = "1abfbffce665", "2662e8b2064c"
 LOGITS = {

@@ -11,6 +11,7 @@ import yaml
 from doc_examples import examples_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import DOCS
 
 from autocompress import files
 from autocompress.errors import SpaceError
@@ -206,7 +207,7 @@ def test_every_shipped_space_loads_and_is_documented(name: str) -> None:
     space = load_space(name)
     assert space.name == name
     assert space.description
-    documentation = (Path(__file__).parents[1] / "docs/search-spaces.md").read_text()
+    documentation = (DOCS / "search-spaces.md").read_text()
     assert f"`{name}`" in documentation
 
 

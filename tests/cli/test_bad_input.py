@@ -11,6 +11,7 @@ import torch
 from any_noise import take_any_noise
 from click.testing import CliRunner, Result
 from make_images import write_folder, write_tar
+from places import NETWORKS
 from priced_networks import SPACE
 
 from autocompress.api import inspect
@@ -20,7 +21,7 @@ from autocompress.runs.store import RunStore
 
 TEACHERS = """
 import sys
-sys.path.insert(0, "{tests}")
+sys.path.insert(0, "{networks}")
 import torch
 from priced_networks import small_resnet
 from torch import nn
@@ -60,7 +61,7 @@ def raises():
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with teachers, images, a space, and a profile of this machine."""
     folder = tmp_path_factory.mktemp("here")
-    (folder / "teachers.py").write_text(TEACHERS.format(tests=Path(__file__).parent))
+    (folder / "teachers.py").write_text(TEACHERS.format(networks=NETWORKS))
     (folder / "space.yaml").write_text(SPACE)
     write_folder(folder / "images", 24)
     with pytest.MonkeyPatch.context() as patch:

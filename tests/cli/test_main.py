@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from places import ROOT
 
 import autocompress
 from autocompress import api
@@ -204,7 +205,7 @@ def test_ctrl_c_ends_a_command_with_130(tmp_path: Path):
         "api.doctor = doctor\n"
         "cli.main(['doctor'])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(api.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(tmp_path / "slow.py")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None

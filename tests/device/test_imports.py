@@ -25,7 +25,7 @@ from autocompress.device.imports.operators import attribute_operators
 from autocompress.device.imports.parsing import KINDS, OperatorTime, get_parser, parse_dump
 from autocompress.device.imports.torch import _repeated
 from autocompress.device.kit.folder import Kit
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import ProfileError
 from autocompress.pipeline.device_kits import import_dumps

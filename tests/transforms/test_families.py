@@ -1,6 +1,5 @@
 """Networks as people use them, all the way from the module to the file that ONNX Runtime runs."""
 
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from doc_examples import examples_in
+from places import DATA
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 from written_networks import assert_computes, inputs, with_zeros
@@ -39,7 +39,6 @@ from autocompress.transforms.probe import probed
 from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import bind
 
-DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 CIFAR = DATA / "teachers/cifar_resnet.py"
 needs_cifar = pytest.mark.skipif(not CIFAR.exists(), reason="needs the CIFAR teachers")
 

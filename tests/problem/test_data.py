@@ -5,6 +5,7 @@ import pytest
 import torch
 from make_images import CLASSES, image, write_folder, write_tar
 from PIL import Image
+from places import DATA
 from torch.utils.data import Dataset, TensorDataset
 
 from autocompress.errors import DataError
@@ -327,12 +328,8 @@ def test_mnist_and_cifar_from_shared_data(shared_data: Path):
 
 @pytest.fixture
 def shared_data() -> Path:
-    import os
-
-    default = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", default))
-    if not path.is_dir():
+    if not DATA.is_dir():
         pytest.skip(
-            f"needs the test data, which is not at {path}; AUTOCOMPRESS_TEST_DATA names another place"
+            f"needs the test data, which is not at {DATA}; AUTOCOMPRESS_TEST_DATA names another place"
         )
-    return path
+    return DATA

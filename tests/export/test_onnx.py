@@ -19,6 +19,7 @@ from torch.nn import functional as F
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from operation_networks import LAYER_MODULES, OPERATIONS, TIMM, Function, quantized
+from places import DATA
 
 from autocompress.errors import StudentError, TeacherError
 from autocompress.export.onnx import to_onnx
@@ -28,8 +29,6 @@ from autocompress.graph.module import build
 from autocompress.graph.network import INPUT, Network, Node, Param, ParamSpec, Quantizer, Ref
 from autocompress.graph.trace import trace
 from autocompress.transforms.families.fold import fold_batch_norms
-
-DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 
 
 @pytest.fixture(autouse=True)

@@ -11,17 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import GOLDEN
 from profile_samples import FIT, cell, edit, example, source
 
 from autocompress import files
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import LatencyTable, Row
-from autocompress.device.profile.profile import DeviceProfile, Fit, load_profile
+from autocompress.device.profile.profile import DeviceProfile, Fit
 from autocompress.device.profile.sources import kernels_fingerprint
-from autocompress.device.profile_files.store import KERNELS, PROFILE, VALIDATION, read_profile, write_profile
+from autocompress.device.profile_files.store import (
+    KERNELS,
+    PROFILE,
+    VALIDATION,
+    load_profile,
+    read_profile,
+    write_profile,
+)
 from autocompress.errors import ProfileError
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import random
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from autocompress.errors import BudgetError, InputError, NothingFeasibleError, StudentError
 from autocompress.problem.budgets import MIB, Limits
@@ -359,6 +359,7 @@ sys.exit(",".join(heavy & set(sys.modules)) or None)
 def test_a_front_is_read_without_heavy_packages(tmp_path):
     record(tmp_path / "r", [(GOOD, []), (SLOW, ["latency_ms"])])
     command = [sys.executable, "-c", READ_FRONT, str(tmp_path / "r")]
-    root = str(Path(__file__).parents[1])
-    found = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": root}, check=False)
+    found = subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=False
+    )
     assert (found.returncode, found.stderr) == (0, "")

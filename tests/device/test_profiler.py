@@ -22,7 +22,7 @@ from autocompress.device.measure.log import FILE, Measurements, Timed, Timing
 from autocompress.device.measure.quiet_gate import QuietLatency, QuietSettings
 from autocompress.device.profile.fitting import summary, validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.device.profiler import Sample, make_profile
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import NoisyDeviceError, ProfileError

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from any_noise import take_any_noise
 from click.testing import CliRunner
+from places import NETWORKS
 from priced_networks import SPACE, small_resnet
 
 import autocompress as ac
 from autocompress.cli.main import main
 from autocompress.cost.model import CostModel
 from autocompress.device.measure.log import Timed
-from autocompress.device.profile.profile import DeviceProfile, load_profile
-from autocompress.device.profile_files.store import PROFILE, write_profile
+from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile_files.store import PROFILE, load_profile, write_profile
 from autocompress.device.profiler import Sample
 from autocompress.errors import ProfileError
 from autocompress.pipeline.profile_check import compared, updated
@@ -162,7 +163,7 @@ def test_the_command_prints_json(device: Path, made: Path, tmp_path: Path):
     teacher = tmp_path / "small_teacher.py"
     teacher.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path.insert(0, {str(NETWORKS)!r})\n"
         "from priced_networks import small_resnet\n\n"
         "def build():\n    return small_resnet(3)\n"
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
 from autocompress.device.measure import latency as measuring
 from autocompress.device.measure.latency import CERTIFY, Settings, machine_lock, measure, pin
@@ -207,9 +208,8 @@ def test_who_waits_for_the_lock_says_for_whom(own_lock: Path, caplog: pytest.Log
         "import sys; from autocompress.device.measure.latency import machine_lock\n"
         "with machine_lock(): print('held', flush=True); sys.stdin.readline()"
     )
-    root = Path(__file__).parents[1]
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdin is not None
         assert other.stdout is not None

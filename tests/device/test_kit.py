@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from kit_samples import COUNT, QUICKLY, SOURCE, kit_samples, small_kit
+from places import NETWORKS
 
 from autocompress import api_profile
 from autocompress.cli.main import main
@@ -27,7 +28,8 @@ from autocompress.device.kit import folder as kit_folder
 from autocompress.device.kit.folder import Kit, read_kit, read_results
 from autocompress.device.kit.remote import Host, run_remotely
 from autocompress.device.measure.machine import machine
-from autocompress.device.profile.profile import DeviceProfile, load_profile
+from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.device.profiler import make_profile
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import InputError, NoisyDeviceError, ProfileError
@@ -341,7 +343,7 @@ def build():
 def test_the_command_writes_a_kit_and_goes_on_with_the_same_one_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(NETWORKS)
     (tmp_path / "teacher.py").write_text(TEACHER)
     folder = tmp_path / "kit"
     command = ["profile", "kit", "--teacher", f"{tmp_path}/teacher.py:build", "--input-size", "16"]

@@ -20,7 +20,7 @@ from autocompress.cost.kernels import kernels
 from autocompress.cost.marginal import effects_of
 from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer
-from autocompress.device.profile.profile import load_profile, profile_folder
+from autocompress.device.profile_files.store import load_profile, profile_folder
 from autocompress.graph.network import to_json
 from autocompress.graph.trace import trace
 from autocompress.pipeline.budget_queries import Answers

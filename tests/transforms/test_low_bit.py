@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from written_networks import inputs
 
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.device.runtimes.base import get_runtime, known_runtime
 from autocompress.export.acz import load_acz, save_acz, tensor_bytes
 from autocompress.export.onnx import to_onnx

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from any_noise import PATIENT, take_any_noise
+from places import NETWORKS, ROOT
 from priced_networks import SPACE
 
 import autocompress as ac
@@ -31,7 +32,7 @@ from autocompress.runs.store import read_run
 
 TEACHER = """
 import sys
-sys.path.insert(0, "{tests}")
+sys.path.insert(0, "{networks}")
 import torch
 from priced_networks import small_resnet
 from safetensors.torch import load_file
@@ -86,7 +87,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
     folder = tmp_path_factory.mktemp("setting")
     (folder / "space.yaml").write_text(SPACE)
-    (folder / "teacher.py").write_text(TEACHER.format(tests=Path(__file__).parent, folder=folder))
+    (folder / "teacher.py").write_text(TEACHER.format(networks=NETWORKS, folder=folder))
     model = small_resnet(in_channels=3, classes=10)
     distil(model, None, load_data("digits"), DistillSettings(epochs=6, batch_size=32, precision="float32"))
     save_file(model.state_dict(), folder / "teacher.safetensors")
@@ -333,8 +334,7 @@ def test_two_workers_find_and_certify_too(setting: Setting, tmp_path: Path):
 
 
 def environment() -> dict[str, str]:
-    root = str(Path(__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def test_kill_9_at_twenty_random_moments_loses_and_repeats_nothing(setting: Setting, tmp_path: Path):
