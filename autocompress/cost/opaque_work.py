@@ -11,10 +11,9 @@ from autocompress.graph.operations import RECURRENT, is_opaque, short_name
 _CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
 _OVER_INPUT = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 _OVER_OUTPUT = frozenset({"conv1d", "conv2d", "conv3d", "convolution", "deform_conv2d"})
-_PRODUCTS = frozenset(
-    {"mm", "mv", "dot", "vdot", "inner", "addmm", "addmv", "baddbmm", "addbmm", "bmm", "matmul"}
-)
+_PRODUCTS = frozenset("mm mv dot vdot inner bmm matmul addmm addmv baddbmm addbmm".split())
 _MAKE_COMPLEX = frozenset({"view_as_complex", "complex", "polar"})
+_TO_REAL = ("fft_irfft", "fft_hfft", "istft", "fft_fftfreq", "fft_rfftfreq")
 _MAKE_REAL = frozenset({"view_as_real", "abs", "angle", "real", "imag", "isfinite", "isnan", "isinf"})
 
 
@@ -55,24 +54,16 @@ def complex_values(network: Network) -> frozenset[str]:
     found: set[str] = set()
     for node in network.nodes:
         name = short_name(node.op)
-        reads = any(one in found for one in node.inputs)
-        if (node.op == "getitem" and reads) or (
-            is_opaque(node.op) and (_makes_complex(name) or (reads and not _makes_real(name)))
-        ):
+        stays = any(one in found for one in node.inputs) and not _makes_real(name)
+        if stays or (is_opaque(node.op) and _makes_complex(name)):
             found.add(node.name)
     return frozenset(found)
 
 
 def _makes_complex(name: str) -> bool:
-    if name in _MAKE_COMPLEX:
-        return True
-    return name.lstrip("_").startswith(("fft", "stft")) and not _makes_real(name)
+    transforms = name.lstrip("_").startswith(("fft", "stft")) and not name.endswith("shift")
+    return name in _MAKE_COMPLEX or (transforms and not _makes_real(name))
 
 
 def _makes_real(name: str) -> bool:
-    real_transform = name.startswith(("fft_irfft", "fft_hfft", "istft")) or name.endswith("c2r")
-    return (
-        real_transform
-        or name in _MAKE_REAL
-        or name.startswith(("fft_fftfreq", "fft_rfftfreq", "fft_fftshift"))
-    )
+    return name in _MAKE_REAL or name.startswith(_TO_REAL) or name.endswith("c2r")

@@ -170,8 +170,9 @@ def splice(e: Emitter, graph: onnx.GraphProto, inputs: list[str], name: str) -> 
 
 def _constant(e: Emitter, node: onnx.NodeProto, names: Mapping[str, str]) -> list[Any] | None:
     """Return what a node computes, if it reads constants only and that takes no more room than these."""
-    values = {one: e.constant_named(names.get(one, "")) for one in node.input if one}
-    if any(value is None for value in values.values()) or any(one.HasField("g") for one in node.attribute):
+    given = {one: e.constant_named(names.get(one, "")) for one in node.input if one}
+    values = {one: value for one, value in given.items() if value is not None}
+    if len(values) < len(given) or any(one.HasField("g") for one in node.attribute):
         return None
     graph = helper.make_graph(
         [node],
