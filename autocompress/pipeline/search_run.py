@@ -33,7 +33,7 @@ from autocompress.problem.specs import absolute
 from autocompress.progress import Console
 from autocompress.runs.events import RunFinished, RunStarted, SiteRecord
 from autocompress.runs.front import Front, front_of
-from autocompress.runs.in_process import InProcess
+from autocompress.runs.in_process import InProcess, read_crash
 from autocompress.runs.ray_workers import executor
 from autocompress.runs.store import RunPaths, RunStore, environment_record, read_run
 from autocompress.runs.tasks import Executor
@@ -166,13 +166,13 @@ class _SearchRun:
         try:
             scoring = Scoring(
                 builder, self.prepared.pricer, begun.limits, self.store, runner, self.console,
-                self.request.options.seed, self.request.options.time_limit_s,
+                self.request.options.seed, self.request.options.time_limit_s, read_crash(self.paths.crash),
             )  # fmt: skip
-            damage = scoring.damage(self.history)
-            pairs = scoring.pairs(self.history, damage)
+            scores = scoring.singles(self.history)
+            pairs = scoring.pairs(self.history, scores)
             setting = Setting(
                 pricer=self.prepared.pricer,
-                repair=Repairer(self.prepared.pricer, begun.limits, damage),
+                repair=Repairer(self.prepared.pricer, begun.limits, scores.damage),
                 limits=begun.limits,
                 plan=self._plan(runner.workers, time.monotonic() - started),
                 store=self.store,

@@ -22,7 +22,7 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import load_data
 from autocompress.problem.space import parse_space
 from autocompress.progress import Console
-from autocompress.runs.in_process import InProcess
+from autocompress.runs.in_process import InProcess, read_crash
 from autocompress.runs.store import RunPaths, RunStore, read_run
 from autocompress.runs.tasks import Stage, Task
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs
@@ -76,18 +76,19 @@ def scoring_of(workshop: Workshop, bench: Bench, run: Path, is_tight: bool = Fal
         latency_ms=1.05 * pricer.smallest.latency_ms if is_tight else 0.9 * pricer.teacher.latency_ms
     )
     with RunStore.create(run, {"identity": {}}, {}, resume=run.exists(), overwrite=False) as store:
-        yield Scoring(workshop, pricer, limits, store, InProcess(bench), Console(quiet=True))
+        crash = read_crash(RunPaths(run).crash)
+        yield Scoring(workshop, pricer, limits, store, InProcess(bench), Console(quiet=True), crash=crash)
 
 
 def scored(workshop: Workshop, bench: Bench, run: Path) -> dict[Any, float]:
     with scoring_of(workshop, bench, run) as scoring:
-        return scoring.damage(read_run(run))
+        return scoring.singles(read_run(run)).damage
 
 
 def paired(workshop: Workshop, bench: Bench, run: Path) -> Pairs:
     with scoring_of(workshop, bench, run, is_tight=True) as scoring:
         record = read_run(run)
-        return scoring.pairs(record, scoring.damage(record))
+        return scoring.pairs(record, scoring.singles(record))
 
 
 def test_an_interrupted_scoring_goes_on_where_it_stopped(workshop: Workshop, tmp_path: Path):
