@@ -18,7 +18,7 @@ from autocompress.device.measure.machine import device_description
 from autocompress.device.measure.quiet_gate import QuietSettings
 from autocompress.device.profile.fitting import summary, without_drift
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Source
+from autocompress.device.profile.sources import ProfileSource
 from autocompress.device.profile_files.store import write_validation
 from autocompress.device.profiler import Bench, Sample
 from autocompress.device.runtimes.base import get_runtime
@@ -164,7 +164,7 @@ def _totals(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> Source | None:
+def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> ProfileSource | None:
     """The source that is meant: that of the teacher's name, else the only one, or the first that can be
     built again."""
     if isinstance(teacher, str):
@@ -176,7 +176,7 @@ def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> Source |
 
 
 def _teacher(
-    profile: DeviceProfile, source: Source | None, teacher: str | nn.Module | None
+    profile: DeviceProfile, source: ProfileSource | None, teacher: str | nn.Module | None
 ) -> str | nn.Module:
     if teacher is not None:
         return teacher
@@ -190,7 +190,7 @@ def _teacher(
     )
 
 
-def _space(profile: DeviceProfile, source: Source | None, space: str | Path | None) -> Space:
+def _space(profile: DeviceProfile, source: ProfileSource | None, space: str | Path | None) -> Space:
     """The space given, else that of the source, else of the only source, as long as it is a known one."""
     if space is not None:
         return load_space(space)
@@ -202,7 +202,7 @@ def _space(profile: DeviceProfile, source: Source | None, space: str | Path | No
     return load_space(names[0])
 
 
-def _size(request: CheckRequest, source: Source | None) -> InputSize | None:
+def _size(request: CheckRequest, source: ProfileSource | None) -> InputSize | None:
     """Return the input size that was asked for, else that of the source where no data say it."""
     if request.data is not None or request.input_size is not None or source is None:
         return request.input_size
