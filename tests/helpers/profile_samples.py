@@ -12,6 +12,7 @@ from autocompress.cost.model import file_features_count
 from autocompress.device.profile import latency_table
 from autocompress.device.profile.profile import DeviceProfile, Fit
 from autocompress.device.profile.sources import ProfileSource
+from autocompress.device.profile.validation import Validation
 
 FIT = Fit({"conv.fp32": 0.9}, {"conv.fp32": 1.5}, 2.0)
 
@@ -57,7 +58,7 @@ def example() -> DeviceProfile:
         table=latency_table.LatencyTable(rows),
         fit=FIT,
         file_coefficients=tuple(float(value) for value in range(file_features_count())),
-        validation={"count": 2, "mean_error": 0.01, "error95": 0.04},
+        validation=Validation(count=2, mean_error=0.01, error95=0.04),
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.cost.kernels import COLUMNS, Kernel
+from autocompress.device.profile.validation import Validation
 
 if TYPE_CHECKING:
     from autocompress.device.profile.profile import Fit
@@ -109,7 +110,7 @@ def match(
     return SourceMatch(None, (), False, "not measured on this network, its space or its input size")
 
 
-def with_sources(validation: Mapping[str, Any], sources: Iterable[ProfileSource]) -> dict[str, Any]:
-    """The validation of a profile of one source, with that source's own summary under `sources`."""
-    own = {name: value for name, value in validation.items() if name not in ("networks", "sources")}
-    return {**validation, "sources": [{"network": source.network, **own} for source in sources]}
+def with_sources(validation: Validation, sources: Iterable[ProfileSource]) -> Validation:
+    """Return the validation of a profile of one source, with that source's own summary in `sources`."""
+    own = replace(validation, networks=(), sources=())
+    return replace(validation, sources=tuple(replace(own, network=source.network) for source in sources))

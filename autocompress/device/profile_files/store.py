@@ -14,6 +14,7 @@ from autocompress.cost.model import file_features_count
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit
 from autocompress.device.profile.sources import ProfileSource
+from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.bounded_text import MOST_BYTES, finite, read_text, refuse
 from autocompress.device.profile_files.kernels_csv import WIDEST, read_rows, rows_text
 from autocompress.device.profile_files.unit_checks import check_units
@@ -83,11 +84,11 @@ def write_profile(folder: Path, profile: DeviceProfile) -> None:
     write_validation(folder, profile.validation)
 
 
-def write_validation(folder: Path, validation: Mapping[str, Any]) -> None:
+def write_validation(folder: Path, validation: Validation) -> None:
     """Writes `validation.json` alone, all of it or nothing. Raises ProfileError."""
     unfinished = folder / f".{VALIDATION}.partial"
     try:
-        unfinished.write_text(json.dumps(dict(validation), indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(validation.to_json(), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / VALIDATION)
     except OSError as error:
         raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
