@@ -5,7 +5,6 @@ import pytest
 import torch
 from make_images import CLASSES, image, write_folder, write_tar
 from PIL import Image
-from places import DATA
 from torch.utils.data import Dataset, TensorDataset
 
 from autocompress.errors import DataError
@@ -326,12 +325,3 @@ def test_mnist_and_cifar_from_shared_data(shared_data: Path):
     assert (data.train.size, data.validation.size, data.test.size) == (55_000, 5_000, 10_000)
     assert data.input_shape == (1, 28, 28)
     assert data.validation.labels.bincount().min() > 400
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip(
-            f"needs the test data, which is not at {DATA}; AUTOCOMPRESS_TEST_DATA names another place"
-        )
-    return DATA
