@@ -1,4 +1,4 @@
-"""What holds for every test: one thread a process, as several run side by side, and where larger data lies."""
+"""What holds for every test: one thread a process, for several run side by side; where larger data lies."""
 
 from __future__ import annotations
 
