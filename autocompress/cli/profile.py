@@ -8,15 +8,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.options import (
-    DATA_HELP,
-    FOLDER,
-    FORMAT,
-    INPUT_SIZE,
-    TEACHER_HELP,
-    import_options,
-    kit_options,
-)
+from autocompress.cli.options import FOLDER, FORMAT, check_options, import_options, kit_options
 from autocompress.cli.support import one_of, to_stdout
 
 
@@ -71,19 +63,7 @@ def diff_profiles(first: str, second: str, output_format: str) -> None:
 
 @click.command("validate")
 @click.argument("name")
-@click.option("--teacher", help=TEACHER_HELP + "  [default: the profile's own, where timm has it]")
-@click.option("--space", help="Search space: a shipped name or a YAML file.  [default: the profile's own]")
-@click.option(
-    "--networks",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="New random networks of the space to measure, 3 at least.",
-)
-@click.option("--seed", type=int, default=1000, show_default=True, help="Decides which networks.")
-@click.option("--data", help=DATA_HELP + " Only its image size matters here.")
-@INPUT_SIZE
-@click.option("--update", is_flag=True, help="Write what was found into the profile's validation.json.")
+@check_options
 @FORMAT
 def validate_profile(name: str, output_format: str, **options: Any) -> None:
     """Checks the device profile NAME on this machine, on networks that it was not made from.

@@ -18,11 +18,12 @@ from autocompress.device.measure.machine import device_description
 from autocompress.device.measure.quiet_gate import QuietSettings
 from autocompress.device.profile.fitting import summary, without_drift
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Source
+from autocompress.device.profile.sources import ProfileSource
 from autocompress.device.profile_files.store import write_validation
 from autocompress.device.profiler import Bench, Sample
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import ProfileError
+from autocompress.pipeline.options import CheckRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher, seen_by
 from autocompress.pipeline.profile_device import profile_samples
 from autocompress.problem.space import Space, load_space
@@ -33,29 +34,20 @@ FEWEST_NETWORKS = 3
 _BUILDABLE = "timm:"
 
 
-def validate_profile(
-    profile: DeviceProfile,
-    teacher: str | nn.Module | None,
-    space: str | Path | None,
-    networks: int,
-    seed: int,
-    data: Any,
-    input_size: InputSize | None,
-    console: Console,
-) -> dict[str, Any]:
-    """See `api_profile.validate_profile`. `networks` are measured beside the teacher.
+def check_profile(profile: DeviceProfile, request: CheckRequest, console: Console) -> dict[str, Any]:
+    """Measure networks beside the teacher and compare; see `api_profile.validate_profile`.
 
     Raises ProfileError on another machine than was profiled, where the teacher or the space is not
     known, and for kernels that the profile cannot price; NoisyDeviceError on a noisy machine.
     """
+    networks, seed, teacher = request.networks, request.seed, request.teacher
     if networks < FEWEST_NETWORKS:
         raise ProfileError(f"{networks} networks are too few", fix=f"give {FEWEST_NETWORKS} or more")
     runtime = get_runtime(profile.runtime)
     profile.check_here(device_description(profile.runtime, profile.threads))
     source = _source(profile, teacher)
-    loaded = _space(profile, source, space)
-    size = input_size if data is not None or source is None else input_size or _shape(source)
-    opened = open_teacher(_teacher(profile, source, teacher), data, size)
+    loaded = _space(profile, source, request.space)
+    opened = open_teacher(_teacher(profile, source, teacher), request.data, _size(request, source))
     bound = bound_space(opened, loaded)
     view = seen_by(profile, opened, bound, loaded)
     drawn = list(profile_samples(bound, networks + 2, seed, profile.batch, runtime.precisions))
@@ -172,7 +164,7 @@ def _totals(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> Source | None:
+def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> ProfileSource | None:
     """The source that is meant: that of the teacher's name, else the only one, or the first that can be
     built again."""
     if isinstance(teacher, str):
@@ -184,7 +176,7 @@ def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> Source |
 
 
 def _teacher(
-    profile: DeviceProfile, source: Source | None, teacher: str | nn.Module | None
+    profile: DeviceProfile, source: ProfileSource | None, teacher: str | nn.Module | None
 ) -> str | nn.Module:
     if teacher is not None:
         return teacher
@@ -198,7 +190,7 @@ def _teacher(
     )
 
 
-def _space(profile: DeviceProfile, source: Source | None, space: str | Path | None) -> Space:
+def _space(profile: DeviceProfile, source: ProfileSource | None, space: str | Path | None) -> Space:
     """The space given, else that of the source, else of the only source, as long as it is a known one."""
     if space is not None:
         return load_space(space)
@@ -210,8 +202,10 @@ def _space(profile: DeviceProfile, source: Source | None, space: str | Path | No
     return load_space(names[0])
 
 
-def _shape(source: Source) -> InputSize | None:
-    """(channels, height, width) of the source's input images."""
+def _size(request: CheckRequest, source: ProfileSource | None) -> InputSize | None:
+    """Return the input size that was asked for, else that of the source where no data say it."""
+    if request.data is not None or request.input_size is not None or source is None:
+        return request.input_size
     return tuple(source.input_shape[1:]) if len(source.input_shape) == 4 else None
 
 

@@ -11,14 +11,16 @@ from autocompress.cost.layouts import Layouts
 from autocompress.cost.model import file_features_count
 from autocompress.device.profile import latency_table
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import Source
+from autocompress.device.profile.sources import ProfileSource
 
 FIT = Fit({"conv.fp32": 0.9}, {"conv.fp32": 1.5}, 2.0)
 
 
-def source(**changes: Any) -> Source:
+def source(**changes: Any) -> ProfileSource:
     known = {"space_fingerprint": "abc", "teacher_fingerprint": "t1", "input_shape": (1, 3, 32, 32)}
-    return Source(**{"network": "resnet20", "space": "joint", "fit": FIT, "networks": 2, **known, **changes})
+    return ProfileSource(
+        **{"network": "resnet20", "space": "joint", "fit": FIT, "networks": 2, **known, **changes}
+    )
 
 
 def example() -> DeviceProfile:

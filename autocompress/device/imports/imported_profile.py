@@ -22,7 +22,7 @@ from autocompress.device.measure.log import Timed
 from autocompress.device.profile.fitting import fitted, rows, validation
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import Source, kernels_fingerprint, with_sources
+from autocompress.device.profile.sources import ProfileSource, kernels_fingerprint, with_sources
 from autocompress.device.profiler import Sample, file_coefficients
 from autocompress.errors import ProfileError
 
@@ -60,7 +60,7 @@ def profile_from_dumps(
     timed = [_timed(item, found) for item, found in zip(measured, attributed, strict=True)]
     table, fit, checked = _fit(timed, measured)
     samples = [item.sample for item in measured]
-    source = Source(
+    source = ProfileSource(
         network="",
         space="",
         fit=fit,

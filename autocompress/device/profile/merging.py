@@ -19,7 +19,7 @@ from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.fitting import summary
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import Source, with_sources
+from autocompress.device.profile.sources import ProfileSource, with_sources
 from autocompress.errors import ProfileError
 
 _OF_DEVICE = ("cpu", "cpu_id", "gpu", "version", "provider")
@@ -84,7 +84,7 @@ def _check_once(profiles: Sequence[DeviceProfile]) -> None:
             holder[plain] = profile.name
 
 
-def _own_sources(profile: DeviceProfile) -> list[Source]:
+def _own_sources(profile: DeviceProfile) -> list[ProfileSource]:
     """Coefficients of file sizes go with their source: they fit one family of names and layers."""
     return [
         replace(source, file_coefficients=source.file_coefficients or profile.file_coefficients)
@@ -172,7 +172,7 @@ def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -
     }
 
 
-def _shift(profile: DeviceProfile, source: Source, table: LatencyTable) -> float:
+def _shift(profile: DeviceProfile, source: ProfileSource, table: LatencyTable) -> float:
     """How far the pooling moved predictions of the profile's own networks, as a share, on the average."""
     return _mean_share(profile, lambda kernel: table.lookup(kernel).median_us, source.fit)
 

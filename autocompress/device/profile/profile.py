@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.sources import Source, match
+from autocompress.device.profile.sources import ProfileSource, match
 from autocompress.errors import ProfileError
 
 LEAST_RELATIVE_ERROR = 0.015
@@ -77,7 +77,7 @@ class DeviceProfile:
     threads: int
     batch: int
     device: Mapping[str, Any]
-    sources: tuple[Source, ...]
+    sources: tuple[ProfileSource, ...]
     layouts: Layouts
     table: LatencyTable
     fit: Fit
