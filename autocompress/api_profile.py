@@ -91,7 +91,7 @@ def merge_profiles(
 
 
 def diff_profiles(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """How two device profiles differ; see `device.profile_diff.profile_difference`."""
+    """How two device profiles differ; see `device.profile.diff.profile_difference`."""
     from autocompress.device.profile.diff import profile_difference
     from autocompress.device.profile_files.store import load_profile
 
