@@ -3,7 +3,7 @@
     python benchmarks/overhead.py                    all three parts
     python benchmarks/overhead.py --parts tune
 
-optuna: 10,000 trials that do nothing, 40 sites, 3 objectives, asked for and told by the search's `Study` and by
+optuna: 10,000 trials that do nothing, 40 sites, 3 objectives, asked for and told by our `Study` and by
 Optuna alone with the same sampler, distributions and values, all in memory. Processor time, taken in turns.
 tune:   trials that do nothing through Ray Tune on one reused worker.
 memory: a whole search in this process, 1,100 real trials of a toy network on a few handwritten digits: how
