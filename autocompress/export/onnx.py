@@ -57,7 +57,7 @@ Array = NDArray[Any]
 def to_onnx(network: Network, weights: Weights, *, batch: int = 1) -> onnx.ModelProto:
     """The network as an ONNX model with one input `input` of shape `(batch, …)` and one `output`.
 
-    Batch norms should have been folded (`transforms.fold`); those that are left are exported as such.
+    Batch norms should have been folded (`families.fold`); those that are left are exported as such.
     A value with a quantizer is rounded to uint8; a layer of 8 bits whose input has a quantizer gets
     int8 weights with one scale for each output channel and an int32 bias.
 
