@@ -38,6 +38,7 @@ from autocompress.device.profile.validation import Prediction, summary
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.profiler import Bench, Sample, profile_from
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import INPUT, Network, Ref
@@ -196,7 +197,7 @@ class Together:
         self.testing.run(waiting, self.gate)
         profile = profile_from(
             self.profiling.measured(every), every, {sample.name for sample in self.drawn}, name="device",
-            runtime="onnxruntime", threads=THREADS, batch=1, device={}, source={},
+            runtime="onnxruntime", threads=THREADS, batch=1, device=DeviceDescription(), source={},
             layouts=self.profiling.layouts,
         )  # fmt: skip
         write_profile(self.device, profile)

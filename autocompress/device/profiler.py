@@ -32,6 +32,7 @@ from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile.sources import ProfileSource, kernels_fingerprint, with_sources
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.runtimes.base import Runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.graph.network import Network
 
@@ -74,7 +75,7 @@ def make_profile(
     batch: int,
     output: Path,
     *,
-    device: Mapping[str, Any],
+    device: DeviceDescription,
     source: Mapping[str, Any],
     more: More | None = None,
     progress: Callable[[int], None] | None = None,
@@ -133,7 +134,7 @@ def profile_from(
     runtime: str,
     threads: int,
     batch: int,
-    device: Mapping[str, Any],
+    device: DeviceDescription,
     source: Mapping[str, Any],
     layouts: Layouts,
 ) -> DeviceProfile:

@@ -153,7 +153,7 @@ def import_dumps(
         name=output.resolve().name,
         threads=request.threads,
         batch=request.batch,
-        device={"cpu": request.device_name or output.resolve().name},
+        device=request.device_name or output.resolve().name,
     )
     write_profile(output, profile)
     return profile

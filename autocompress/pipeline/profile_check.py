@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from autocompress.device.profile.validation import Prediction, PredictionErrors,
 from autocompress.device.profile_files.store import write_validation
 from autocompress.device.profiler import Bench, Sample
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.pipeline.options import CheckRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher, seen_by
@@ -49,7 +50,7 @@ class ProfileCheck:
     basis: str
     seed: int
     measured_at: str
-    device: Mapping[str, Any]
+    device: DeviceDescription
     claimed_error95: float
     source: int | None
     found: Validation
@@ -58,7 +59,7 @@ class ProfileCheck:
         """Return the check as `profile validate --format json` prints it."""
         head = {name: value for name, value in vars(self).items() if name != "found"}
         errors = {name: value for name, value in self.found.to_json().items() if name != "unpredicted"}
-        return {**head, **errors}
+        return {**head, "device": dict(self.device.values), **errors}
 
 
 def check_profile(profile: DeviceProfile, request: CheckRequest, console: Console) -> ProfileCheck:

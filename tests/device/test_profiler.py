@@ -26,6 +26,7 @@ from autocompress.device.profile.validation import Prediction, PredictionErrors,
 from autocompress.device.profile_files.store import load_profile
 from autocompress.device.profiler import Sample, make_profile
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network
@@ -109,7 +110,7 @@ def samples() -> list[Sample]:
 
 
 def profile(device: Device, samples: list[Sample], folder: Path, seed: int = 0, **options: Any) -> Any:
-    described = {"device": {"cpu": "none"}, "source": {"space": "joint", "seed": seed}}
+    described = {"device": DeviceDescription({"cpu": "none"}), "source": {"space": "joint", "seed": seed}}
     return make_profile(samples, device, 1, 1, folder, **described, **options)
 
 

@@ -29,6 +29,7 @@ from autocompress.device.profiler import (
     Sample,
 )
 from autocompress.device.runtimes.base import NodeTime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.graph.network import Network, from_json, to_json
 
@@ -131,7 +132,7 @@ class KitResults:
 
     runtime: str
     threads: int
-    device: Mapping[str, Any]
+    device: DeviceDescription
     optimized_probes: Mapping[str, bytes]
     found: tuple[KitResult, ...]
 
@@ -241,16 +242,18 @@ def read_results(path: Path, kit: Kit) -> KitResults:
     )
 
 
-def read_device(path: Path) -> dict[str, Any]:
-    """Plain values of device.json. Raises ProfileError."""
+def read_device(path: Path) -> DeviceDescription:
+    """Return the plain values of device.json. Raises ProfileError."""
     data = _object(path, read_text(path, MOST_DEVICE_BYTES))
     plain = (str, int, float, bool, type(None))
-    return {
-        key: value
-        for key, value in data.items()
-        if isinstance(value, plain)
-        or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
-    }
+    return DeviceDescription(
+        {
+            key: value
+            for key, value in data.items()
+            if isinstance(value, plain)
+            or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
+        }
+    )
 
 
 def with_description(model: bytes, network: Network) -> bytes:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from autocompress.cost.kernels import kernels
 from autocompress.cost.layouts import Layouts
 from autocompress.device.imports.operators import attribute_operators
@@ -15,6 +12,7 @@ from autocompress.device.measure.layout_probe import layouts_of
 from autocompress.device.measure.log import Timed, Timing
 from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profiler import Sample, profile_from
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 
 
@@ -65,8 +63,9 @@ def _timings(kit: Kit, sample: Sample, result: KitResult, layouts: Layouts) -> t
     return attribute_operators(operators, sample.model, sample.network, cut).timings
 
 
-def _device(results: KitResults) -> Mapping[str, Any]:
-    return {**results.device, "runtime": results.runtime, "intra_op_threads": results.threads}
+def _device(results: KitResults) -> DeviceDescription:
+    used: dict[str, Plain] = {"runtime": results.runtime, "intra_op_threads": results.threads}
+    return DeviceDescription({**results.device.values, **used})
 
 
 def _damaged(kit: Kit, what: str, error: Exception) -> ProfileError:

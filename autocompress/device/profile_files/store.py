@@ -19,6 +19,7 @@ from autocompress.device.profile_files.bounded_text import MOST_BYTES, finite, r
 from autocompress.device.profile_files.kernels_csv import WIDEST, read_rows, rows_text
 from autocompress.device.profile_files.unit_checks import check_units
 from autocompress.device.profile_files.validation_json import read_validation
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.strict_yaml import StrictYamlError, parse_document
 
@@ -68,7 +69,7 @@ def write_profile(folder: Path, profile: DeviceProfile) -> None:
         "runtime": profile.runtime,
         "threads": profile.threads,
         "batch": profile.batch,
-        "device": dict(profile.device),
+        "device": dict(profile.device.values),
         "layouts": asdict(profile.layouts),
         "sources": [_source_data(source) for source in profile.sources],
         "fit": _fit_data(profile.fit),
@@ -113,7 +114,7 @@ def read_profile(folder: Path) -> DeviceProfile:
         runtime=data["runtime"],
         threads=data["threads"],
         batch=data["batch"],
-        device=_plain(data["device"]),
+        device=DeviceDescription(_plain(data["device"])),
         sources=sources,
         layouts=_layouts(path, data["layouts"]),
         table=LatencyTable(rows),
