@@ -304,7 +304,7 @@ def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The value of a node that does not depend on the input."""
     import torch
 
-    from autocompress.graph.operations import dtype_named, implementation
+    from autocompress.graph.operators import dtype_named, implementation
 
     def to_torch(leaf: Any) -> Any:
         if isinstance(leaf, str):
