@@ -13,7 +13,7 @@ from torch import nn
 
 from autocompress.cost.model import CostModel
 from autocompress.device.measure.latency import machine_lock
-from autocompress.device.measure.log import FILE, Measurements, Timed
+from autocompress.device.measure.log import FILE, LogSetting, Measurements, Timed
 from autocompress.device.measure.machine import device_description
 from autocompress.device.measure.quiet_gate import QuietSettings
 from autocompress.device.profile.fitting import without_drift
@@ -79,8 +79,9 @@ def check_profile(profile: DeviceProfile, request: CheckRequest, console: Consol
     bound = bound_space(opened, loaded)
     view = seen_by(profile, opened, bound, loaded)
     drawn = list(profile_samples(bound, networks + 2, seed, profile.batch, runtime.precisions))
+    setting = LogSetting(profile.runtime, profile.threads, profile.batch, drawn[0].name)
     with console.stage("validating", len(drawn)) as stage, tempfile.TemporaryDirectory() as folder:
-        known = Measurements(Path(folder) / FILE, {}, resume=False)
+        known = Measurements(Path(folder) / FILE, setting, resume=False)
         bench = Bench(
             runtime,
             profile.threads,

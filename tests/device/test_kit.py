@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from kit_samples import COUNT, QUICKLY, SOURCE, kit_samples, small_kit
+from kit_samples import COUNT, ORIGIN, QUICKLY, kit_samples, small_kit
 from places import NETWORKS
 
 from autocompress import api_profile
@@ -27,10 +27,11 @@ from autocompress.cli.main import main
 from autocompress.device.kit import folder as kit_folder
 from autocompress.device.kit.folder import Kit, read_kit, read_results
 from autocompress.device.kit.remote import Host, run_remotely
+from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.machine import machine
 from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile_files.store import load_profile
-from autocompress.device.profiler import make_profile
+from autocompress.device.profiler import ProfileSubject, make_profile
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import InputError, NoisyDeviceError, ProfileError
@@ -66,9 +67,8 @@ def kit(measured: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
     runtime = get_runtime("onnxruntime")
-    return make_profile(
-        kit_samples(), runtime, 1, 1, tmp_path_factory.mktemp("direct"), device=HERE, source=SOURCE
-    )
+    subject = ProfileSubject("direct", runtime.name, 1, 1, HERE, ORIGIN, detect_layouts(runtime, 1))
+    return make_profile(kit_samples(), runtime, tmp_path_factory.mktemp("direct"), subject)
 
 
 def rows_of(profile: DeviceProfile) -> dict[Any, Any]:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from autocompress.device.imports.parsing import read_text
 from autocompress.device.measure.layout_probe import probes
 from autocompress.device.measure.quiet_gate import NATURAL, QUIET_SHARE, WINDOW, QuietSettings
+from autocompress.device.profile.sources import Origin
 from autocompress.device.profiler import (
     LAST_RESORT,
     MOST_ERROR,
@@ -92,7 +93,7 @@ class Kit:
     threads: int
     batch: int
     reference: str
-    source: Mapping[str, Any]
+    origin: Origin
     entries: tuple[Entry, ...]
     probes: tuple[str, ...]
 
@@ -144,7 +145,7 @@ def write_kit(
     runtime: str,
     threads: int,
     batch: int,
-    source: Mapping[str, Any],
+    origin: Origin,
     settings: KitSettings | None = None,
 ) -> Kit:
     """Writes the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
@@ -161,7 +162,7 @@ def write_kit(
             "batch": batch,
             "reference": samples[0].name,
             "settings": (settings or KitSettings()).to_json(),
-            "source": dict(source),
+            "source": origin.to_json(),
             "models": entries,
             "probes": [_written(folder, name, model) for name, model in probes().items()],
         }
@@ -191,11 +192,11 @@ def read_kit(folder: Path) -> Kit:
             threads=_count(path, "threads", data["threads"]),
             batch=_count(path, "batch", data["batch"]),
             reference=str(data["reference"]),
-            source=dict(data["source"]),
+            origin=Origin.from_json(data["source"]),
             entries=entries,
             probes=found_probes,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         _refuse(path, f"it is not a kit's manifest: {type(error).__name__} {error}")
     if (
         len(kit.by_name) != len(entries)

@@ -11,13 +11,13 @@ from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.layout_probe import layouts_of
 from autocompress.device.measure.log import Timed, Timing
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profiler import Sample, profile_from
+from autocompress.device.profiler import ProfileSubject, Sample, profile_from
 from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 
 
 def profile_from_kit(kit: Kit, results: KitResults, name: str) -> DeviceProfile:
-    """Raises ProfileError where the rewritten networks cannot be read or do not fit."""
+    """Return the profile. Raises ProfileError where the rewritten networks cannot be read or do not fit."""
     floats, integers = (results.optimized_probes[probe] for probe in kit.probes)
     try:
         layouts = layouts_of(floats, integers)
@@ -29,13 +29,9 @@ def profile_from_kit(kit: Kit, results: KitResults, name: str) -> DeviceProfile:
     return profile_from(
         timed,
         [reference, *samples.values()],
-        name=name,
-        runtime=results.runtime,
-        threads=results.threads,
-        batch=kit.batch,
-        device=_device(results),
-        source=kit.source,
-        layouts=layouts,
+        ProfileSubject(
+            name, results.runtime, results.threads, kit.batch, _device(results), kit.origin, layouts
+        ),
     )
 
 
