@@ -67,7 +67,7 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class DeviceProfile:
-    """One device with one runtime, thread count and batch size. Prices networks for `cost.CostModel`.
+    """One device with one runtime, thread count and batch size. Prices networks for `cost.model.CostModel`.
 
     `fit`, `file_coefficients` and `validation` are pooled over the sources, or, in a view that
     `for_network` gives, those of the source that speaks for that network, `source_index`, if there
