@@ -31,9 +31,10 @@ from autocompress.device.measure.latency import machine_lock
 from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.log import FILE, Measurements, Timed
 from autocompress.device.measure.quiet_gate import Gate, QuietSettings
-from autocompress.device.profile.fitting import rows, summary, without_drift
+from autocompress.device.profile.fitting import rows, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile.validation import Prediction, summary
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.profiler import Bench, Sample, profile_from
 from autocompress.device.runtimes.base import get_runtime
@@ -125,13 +126,13 @@ def examine(case: Case, tested: int) -> list[dict[str, Any]]:
         for way, predict in ways.items():
             networks = [by_name[timed[index].name].network for index in chosen]
             pairs = zip(truth, map(predict, networks), strict=True)
-            points = [{"measured_ms": a, "predicted_ms": b} for a, b in pairs if np.isfinite(b)]
+            points = [Prediction("", precision, a, b) for a, b in pairs if np.isfinite(b)]
             one = summary(points)
-            found.append({"network": case.name, "precision": precision, "way": way, **one})
+            found.append({"network": case.name, "precision": precision, "way": way, **vars(one)})
             print(
-                f"    {way:24} {one['count']:3} networks, mean error {one['mean_error']:6.1%}"
-                f"  within 5 % {one['within_5_percent']:6.1%}  within 10 % {one['within_10_percent']:6.1%}"
-                f"  rank {one['rank_correlation'] or 0:.4f}",
+                f"    {way:24} {one.count:3} networks, mean error {one.mean_error:6.1%}"
+                f"  within 5 % {one.within_5_percent:6.1%}  within 10 % {one.within_10_percent:6.1%}"
+                f"  rank {one.rank_correlation or 0:.4f}",
                 flush=True,
             )
     show_bytes(profile, test)

@@ -12,19 +12,18 @@ from typing import Any
 import click
 
 from autocompress.cli.options import (
-    DATA_HELP,
     FOLDER,
     FORMAT,
     INPUT_SIZE,
     RUN,
-    RUNTIME_HELP,
     SPACE,
-    TEACHER_HELP,
+    profile_options,
     search_options,
 )
 from autocompress.cli.profile import COMMANDS
 from autocompress.cli.support import Commands, one_of, resumable, to_stdout
 from autocompress.errors import NothingFeasibleError
+from autocompress.pipeline.options import DATA_HELP, TEACHER_HELP
 from autocompress.problem.specs import InputSize
 from autocompress.progress import Console
 
@@ -96,28 +95,7 @@ def inspect(
 
 
 @main.group(invoke_without_command=True, short_help="Measure the device.")
-@click.option("--teacher", help=TEACHER_HELP + "  [required]")
-@SPACE
-@click.option("--runtime", default="onnxruntime", show_default=True, help=RUNTIME_HELP)
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of one inference."
-)
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images of one inference."
-)
-@click.option(
-    "--networks",
-    type=click.IntRange(min=1),
-    default=120,
-    show_default=True,
-    help="Networks of the space to measure, 8 at least; each random one is also predicted from the others.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides which networks.")
-@click.option("--data", help=DATA_HELP + " Only its image size matters here.")
-@INPUT_SIZE
-@click.option("-o", "--output", type=FOLDER, help="Folder to write the profile to.  [required]")
-@click.option("--resume", is_flag=True, help="Go on with a profile that was interrupted.")
-@click.option("--overwrite", is_flag=True, help="Measure everything again.")
+@profile_options
 @click.pass_context
 def profile(ctx: click.Context, /, **options: Any) -> None:
     """Measures this machine: kernel times on random networks of a space, and how well they predict.

@@ -8,15 +8,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.options import (
-    DATA_HELP,
-    FOLDER,
-    FORMAT,
-    INPUT_SIZE,
-    TEACHER_HELP,
-    import_options,
-    kit_options,
-)
+from autocompress.cli.options import FOLDER, FORMAT, check_options, import_options, kit_options
 from autocompress.cli.support import one_of, to_stdout
 
 
@@ -40,6 +32,7 @@ def show_profile(name: str, output_format: str) -> None:
     found = load_profile(name)
     fields = ("name", "runtime", "threads", "batch", "device", "validation", "fingerprint")
     data: dict[str, Any] = {field: getattr(found, field) for field in fields}
+    data["validation"] = found.validation.to_json()
     data["sources"] = [dataclasses.asdict(source) for source in found.sources]
     data["fit"] = dataclasses.asdict(found.fit)
     data["coverage"] = coverage(found)
@@ -71,19 +64,7 @@ def diff_profiles(first: str, second: str, output_format: str) -> None:
 
 @click.command("validate")
 @click.argument("name")
-@click.option("--teacher", help=TEACHER_HELP + "  [default: the profile's own, where timm has it]")
-@click.option("--space", help="Search space: a shipped name or a YAML file.  [default: the profile's own]")
-@click.option(
-    "--networks",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="New random networks of the space to measure, 3 at least.",
-)
-@click.option("--seed", type=int, default=1000, show_default=True, help="Decides which networks.")
-@click.option("--data", help=DATA_HELP + " Only its image size matters here.")
-@INPUT_SIZE
-@click.option("--update", is_flag=True, help="Write what was found into the profile's validation.json.")
+@check_options
 @FORMAT
 def validate_profile(name: str, output_format: str, **options: Any) -> None:
     """Checks the device profile NAME on this machine, on networks that it was not made from.
@@ -167,14 +148,14 @@ def import_profile(**options: Any) -> None:
 
     measured = api_profile.profile_import(**options)
     to_stdout(None, lambda: profile_table(measured), "table")
-    found = measured.validation.get("import", {})
-    for entry in found.get("unknown_operators", ()):
+    gaps = measured.validation.imported
+    for one in gaps.unknown_operators if gaps else ():
         click.echo(
-            f"unknown operator, counted with its neighbour: {entry['operator']}, "
-            f"{entry['count']} times, {entry['total_us']:g} µs together",
+            f"unknown operator, counted with its neighbour: {one.operator}, "
+            f"{one.count} times, {one.total_us:g} µs together",
             err=True,
         )
-    for text in found.get("kernels_not_found", ()):
+    for text in gaps.kernels_not_found if gaps else ():
         click.echo(f"not found in the dump, and not priced: {text}", err=True)
 
 

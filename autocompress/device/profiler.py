@@ -29,7 +29,7 @@ from autocompress.device.measure.statistics import drift
 from autocompress.device.profile.fitting import fitted, rows, validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Source, kernels_fingerprint, with_sources
+from autocompress.device.profile.sources import ProfileSource, kernels_fingerprint, with_sources
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.runtimes.base import Runtime
 from autocompress.errors import NoisyDeviceError, ProfileError
@@ -151,7 +151,7 @@ def profile_from(
         "kernels_fingerprint": kernels_fingerprint(kernels(samples[0].network, layouts)),
     }
     found = validation(timed, latencies_us, drawn)
-    sources = (Source.from_mapping({**source, **made}, fit),)
+    sources = (ProfileSource.from_mapping({**source, **made}, fit),)
     return DeviceProfile(
         name=name,
         runtime=runtime,

@@ -20,10 +20,10 @@ from autocompress.device.runtimes.base import check_transparent, get_runtime
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network
+from autocompress.pipeline.options import ProfileRequest
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import Space
-from autocompress.problem.specs import InputSize
 from autocompress.problem.teacher import Teacher
 from autocompress.progress import Console
 from autocompress.transforms.apply import deployed_network
@@ -44,24 +44,22 @@ def measure_profile(
     teacher: str | nn.Module,
     space: Space,
     output: Path,
-    runtime: str,
-    threads: int,
-    batch: int,
-    networks: int,
-    seed: int,
-    data: Any,
-    input_size: InputSize | None,
+    request: ProfileRequest,
     *,
     overwrite: bool,
     resume: bool,
     console: Console,
 ) -> DeviceProfile:
-    """See `api_profile.profile`. Raises ProfileError for a folder that exists and for too few networks."""
+    """Measure this machine; see `api_profile.profile`.
+
+    Raises ProfileError for a folder that exists and for too few networks.
+    """
+    threads, batch, networks, seed = request.threads, request.batch, request.networks, request.seed
     check_asked(networks, output, "profile folder", free=overwrite or resume)
     check_threads(threads)
-    engine = get_runtime(runtime)
+    engine = get_runtime(request.runtime)
     check_transparent(engine)
-    opened = open_teacher(teacher, data, input_size)
+    opened = open_teacher(teacher, request.data, request.input_size)
     bound = bound_space(opened, space)
     source = {**source_of(opened, space, seed), "network": network_name(opened.teacher)}
     chooser = Chooser(
@@ -80,7 +78,7 @@ def measure_profile(
             threads,
             batch,
             output,
-            device=device_description(runtime, threads),
+            device=device_description(request.runtime, threads),
             source=source,
             more=chooser,
             progress=lambda done: stage.update(done, networks),

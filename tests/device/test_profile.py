@@ -16,6 +16,7 @@ from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile import latency_table
 from autocompress.device.profile.profile import Fit
+from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.store import (
     KERNELS,
     PROFILE,
@@ -233,7 +234,7 @@ def test_a_validation_that_says_nothing_is_refused(folder: Path, text: str):
 
 
 def test_a_profile_that_was_not_validated_is_not_trusted_much():
-    assert replace(example(), validation={}).relative_error == 0.1
+    assert replace(example(), validation=Validation()).relative_error == 0.1
 
 
 def test_it_is_for_one_runtime_thread_count_and_batch():

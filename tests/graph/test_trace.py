@@ -188,8 +188,6 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "tuple of one": (lambda m, x: (m.conv(x),), "returns a tuple"),
     "nothing": (lambda *_: None, "returns a NoneType"),
     "parameter": (lambda m, _: m.conv.weight, "returns a parameter"),
-    "unknown operation": (lambda m, x: m.conv(torch.cdist(x, x)), "operation cdist"),
-    "unknown layer": (lambda m, x: m.lstm(m.conv(x).flatten(2))[0], r"operation lstm[\s\S]*where: lstm"),
     "branch on a value": (
         lambda m, x: m.conv(x) if x.sum() > 0 else m.conv(-x),
         r"traced[\s\S]*data-dependent",

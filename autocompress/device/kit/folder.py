@@ -114,7 +114,7 @@ class Kit:
 
 
 @dataclass(frozen=True)
-class Result:
+class KitResult:
     """What the device found for one network: operators with the exported nodes that they carry out, where
     the runtime tells, and the network as the runtime rewrote it, where it shows that."""
 
@@ -126,14 +126,14 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Results:
+class KitResults:
     """All results of a kit on one device."""
 
     runtime: str
     threads: int
     device: Mapping[str, Any]
     optimized_probes: Mapping[str, bytes]
-    found: tuple[Result, ...]
+    found: tuple[KitResult, ...]
 
 
 def write_kit(
@@ -205,8 +205,8 @@ def read_kit(folder: Path) -> Kit:
     return kit
 
 
-def read_results(path: Path, kit: Kit) -> Results:
-    """Results of a kit, with device.json and optimized/ beside them. Raises ProfileError.
+def read_results(path: Path, kit: Kit) -> KitResults:
+    """Return the results of a kit, with device.json and optimized/ beside them. Raises ProfileError.
 
     A cut-off last line does not count. Every network of the kit must be there.
     """
@@ -219,7 +219,7 @@ def read_results(path: Path, kit: Kit) -> Results:
     runtime = head.get("runtime")
     if not isinstance(runtime, str) or not _NAME.match(runtime):
         _refuse(path, f"line 1: the runtime is {str(runtime)[:40]!r}")
-    found: dict[str, Result] = {}
+    found: dict[str, KitResult] = {}
     for number, line in enumerate(lines[1:], start=2):
         result = _result(path, number, _object(path, line, number), kit)
         if result.name in found:
@@ -232,7 +232,7 @@ def read_results(path: Path, kit: Kit) -> Results:
             f"{len(missing)} of {len(kit.entries)} networks are missing: {', '.join(missing[:3])}",
             _AGAIN,
         )
-    return Results(
+    return KitResults(
         runtime=runtime,
         threads=_count(path, "line 1: threads", head.get("threads")),
         device=read_device(path.with_name(DEVICE)),
@@ -312,7 +312,7 @@ def _entry(path: Path, data: Mapping[str, Any], precision: str) -> Entry:
     return Entry(name, digest, precision)
 
 
-def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> Result:
+def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> KitResult:
     where = f"line {number}"
     entry = kit.by_name.get(str(data.get("name")))
     if entry is None or data.get("sha256") != entry.sha256:
@@ -340,7 +340,7 @@ def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> Resul
         )
     digest = data.get("optimized_sha256")
     optimized = _optimized(path, entry.name, str(digest)) if digest is not None else b""
-    return Result(entry.name, median(own), median(beside), nodes, optimized)
+    return KitResult(entry.name, median(own), median(beside), nodes, optimized)
 
 
 def _optimized(path: Path, name: str, digest: str | None) -> bytes:

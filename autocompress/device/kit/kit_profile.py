@@ -9,7 +9,7 @@ from autocompress.cost.kernels import kernels
 from autocompress.cost.layouts import Layouts
 from autocompress.device.imports.operators import attribute_operators
 from autocompress.device.imports.parsing import OperatorTime
-from autocompress.device.kit.folder import Kit, Result, Results
+from autocompress.device.kit.folder import Kit, KitResult, KitResults
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.layout_probe import layouts_of
 from autocompress.device.measure.log import Timed, Timing
@@ -18,7 +18,7 @@ from autocompress.device.profiler import Sample, profile_from
 from autocompress.errors import ProfileError
 
 
-def profile_from_kit(kit: Kit, results: Results, name: str) -> DeviceProfile:
+def profile_from_kit(kit: Kit, results: KitResults, name: str) -> DeviceProfile:
     """Raises ProfileError where the rewritten networks cannot be read or do not fit."""
     floats, integers = (results.optimized_probes[probe] for probe in kit.probes)
     try:
@@ -41,7 +41,7 @@ def profile_from_kit(kit: Kit, results: Results, name: str) -> DeviceProfile:
     )
 
 
-def _timed(kit: Kit, sample: Sample, result: Result, layouts: Layouts) -> Timed:
+def _timed(kit: Kit, sample: Sample, result: KitResult, layouts: Layouts) -> Timed:
     return Timed(
         result.name,
         sample.precision,
@@ -51,7 +51,7 @@ def _timed(kit: Kit, sample: Sample, result: Result, layouts: Layouts) -> Timed:
     )
 
 
-def _timings(kit: Kit, sample: Sample, result: Result, layouts: Layouts) -> tuple[Timing, ...]:
+def _timings(kit: Kit, sample: Sample, result: KitResult, layouts: Layouts) -> tuple[Timing, ...]:
     cut = kernels(sample.network, layouts)
     if result.optimized:
         try:
@@ -65,7 +65,7 @@ def _timings(kit: Kit, sample: Sample, result: Result, layouts: Layouts) -> tupl
     return attribute_operators(operators, sample.model, sample.network, cut).timings
 
 
-def _device(results: Results) -> Mapping[str, Any]:
+def _device(results: KitResults) -> Mapping[str, Any]:
     return {**results.device, "runtime": results.runtime, "intra_op_threads": results.threads}
 
 

@@ -226,7 +226,7 @@ def middle_mean(values: list[float]) -> float:
     return statistics.fmean(ordered[quarter : len(ordered) - quarter])
 
 
-class Kit:
+class Manifest:
     """The manifest kit.json, checked against the files beside it."""
 
     def __init__(self, folder: Path) -> None:
@@ -257,7 +257,7 @@ class Kit:
             fail(f"{entry['file']} is not the file that kit.json lists: copy the kit again")
 
 
-class Results:
+class ResultsFile:
     """results.jsonl: a line about the setting, then one a network. Only whole lines count."""
 
     def __init__(self, path: Path, setting: Mapping[str, Any]) -> None:
@@ -289,7 +289,7 @@ class Results:
         self.found.append(line)
 
 
-class Gate:
+class ReferenceGate:
     """A reference network whose times tell whether the device is quiet."""
 
     def __init__(self, reference: Callable[[], Any], settings: Mapping[str, Any]) -> None:
@@ -336,10 +336,10 @@ class Gate:
         return None
 
 
-class Bench:
+class KitBench:
     """Measures what is not known yet, and comes back to what was disturbed."""
 
-    def __init__(self, kit: Kit, engine: Any, results: Results, output: Path) -> None:
+    def __init__(self, kit: Manifest, engine: Any, results: ResultsFile, output: Path) -> None:
         self.kit, self.engine, self.results = kit, engine, results
         self.optimized = output / "optimized"
         self.settings: dict[str, Any] = kit.data["settings"]
@@ -349,7 +349,7 @@ class Bench:
         for entry in self.kit.data["probes"]:
             self._rewritten(entry)
         first = next(entry for entry in self.kit.models if entry["name"] == self.kit.data["reference"])
-        gate = Gate(self.engine.load(self.kit.path(first)), self.settings)
+        gate = ReferenceGate(self.engine.load(self.kit.path(first)), self.settings)
         waiting = [entry for entry in self.kit.models if entry["name"] not in self.results.names]
         for patience in self.settings["patience"]:
             disturbed = []
@@ -368,7 +368,7 @@ class Bench:
         sys.stdout.write(f"{len(self.results.found)} of {len(self.kit.models)} networks\n")
         sys.stdout.flush()
 
-    def _measured(self, entry: Mapping[str, Any], gate: Gate, patience: int) -> bool:
+    def _measured(self, entry: Mapping[str, Any], gate: ReferenceGate, patience: int) -> bool:
         """Adds a result; False when it was disturbed. In the last round being slower than before is no
         disturbance: times become what they would have been, by the reference."""
         path = self.kit.path(entry)
@@ -398,7 +398,7 @@ class Bench:
         return True
 
     def _loads(
-        self, path: Path, gate: Gate, patience: int, tolerance: float, first: tuple[float, float]
+        self, path: Path, gate: ReferenceGate, patience: int, tolerance: float, first: tuple[float, float]
     ) -> list[tuple[float, float]] | None:
         """Latencies of the network loaded again and again, since where its data come to lie matters, until
         their mean is known well enough; None when there were too few quiet moments."""
@@ -415,7 +415,7 @@ class Bench:
         return found
 
     def _node_times(
-        self, path: Path, gate: Gate, latency_ms: float, patience: int, tolerance: float
+        self, path: Path, gate: ReferenceGate, latency_ms: float, patience: int, tolerance: float
     ) -> list[list[Any]] | None:
         """Operator by operator between two quiet moments; None when there were none."""
         most, seconds = self.settings["profiled_runs"], self.settings["profiled_s"]
@@ -544,7 +544,7 @@ def open_engine(wanted: str | None, threads: int) -> Any:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    kit = Kit(Path(__file__).resolve().parent)
+    kit = Manifest(Path(__file__).resolve().parent)
     threads = kit.data["threads"] if arguments.threads is None else arguments.threads
     if threads < 1:
         fail("--threads must be 1 or more")
@@ -565,7 +565,7 @@ def measure(arguments: argparse.Namespace) -> None:
             "version": about["version"],
             "threads": threads,
         }
-        Bench(kit, engine, Results(output / "results.jsonl", setting), output).run()
+        KitBench(kit, engine, ResultsFile(output / "results.jsonl", setting), output).run()
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ LOCK_FILE = "autocompress-measuring.lock"
 
 
 @dataclass(frozen=True)
-class Settings:
+class LatencySettings:
     """How long to measure. A block has at least `block_s` seconds and `block_runs` runs."""
 
     blocks: int
@@ -49,7 +49,7 @@ class Settings:
     seed: int = 0
 
 
-CERTIFY = Settings(blocks=7, block_s=0.5, block_runs=30)
+CERTIFY = LatencySettings(blocks=7, block_s=0.5, block_runs=30)
 
 
 @contextlib.contextmanager
@@ -73,7 +73,9 @@ def machine_lock() -> Iterator[None]:
         yield
 
 
-def measure(session: Session, reference: Session | None = None, settings: Settings = CERTIFY) -> Measurement:
+def measure(
+    session: Session, reference: Session | None = None, settings: LatencySettings = CERTIFY
+) -> Measurement:
     """Latency of one inference, in this process. The caller holds `machine_lock`.
 
     Raises NoisyDeviceError when no attempt's blocks agree.
@@ -94,7 +96,7 @@ def measure(session: Session, reference: Session | None = None, settings: Settin
     )
 
 
-def _blocks(sessions: Mapping[str, Session], settings: Settings) -> dict[str, list[list[float]]]:
+def _blocks(sessions: Mapping[str, Session], settings: LatencySettings) -> dict[str, list[list[float]]]:
     """Times in ms, by session and block; the order of blocks is random."""
     for session in sessions.values():
         _warm_up(session, settings)
@@ -112,7 +114,7 @@ def _blocks(sessions: Mapping[str, Session], settings: Settings) -> dict[str, li
     return blocks
 
 
-def _warm_up(session: Session, settings: Settings) -> None:
+def _warm_up(session: Session, settings: LatencySettings) -> None:
     """Runs until two blocks agree, for at most three times the warm-up time."""
     end = time.perf_counter() + 3 * settings.warm_up_s
     before = float("inf")
@@ -142,7 +144,7 @@ def measure_in_fresh_process(
     *,
     runtime: str = "onnxruntime",
     threads: int = 1,
-    settings: Settings = CERTIFY,
+    settings: LatencySettings = CERTIFY,
 ) -> Measurement:
     """The same in a new process that is pinned to as many CPUs as it has threads.
 
@@ -198,7 +200,7 @@ def _main() -> int:
             arguments.model,
             arguments.reference,
             arguments.threads,
-            Settings(**arguments.settings),
+            LatencySettings(**arguments.settings),
         )
     except (InputError, NoisyDeviceError) as error:
         problem = {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}
@@ -209,7 +211,7 @@ def _main() -> int:
 
 
 def _measure_alone(
-    runtime: Runtime, model: Path, reference: Path | None, threads: int, settings: Settings
+    runtime: Runtime, model: Path, reference: Path | None, threads: int, settings: LatencySettings
 ) -> Measurement:
     """Pins and loads only once the lock is held: every measuring process is pinned to the same CPUs."""
     runtime.describe(threads)

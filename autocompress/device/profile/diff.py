@@ -36,7 +36,7 @@ def profile_difference(first: DeviceProfile, second: DeviceProfile) -> dict[str,
         },
         "all": _ratios([ratio for family in ratios.values() for ratio in family]),
         "families": {name: _ratios(ratios[name]) for name in sorted(ratios)},
-        "error95": [profile.validation.get("error95") for profile in (first, second)],
+        "error95": [profile.validation.error95 for profile in (first, second)],
     }
 
 

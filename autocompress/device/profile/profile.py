@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.sources import Source, match
+from autocompress.device.profile.sources import ProfileSource, match
+from autocompress.device.profile.validation import Validation
 from autocompress.errors import ProfileError
 
 LEAST_RELATIVE_ERROR = 0.015
@@ -65,7 +66,7 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class DeviceProfile:
-    """One device with one runtime, thread count and batch size. Prices networks for `cost.CostModel`.
+    """One device with one runtime, thread count and batch size. Prices networks for `cost.model.CostModel`.
 
     `fit`, `file_coefficients` and `validation` are pooled over the sources, or, in a view that
     `for_network` gives, those of the source that speaks for that network, `source_index`, if there
@@ -77,12 +78,12 @@ class DeviceProfile:
     threads: int
     batch: int
     device: Mapping[str, Any]
-    sources: tuple[Source, ...]
+    sources: tuple[ProfileSource, ...]
     layouts: Layouts
     table: LatencyTable
     fit: Fit
     file_coefficients: tuple[float, ...]
-    validation: Mapping[str, Any] = field(default_factory=dict)
+    validation: Validation = field(default_factory=Validation)
     basis: str = ""
     source_index: int | None = None
     least_relative_error: float = LEAST_RELATIVE_ERROR
@@ -98,9 +99,9 @@ class DeviceProfile:
 
     @property
     def relative_error(self) -> float:
-        error = self.validation.get("error95")
-        known = UNKNOWN_RELATIVE_ERROR if error is None else float(error)
-        return max(self.least_relative_error, known)
+        """Return how far predictions may be off, as a share: the half width that holds 95 % of the errors."""
+        error = self.validation.error95
+        return max(self.least_relative_error, UNKNOWN_RELATIVE_ERROR if error is None else error)
 
     @cached_property
     def file_overhead(self) -> NDArray[np.float64]:
@@ -148,17 +149,15 @@ class DeviceProfile:
             validation=self.validation_of(found.index),
         )
 
-    def validation_of(self, index: int) -> Mapping[str, Any]:
-        """The summary of one source's errors; empty where it was not validated by itself."""
-        summaries = self.validation.get("sources")
-        if summaries:
-            found: Mapping[str, Any] = summaries[index]
-            return found
-        return self.validation if len(self.sources) == 1 else {}
+    def validation_of(self, index: int) -> Validation:
+        """Return the summary of one source's errors; an empty one where it was not validated by itself."""
+        if self.validation.sources:
+            return self.validation.sources[index]
+        return self.validation if len(self.sources) == 1 else Validation()
 
     def _source_error(self, index: int) -> float:
-        error = self.validation_of(index).get("error95")
-        return max(UNKNOWN_RELATIVE_ERROR, self.relative_error) if error is None else float(error)
+        error = self.validation_of(index).error95
+        return max(UNKNOWN_RELATIVE_ERROR, self.relative_error) if error is None else error
 
     def _table_error(self, network_kernels: Sequence[Kernel]) -> float:
         """Mean error of kernels by their time, as if all erred to the same side."""

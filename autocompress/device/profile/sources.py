@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.cost.kernels import COLUMNS, Kernel
+from autocompress.device.profile.validation import Validation
 
 if TYPE_CHECKING:
     from autocompress.device.profile.profile import Fit
 
 
 @dataclass(frozen=True)
-class Source:
+class ProfileSource:
     """One network and space whose random candidates were measured, and what they alone were fitted to.
 
     `input_shape` starts with the batch of one. `networks` counts measured candidates;
@@ -38,7 +39,7 @@ class Source:
     file_coefficients: tuple[float, ...] = ()
 
     @classmethod
-    def from_mapping(cls, given: Mapping[str, Any], fit: Fit) -> Source:
+    def from_mapping(cls, given: Mapping[str, Any], fit: Fit) -> ProfileSource:
         """Of what a profiling or a profile of format 1 says; `teacher` and `created` are older names."""
         renamed = {_RENAMED.get(name, name): value for name, value in given.items()}
         known = {name: renamed[name] for name in cls.__dataclass_fields__ if name in renamed}
@@ -58,7 +59,7 @@ def kernels_fingerprint(kernels: Sequence[Kernel]) -> str:
 
 
 @dataclass(frozen=True)
-class Match:
+class SourceMatch:
     """What speaks for a network. `index` is that of the source whose fit is used, None for the pooled fit.
 
     `also` are the sources whose errors count besides; `trusted` is whether errors found there hold
@@ -72,12 +73,12 @@ class Match:
 
 
 def match(
-    sources: Sequence[Source],
+    sources: Sequence[ProfileSource],
     input_shape: Sequence[int],
     space_fingerprint: str = "",
     teacher_fingerprint: str = "",
     network_kernels: Sequence[Kernel] = (),
-) -> Match:
+) -> SourceMatch:
     """The same teacher first, else the same network with other weights, else the same space and input
     size where a single source has them, else none.
 
@@ -98,18 +99,18 @@ def match(
         found = [i for i in alike if wanted and getattr(sources[i], attribute) == wanted]
         for index in sorted(found, key=lambda i: not in_space(i)):
             words += "" if in_space(index) else f", in the space {sources[index].space!r}"
-            return Match(index, (), in_space(index), words)
+            return SourceMatch(index, (), in_space(index), words)
     near = [i for i in alike if in_space(i)]
     if len(near) == 1:
         name = sources[near[0]].network or "another network"
-        return Match(near[0], (), True, f"measured on {name} in the same space and input size")
+        return SourceMatch(near[0], (), True, f"measured on {name} in the same space and input size")
     if near:
         names = ", ".join(sources[i].network for i in near)
-        return Match(None, tuple(near), True, f"measured on {names}, in the same space and input size")
-    return Match(None, (), False, "not measured on this network, its space or its input size")
+        return SourceMatch(None, tuple(near), True, f"measured on {names}, in the same space and input size")
+    return SourceMatch(None, (), False, "not measured on this network, its space or its input size")
 
 
-def with_sources(validation: Mapping[str, Any], sources: Iterable[Source]) -> dict[str, Any]:
-    """The validation of a profile of one source, with that source's own summary under `sources`."""
-    own = {name: value for name, value in validation.items() if name not in ("networks", "sources")}
-    return {**validation, "sources": [{"network": source.network, **own} for source in sources]}
+def with_sources(validation: Validation, sources: Iterable[ProfileSource]) -> Validation:
+    """Return the validation of a profile of one source, with that source's own summary in `sources`."""
+    own = replace(validation, networks=(), sources=())
+    return replace(validation, sources=tuple(replace(own, network=source.network) for source in sources))

@@ -13,7 +13,8 @@ from autocompress.cost.layouts import Layouts
 from autocompress.cost.model import file_features_count
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import Source
+from autocompress.device.profile.sources import ProfileSource
+from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.bounded_text import MOST_BYTES, finite, read_text, refuse
 from autocompress.device.profile_files.kernels_csv import WIDEST, read_rows, rows_text
 from autocompress.device.profile_files.unit_checks import check_units
@@ -83,11 +84,11 @@ def write_profile(folder: Path, profile: DeviceProfile) -> None:
     write_validation(folder, profile.validation)
 
 
-def write_validation(folder: Path, validation: Mapping[str, Any]) -> None:
+def write_validation(folder: Path, validation: Validation) -> None:
     """Writes `validation.json` alone, all of it or nothing. Raises ProfileError."""
     unfinished = folder / f".{VALIDATION}.partial"
     try:
-        unfinished.write_text(json.dumps(dict(validation), indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(validation.to_json(), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / VALIDATION)
     except OSError as error:
         raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
@@ -215,10 +216,10 @@ def _coefficients(path: Path, where: str, given: Any) -> tuple[float, ...]:
     return found
 
 
-def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[Source, ...]:
+def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[ProfileSource, ...]:
     if data["format"] == 1:
         given = {_NEWER.get(name, name): value for name, value in data["source"].items()}
-        own = {name: value for name, value in given.items() if name in Source.__dataclass_fields__}
+        own = {name: value for name, value in given.items() if name in ProfileSource.__dataclass_fields__}
         return (_source(path, "source", own, fit),)
     if not 1 <= len(data["sources"]) <= MOST_SOURCES:
         refuse(
@@ -229,7 +230,7 @@ def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[Source, ...
         where = f"sources[{index}]"
         if not isinstance(given, dict):
             refuse(path, f"the key {where} is not a mapping")
-        _known_keys(path, where, given, tuple(Source.__dataclass_fields__))
+        _known_keys(path, where, given, tuple(ProfileSource.__dataclass_fields__))
         found.append(_source(path, where, given, _fit(path, f"{where}.fit", given.get("fit"))))
     return tuple(found)
 
@@ -237,7 +238,7 @@ def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[Source, ...
 _NEWER = {"teacher": "network", "created": "measured_at"}
 
 
-def _source(path: Path, where: str, given: Mapping[str, Any], fit: Fit) -> Source:
+def _source(path: Path, where: str, given: Mapping[str, Any], fit: Fit) -> ProfileSource:
     found: dict[str, Any] = {"network": "", "space": "", "fit": fit}
     for name in _SOURCE_TEXTS:
         found[name] = _text(path, f"{where}.{name}", _plain(given.get(name, "")))
@@ -257,10 +258,10 @@ def _source(path: Path, where: str, given: Mapping[str, Any], fit: Fit) -> Sourc
         found["file_coefficients"] = _coefficients(
             path, f"{where}.file_coefficients", given["file_coefficients"]
         )
-    return Source(**{**found, "input_shape": shape, "networks": networks, "seed": seed})
+    return ProfileSource(**{**found, "input_shape": shape, "networks": networks, "seed": seed})
 
 
-def _source_data(source: Source) -> dict[str, Any]:
+def _source_data(source: ProfileSource) -> dict[str, Any]:
     """Without what is not known; the fit last, since it is long."""
     values = {each.name: getattr(source, each.name) for each in fields(source) if each.name != "fit"}
     known = {name: value for name, value in values.items() if value not in ("", (), None)}

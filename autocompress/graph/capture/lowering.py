@@ -24,10 +24,10 @@ Program = torch.export.ExportedProgram
 UNITS = frozenset(
     """conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding conv_transpose1d
     conv_transpose2d.input conv_transpose3d.input linear bilinear batch_norm layer_norm group_norm
-    instance_norm rms_norm scaled_dot_product_attention lstm.input gru.input rnn_tanh.input rnn_relu.input
-    embedding embedding_bag    avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-    prelu rrelu hardshrink softshrink tanhshrink threshold""".split()
+    instance_norm rms_norm scaled_dot_product_attention lstm.input gru.input rnn_tanh.input
+    rnn_relu.input embedding embedding_bag avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
+    max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d prelu rrelu hardshrink softshrink tanhshrink threshold""".split()
 )
 """Layers that are kept whole even where they have no row yet."""
 
