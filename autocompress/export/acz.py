@@ -1,7 +1,7 @@
 """A student in one small file, `student.acz`, and back: its network and its weights, coded without loss.
 
 What a student's weights have in common makes the file small: few distinct values (shared weights), many
-zeros (sparse weights), 8-bit integers. Each tensor takes the form of `coding.tensors` with the fewest
+zeros (sparse weights), 8-bit integers. Each tensor takes the form of `export.coding.tensors` with the fewest
 bytes. The file is smaller on disk and nothing else: weights are decoded to the same floats.
 """
 
@@ -70,7 +70,7 @@ def save_acz(
 
 
 def load_acz(source: Path | bytes, limit_bytes: int = LIMIT_BYTES) -> GraphModule:
-    """The student as a module in eval mode. Raises StudentError, naming the file; see `coding.container`."""
+    """Return the student as a module in eval mode. Raises StudentError, naming the file; see `container`."""
     with _opened(source) as (stream, where):
         header, tensors = container.read(stream, where, limit_bytes)
         network = _network(header, where)
