@@ -74,7 +74,7 @@ def validate_profile(
     result = check_profile(found, request, console or Console())
     if update:
         updated(folder, found, result)
-    return result
+    return result.to_json()
 
 
 def merge_profiles(

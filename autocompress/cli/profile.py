@@ -32,6 +32,8 @@ def show_profile(name: str, output_format: str) -> None:
     found = load_profile(name)
     fields = ("name", "runtime", "threads", "batch", "device", "validation", "fingerprint")
     data: dict[str, Any] = {field: getattr(found, field) for field in fields}
+    data["device"] = dict(found.device.values)
+    data["validation"] = found.validation.to_json()
     data["sources"] = [dataclasses.asdict(source) for source in found.sources]
     data["fit"] = dataclasses.asdict(found.fit)
     data["coverage"] = coverage(found)
@@ -147,14 +149,14 @@ def import_profile(**options: Any) -> None:
 
     measured = api_profile.profile_import(**options)
     to_stdout(None, lambda: profile_table(measured), "table")
-    found = measured.validation.get("import", {})
-    for entry in found.get("unknown_operators", ()):
+    gaps = measured.validation.imported
+    for one in gaps.unknown_operators if gaps else ():
         click.echo(
-            f"unknown operator, counted with its neighbour: {entry['operator']}, "
-            f"{entry['count']} times, {entry['total_us']:g} µs together",
+            f"unknown operator, counted with its neighbour: {one.operator}, "
+            f"{one.count} times, {one.total_us:g} µs together",
             err=True,
         )
-    for text in found.get("kernels_not_found", ()):
+    for text in gaps.kernels_not_found if gaps else ():
         click.echo(f"not found in the dump, and not priced: {text}", err=True)
 
 

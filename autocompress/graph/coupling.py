@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from autocompress.graph import coupling_rules
 from autocompress.graph.coupling_rules import Atoms, Axes
-from autocompress.graph.network import INPUT, Network, Node, Param, Ref, flatten
+from autocompress.graph.network import INPUT, Network, Node, Param
 
 IntArray = NDArray[np.int64]
 
@@ -86,19 +86,8 @@ def couple(network: Network) -> Coupling:
 
 
 def _visit(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
-    rule = coupling_rules.rule_for(node.op)
-    if rule is not None:
-        return rule(node, network, values, atoms)
-    for arg in flatten(node.args, dict(node.kwargs)):
-        if isinstance(arg, Ref):
-            for labels in coupling_rules.axes_in(values[arg.node]):
-                atoms.lock(
-                    labels, f"reaches {node.op} at {node.name}, through which channels are not followed"
-                )
-        elif isinstance(arg, Param):
-            for labels in atoms.of_param(arg.name, network.params[arg.name].shape):
-                atoms.lock(labels, f"is an operand of {node.op} at {node.name}")
-    return coupling_rules.untracked(node.shape)
+    rule = coupling_rules.rule_for(node.op) or coupling_rules.not_followed
+    return rule(node, network, values, atoms)
 
 
 def _groups(coupling: Coupling) -> Iterable[Group]:

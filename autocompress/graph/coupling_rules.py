@@ -12,8 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.graph.network import Network, Node, Param, Ref, Shape
-from autocompress.graph.operations import BINARY, CONVOLUTIONS, LAYERS, POINTWISE, POOLING, REDUCTION
+from autocompress.graph.network import Network, Node, Param, Ref, Shape, flatten
+from autocompress.graph.operations import (
+    BINARY,
+    CONVOLUTIONS,
+    LAYERS,
+    POINTWISE,
+    POOLING,
+    REDUCTION,
+    short_name,
+)
 
 Labels = NDArray[np.int64] | None
 Axes = tuple[Labels, ...]
@@ -113,9 +121,29 @@ def axes_in(axes: Any) -> Iterator[Labels]:
             yield axis
 
 
-def untracked(shape: Any) -> Any:
-    """Axes on which nothing is followed, for an output of this shape or these shapes."""
-    return tuple(untracked(size) if isinstance(size, tuple) else None for size in shape)
+def not_followed(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
+    """Lock every axis that an operation without a rule touches: of what it reads, and of what it computes."""
+    op = short_name(node.op)
+    for arg in flatten(node.args, dict(node.kwargs)):
+        if isinstance(arg, Ref):
+            for labels in axes_in(values[arg.node]):
+                atoms.lock(labels, f"reaches {op} at {node.name}, through which channels are not followed")
+        elif isinstance(arg, Param):
+            for labels in atoms.of_param(arg.name, network.params[arg.name].shape):
+                atoms.lock(labels, f"is an operand of {op} at {node.name}")
+    return _locked(
+        node.shape, atoms, f"is computed by {op} at {node.name}, through which channels are not followed"
+    )
+
+
+def _locked(shape: Any, atoms: Atoms, reason: str) -> Any:
+    """Return locked atoms on all axes but the batch's, of an output of this shape or these shapes."""
+    if any(isinstance(size, tuple) for size in shape):
+        return tuple(_locked(part, atoms, reason) for part in shape)
+    axes = tuple(atoms.new(size) if size > 1 else None for size in shape)
+    for labels in axes:
+        atoms.lock(labels, reason)
+    return axes
 
 
 _RULES: dict[str, Rule] = {}

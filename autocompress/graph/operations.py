@@ -4,18 +4,16 @@ Coupling asks how an operation treats the axes of its input, quantization whethe
 through it, pricing which of its forms a runtime executes, and export whether it may be written on the
 integers themselves. They all read it here, so that what is priced is what is exported.
 
-The list is closed on purpose: a student folder from a stranger can name only these, all of which are pure
-functions of tensors. `binarize` is our own; only students have it.
+An operation without a row is an opaque node: its `op` is the full name of a registered operator,
+`namespace::name.overload`, which runs as it is and locks the channels that it touches. `binarize` is our own;
+only students have it.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
-from typing import Any
 
 from autocompress.graph.network import BINARIZE
 
@@ -170,6 +168,24 @@ OPERATIONS = _table()
 KNOWN = frozenset(OPERATIONS)
 
 
+OPAQUE = "::"
+"""What the names of operators that have no row contain."""
+
+
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+"""Short names of whole recurrent layers, whose weights work once a step."""
+
+
+def is_opaque(op: str) -> bool:
+    """Return whether a node's operation is the full name of an operator instead of a known one."""
+    return OPAQUE in op
+
+
+def short_name(op: str) -> str:
+    """Return an operation's name for people: without its namespace and its overload."""
+    return op.rpartition(OPAQUE)[2].partition(".")[0]
+
+
 def known(op: str) -> KnownOperation:
     """The row of an operation; one that says nothing for an operation that has none."""
     return OPERATIONS.get(op, _OTHER)
@@ -198,44 +214,3 @@ SILENT = frozenset(
     feature_alpha_dropout _assert_tensor_metadata _assert_scalar""".split()
 )
 """Operations that change nothing at inference; the trace leaves them out."""
-
-
-@cache
-def implementation(op: str) -> Callable[..., Any]:
-    """The function that computes `op`. Raises KeyError for a name outside the list."""
-    if op not in KNOWN:
-        raise KeyError(op)
-    if op == "getitem":
-        return operator.getitem
-    if op.startswith("operator."):
-        return {"mul": operator.mul, "floordiv": operator.floordiv, "add": operator.add, "sub": operator.sub}[
-            op.removeprefix("operator.")
-        ]
-    if op == BINARIZE:
-        from autocompress.graph.straight_through import binarized
-
-        return binarized
-    import torch
-
-    name, _, overload = op.partition(".")
-    return getattr(getattr(torch.ops.aten, name), overload or "default")
-
-
-_DTYPE_PREFIX = "dtype:"
-
-
-def dtype_name(dtype: Any) -> str:
-    """How a network writes a torch dtype that is an argument of an operation."""
-    return _DTYPE_PREFIX + str(dtype).removeprefix("torch.")
-
-
-def dtype_named(text: str) -> Any:
-    """The torch dtype that `dtype_name` wrote, or the text itself if it is no dtype. Raises KeyError."""
-    if not text.startswith(_DTYPE_PREFIX):
-        return text
-    import torch
-
-    name = text.removeprefix(_DTYPE_PREFIX)
-    if name not in {"float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"}:
-        raise KeyError(text)
-    return getattr(torch, name)

@@ -34,7 +34,14 @@ from autocompress.graph.network import (
     prune_dead,
     unique_name,
 )
-from autocompress.graph.operations import KNOWN, LAYERS, RESHAPE, SILENT, dtype_name, implementation
+from autocompress.graph.operations import KNOWN, LAYERS, RESHAPE, SILENT, short_name
+from autocompress.graph.operators import (
+    UnknownOperatorError,
+    dtype_name,
+    implementation,
+    opaque_name,
+    with_exact_types,
+)
 
 _NAMED_AFTER_MODULE = LAYERS | {"batch_norm", "layer_norm", "group_norm"}
 
@@ -47,13 +54,15 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Wei
         input_shape: shape of one example, for an image `(C, H, W)`.
 
     Raises:
-        TeacherError: the module cannot be captured, uses an operation outside
-            `graph.operations.KNOWN`, or its trace computes something else than the module does.
+        TeacherError: the module cannot be captured, uses an operation that is no pure function of
+            tensors, or its trace computes something else than the module does.
     """
     module = copy.deepcopy(module).float().cpu().eval()
     exported = _export(module, input_shape)
-    network, weights = _Rewriter(exported).rewrite((1, *input_shape))
-    network = prune_dead(_fold_constants(network, weights))
+    rewriter = _Rewriter(exported)
+    network, weights = rewriter.rewrite((1, *input_shape))
+    network = with_exact_types(_fold_constants(network, weights), rewriter.types)
+    network = prune_dead(network)
     weights = {name: weights[name] for name in network.params}
     _check_faithful(module, network, weights)
     return network, weights
@@ -88,6 +97,7 @@ class _Rewriter:
     params: dict[str, ParamSpec] = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    types: dict[str, Any] = field(default_factory=dict)
 
     def rewrite(self, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
         output: Any = None
@@ -144,11 +154,7 @@ class _Rewriter:
             ones = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == 1]
             op, args = "squeeze.dims", (args[0], ones)
         if op not in KNOWN:
-            raise TeacherError(
-                f"the teacher uses the operation {op}, which autocompress does not know",
-                where=_module_of(fx_node) or "forward()",
-                fix="replace it by ordinary tensor operations, or move it out of the model",
-            )
+            op = _opaque(fx_node)
         node = self._node(fx_node, op, args)
         self.nodes.append(node)
         self.names[fx_node.name] = Ref(node.name)
@@ -170,6 +176,7 @@ class _Rewriter:
         module = _module_of(fx_node)
         name = unique_name(_node_name(op, module), self.taken)
         self.taken.add(name)
+        self.types[name] = _type(fx_node.meta["val"])
         return Node(name, op, args, _shape(fx_node.meta["val"]), kwargs, module)
 
     def _arg(self, arg: Any) -> Any:
@@ -243,6 +250,18 @@ def _op_name(target: Any) -> str:
     return f"operator.{getattr(target, '__name__', str(target))}"
 
 
+def _opaque(fx_node: fx.Node) -> str:
+    try:
+        return opaque_name(fx_node.target)
+    except UnknownOperatorError as error:
+        raise TeacherError(
+            f"the teacher uses {error.op}, which cannot be kept in a network",
+            where=_module_of(fx_node) or "forward()",
+            why=error.why,
+            fix=error.fix,
+        ) from error
+
+
 def _is_noop(op: str, fx_node: fx.Node) -> bool:
     if op == "slice.Tensor":
         _, _, start, end, step = (*fx_node.args, None, None, None, None)[:5]
@@ -274,7 +293,7 @@ def _node_name(op: str, module: str) -> str:
     if op in _NAMED_AFTER_MODULE and module:
         name = module
     else:
-        name = ".".join(part for part in (module, op.partition(".")[0].strip("_")) if part)
+        name = ".".join(part for part in (module, short_name(op).strip("_")) if part)
     name = "".join(char if char.isalnum() or char in "._" else "_" for char in name)
     return name if name[0].isalpha() or name[0] == "_" else f"_{name}"
 
@@ -285,6 +304,13 @@ def _shape(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(_at_batch_one(size) for size in value.shape)
     return ()
+
+
+def _type(value: Any) -> Any:
+    """The name of a value's dtype; a tuple for several, and nothing for a number."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_type(item) for item in value)
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else ""
 
 
 def _at_batch_one(size: int | torch.SymInt) -> int:

@@ -210,7 +210,7 @@ class Sparsity(Part):
 
 
 class Quantize(Part):
-    """How layers get their 8 bits before any training; see `quality.quantization`."""
+    """How layers get their 8 bits before any training; see `students.calibration.quantization`."""
 
     ranges: RangeMethod = "mse"
     equalise: bool = False

@@ -28,7 +28,8 @@ from autocompress.export.onnx import to_onnx
 from autocompress.export.onnx_registry import RULES
 from autocompress.graph.module import resolve
 from autocompress.graph.network import INPUT, Network, Node, Param, ParamSpec, Ref, Weights, flatten
-from autocompress.graph.operations import BINARY, KNOWN, LAYERS, MOVES, POINTWISE, implementation
+from autocompress.graph.operations import BINARY, KNOWN, LAYERS, MOVES, POINTWISE
+from autocompress.graph.operators import implementation
 from autocompress.transforms.apply import deployed
 from autocompress.transforms.sampling import random_weights
 

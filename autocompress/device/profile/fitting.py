@@ -7,19 +7,18 @@ sums agree with the latencies.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.cost.kernels import Kernel
 from autocompress.device.measure.log import Timed
-from autocompress.device.measure.statistics import rank_correlation
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import Fit
 from autocompress.device.profile.refinement import LEAST_KERNEL_US, refined
+from autocompress.device.profile.validation import Prediction, Unpredicted, Validation, validation_of
 from autocompress.errors import ProfileError
 
 FOLDS = 5
@@ -125,14 +124,13 @@ def predicted_us(table: LatencyTable, fit: Fit, kernels: Iterable[Kernel]) -> fl
 
 def validation(
     timed: Sequence[Timed], latencies_us: NDArray[np.float64], drawn: Container[str] | None = None
-) -> dict[str, Any]:
-    """Errors of predicting each network from a table and a fit that it had no part in.
+) -> Validation:
+    """Return the errors of predicting each network from a table and a fit that it had no part in.
 
     The networks that were `drawn` at random (all, when not given) are dealt into five parts, and each
     part is predicted from all other networks.
     """
-    points: list[dict[str, Any]] = []
-    unpredicted = []
+    points, unpredicted = [], []
     random = [index for index, item in enumerate(timed) if drawn is None or item.name in drawn]
     for fold in range(min(FOLDS, len(random))):
         held_out = set(random[fold::FOLDS])
@@ -145,38 +143,8 @@ def validation(
             try:
                 latency_us = predicted_us(table, fit, (timing.kernel for timing in item.kernels))
             except ProfileError as error:
-                unpredicted.append({"network": item.name, "precision": item.precision, "why": error.what})
+                unpredicted.append(Unpredicted(item.name, item.precision, error.what))
                 continue
-            times = {"measured_ms": float(latencies_us[index]) / 1e3, "predicted_ms": latency_us / 1e3}
-            points.append({"network": item.name, "precision": item.precision, **times})
-    kinds = sorted({str(point["precision"]) for point in points})
-    by_precision = {kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds}
-    return {**summary(points), "by_precision": by_precision, "unpredicted": unpredicted, "networks": points}
-
-
-def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Errors of predictions: mean, largest, shares within ± 5 % and ± 10 %, rank correlation.
-
-    `error95` is the half width that holds 95 % of the errors, taken as 1.96 root mean squares.
-    """
-    measured = np.array([point["measured_ms"] for point in points])
-    predicted = np.array([point["predicted_ms"] for point in points])
-    if not len(points):
-        return {"count": 0, "error95": None}
-    errors = np.abs(predicted / measured - 1)
-    return {
-        "count": len(points),
-        "mean_error": float(errors.mean()),
-        "largest_error": float(errors.max()),
-        "within_5_percent": float((errors <= 0.05).mean()),
-        "within_10_percent": float((errors <= 0.10).mean()),
-        "rank_correlation": _rank_correlation(measured, predicted),
-        "error95": float(max(1e-6, 1.96 * np.sqrt(np.mean(errors**2)))),
-    }
-
-
-def _rank_correlation(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> float | None:
-    """Spearman's; None where it is not defined."""
-    if len(measured) < 3 or np.ptp(measured) == 0 or np.ptp(predicted) == 0:
-        return None
-    return rank_correlation(measured.tolist(), predicted.tolist())
+            measured_ms, predicted_ms = float(latencies_us[index]) / 1e3, latency_us / 1e3
+            points.append(Prediction(item.name, item.precision, measured_ms, predicted_ms))
+    return validation_of(points, unpredicted)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from autocompress.cost.kernels import Kernel
-from autocompress.device.profile.fitting import summary
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit
 from autocompress.device.profile.sources import ProfileSource, with_sources
+from autocompress.device.profile.validation import Validation, validation_of
 from autocompress.errors import ProfileError
 
 _OF_DEVICE = ("cpu", "cpu_id", "gpu", "version", "provider")
@@ -53,8 +53,8 @@ def merge_profiles(profiles: Sequence[DeviceProfile], name: str = "merged") -> D
 
 
 def _check_same(first: DeviceProfile, other: DeviceProfile) -> None:
-    of_device = [key for key in _OF_DEVICE if None not in (first.device.get(key), other.device.get(key))]
-    pairs = [(key, first.device[key], other.device[key]) for key in of_device]
+    of_device = [(key, getattr(first.device, key), getattr(other.device, key)) for key in _OF_DEVICE]
+    pairs = [(key, mine, theirs) for key, mine, theirs in of_device if None not in (mine, theirs)]
     pairs += [
         (key, getattr(first, key), getattr(other, key)) for key in ("runtime", "threads", "batch", "layouts")
     ]
@@ -147,29 +147,21 @@ def _mean(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> tuple[fl
     return tuple(float(value) for value in np.average(np.array(rows), axis=0, weights=weights))
 
 
-def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -> dict[str, Any]:
-    points = [point for profile in profiles for point in profile.validation.get("networks", ())]
-    kinds = sorted({point["precision"] for point in points})
-    summaries: list[Mapping[str, Any]] = []
+def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -> Validation:
+    summaries: list[Validation] = []
     for profile in profiles:
-        given = (
-            profile.validation.get("sources") or with_sources(profile.validation, profile.sources)["sources"]
-        )
+        whole = profile.validation
+        given = whole.sources or with_sources(whole, profile.sources).sources
         moved = [_shift(profile, source, table) for source in profile.sources]
         summaries += [_worse(one, shift) for one, shift in zip(given, moved, strict=True)]
-    errors = [one["error95"] for one in summaries if one.get("error95") is not None]
-    pooled = summary(points)
-    if errors and pooled["error95"] is not None:
-        pooled["error95"] = max(pooled["error95"], *errors)
-    return {
-        **pooled,
-        "by_precision": {
-            kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds
-        },
-        "unpredicted": [one for profile in profiles for one in profile.validation.get("unpredicted", ())],
-        "networks": points,
-        "sources": summaries,
-    }
+    pooled = validation_of(
+        [point for profile in profiles for point in profile.validation.networks],
+        [one for profile in profiles for one in profile.validation.unpredicted],
+    )
+    errors = [one.error95 for one in summaries if one.error95 is not None]
+    if errors and pooled.error95 is not None:
+        pooled = replace(pooled, error95=max(pooled.error95, *errors))
+    return replace(pooled, sources=tuple(summaries))
 
 
 def _shift(profile: DeviceProfile, source: ProfileSource, table: LatencyTable) -> float:
@@ -184,9 +176,9 @@ def _mean_share(profile: DeviceProfile, median_us: Callable[[Kernel], float], fi
     return abs(sum(after) / sum(before) - 1)
 
 
-def _worse(found: Mapping[str, Any], shift: float) -> dict[str, Any]:
-    """A bias adds to the mean square of the errors."""
-    if found.get("error95") is None or shift == 0:
-        return dict(found)
-    error = float(np.hypot(found["error95"], 1.96 * shift))
-    return {**found, "error95": error, "pooling_shift": shift}
+def _worse(found: Validation, shift: float) -> Validation:
+    """Return the errors with a bias, which adds to their mean square."""
+    if found.error95 is None or shift == 0:
+        return found
+    error = float(np.hypot(found.error95, 1.96 * shift))
+    return replace(found, error95=error, pooling_shift=shift)

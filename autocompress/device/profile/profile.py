@@ -23,6 +23,8 @@ from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.sources import ProfileSource, match
+from autocompress.device.profile.validation import Validation
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
 LEAST_RELATIVE_ERROR = 0.015
@@ -65,7 +67,7 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class DeviceProfile:
-    """One device with one runtime, thread count and batch size. Prices networks for `cost.CostModel`.
+    """One device with one runtime, thread count and batch size. Prices networks for `cost.model.CostModel`.
 
     `fit`, `file_coefficients` and `validation` are pooled over the sources, or, in a view that
     `for_network` gives, those of the source that speaks for that network, `source_index`, if there
@@ -76,13 +78,13 @@ class DeviceProfile:
     runtime: str
     threads: int
     batch: int
-    device: Mapping[str, Any]
+    device: DeviceDescription
     sources: tuple[ProfileSource, ...]
     layouts: Layouts
     table: LatencyTable
     fit: Fit
     file_coefficients: tuple[float, ...]
-    validation: Mapping[str, Any] = field(default_factory=dict)
+    validation: Validation = field(default_factory=Validation)
     basis: str = ""
     source_index: int | None = None
     least_relative_error: float = LEAST_RELATIVE_ERROR
@@ -98,9 +100,9 @@ class DeviceProfile:
 
     @property
     def relative_error(self) -> float:
-        error = self.validation.get("error95")
-        known = UNKNOWN_RELATIVE_ERROR if error is None else float(error)
-        return max(self.least_relative_error, known)
+        """Return how far predictions may be off, as a share: the half width that holds 95 % of the errors."""
+        error = self.validation.error95
+        return max(self.least_relative_error, UNKNOWN_RELATIVE_ERROR if error is None else error)
 
     @cached_property
     def file_overhead(self) -> NDArray[np.float64]:
@@ -148,17 +150,15 @@ class DeviceProfile:
             validation=self.validation_of(found.index),
         )
 
-    def validation_of(self, index: int) -> Mapping[str, Any]:
-        """The summary of one source's errors; empty where it was not validated by itself."""
-        summaries = self.validation.get("sources")
-        if summaries:
-            found: Mapping[str, Any] = summaries[index]
-            return found
-        return self.validation if len(self.sources) == 1 else {}
+    def validation_of(self, index: int) -> Validation:
+        """Return the summary of one source's errors; an empty one where it was not validated by itself."""
+        if self.validation.sources:
+            return self.validation.sources[index]
+        return self.validation if len(self.sources) == 1 else Validation()
 
     def _source_error(self, index: int) -> float:
-        error = self.validation_of(index).get("error95")
-        return max(UNKNOWN_RELATIVE_ERROR, self.relative_error) if error is None else float(error)
+        error = self.validation_of(index).error95
+        return max(UNKNOWN_RELATIVE_ERROR, self.relative_error) if error is None else error
 
     def _table_error(self, network_kernels: Sequence[Kernel]) -> float:
         """Mean error of kernels by their time, as if all erred to the same side."""
@@ -192,24 +192,22 @@ class DeviceProfile:
                     fix=f"use a profile with {name} {value}, or {name} {own} here",
                 )
 
-    def check_here(self, machine: Mapping[str, Any]) -> None:
-        """Raises ProfileError when `machine` has another processor than was profiled, or another GPU where
+    def check_here(self, machine: DeviceDescription) -> None:
+        """Raise ProfileError when `machine` has another processor than was profiled, or another GPU where
         the profile is of one, or too few CPUs."""
-        keys = ("gpu",) if self.device.get("gpu") else ("cpu", "cpu_id")
-        mine, here = (
-            [data.get(key) for key in keys if self.device.get(key) is not None]
-            for data in (self.device, machine)
-        )
+        names = ("gpu",) if self.device.gpu else ("cpu", "cpu_id")
+        known = [name for name in names if getattr(self.device, name) is not None]
+        mine, here = ([getattr(one, name) for name in known] for one in (self.device, machine))
         if not mine or mine != here:
             raise ProfileError(
                 f"the device profile {self.name!r} was measured on another machine",
                 why=f"it names {' '.join(map(str, mine))}, this is {' '.join(map(str, here))}",
                 fix="profile this machine: autocompress profile",
             )
-        if self.threads > (machine.get("usable_cores") or self.threads):
+        if self.threads > (machine.usable_cores or self.threads):
             raise ProfileError(
                 f"the device profile {self.name!r} uses {self.threads} threads",
-                why=f"this process may use {machine.get('usable_cores')} CPUs",
+                why=f"this process may use {machine.usable_cores} CPUs",
                 fix="use a profile of fewer threads",
             )
 

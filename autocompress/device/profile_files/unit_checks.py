@@ -33,7 +33,7 @@ def check_units(path: Path, profile: DeviceProfile) -> None:
 
     A staircase that is not monotone, and cliffs of up to a hundred times, are fine.
     """
-    measured_ms = [float(point["measured_ms"]) for point in profile.validation.get("networks", ())]
+    measured_ms = [point.measured_ms for point in profile.validation.networks]
     measured_ms += [source.teacher_latency_ms for source in profile.sources if source.teacher_latency_ms]
     if measured_ms:
         _check_longest(path, profile, max(measured_ms))
@@ -54,12 +54,12 @@ def _check_longest(path: Path, profile: DeviceProfile, slowest_ms: float) -> Non
 
 def _check_sum(path: Path, profile: DeviceProfile) -> None:
     """Needs to know how many networks the counts are of."""
-    points = profile.validation.get("networks", ())
+    points = profile.validation.networks
     networks = sum(source.networks for source in profile.sources)
     if not points or not all(source.networks for source in profile.sources):
         return
     seen_us = sum(row.count * row.median_us for row in profile.table.rows) / networks
-    measured_us = 1e3 * float(np.mean([point["measured_ms"] for point in points]))
+    measured_us = 1e3 * float(np.mean([point.measured_ms for point in points]))
     ratio = seen_us / measured_us
     if not 1 / MOST_APART <= ratio <= MOST_APART:
         refuse(

@@ -7,8 +7,8 @@
 | `spatial_svd` | k×k | k×1 · 1×k |
 | `cp` | k×k | 1×1 · depthwise k×k · 1×1 |
 
-`transforms.factors` has the arithmetic and the papers. Without moments the weight is what is kept close,
-with them the layer's output on calibration data.
+`transforms.arrays.factors` has the arithmetic and the papers. Without moments the weight is what is kept
+close, with them the layer's output on calibration data.
 """
 
 from __future__ import annotations

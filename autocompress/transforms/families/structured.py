@@ -11,7 +11,7 @@ All start from the dense weight in closed form, by the closest matrix of the str
 sense: of Monarch matrices by a rank-1 approximation of each slice (Dao et al. 2022, arXiv:2204.00595), of
 Kronecker products by that of the rearranged weight (Van Loan and Pitsianis 1993, "Approximation with
 Kronecker products"), of circulant blocks by the mean over each diagonal (Ding et al. 2017, arXiv:1708.08917),
-of Toeplitz-like blocks by alternating least squares (`transforms.toeplitz`; Sindhwani et al. 2015,
+of Toeplitz-like blocks by alternating least squares (`transforms.arrays.toeplitz`; Sindhwani et al. 2015,
 arXiv:1510.01722). They run as ordinary convolutions, linear layers and moves of data, so they are priced by
 the rows that a device has for these.
 """
