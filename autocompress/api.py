@@ -316,7 +316,7 @@ def doctor() -> dict[str, Any]:
     """What this machine can do: processor, precisions, threads, runtimes, versions, problems."""
     from autocompress.device.measure.machine import doctor as examine
 
-    return examine()
+    return examine().to_json()
 
 
 def versions() -> Mapping[str, str]:

@@ -32,6 +32,7 @@ def show_profile(name: str, output_format: str) -> None:
     found = load_profile(name)
     fields = ("name", "runtime", "threads", "batch", "device", "validation", "fingerprint")
     data: dict[str, Any] = {field: getattr(found, field) for field in fields}
+    data["device"] = dict(found.device.values)
     data["validation"] = found.validation.to_json()
     data["sources"] = [dataclasses.asdict(source) for source in found.sources]
     data["fit"] = dataclasses.asdict(found.fit)

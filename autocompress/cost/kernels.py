@@ -8,14 +8,17 @@ from typing import Any
 
 from autocompress.cost.fused_graph import Operation
 from autocompress.cost.layouts import Layouts, operations
+from autocompress.cost.opaque_work import weight_uses
 from autocompress.graph.network import Network, Node, Param, Ref
-from autocompress.graph.operations import CONVOLUTIONS, VIEWS
+from autocompress.graph.operations import CONVOLUTIONS, VIEWS, is_opaque
 
 CONVERSIONS = frozenset(
     {"quantize", "dequantize", "to_blocked", "from_blocked", "to_channels_last", "to_channels_first"}
 )
 _PRODUCTS = frozenset({"matmul", "bmm", "scaled_dot_product_attention"})
 _WEIGHTED = frozenset({"conv", "linear"})
+OPAQUE = "opaque:"
+"""What the names of kernels begin with whose operation has no row in `graph.operations`."""
 _OWN_GROUPS = _WEIGHTED | CONVERSIONS | {"product", "add"}
 
 
@@ -28,9 +31,10 @@ class Kernel:
     convolution whether it works on blocks of channels (`blocked`), turns plain images into such
     (`to_blocked`) or does neither, and of a pooling by maxima how its images lie: one of integers takes
     dozens of times longer where their channels are not last. `adds` is 1 when a convolution adds another
-    value to its result, or a normalisation to its input. `in_elements` and `out_elements` count numbers read
-    and written, weights aside. `nodes` are the network's nodes that it carries out; they do not count for
-    equality.
+    value to its result, or a normalisation to its input. Of an opaque operation `in_channels` are the weights
+    that it multiplies by, and `height` counts how often; both are unknown of most. `in_elements` and
+    `out_elements` count numbers read and written, weights aside. `nodes` are the network's nodes that it
+    carries out; they do not count for equality.
     """
 
     op: str
@@ -56,7 +60,7 @@ class Kernel:
         taps = self.kernel_height * self.kernel_width
         if self.op in _WEIGHTED or self.op == "product":
             return self.out_elements * self.in_channels * taps // self.groups
-        return 0
+        return self.height * self.in_channels if self.op.startswith(OPAQUE) else 0
 
     @property
     def weights(self) -> int:
@@ -127,6 +131,8 @@ def _kernel(network: Network, operation: Operation) -> Kernel:
         return _linear(network, operation, node)
     if node.op in _PRODUCTS:
         return _product(network, operation, node)
+    if is_opaque(node.op):
+        return _opaque(network, operation, node)
     height, width = _map_size(node.shape)
     return Kernel(
         "reshape" if node.op in VIEWS else node.op.partition(".")[0],
@@ -201,6 +207,29 @@ def _product(network: Network, operation: Operation, node: Node) -> Kernel:
         out_channels=node.shape[-1],
         height=elements(node.shape[:-1]),
         in_elements=sum(elements(shape) for shape in shapes),
+        out_elements=elements(node.shape),
+        nodes=operation.nodes,
+    )
+
+
+def _opaque(network: Network, operation: Operation, node: Node) -> Kernel:
+    """Return the kernel of an operation that runs as it is: of its name, and told apart by its shapes.
+
+    Where others wait for it, the kernel has the first one's name.
+    """
+    names = frozenset(operation.nodes)
+    within = [one for one in network.nodes if one.name in names]
+    reads = dict.fromkeys(value for one in within for value in one.inputs if value not in names)
+    op = next(one.op for one in within if is_opaque(one.op))
+    times, weights = weight_uses(network, node)
+    height, width = (times, 1) if times else _map_size(node.shape)
+    return Kernel(
+        f"{OPAQUE}{op.removeprefix('aten::')}",
+        operation.precision,
+        in_channels=weights,
+        height=height,
+        width=width,
+        in_elements=sum(elements(network.shape_of(value)) for value in reads),
         out_elements=elements(node.shape),
         nodes=operation.nodes,
     )

@@ -24,7 +24,7 @@ MOST_ROWS = 200_000
 _ROUNDING_US = 2e-4
 _HEADER = (*COLUMNS, *TIMES)
 _TEXTS = ("op", "precision", "activation", "layout")
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,60}\Z")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.:]{0,100}\Z")
 
 
 def rows_text(rows: Iterable[Row]) -> str:
