@@ -101,6 +101,13 @@ def to_stdout(data: Any, table: Any, output_format: str) -> None:
     Console(file=sys.stdout, width=width).print(table())
 
 
+def print_front(found: Any, output_format: str) -> None:
+    """Show the certified students of a run."""
+    from autocompress.reporting.tables import front_table
+
+    to_stdout(found.to_json(), lambda: front_table(found), output_format)
+
+
 def one_of(options: dict[str, Any], first: str, second: str) -> None:
     if options[first] and options[second]:
         raise click.UsageError(f"--{first} and --{second} cannot both be given.")

@@ -50,12 +50,23 @@ from autocompress.students.training.precision import device_named
 from autocompress.transforms.rank_start import rank_starts
 
 
-def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Console) -> Front:
-    """Runs the request; returns the certified front.
+LEAST_SHARE = 0.5
+"""Of the time limit: what trials and training get, however long the scores took."""
+
+
+def carry_out(
+    request: Request,
+    *,
+    resume: bool,
+    overwrite: bool,
+    console: Console,
+    opened: OpenedTeacher | None = None,
+) -> Front:
+    """Runs the request; returns the certified front. `opened` is its teacher, where that is open already.
 
     Raises NothingFeasibleError after a search in which no student kept the budgets.
     """
-    prepared = _prepare(request, console)
+    prepared = _prepare(request, opened, console)
     with RunStore.create(
         request.run,
         _config(request, prepared),
@@ -91,15 +102,20 @@ class _Prepared:
     device: Device
 
 
-def _prepare(request: Request, console: Console) -> _Prepared:
-    _check_training(request.options)
-    opened = open_teacher(
+def opened_for(request: Request, console: Console) -> OpenedTeacher:
+    """Open the teacher of a request on its data. Raises InputError for what cannot be used."""
+    return open_teacher(
         request.teacher,
         request.data,
         data_seed=0,
         console=console,
         cache_memory_bytes=request.options.cache_memory_mib * 2**20,
     )
+
+
+def _prepare(request: Request, opened: OpenedTeacher | None, console: Console) -> _Prepared:
+    check_training(request.options)
+    opened = opened or opened_for(request, console)
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
     pricer = priced(bound, profile, request.budgets.limited)
@@ -108,7 +124,7 @@ def _prepare(request: Request, console: Console) -> _Prepared:
     return _Prepared(opened, pricer, device)
 
 
-def _check_training(options: SearchOptions) -> None:
+def check_training(options: SearchOptions) -> None:
     """Raise InputError for a GPU that is not there, or that no worker was given."""
     if not options.is_distributed:
         device_named(options.train_on)
@@ -198,7 +214,8 @@ class _SearchRun:
         plan = self.request.plan(steps, workers)
         if plan.time_limit_s is None:
             return plan
-        return replace(plan, time_limit_s=max(1.0, plan.time_limit_s - spent_s))
+        left_s = max(plan.time_limit_s - spent_s, LEAST_SHARE * plan.time_limit_s)
+        return replace(plan, time_limit_s=left_s)
 
     def _certifier(self, begun: RunStarted) -> StudentCertifier:
         return StudentCertifier(
