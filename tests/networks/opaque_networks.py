@@ -289,7 +289,7 @@ NETWORKS: dict[str, Kept] = {
     "global filter": Kept(GlobalFilter, ()),
     "spatial transformer": Kept(SpatialTransformer, ()),
     "sorted": Kept(RankPooling, ()),
-    "bilinear pooling": Kept(BilinearPooling, ("triu",)),
+    "bilinear pooling": Kept(BilinearPooling, ()),
     "histogram": Kept(Histogram, ("scatter_add", "bucketize")),
     "bag of words": Kept(BagOfWords, ()),
     "volume": Kept(Volume, ()),
