@@ -104,7 +104,7 @@ def prune(coupling: Coupling, weights: Weights | None, keep: Keep) -> tuple[Netw
                 value = np.compress(stays, value, axis=axis)
         params[name] = replace(spec, shape=tuple(shape))
         if value is not None:
-            sliced[name] = np.ascontiguousarray(value)
+            sliced[name] = np.ascontiguousarray(value).reshape(value.shape)
     return replace(network, nodes=nodes, params=params), None if weights is None else sliced
 
 
