@@ -30,7 +30,7 @@ from autocompress.device.profiler import (
     Sample,
 )
 from autocompress.device.runtimes.base import NodeTime
-from autocompress.device.runtimes.description import DeviceDescription
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 from autocompress.graph.network import Network, from_json, to_json
 
@@ -68,7 +68,8 @@ class KitSettings:
     most_error: float = MOST_ERROR
     most_slowdown: float = MOST_SLOWDOWN
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Plain]:
+        """Return what kit.json says of it: the settings of the quiet gate, then those of this record."""
         own = {name: value for name, value in asdict(self).items() if name != "quiet"}
         gate = {"window": WINDOW, "quiet_share": QUIET_SHARE, "natural": NATURAL}
         return {**asdict(self.quiet), **gate, **own}
@@ -151,7 +152,7 @@ def write_kit(
     """Writes the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
     try:
         (folder / "models").mkdir(parents=True, exist_ok=True)
-        entries = []
+        entries: list[Plain] = []
         for sample in samples:
             data = with_description(sample.model, sample.network)
             entries.append({**_written(folder, sample.name, data), "precision": sample.precision})
@@ -169,7 +170,7 @@ def write_kit(
         text = json.dumps(manifest, indent=1, ensure_ascii=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
         shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / SCRIPT)
-        (folder / "README.md").write_text(_readme(manifest), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(runtime, threads, len(entries)), encoding="utf-8")
     except OSError as error:
         raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
     return read_kit(folder)
@@ -301,13 +302,15 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
 _AGAIN = "run measure_kit.py again: it goes on where it stopped"
 
 
-def _written(folder: Path, name: str, data: bytes) -> dict[str, Any]:
+def _written(folder: Path, name: str, data: bytes) -> dict[str, Plain]:
+    """Write a network's file and return what the manifest says of it."""
     file = f"models/{name}.onnx"
     (folder / file).write_bytes(data)
     return {"name": name, "file": file, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def _entry(path: Path, data: Mapping[str, Any], precision: str) -> Entry:
+def _entry(path: Path, data: Any, precision: str) -> Entry:
+    """Return one network or probe that the manifest lists."""
     name, digest = str(data["name"]), str(data["sha256"])
     if not _NAME.match(name) or data["file"] != f"models/{name}.onnx":
         _refuse(path, f"it names a file outside of models/: {str(data['file'])[:80]!r}")
@@ -402,11 +405,10 @@ def _refuse(path: Path, why: str, fix: str = _FIX) -> NoReturn:
     raise ProfileError("the kit's files cannot be used", where=str(path), why=why, fix=fix)
 
 
-def _readme(manifest: Mapping[str, Any]) -> str:
-    runtime, threads = manifest["runtime"], manifest["threads"]
+def _readme(runtime: str, threads: int, networks: int) -> str:
     return f"""# A kit to measure a device with
 
-{len(manifest["models"])} networks, to be run with {runtime} on {threads} thread(s). The device needs Python
+{networks} networks, to be run with {runtime} on {threads} thread(s). The device needs Python
 3.9 or later, numpy and the runtime; nothing is sent anywhere.
 
     pip install numpy {runtime}
