@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -23,7 +22,7 @@ from autocompress.device.profile.validation import Prediction, PredictionErrors,
 from autocompress.device.profile_files.store import write_validation
 from autocompress.device.profiler import Bench, Sample
 from autocompress.device.runtimes.base import get_runtime
-from autocompress.device.runtimes.description import DeviceDescription
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 from autocompress.pipeline.options import CheckRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher, seen_by
@@ -55,7 +54,7 @@ class ProfileCheck:
     source: int | None
     found: Validation
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Plain]:
         """Return the check as `profile validate --format json` prints it."""
         head = {name: value for name, value in vars(self).items() if name != "found"}
         errors = {name: value for name, value in self.found.to_json().items() if name != "unpredicted"}

@@ -13,13 +13,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autocompress.cost.kernels import CONVERSIONS, Kernel
 from autocompress.device.imports.parsing import OperatorTime
 from autocompress.device.measure.log import Timing
 from autocompress.errors import ProfileError
 from autocompress.graph.network import Network
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 LEAST_MATCHED = 0.5
 """Share of the kernels with multiply-adds that must be found: less is the dump of another network."""
@@ -151,8 +154,8 @@ class _Names:
                     self.conversions.setdefault((kernel.op, name), index)
                 else:
                     self.owner[name] = index
-        self.nodes: dict[str, Any] = {}
-        self.writer: dict[str, Any] = {}
+        self.nodes: dict[str, NodeProto] = {}
+        self.writer: dict[str, NodeProto] = {}
         for node in _exported_nodes(model):
             self.nodes[node.name] = node
             self.writer.update(dict.fromkeys(node.output, node))
@@ -169,7 +172,7 @@ class _Names:
             return self._of_node(node)
         return self.owner.get(stem.partition("/")[0])
 
-    def _of_node(self, node: Any) -> int | None:
+    def _of_node(self, node: NodeProto) -> int | None:
         value = _value(node.name)
         if node.op_type == "QuantizeLinear":
             return self.conversions.get(("quantize", value), self.owner.get(value))
@@ -184,7 +187,7 @@ def _value(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _exported_nodes(model: bytes | None) -> Iterator[Any]:
+def _exported_nodes(model: bytes | None) -> Iterator[NodeProto]:
     if model is None:
         return
     import onnx

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from autocompress.cost.layouts import Layouts
 from autocompress.device.runtimes.base import Runtime
@@ -56,11 +58,12 @@ def _float_convolution() -> Any:
 
 def _integer_convolution() -> Any:
     scale, zero = np.float32(1), np.uint8(0)
-    constants = {"s": scale, "z": zero, "w": np.ones((1, 1, 3, 3), np.int8), "wz": np.int8(0)}
+    weight, offset = np.ones((1, 1, 3, 3), np.int8), np.int8(0)
+    constants: dict[str, ArrayLike] = {"s": scale, "z": zero, "w": weight, "wz": offset}
     return _model(_INTEGER_CONVOLUTION, ["x", "s", "z", "w", "s", "wz", "s", "z"], constants, 2)
 
 
-def _model(op: str, inputs: list[str], constants: dict[str, Any], kind: int) -> Any:
+def _model(op: str, inputs: list[str], constants: Mapping[str, ArrayLike], kind: int) -> Any:
     """A model of one operator on images of 8 x 8; `kind` is the ONNX data type of its input."""
     from onnx import helper, numpy_helper
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.cost.kernels import COLUMNS, Kernel
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import ProfileError
 
 FILE = "measurements.jsonl"
@@ -116,7 +117,7 @@ class Measurements:
             ) from error
 
 
-def _to_json(item: Timed) -> dict[str, Any]:
+def _to_json(item: Timed) -> dict[str, Plain]:
     data = asdict(item)
     data["kernels"] = [
         [*(getattr(timing.kernel, name) for name in COLUMNS), timing.time_us, timing.operations]

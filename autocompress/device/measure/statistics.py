@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
+
+from autocompress.device.runtimes.description import Plain
 
 BOOTSTRAP_RESAMPLES = 2000
 LEAST_HALF_WIDTH = 0.005
@@ -34,12 +36,14 @@ class Measurement:
     attempts: int = 1
     process_peak_bytes: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Plain]:
+        """Return the measurement as it is written."""
         data = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the measurement that `to_json` made `data` of. Raises KeyError or TypeError."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         known["latency_ms_ci95"] = tuple(data["latency_ms_ci95"])
         known["block_medians_ms"] = tuple(data["block_medians_ms"])

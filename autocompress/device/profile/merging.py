@@ -10,7 +10,7 @@ got other medians by the pooling has the shift of its predictions added to its e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,23 +124,23 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def _pooled_fit(fits: Sequence[Fit], weights: Sequence[float]) -> Fit:
-    """Over the numbers and the mappings to numbers that a fit is made of."""
-    values: dict[str, Any] = {}
-    for each in fields(Fit):
-        given = [getattr(fit, each.name) for fit in fits]
-        if not isinstance(given[0], Mapping):
-            values[each.name] = weighted_median(given, weights)
-            continue
-        names = dict.fromkeys(name for mapping in given for name in mapping)
-        values[each.name] = {name: _median_of(name, given, weights) for name in names}
-    return Fit(**values)
+    """Return the weighted medians of the constants and, group by group, of scales and overheads."""
+    return Fit(
+        _medians_of([fit.scales for fit in fits], weights),
+        _medians_of([fit.overheads_us for fit in fits], weights),
+        weighted_median([fit.constant_us for fit in fits], weights),
+    )
 
 
-def _median_of(name: str, given: Sequence[Mapping[str, float]], weights: Sequence[float]) -> float:
-    having = [
-        (mapping[name], weight) for mapping, weight in zip(given, weights, strict=True) if name in mapping
-    ]
-    return weighted_median(*(list(column) for column in zip(*having, strict=True)))
+def _medians_of(given: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
+    """Return for each name the median of the mappings that have it."""
+    found = {}
+    for name in dict.fromkeys(name for mapping in given for name in mapping):
+        having = [place for place, mapping in enumerate(given) if name in mapping]
+        found[name] = weighted_median(
+            [given[place][name] for place in having], [weights[place] for place in having]
+        )
+    return found
 
 
 def _mean(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> tuple[float, ...]:

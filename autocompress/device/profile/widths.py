@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import Row
 from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.runtimes.description import Plain
 
 STEPS = (64, 32, 16, 8, 4, 2)
 MOST_LOSS, MOST_LOSS_OF_ONE = 0.02, 0.05
@@ -180,7 +180,7 @@ class PrecisionGain:
 
 def precision_gains(profile: DeviceProfile, than: str = "fp32") -> tuple[PrecisionGain, ...]:
     """Every precision with rows against `than`, for each kind of kernel that has equal shapes in both."""
-    times: dict[tuple[str, str], dict[Any, list[float]]] = {}
+    times: dict[tuple[str, str], dict[Kernel, list[float]]] = {}
     for row in profile.table.rows:
         kernel = row.kernel
         if kernel.op in ("conv", "linear"):
@@ -202,32 +202,58 @@ def _shape(kernel: Kernel) -> Kernel:
     return replace(kernel, precision="", layout="", activation="", adds=0, nodes=())
 
 
-def coverage(profile: DeviceProfile) -> list[dict[str, Any]]:
-    """For each operation and precision: rows, counts, range of channels and of times, and for layers the
-    steps that pay."""
+@dataclass(frozen=True)
+class KernelCoverage:
+    """Hold what was measured of one operation in one precision.
+
+    `rows` are different kernels, `measured` all their occurrences; `out_channels` and `median_us` are the
+    least and the most. `widths` says which steps pay, None for what has no widths.
+    """
+
+    kind: str
+    precision: str
+    rows: int
+    measured: int
+    out_channels: tuple[int, int] | None
+    median_us: tuple[float, float]
+    widths: Widths | None
+
+    def to_json(self) -> dict[str, Plain]:
+        """Return what `profile show --format json` prints."""
+        own = {**vars(self), "out_channels": self.out_channels and list(self.out_channels)}
+        found = self.widths
+        return {
+            **own,
+            "median_us": list(self.median_us),
+            "widths": None if found is None else len(found.widths),
+            "steps": None if found is None else dict(found.steps),
+            "pairs": None if found is None else dict(found.pairs),
+            "cliffs": [] if found is None else [asdict(cliff) for cliff in found.cliffs],
+            "steps_in_words": "" if found is None else found.words,
+        }
+
+
+def coverage(profile: DeviceProfile) -> list[KernelCoverage]:
+    """Return what was measured of each operation and precision, in the order of their names."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in profile.table.rows:
         kind, precision = row.kernel.group.rpartition(".")[::2]
         kind = row.kernel.op if kind == "other" else kind
         groups.setdefault((kind, precision), []).append(row)
-    known = {f"{found.group}": found for found in widths_that_pay(profile)}
+    known = {found.group: found for found in widths_that_pay(profile)}
     result = []
     for (kind, precision), rows in sorted(groups.items()):
-        widths = known.get(f"{kind}.{precision}")
         channels = [row.kernel.out_channels for row in rows if row.kernel.out_channels]
+        times_us = [row.median_us for row in rows]
         result.append(
-            {
-                "kind": kind,
-                "precision": precision,
-                "rows": len(rows),
-                "measured": sum(row.count for row in rows),
-                "out_channels": [min(channels), max(channels)] if channels else None,
-                "median_us": [min(row.median_us for row in rows), max(row.median_us for row in rows)],
-                "widths": None if widths is None else len(widths.widths),
-                "steps": None if widths is None else dict(widths.steps),
-                "pairs": None if widths is None else dict(widths.pairs),
-                "cliffs": [] if widths is None else [asdict(cliff) for cliff in widths.cliffs],
-                "steps_in_words": "" if widths is None else widths.words,
-            }
+            KernelCoverage(
+                kind=kind,
+                precision=precision,
+                rows=len(rows),
+                measured=sum(row.count for row in rows),
+                out_channels=(min(channels), max(channels)) if channels else None,
+                median_us=(min(times_us), max(times_us)),
+                widths=known.get(f"{kind}.{precision}"),
+            )
         )
     return result

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import fx
 
@@ -73,7 +74,7 @@ class _Translation:
         self.source, self.shape = source, shape
         self.root = torch.nn.Module()
         self.graph = fx.Graph()
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, fx.Node | NDArray[Any]] = {}
         self.origins: dict[str, str] = {}
 
     def run(self) -> TorchGraph:
@@ -85,7 +86,8 @@ class _Translation:
             name = node.name or f"{node.op_type}_{index}"
             operators[name] = node.op_type
             self._translate(node, name)
-        self.graph.output(self.values[self.source.output[0].name])
+        output: Any = self.values[self.source.output[0].name]
+        self.graph.output(output)
         module = fx.GraphModule(self.root, self.graph).eval()
         return TorchGraph(module, self.origins, operators, self.shape)
 

@@ -139,7 +139,7 @@ class OpenVino:
         return session
 
 
-def _settings(threads: int, counters: bool) -> dict[str, Any]:
+def _settings(threads: int, counters: bool) -> dict[str, str | int]:
     """Without the hint for floats it would compute in bfloat16 where the processor can.
 
     The second thread of a core is one to count; without that setting fewer run than were asked for.

@@ -153,7 +153,7 @@ def pad(emit: Any, attributes: Attributes, x: Any, amounts: Any, fill: Any = Non
 @torch_for("Resize")
 def resize(emit: Any, attributes: Attributes, x: Any, _region: Any, _scales: Any, sizes: Any) -> Any:
     mode = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}[attributes["mode"].decode()]
-    options: dict[str, Any] = {"mode": mode}
+    options: dict[str, object] = {"mode": mode}
     if mode != "nearest":
         options["align_corners"] = attributes["coordinate_transformation_mode"] == b"align_corners"
     return emit(functional.interpolate, x, sizes[2:].tolist(), **options)
