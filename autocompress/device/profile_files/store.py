@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def read_profile(folder: Path) -> DeviceProfile:
         rows = tuple(map(_narrowed, rows))
     if not rows:
         refuse(folder / KERNELS, "it has no rows", "profile the device again")
-    sources = _sources(path, data, fit)
+    sources = (_only_source(path, data["source"], fit),) if old else _sources(path, data["sources"])
     profile = DeviceProfile(
         name=folder.resolve().name,
         runtime=data["runtime"],
@@ -212,17 +212,18 @@ def _coefficients(path: Path, where: str, given: Any) -> tuple[float, ...]:
     return found
 
 
-def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[ProfileSource, ...]:
-    if data["format"] == 1:
-        given = {newer_name(name): value for name, value in data["source"].items()}
-        own = {name: value for name, value in given.items() if name in ProfileSource.__dataclass_fields__}
-        return (_source(path, "source", own, fit),)
-    if not 1 <= len(data["sources"]) <= MOST_SOURCES:
-        refuse(
-            path, f"the key 'sources' has {len(data['sources'])} entries, 1 to {MOST_SOURCES} are expected"
-        )
+def _only_source(path: Path, data: Mapping[str, object], fit: Fit) -> ProfileSource:
+    """Return the source of a profile of format 1, which may say more than is known here."""
+    given = {newer_name(name): value for name, value in data.items()}
+    own = {name: value for name, value in given.items() if name in ProfileSource.__dataclass_fields__}
+    return _source(path, "source", own, fit)
+
+
+def _sources(path: Path, data: Sequence[object]) -> tuple[ProfileSource, ...]:
+    if not 1 <= len(data) <= MOST_SOURCES:
+        refuse(path, f"the key 'sources' has {len(data)} entries, 1 to {MOST_SOURCES} are expected")
     found = []
-    for index, given in enumerate(data["sources"]):
+    for index, given in enumerate(data):
         where = f"sources[{index}]"
         if not isinstance(given, dict):
             refuse(path, f"the key {where} is not a mapping")
