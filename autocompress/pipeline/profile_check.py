@@ -211,8 +211,8 @@ def _totals(summaries: Sequence[PredictionErrors]) -> PredictionErrors:
 
 
 def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> ProfileSource | None:
-    """The source that is meant: that of the teacher's name, else the only one, or the first that can be
-    built again."""
+    """Return the source that is meant: that of the teacher's name, else the only one, or the first that can
+    be built again."""
     if isinstance(teacher, str):
         return next((source for source in profile.sources if source.network == teacher), None)
     if teacher is not None:
@@ -237,7 +237,7 @@ def _teacher(
 
 
 def _space(profile: DeviceProfile, source: ProfileSource | None, space: str | Path | None) -> Space:
-    """The space given, else that of the source, else of the only source, as long as it is a known one."""
+    """Return the space given, else that of the source, else of the only source, as long as it is a known one."""
     if space is not None:
         return load_space(space)
     names = [source.space] if source else list(dict.fromkeys(one.space for one in profile.sources))

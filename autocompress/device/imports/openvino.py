@@ -23,7 +23,7 @@ def recognises(dump: Dump) -> bool:
 
 
 def parse(dump: Dump) -> list[OperatorTime]:
-    """Layers by name, over all infer requests."""
+    """Return layers by name, over all infer requests."""
     lines = _of_json(dump.json) if isinstance(dump.json, dict) else _of_csv(dump.text)
     times: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}

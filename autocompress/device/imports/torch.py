@@ -42,7 +42,7 @@ def recognises(dump: Dump) -> bool:
 
 
 def parse(dump: Dump) -> list[OperatorTime]:
-    """Operators are named after their kind and their place in a run."""
+    """Return the operators, named after their kind and their place in a run."""
     events = list(_events(dump.json["traceEvents"]))
     outer = _outermost([event for event in events if event.category == _ON_CPU])
     gpu = _gpu_times(events, outer)
@@ -81,7 +81,7 @@ def _events(found: list[Any]) -> Iterator[Event]:
 
 
 def _outermost(events: Sequence[Event]) -> list[Event]:
-    """Operators that no other one on their thread called, on the thread that ran most of them."""
+    """Return operators that no other one on their thread called, on the thread that ran most of them."""
     threads: dict[Any, list[Event]] = {}
     for event in sorted(events, key=lambda event: (event.start_us, -event.duration_us)):
         thread = threads.setdefault(event.thread, [])
@@ -91,7 +91,7 @@ def _outermost(events: Sequence[Event]) -> list[Event]:
 
 
 def _gpu_times(events: Sequence[Event], outer: Sequence[Event]) -> dict[int, float]:
-    """Sums of the kernels of each operator in µs; empty where nothing ran on a GPU."""
+    """Return the sums of the kernels of each operator in µs; empty where nothing ran on a GPU."""
     started: dict[Any, float] = {}
     for event in events:
         if event.category == _ON_CPU and event.external_id is not None:
@@ -106,7 +106,7 @@ def _gpu_times(events: Sequence[Event], outer: Sequence[Event]) -> dict[int, flo
 
 
 def _place(outer: Sequence[Event], time_us: float) -> int | None:
-    """Index of the operator that was running at a time; `outer` is in order of time."""
+    """Return the index of the operator that was running at a time; `outer` is in order of time."""
     low, high = 0, len(outer)
     while low < high:
         middle = (low + high) // 2
@@ -117,7 +117,7 @@ def _place(outer: Sequence[Event], time_us: float) -> int | None:
 
 
 def _stepped(outer: Sequence[Event], steps: Sequence[Event]) -> list[list[int]]:
-    """Indices of the operators of each step that has some."""
+    """Return the indices of the operators of each step that has some."""
     runs = []
     for step in sorted(steps, key=lambda step: step.start_us):
         inside = [step.start_us <= event.start_us < step.end_us for event in outer]
@@ -126,7 +126,7 @@ def _stepped(outer: Sequence[Event], steps: Sequence[Event]) -> list[list[int]]:
 
 
 def _repeated(names: Sequence[str]) -> list[list[int]]:
-    """Runs are the shortest sequence that makes up the whole by repetition."""
+    """Return the runs: repetitions of the shortest sequence that makes up the whole."""
     count = len(names)
     if not count:
         raise ValueError("no operator ran")

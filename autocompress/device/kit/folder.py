@@ -56,7 +56,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True)
 class KitSettings:
-    """How the script measures: as `profiler.Bench` does, with the same numbers."""
+    """Say how the script measures: as `profiler.Bench` does, with the same numbers."""
 
     quiet: QuietSettings = field(default_factory=QuietSettings)
     patience: tuple[int, ...] = PATIENCE
@@ -77,7 +77,7 @@ class KitSettings:
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of a kit: its name, the digest of its file, and its precision."""
+    """Hold a network of a kit: its name, the digest of its file, and its precision."""
 
     name: str
     sha256: str
@@ -86,7 +86,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Kit:
-    """A kit that was read; `identity` is the digest of its manifest."""
+    """Hold a kit that was read; `identity` is the digest of its manifest."""
 
     folder: Path
     identity: str
@@ -103,7 +103,7 @@ class Kit:
         return {entry.name: entry for entry in self.entries}
 
     def model(self, entry: Entry) -> bytes:
-        """The network's file. Raises ProfileError when it is missing or is another one."""
+        """Return the network's file. Raises ProfileError when it is missing or is another one."""
         path = self.folder / "models" / f"{entry.name}.onnx"
         data = read_bytes(path, MOST_MODEL_BYTES)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -111,15 +111,15 @@ class Kit:
         return data
 
     def sample(self, entry: Entry) -> Sample:
-        """The network as it was before it went into the kit."""
+        """Return the network as it was before it went into the kit."""
         network, model = described(self.model(entry), self.folder / "models" / f"{entry.name}.onnx")
         return Sample(entry.name, network, model, entry.precision)
 
 
 @dataclass(frozen=True)
 class KitResult:
-    """What the device found for one network: operators with the exported nodes that they carry out, where
-    the runtime tells, and the network as the runtime rewrote it, where it shows that."""
+    """Hold what the device found for one network: operators with the exported nodes that they carry out,
+    where the runtime tells, and the network as the runtime rewrote it, where it shows that."""
 
     name: str
     latency_ms: float
@@ -130,7 +130,7 @@ class KitResult:
 
 @dataclass(frozen=True)
 class KitResults:
-    """All results of a kit on one device."""
+    """Hold all results of a kit on one device."""
 
     runtime: str
     threads: int
@@ -149,7 +149,7 @@ def write_kit(
     origin: Origin,
     settings: KitSettings | None = None,
 ) -> Kit:
-    """Writes the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
+    """Write the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
     try:
         (folder / "models").mkdir(parents=True, exist_ok=True)
         entries: list[Plain] = []
@@ -177,7 +177,7 @@ def write_kit(
 
 
 def read_kit(folder: Path) -> Kit:
-    """The kit in a folder. Raises ProfileError that names what is wrong with its manifest."""
+    """Return the kit in a folder. Raises ProfileError that names what is wrong with its manifest."""
     path = folder / MANIFEST
     text = read_text(path, MOST_BYTES)
     data = _object(path, text)
@@ -259,7 +259,7 @@ def read_device(path: Path) -> DeviceDescription:
 
 
 def with_description(model: bytes, network: Network) -> bytes:
-    """The exported model with the network that it was made of in its metadata."""
+    """Return the exported model with the network that it was made of in its metadata."""
     import onnx
 
     proto = onnx.load_from_string(model)
@@ -269,7 +269,7 @@ def with_description(model: bytes, network: Network) -> bytes:
 
 
 def described(model: bytes, path: Path) -> tuple[Network, bytes]:
-    """The network that a model's metadata describes, and the model without it. Raises ProfileError."""
+    """Return the network that a model's metadata describes, and the model without it. Raises ProfileError."""
     import onnx
 
     try:
@@ -288,7 +288,7 @@ def described(model: bytes, path: Path) -> tuple[Network, bytes]:
 
 
 def read_bytes(path: Path, most_bytes: int) -> bytes:
-    """A file of bounded size. Raises ProfileError."""
+    """Return a file of bounded size. Raises ProfileError."""
     try:
         if path.stat().st_size > most_bytes:
             _refuse(path, f"it is larger than {most_bytes // 1024**2} MiB")
@@ -351,7 +351,7 @@ def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> KitRe
 
 
 def _optimized(path: Path, name: str, digest: str | None) -> bytes:
-    """The network as the runtime rewrote it; empty where there is none and none was promised."""
+    """Return the network as the runtime rewrote it; empty where there is none and none was promised."""
     file = path.with_name(OPTIMIZED) / f"{name}.onnx"
     if digest is None and not file.exists():
         return b""

@@ -53,7 +53,7 @@ _FLAGS = {
 
 
 class Stop(Exception):
-    """Ends the script with a message and an exit code."""
+    """End the script with a message and an exit code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -126,7 +126,7 @@ class MeasureSettings(NamedTuple):
 
 
 class KitRuntime(Protocol):
-    """Runs networks with one runtime and a number of threads."""
+    """Run networks with one runtime and a number of threads."""
 
     def describe(self) -> dict[str, object]:
         """Return name, version, build and settings."""
@@ -142,7 +142,7 @@ class KitRuntime(Protocol):
 
 
 class Onnxruntime:
-    """ONNX Runtime on the CPU."""
+    """Run networks with ONNX Runtime on the CPU."""
 
     def __init__(self, threads: int) -> None:
         self.library = importlib.import_module("onnxruntime")
@@ -207,7 +207,7 @@ class Onnxruntime:
 
 
 class Openvino:
-    """OpenVINO on the CPU. Its graph is no ONNX file, so none is saved."""
+    """Run networks with OpenVINO on the CPU. Its graph is no ONNX file, so none is saved."""
 
     def __init__(self, threads: int) -> None:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -230,7 +230,7 @@ class Openvino:
         return self._runner(self._compiled(path, counters=False).create_infer_request())
 
     def node_times(self, path: Path, runs: int) -> list[KitNode]:
-        """The counters are means that an interruption spoils, so the median of several readings is taken."""
+        """Return medians of several readings: the counters are means, which an interruption spoils."""
         readings = [self._reading(path, runs) for _ in range(READINGS)]
         return [
             layers[0]._replace(time_us=statistics.median(layer.time_us for layer in layers))
@@ -305,7 +305,7 @@ def middle_mean(values: list[float]) -> float:
 
 
 class Manifest:
-    """The manifest kit.json, checked against the files beside it."""
+    """Hold what kit.json says, checked against the files beside it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -349,7 +349,7 @@ def _record(kind: Any, data: Any) -> Any:
 
 
 class ResultsFile:
-    """Keeps results.jsonl: a line about the setting, then one a network. Only whole lines count."""
+    """Keep results.jsonl: a line about the setting, then one a network. Only whole lines count."""
 
     def __init__(self, path: Path, setting: RunSetting) -> None:
         self.path = path
@@ -383,7 +383,7 @@ class ResultsFile:
 
 
 class ReferenceGate:
-    """A reference network whose times tell whether the device is quiet."""
+    """Time a reference network, which tells whether the device is quiet."""
 
     def __init__(self, reference: Callable[[], Any], settings: MeasureSettings) -> None:
         self.reference, self.settings = reference, settings
@@ -391,7 +391,7 @@ class ReferenceGate:
         self.forget()
 
     def forget(self) -> None:
-        """Learns anew how quiet it gets here: a device may have become slower for good."""
+        """Learn anew how quiet it gets here: a device may have become slower for good."""
         self._recent.clear()
         for _ in range(self.settings.blocks):
             self.reference_ms()
@@ -402,7 +402,7 @@ class ReferenceGate:
         return now
 
     def settled_ms(self) -> float:
-        """The least of a few blocks: after other work the first may only show empty caches."""
+        """Return the least of a few blocks: after other work the first may only show empty caches."""
         return min(self.reference_ms() for _ in range(SETTLING_BLOCKS))
 
     def is_quiet(self, tolerance: float, *reference_ms: float) -> bool:
@@ -412,7 +412,8 @@ class ReferenceGate:
         return max(reference_ms) <= max(level * (1 + tolerance), middle)
 
     def latency(self, run: Callable[[], Any], patience: int, tolerance: float) -> tuple[float, float] | None:
-        """Medians over quiet blocks, of `run` and of the reference, in ms; None when there were too few."""
+        """Return medians over quiet blocks, of `run` and of the reference, in ms; None when there were too
+        few."""
         block_ms(run, self.settings)
         kept: list[float] = []
         references: list[float] = []
@@ -430,7 +431,7 @@ class ReferenceGate:
 
 
 class KitBench:
-    """Measures what is not known yet, and comes back to what was disturbed."""
+    """Measure what is not known yet, and come back to what was disturbed."""
 
     def __init__(self, kit: Manifest, engine: KitRuntime, results: ResultsFile, output: Path) -> None:
         self.kit, self.engine, self.results = kit, engine, results
@@ -462,7 +463,7 @@ class KitBench:
         sys.stdout.flush()
 
     def _measured(self, entry: KitModel, gate: ReferenceGate, patience: int) -> bool:
-        """Adds a result; False when it was disturbed. In the last round being slower than before is no
+        """Add a result; return False when it was disturbed. In the last round being slower than before is no
         disturbance: times become what they would have been, by the reference."""
         path = self.kit.path(entry)
         last = patience == self.settings.patience[-1]
@@ -493,8 +494,8 @@ class KitBench:
     def _loads(
         self, path: Path, gate: ReferenceGate, patience: int, tolerance: float, first: tuple[float, float]
     ) -> list[tuple[float, float]] | None:
-        """Latencies of the network loaded again and again, since where its data come to lie matters, until
-        their mean is known well enough; None when there were too few quiet moments."""
+        """Return latencies of the network loaded again and again, since where its data come to lie matters,
+        until their mean is known well enough; None when there were too few quiet moments."""
         found = [first]
         while len(found) < self.settings.most_loads:
             again = gate.latency(self.engine.load(path), patience, tolerance)
@@ -510,7 +511,7 @@ class KitBench:
     def _node_times(
         self, path: Path, gate: ReferenceGate, latency_ms: float, patience: int, tolerance: float
     ) -> list[KitNode] | None:
-        """Operator by operator between two quiet moments; None when there were none."""
+        """Return the times operator by operator, read between two quiet moments; None when there were none."""
         most, seconds = self.settings.profiled_runs, self.settings.profiled_s
         runs = max(min(8, most), min(most, round(seconds / latency_ms * 1e3)))
         for _ in range(patience * self.settings.profiled_attempts):
@@ -521,19 +522,20 @@ class KitBench:
         return None
 
     def _rewritten(self, entry: KitModel) -> str | None:
-        """Saves the network as the runtime rewrote it; None for a runtime that does not show it."""
+        """Save the network as the runtime rewrote it and return its digest; None for a runtime that does not
+        show it."""
         target = self.optimized / f"{entry.name}.onnx"
         self.engine.save_optimized(self.kit.path(entry), target)
         return hashlib.sha256(target.read_bytes()).hexdigest() if target.exists() else None
 
     def _slower(self, reference_ms: list[float]) -> float:
-        """How many times as long the reference took as usual."""
+        """Return how many times as long the reference took as usual."""
         usual = [value for line in self.results.found for value in line.reference_ms]
         return statistics.median(reference_ms) / statistics.median(usual) if usual else 1.0
 
 
 def block_ms(run: Callable[[], Any], settings: MeasureSettings) -> float:
-    """Median of single runs over one block, in ms, after those that warm up."""
+    """Return the median of single runs over one block, in ms, after those that warm up."""
     for _ in range(settings.warm_up_runs):
         run()
     times: list[int] = []
@@ -547,7 +549,7 @@ def block_ms(run: Callable[[], Any], settings: MeasureSettings) -> float:
 
 
 def device(usable_cores: int | None) -> dict[str, object]:
-    """What identifies the device, and how busy it is."""
+    """Return what identifies the device, and how busy it is."""
     info = _lines("/proc/cpuinfo")
     flags = next(
         (set(_after(line).split()) for line in info if line.startswith(("flags", "Features"))), set()
@@ -596,7 +598,7 @@ def _lines(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def machine_lock() -> Iterator[None]:
-    """No two measurements run at once on one host; autocompress itself holds the same lock."""
+    """Let no two measurements run at once on one host; autocompress itself holds the same lock."""
     try:
         fcntl = importlib.import_module("fcntl")
     except ImportError:
@@ -615,7 +617,7 @@ def machine_lock() -> Iterator[None]:
 
 
 def pin(threads: int, cpus: str | None) -> None:
-    """Binds this process to `cpus`, or to the last of those it may use; the first serve interrupts."""
+    """Bind this process to `cpus`, or to the last of those it may use; the first serve interrupts."""
     if not hasattr(os, "sched_setaffinity"):
         return
     try:
@@ -627,7 +629,7 @@ def pin(threads: int, cpus: str | None) -> None:
 
 
 def open_engine(wanted: str | None, threads: int) -> KitRuntime:
-    """The runtime asked for, else the first that is installed."""
+    """Return the runtime asked for, else the first that is installed."""
     for name in (wanted,) if wanted else RUNTIMES:
         try:
             return RUNTIMES[name](threads)

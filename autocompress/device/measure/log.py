@@ -18,7 +18,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Timing:
-    """A kernel where it occurred: the profiler's time, and how many operations it took."""
+    """Hold a kernel where it occurred: the profiler's time, and how many operations it took."""
 
     kernel: Kernel
     time_us: float
@@ -27,7 +27,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Timed:
-    """What was measured of one network. `reference_ms` is the latency of the reference beside it."""
+    """Hold what was measured of one network. `reference_ms` is the latency of the reference beside it."""
 
     name: str
     precision: str
@@ -36,7 +36,7 @@ class Timed:
     kernels: tuple[Timing, ...]
 
     def scaled(self, factor: float) -> Timed:
-        """All times, the reference's too, so many times as long."""
+        """Return all times, the reference's too, so many times as long."""
         kernels = tuple(replace(timing, time_us=factor * timing.time_us) for timing in self.kernels)
         return replace(
             self,
@@ -82,7 +82,7 @@ class Measurements:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def add(self, item: Timed) -> None:
-        """Keeps a result; it is in the file when this returns."""
+        """Keep a result; it is in the file when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_to_json(item)) + "\n")
         self.found.append(item)

@@ -27,7 +27,8 @@ _OF_DEVICE = ("cpu", "cpu_id", "gpu", "version", "provider")
 
 
 def merge_profiles(profiles: Sequence[DeviceProfile], name: str = "merged") -> DeviceProfile:
-    """One profile with the sources of all, in their order; the device's description is that of the first.
+    """Return one profile with the sources of all, in their order; the device's description is that of the
+    first.
 
     Raises ProfileError unless all are of one device, runtime, number of threads and batch size.
     """
@@ -69,7 +70,7 @@ def _check_same(first: DeviceProfile, other: DeviceProfile) -> None:
 
 
 def _check_once(profiles: Sequence[DeviceProfile]) -> None:
-    """Raises ProfileError for a measurement that two profiles hold, which would count twice."""
+    """Raise ProfileError for a measurement that two profiles hold, which would count twice."""
     holder: dict[tuple[Any, ...], str] = {}
     for profile in profiles:
         for source in filter(lambda source: source.measured_at, profile.sources):
@@ -85,7 +86,7 @@ def _check_once(profiles: Sequence[DeviceProfile]) -> None:
 
 
 def _own_sources(profile: DeviceProfile) -> list[ProfileSource]:
-    """Coefficients of file sizes go with their source: they fit one family of names and layers."""
+    """Return the sources, each with its coefficients of file sizes: they fit one family of names and layers."""
     return [
         replace(source, file_coefficients=source.file_coefficients or profile.file_coefficients)
         for source in profile.sources
@@ -114,7 +115,7 @@ def _pooled(rows: Sequence[Row]) -> Row:
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The value at half the weight; between two values where half lies between them."""
+    """Return the value at half the weight; between two values where half lies between them."""
     order = np.argsort(values, kind="stable")
     cumulative = np.cumsum(np.asarray(weights, dtype=float)[order])
     half = cumulative[-1] / 2
@@ -165,7 +166,7 @@ def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -
 
 
 def _shift(profile: DeviceProfile, source: ProfileSource, table: LatencyTable) -> float:
-    """How far the pooling moved predictions of the profile's own networks, as a share, on the average."""
+    """Return how far the pooling moved predictions of the profile's own networks, as a share, on the average."""
     return _mean_share(profile, lambda kernel: table.lookup(kernel).median_us, source.fit)
 
 

@@ -30,7 +30,7 @@ _CHANNELS = {"in": ("in_channels", "in_elements"), "out": ("out_channels", "out_
 
 @dataclass(frozen=True)
 class Cliff:
-    """A narrower kernel that takes longer than a wider one: times in µs."""
+    """Hold a narrower kernel that takes longer than a wider one: times in µs."""
 
     width: int
     time_us: float
@@ -46,7 +46,7 @@ class Cliff:
 
 @dataclass(frozen=True)
 class Widths:
-    """What is known of one kind of kernel in one precision.
+    """Hold what is known of one kind of kernel in one precision.
 
     `steps` gives for input and for output channels the coarsest step that pays: rounding up to its
     multiples costs nothing, so no width between them is worth offering. 1 means that finer widths
@@ -73,7 +73,7 @@ class Widths:
 
 
 def widths_that_pay(profile: DeviceProfile) -> tuple[Widths, ...]:
-    """For every kind of layer and precision, in the order of their names."""
+    """Return which widths pay for every kind of layer and precision, in the order of their names."""
     groups: dict[str, list[Row]] = {}
     for row in profile.table.rows:
         if row.kernel.op in ("conv", "linear"):
@@ -101,7 +101,7 @@ def _widths(profile: DeviceProfile, group: str, rows: Sequence[Row]) -> Widths:
 
 
 def _staircases(profile: DeviceProfile, rows: Sequence[Row], channels: str) -> Iterator[dict[int, Row]]:
-    """Rows by width where nothing else differs, times being shares of a network's latency."""
+    """Return rows by width where nothing else differs, times being shares of a network's latency."""
     own, count = _CHANNELS[channels]
     found: dict[Kernel, dict[int, Row]] = {}
     for row in rows:
@@ -121,7 +121,7 @@ def _staircases(profile: DeviceProfile, rows: Sequence[Row], channels: str) -> I
 
 
 def _rounding_up(stairs: Sequence[Mapping[int, Row]], step: int) -> list[float]:
-    """For each measured width and the next multiple of `step`, where that was measured too: how many
+    """Return for each measured width and the next multiple of `step`, where that was measured too: how many
     times as long the wider one takes."""
     found = []
     for stair in stairs:
@@ -133,8 +133,8 @@ def _rounding_up(stairs: Sequence[Mapping[int, Row]], step: int) -> list[float]:
 
 
 def _coarsest(ratios: Mapping[int, Sequence[float]]) -> int | None:
-    """The coarsest step with enough pairs, of which the typical one costs nothing and nearly none does;
-    1 where every step with enough pairs costs, None where there are too few pairs."""
+    """Return the coarsest step with enough pairs, of which the typical one costs nothing and nearly none
+    does; 1 where every step with enough pairs costs, None where there are too few pairs."""
     enough = {step: np.array(found) - 1 for step, found in ratios.items() if len(found) >= FEWEST_PAIRS}
     for step, losses in enough.items():
         exceptions = float((losses > MOST_LOSS_OF_ONE).mean())
@@ -144,7 +144,7 @@ def _coarsest(ratios: Mapping[int, Sequence[float]]) -> int | None:
 
 
 def _cliffs(stair: Mapping[int, Row], channels: str) -> Iterator[Cliff]:
-    """Each width with the next wider one, where the wider is faster beyond both intervals."""
+    """Return each width with the next wider one, where the wider is faster beyond both intervals."""
     ordered = sorted(stair)
     for width, wider in pairwise(ordered):
         slow, fast = stair[width], stair[wider]
@@ -154,7 +154,7 @@ def _cliffs(stair: Mapping[int, Row], channels: str) -> Iterator[Cliff]:
 
 @dataclass(frozen=True)
 class PrecisionGain:
-    """How much faster one precision was than another for kernels of equal shapes.
+    """Hold how much faster one precision was than another for kernels of equal shapes.
 
     `ratios` of time to that of `than`: smallest, median, largest over `shapes` shapes.
     """
@@ -179,7 +179,8 @@ class PrecisionGain:
 
 
 def precision_gains(profile: DeviceProfile, than: str = "fp32") -> tuple[PrecisionGain, ...]:
-    """Every precision with rows against `than`, for each kind of kernel that has equal shapes in both."""
+    """Compare every precision with rows against `than`, for each kind of kernel that has equal shapes in
+    both."""
     times: dict[tuple[str, str], dict[Kernel, list[float]]] = {}
     for row in profile.table.rows:
         kernel = row.kernel
@@ -198,7 +199,7 @@ def precision_gains(profile: DeviceProfile, than: str = "fp32") -> tuple[Precisi
 
 
 def _shape(kernel: Kernel) -> Kernel:
-    """The kernel without what precisions do differently."""
+    """Return the kernel without what precisions do differently."""
     return replace(kernel, precision="", layout="", activation="", adds=0, nodes=())
 
 

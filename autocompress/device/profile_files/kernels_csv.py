@@ -39,8 +39,8 @@ def rows_text(rows: Iterable[Row]) -> str:
 
 
 def read_rows(path: Path, widest: float = WIDEST) -> Iterator[Row]:
-    """The rows in the order of the file. Raises ProfileError with the line, also for an interval that is
-    wider than `widest` medians."""
+    """Return the rows in the order of the file. Raises ProfileError with the line, also for an interval that
+    is wider than `widest` medians."""
     lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     seen: dict[Kernel, int] = {}
     try:

@@ -61,7 +61,7 @@ _MOST_LETTERS = 300
 
 
 def write_profile(folder: Path, profile: DeviceProfile) -> None:
-    """Writes the three files; `folder` may hold raw measurements already. Raises ProfileError."""
+    """Write the three files; `folder` may hold raw measurements already. Raises ProfileError."""
     import yaml
 
     data = {
@@ -86,7 +86,7 @@ def write_profile(folder: Path, profile: DeviceProfile) -> None:
 
 
 def write_validation(folder: Path, validation: Validation) -> None:
-    """Writes `validation.json` alone, all of it or nothing. Raises ProfileError."""
+    """Write `validation.json` alone, all of it or nothing. Raises ProfileError."""
     unfinished = folder / f".{VALIDATION}.partial"
     try:
         unfinished.write_text(json.dumps(validation.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -96,7 +96,7 @@ def write_validation(folder: Path, validation: Validation) -> None:
 
 
 def read_profile(folder: Path) -> DeviceProfile:
-    """Reads and checks a profile folder. Raises ProfileError."""
+    """Read and check a profile folder. Raises ProfileError."""
     if folder.is_file():
         folder = folder.parent
     path = folder / PROFILE
@@ -127,7 +127,7 @@ def read_profile(folder: Path) -> DeviceProfile:
 
 
 def _narrowed(row: Row) -> Row:
-    """Format 1 did not limit intervals; such a row is written again with the widest that format 2 has."""
+    """Return a row with no wider an interval than format 2 has: format 1 did not limit them."""
     low, high = 0.0, 2 * row.median_us
     return replace(row, ci95_low_us=max(row.ci95_low_us, low), ci95_high_us=min(row.ci95_high_us, high))
 
@@ -273,7 +273,7 @@ def _source_data(source: ProfileSource) -> dict[str, Plain]:
 
 
 def _text(path: Path, where: str, value: Any) -> str:
-    """One short line that leads nowhere."""
+    """Return one short line that leads nowhere."""
     if not isinstance(value, str) or len(value) > _MOST_LETTERS or not (value.isprintable()):
         refuse(path, f"the key {where} is {str(value)[:40]!r}, one line of text is expected")
     if ".." in value.replace("\\", "/").split("/"):
@@ -282,7 +282,7 @@ def _text(path: Path, where: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dates as text, tuples as lists: what JSON can say."""
+    """Return dates as text, tuples as lists: what JSON can say."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list, set)):
