@@ -22,6 +22,13 @@ class ConvArgs:
     groups: int
 
 
+def uses_of(network: Network, layer: str) -> tuple[Node, ...]:
+    """Return the nodes that have a layer's weight as theirs, itself among them, in execution order."""
+    weight = network.by_name[layer].args[1]
+    readers = (network.by_name[name] for name in network.param_users[weight.name])
+    return tuple(node for node in readers if len(node.args) > 1 and node.args[1] == weight)
+
+
 def groups_of(node: Node) -> int:
     """Return the groups of a convolution; a linear layer has one."""
     return 1 if node.op == "linear" else int(conv_args(node).groups)
@@ -83,27 +90,36 @@ class Link:
 def replace_by_chain(
     network: Network, weights: Weights | None, layer: str, chain: Sequence[Link]
 ) -> tuple[Network, Weights | None]:
-    """`layer` becomes the chain; its bias and its name go to the last link, its bits to all."""
-    old = network.by_name[layer]
-    params = {name: spec for name, spec in network.params.items() if name != old.args[1].name}
-    values = None if weights is None else {k: v for k, v in weights.items() if k != old.args[1].name}
-    new_nodes: list[Node] = []
-    source: Any = old.args[0]
-    shape = network.shape_of(source.node)
-    for link in chain:
-        last = link is chain[-1]
-        name = layer if last else f"{layer}.{link.suffix}"
-        weight_name = f"{name}.weight" if not last else old.args[1].name
-        params[weight_name] = ParamSpec(link.weight_shape)
+    """`layer` becomes the chain, and so do the other layers with its weight, with the same factors.
+
+    The bias and the name of each go to its last link, its bits to all.
+    """
+    weight = network.by_name[layer].args[1].name
+    params = {name: spec for name, spec in network.params.items() if name != weight}
+    values = None if weights is None else {k: v for k, v in weights.items() if k != weight}
+    names = [weight if link is chain[-1] else f"{layer}.{link.suffix}.weight" for link in chain]
+    for name, link in zip(names, chain, strict=True):
+        params[name] = ParamSpec(link.weight_shape)
         if values is not None:
             assert link.value is not None
-            values[weight_name] = np.ascontiguousarray(link.value, dtype=np.float32)
-        shape = old.shape if last else _output_shape(shape, link)
-        bias = bias_of(old) if last else None
-        new_nodes.append(_node(old, name, source, weight_name, bias, link, shape))
-        source = Ref(name)
-    nodes = tuple(new for node in network.nodes for new in (new_nodes if node.name == layer else [node]))
+            values[name] = np.ascontiguousarray(link.value, dtype=np.float32)
+    become = {use.name: _chain_of(network, use, chain, names) for use in uses_of(network, layer)}
+    nodes = tuple(new for node in network.nodes for new in become.get(node.name, [node]))
     return replace(network, nodes=nodes, params=params), values
+
+
+def _chain_of(network: Network, old: Node, chain: Sequence[Link], weights: Sequence[str]) -> list[Node]:
+    """The nodes that one layer becomes."""
+    nodes: list[Node] = []
+    source: Any = old.args[0]
+    shape = network.shape_of(source.node)
+    for link, weight in zip(chain, weights, strict=True):
+        last = link is chain[-1]
+        name = old.name if last else f"{old.name}.{link.suffix}"
+        shape = old.shape if last else _output_shape(shape, link)
+        nodes.append(_node(old, name, source, weight, bias_of(old) if last else None, link, shape))
+        source = Ref(name)
+    return nodes
 
 
 def _node(old: Node, name: str, source: Any, weight: str, bias: Any, link: Link, shape: Shape) -> Node:

@@ -50,6 +50,31 @@ def wave() -> Net:
     )
 
 
+def _pyramid(m: Any, x: Tensor) -> Tensor:
+    """One head for two scales, and a block that is run three times."""
+    y = m.stem(x)
+    for _ in range(3):
+        y = y + m.back(F.relu(m.again(y)))
+    coarse = m.down(y)
+    both = [m.predict(F.relu(m.tower(level))).mean((2, 3)) for level in (y, coarse)]
+    return m.last(F.relu(m.fc(both[0])) + F.relu(m.fc(both[1])))
+
+
+def pyramid() -> Net:
+    """Three layers that are used several times, one of them with another stride of what it reads."""
+    return net(
+        _pyramid,
+        stem=nn.Conv2d(3, 16, 3, padding=1),
+        again=nn.Conv2d(16, 32, 3, padding=1),
+        back=nn.Conv2d(32, 16, 1),
+        down=nn.Conv2d(16, 16, 3, stride=2, padding=1),
+        tower=nn.Conv2d(16, 24, 3, padding=1),
+        predict=nn.Conv2d(24, 16, 1),
+        fc=nn.Linear(16, 32),
+        last=nn.Linear(32, 4),
+    )
+
+
 KINDS: dict[str, Kind] = {
     "conv1d": Kind(
         wave,
@@ -57,5 +82,12 @@ KINDS: dict[str, Kind] = {
         widths=named("stem filter"),
         ranks=named("stem filter gate mix"),
         bits=named("stem filter gate mix deep head"),
+    ),
+    "reused layers": Kind(
+        pyramid,
+        (3, 16, 16),
+        widths=named("stem again tower fc"),
+        ranks=named("again tower back fc"),
+        bits=named("stem again back tower predict fc last"),
     ),
 }
