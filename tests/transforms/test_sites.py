@@ -285,7 +285,7 @@ def test_every_locked_site_has_its_reason() -> None:
         fc=nn.Linear(6, 2),
     )
     space, _ = bound(module, LOCKS)
-    locked, shared = "locked by rules[3] of the space 'locks'", "its weight is shared with another layer"
+    locked = "locked by rules[3] of the space 'locks'"
     assert {site.name: site.locked for site in space.sites if site.locked} == {
         "width:stem": locked,
         "width:grouped": "leaves the grouped convolution grouped",
