@@ -10,16 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref, Shape, Weights
+from autocompress.graph.operations import TRANSPOSED
+
+_ORDER = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED_ORDER = ("stride", "padding", "output_padding", "groups", "dilation")
 
 
 @dataclass(frozen=True)
 class ConvArgs:
-    """The arguments of a convolution with the defaults filled in, one number for each spatial axis."""
+    """The arguments of a convolution with the defaults filled in, one number for each spatial axis.
+
+    A transposed one has an `output_padding`, others have none.
+    """
 
     stride: tuple[int, ...]
     padding: Any
     dilation: tuple[int, ...]
     groups: int
+    output_padding: tuple[int, ...] = ()
 
 
 def uses_of(network: Network, layer: str) -> tuple[Node, ...]:
@@ -27,6 +35,16 @@ def uses_of(network: Network, layer: str) -> tuple[Node, ...]:
     weight = network.by_name[layer].args[1]
     readers = (network.by_name[name] for name in network.param_users[weight.name])
     return tuple(node for node in readers if len(node.args) > 1 and node.args[1] == weight)
+
+
+def output_axis(node: Node) -> int:
+    """Return which axis of its weight has the outputs of a layer."""
+    return 1 if node.op in TRANSPOSED else 0
+
+
+def input_axis(node: Node) -> int:
+    """Return which axis of its weight has the inputs of a layer."""
+    return 1 - output_axis(node)
 
 
 def groups_of(node: Node) -> int:
@@ -47,18 +65,15 @@ def channel_axis(node: Node) -> int:
 def conv_args(node: Node) -> ConvArgs:
     """Arguments of a convolution; integers stand for all axes. `padding` may be 'same' or 'valid'."""
     rank = len(node.shape) - 2
-    defaults: tuple[Any, ...] = (1, 0, 1, 1)
-    given = (*node.args[3:7], *defaults[len(node.args[3:7]) :])
-    keywords = dict(node.kwargs)
-    names = ("stride", "padding", "dilation", "groups")
-    stride, padding, dilation, groups = (
-        keywords.get(name, value) for name, value in zip(names, given, strict=True)
-    )
+    names = _TRANSPOSED_ORDER if node.op in TRANSPOSED else _ORDER
+    said = dict(zip(names, node.args[3:], strict=False)) | dict(node.kwargs)
+    padding: Any = said.get("padding", 0)
     return ConvArgs(
-        _for_each_axis(stride, rank),
+        _for_each_axis(said.get("stride", 1), rank),
         padding if isinstance(padding, str) else _for_each_axis(padding, rank),
-        _for_each_axis(dilation, rank),
-        groups,
+        _for_each_axis(said.get("dilation", 1), rank),
+        int(said.get("groups", 1)),  # type: ignore[call-overload]
+        _for_each_axis(said.get("output_padding", 0), rank) if node.op in TRANSPOSED else (),
     )
 
 
@@ -69,7 +84,10 @@ def _for_each_axis(value: Any, rank: int) -> tuple[int, ...]:
 
 def convolution_op(conv: ConvArgs) -> str:
     """Return the operation of a convolution with these arguments."""
-    name = f"conv{len(conv.stride)}d"
+    rank = len(conv.stride)
+    if conv.output_padding:
+        return f"conv_transpose{rank}d" + (".input" if rank > 1 else "")
+    name = f"conv{rank}d"
     return f"{name}.padding" if isinstance(conv.padding, str) else name
 
 
@@ -77,7 +95,8 @@ def convolution_op(conv: ConvArgs) -> str:
 class Link:
     """One layer of the chain. `suffix` names it below the replaced layer; the last has none.
 
-    For a convolution `weight_shape` is `(out, in / groups, *kernel)`, for a linear layer `(out, in)`.
+    For a convolution `weight_shape` is `(out, in / groups, *kernel)`, for a transposed one
+    `(in, out / groups, *kernel)`, for a linear layer `(out, in)`.
     `value` is the weight itself, or None when only shapes are wanted.
     """
 
@@ -126,7 +145,11 @@ def _node(old: Node, name: str, source: Any, weight: str, bias: Any, link: Link,
     if link.conv is None:
         return old.but(name=name, op="linear", args=(source, Param(weight), bias), shape=shape, kwargs=())
     conv = link.conv
-    args = (source, Param(weight), bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    args: tuple[Any, ...] = (source, Param(weight), bias, conv.stride, conv.padding)
+    if conv.output_padding:
+        args = (*args, conv.output_padding, conv.groups, conv.dilation)
+    else:
+        args = (*args, conv.dilation, conv.groups)
     return old.but(name=name, op=convolution_op(conv), args=args, shape=shape, kwargs=())
 
 
@@ -138,6 +161,20 @@ def _output_shape(shape: Shape, link: Link) -> Shape:
 
 def output_shape(shape: Shape, weight_shape: Shape, conv: ConvArgs) -> Shape:
     """Of a convolution with this weight that reads `shape`."""
+    if conv.output_padding:
+        sizes = tuple(
+            (size - 1) * stride - 2 * pad + dilation * (kernel - 1) + more + 1
+            for size, pad, dilation, kernel, stride, more in zip(
+                shape[2:],
+                conv.padding,
+                conv.dilation,
+                weight_shape[2:],
+                conv.stride,
+                conv.output_padding,
+                strict=True,
+            )
+        )
+        return (shape[0], weight_shape[1] * conv.groups, *sizes)
     if conv.padding == "same":
         sizes = shape[2:]
     else:

@@ -15,8 +15,8 @@ import numpy as np
 
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import XNOR, Network, Node, Param, Ref, grid_form
+from autocompress.graph.operations import LAYERS, WEIGHTED
 from autocompress.graph.replace_layer import conv_args, uses_of
 from autocompress.problem.candidate import (
     BITS,
@@ -231,7 +231,7 @@ class _Binder:
     def width(self, group: Group) -> Site:
         rule = self._layer_rule(self.network.by_name[group.layers[0]])
         name = f"width:{group.name}"
-        producers = {place.param for place in group.places if place.axis == 0}
+        producers = {place.param for place in group.places if place.makes}
         for node in self.network.nodes:
             if node.op in WEIGHTED and set(node.params) & producers:
                 locked = self._lock_reason(node)
@@ -300,7 +300,7 @@ class _Binder:
             locked = "no rule gives it a rank"
         if locked or rule is None or rule.rank is None:
             return _locked(name, "rank", node.name, "full", layers, locked)
-        shape = self.network.params[node.args[1].name].shape  # type: ignore[union-attr]
+        shape = low_rank.dense_shape(self.network, node)
         wanted, round_to = rule.rank.method, rule.rank.round_to
         method = low_rank.method_for(node, shape, wanted)
         if not method:
@@ -344,7 +344,7 @@ class _Binder:
     def bits(self, node: Node) -> Site:
         name, layers = f"bits:{node.name}", self._uses(node)
         rule = self._layer_rule(node)
-        locked = self._lock_reason(node) or self._unlike_uses(node)
+        locked = self._lock_reason(node) or self._unlike_uses(node) or _in_floats_only(node)
         if not locked and (rule is None or not rule.bits):
             locked = "no rule gives it bit-widths"
         if locked or rule is None or set(rule.bits) == {32}:
@@ -380,7 +380,9 @@ class _Binder:
         if rule is None or rule.sparsity is None or set(rule.sparsity.keep) == {1.0}:
             return None
         name, layers = f"sparsity:{node.name}", (node.name,)
-        locked = self._lock_reason(node) or self._shared(node) or _reads_a_constant(node)
+        locked = (
+            self._lock_reason(node) or self._shared(node) or _in_floats_only(node) or _reads_a_constant(node)
+        )
         inputs = self.network.params[node.args[1].name].shape[1]  # type: ignore[union-attr]
         options: list[Option] = [
             option for option in rule.sparsity.keep if (n_of_m(option) or (1, 1))[1] <= inputs
@@ -398,7 +400,9 @@ class _Binder:
         if rule is None or set(rule.codebook) <= {NONE}:
             return None
         name, layers = f"codebook:{node.name}", (node.name,)
-        locked = self._lock_reason(node) or self._shared(node) or _reads_a_constant(node)
+        locked = (
+            self._lock_reason(node) or self._shared(node) or _in_floats_only(node) or _reads_a_constant(node)
+        )
         weights = int(np.prod(self.network.params[node.args[1].name].shape))  # type: ignore[union-attr]
         options: list[Option] = [
             option for option in rule.codebook if option == NONE or 2 * int(option) <= weights
@@ -445,6 +449,11 @@ class _Binder:
 def _round_to(group: Group, channels: int) -> int:
     """The multiple of atoms kept: an attention's head brings at least as many channels by itself."""
     return 1 if group.places[0].indices.shape[1] >= channels else channels
+
+
+def _in_floats_only(node: Node) -> str:
+    """Why a layer keeps its 32 bits; empty for those that runtimes have in 8."""
+    return "" if node.op in LAYERS else "no runtime computes a transposed convolution in 8 bits"
 
 
 def _form(node: Node) -> object:
