@@ -151,7 +151,7 @@ def test_every_shipped_profile_loads_with_its_validation(name: str):
     from autocompress.device.profile_files.store import load_profile
 
     profile = load_profile(name)
-    assert profile.validation.count >= (15 if profile.device.get("gpu") else 40)
+    assert profile.validation.count >= (15 if profile.device.gpu else 40)
     assert profile.table.rows
 
 

@@ -12,7 +12,7 @@ from autocompress.cli.options import FOLDER, FORMAT, check_options, import_optio
 from autocompress.cli.support import one_of, to_stdout
 
 
-@click.command("show")
+@click.command("show", short_help="Print a profile, and check all of its files.")
 @click.argument("name")
 @FORMAT
 def show_profile(name: str, output_format: str) -> None:
@@ -32,6 +32,7 @@ def show_profile(name: str, output_format: str) -> None:
     found = load_profile(name)
     fields = ("name", "runtime", "threads", "batch", "device", "validation", "fingerprint")
     data: dict[str, Any] = {field: getattr(found, field) for field in fields}
+    data["device"] = dict(found.device.values)
     data["validation"] = found.validation.to_json()
     data["sources"] = [dataclasses.asdict(source) for source in found.sources]
     data["fit"] = dataclasses.asdict(found.fit)
@@ -42,7 +43,7 @@ def show_profile(name: str, output_format: str) -> None:
     to_stdout(data, lambda: profile_report(found), output_format)
 
 
-@click.command("diff")
+@click.command("diff", short_help="Compare two profiles.")
 @click.argument("first")
 @click.argument("second")
 @FORMAT
@@ -62,7 +63,7 @@ def diff_profiles(first: str, second: str, output_format: str) -> None:
     to_stdout(found, lambda: difference_table(found), output_format)
 
 
-@click.command("validate")
+@click.command("validate", short_help="Check a profile again on its device.")
 @click.argument("name")
 @check_options
 @FORMAT
@@ -85,7 +86,7 @@ def validate_profile(name: str, output_format: str, **options: Any) -> None:
         click.echo(f"the validation of {name} was replaced", err=True)
 
 
-@click.command("merge")
+@click.command("merge", short_help="Join the profiles of several networks.")
 @click.argument("profiles", nargs=-1, required=True)
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the merged profile to.")
 @click.option("--overwrite", is_flag=True, help="Replace a profile that is there.")
@@ -106,7 +107,7 @@ def merge_profiles(profiles: tuple[str, ...], output: Path, overwrite: bool) -> 
     click.echo(f"the profile is in {output}", err=True)
 
 
-@click.command("kit")
+@click.command("kit", short_help="Write a folder to measure another device with.")
 @kit_options
 def make_kit(**options: Any) -> None:
     """Writes a folder to measure a device with that autocompress cannot run on.
@@ -130,7 +131,7 @@ def make_kit(**options: Any) -> None:
     to_stdout(None, lambda: profile_table(measured), "table")
 
 
-@click.command("import")
+@click.command("import", short_help="Make a profile of a kit's results or a profiler's log.")
 @import_options
 def import_profile(**options: Any) -> None:
     """Makes a device profile of a measured kit, or of what a vendor's profiler wrote.

@@ -7,12 +7,11 @@ anew. Networks drawn at random come first; then those are asked for whose kernel
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,16 +21,16 @@ from autocompress.cost.memory import weight_bytes
 from autocompress.cost.model import file_features
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.latency import machine_lock
-from autocompress.device.measure.layout_probe import detect_layouts
-from autocompress.device.measure.log import FILE, Measurements, Timed, Timing
+from autocompress.device.measure.log import FILE, LogSetting, Measurements, Timed, Timing
 from autocompress.device.measure.quiet_gate import Gate, QuietLatency, QuietSettings
 from autocompress.device.measure.statistics import drift
 from autocompress.device.profile.fitting import fitted, rows, validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import ProfileSource, kernels_fingerprint, with_sources
+from autocompress.device.profile.sources import Origin, ProfileSource, kernels_fingerprint, with_sources
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.runtimes.base import Runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.graph.network import Network
 
@@ -67,21 +66,39 @@ class Sample:
     precision: str
 
 
+@dataclass(frozen=True)
+class ProfileSubject:
+    """Hold what a profile is of: a device with a runtime and its setting, and where the networks come from.
+
+    `layouts` is how the runtime lays out values there.
+    """
+
+    name: str
+    runtime: str
+    threads: int
+    batch: int
+    device: DeviceDescription
+    origin: Origin
+    layouts: Layouts
+
+    def log_setting(self, reference: str) -> LogSetting:
+        """Return what raw results of it share; `reference` names the network that tells quiet moments."""
+        space, seed = self.origin.space_fingerprint, self.origin.seed
+        return LogSetting(self.runtime, self.threads, self.batch, reference, space, seed)
+
+
 def make_profile(
     samples: Sequence[Sample],
     runtime: Runtime,
-    threads: int,
-    batch: int,
     output: Path,
+    subject: ProfileSubject,
     *,
-    device: Mapping[str, Any],
-    source: Mapping[str, Any],
     more: More | None = None,
     progress: Callable[[int], None] | None = None,
     resume: bool = False,
     settings: QuietSettings | None = None,
 ) -> DeviceProfile:
-    """Measures the samples and writes the profile into `output`.
+    """Measure the samples and write the profile of the `subject` into `output`.
 
     Each sample's measurement is on disk before the next begins; with `resume` those are not
     repeated. The first sample, the teacher, is the reference that tells quiet moments from disturbed
@@ -90,36 +107,15 @@ def make_profile(
 
     Raises NoisyDeviceError when the machine is too noisy, ProfileError when files cannot be used.
     """
-    layouts = detect_layouts(runtime, threads)
-    setting = {
-        "runtime": runtime.name,
-        "threads": threads,
-        "batch": batch,
-        "reference": samples[0].name,
-        "space": source.get("space_fingerprint"),
-        "seed": source.get("seed"),
-    }
+    threads, layouts, reference = subject.threads, subject.layouts, samples[0].name
     try:
-        known = Measurements(output / FILE, setting, resume=resume)
-        bench = Bench(
-            runtime, threads, layouts, known, samples[0].name, settings or QuietSettings(), progress
-        )
+        known = Measurements(output / FILE, subject.log_setting(reference), resume=resume)
+        bench = Bench(runtime, threads, layouts, known, reference, settings or QuietSettings(), progress)
         with machine_lock():
             every = bench.run_all(samples, more)
     except OSError as error:
         raise ProfileError(f"{output} cannot be written", why=error.strerror or str(error)) from error
-    profile = profile_from(
-        bench.measured(every),
-        every,
-        {sample.name for sample in samples},
-        name=output.name,
-        runtime=runtime.name,
-        threads=threads,
-        batch=batch,
-        device=device,
-        source=source,
-        layouts=layouts,
-    )
+    profile = profile_from(bench.measured(every), every, subject, {sample.name for sample in samples})
     write_profile(output, profile)
     return profile
 
@@ -127,43 +123,37 @@ def make_profile(
 def profile_from(
     timed: Sequence[Timed],
     samples: Sequence[Sample],
+    subject: ProfileSubject,
     drawn: Container[str] | None = None,
-    *,
-    name: str,
-    runtime: str,
-    threads: int,
-    batch: int,
-    device: Mapping[str, Any],
-    source: Mapping[str, Any],
-    layouts: Layouts,
 ) -> DeviceProfile:
-    """The profile that measurements of the samples make; the first sample is the teacher.
+    """Return the profile that measurements of the samples make; the first sample is the teacher.
 
     Only networks that were `drawn` at random (all, when not given) tell how well it predicts.
     """
     latencies_us = without_drift(timed)
     table, fit = fitted(timed, latencies_us)
-    made = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "networks": len(timed),
-        "teacher_latency_ms": next(item.latency_ms for item in timed if item.name == samples[0].name),
-        "reference_drift": drift([item.reference_ms for item in timed]),
-        "kernels_fingerprint": kernels_fingerprint(kernels(samples[0].network, layouts)),
-    }
+    source = ProfileSource(
+        **vars(subject.origin),
+        fit=fit,
+        kernels_fingerprint=kernels_fingerprint(kernels(samples[0].network, subject.layouts)),
+        networks=len(timed),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        teacher_latency_ms=next(item.latency_ms for item in timed if item.name == samples[0].name),
+        reference_drift=drift([item.reference_ms for item in timed]),
+    )
     found = validation(timed, latencies_us, drawn)
-    sources = (ProfileSource.from_mapping({**source, **made}, fit),)
     return DeviceProfile(
-        name=name,
-        runtime=runtime,
-        threads=threads,
-        batch=batch,
-        device=device,
-        sources=sources,
-        layouts=layouts,
+        name=subject.name,
+        runtime=subject.runtime,
+        threads=subject.threads,
+        batch=subject.batch,
+        device=subject.device,
+        sources=(source,),
+        layouts=subject.layouts,
         table=table,
         fit=fit,
         file_coefficients=file_coefficients(samples),
-        validation=with_sources(found, sources),
+        validation=with_sources(found, (source,)),
     )
 
 

@@ -36,7 +36,7 @@ from autocompress.graph.network import (
     prune_dead,
     unique_name,
 )
-from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, short_name
+from autocompress.graph.operations import KNOWN, LAYERS, RESHAPE, SILENT, short_name
 from autocompress.graph.operators import (
     UnknownOperatorError,
     dtype_name,
@@ -47,9 +47,7 @@ from autocompress.graph.operators import (
 
 logger = logging.getLogger(__name__)
 
-_NAMED_AFTER_MODULE = frozenset(
-    {"conv2d", "conv2d.padding", "linear", "batch_norm", "layer_norm", "group_norm"}
-)
+_NAMED_AFTER_MODULE = LAYERS | {"batch_norm", "layer_norm", "group_norm"}
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
@@ -335,5 +333,5 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
 def layers(network: Network) -> Iterator[Node]:
     """The convolutions and linear layers whose weight is a parameter, in execution order."""
     for node in network.nodes:
-        if node.op in ("conv2d", "conv2d.padding", "linear") and isinstance(node.args[1], Param):
+        if node.op in LAYERS and isinstance(node.args[1], Param):
             yield node

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -27,6 +26,7 @@ from autocompress.device.kit.folder import RESULTS as RESULTS_FILE
 from autocompress.device.kit.kit_profile import profile_from_kit
 from autocompress.device.kit.remote import Host, run_remotely
 from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile.sources import Origin
 from autocompress.device.profile_files.store import PROFILE, write_profile
 from autocompress.device.profiler import Sample
 from autocompress.errors import InputError, ProfileError
@@ -35,7 +35,7 @@ from autocompress.export.student_folder import SPEC, read_spec
 from autocompress.graph.network import from_json
 from autocompress.pipeline.options import ImportRequest, KitRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher
-from autocompress.pipeline.profile_device import check_asked, profile_samples, source_of
+from autocompress.pipeline.profile_device import check_asked, origin_of, profile_samples
 from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space
 from autocompress.progress import Console
@@ -66,9 +66,9 @@ def make_kit(
         )
     check_asked(request.networks, output, "folder", free=overwrite or resume)
     opened = open_teacher(teacher, request.data, request.input_size)
-    source = source_of(opened, space, request.seed)
+    origin = origin_of(opened, space, request.seed)
     if resume and (output / MANIFEST).exists():
-        return _same_kit(read_kit(output), source, request)
+        return _same_kit(read_kit(output), origin, request)
     if overwrite and output.exists():
         _remove_kit(output)
     bound = bound_space(opened, space)
@@ -83,7 +83,7 @@ def make_kit(
         runtime=request.runtime,
         threads=request.threads,
         batch=request.batch,
-        source=source,
+        origin=origin,
         settings=settings,
     )
 
@@ -153,7 +153,7 @@ def import_dumps(
         name=output.resolve().name,
         threads=request.threads,
         batch=request.batch,
-        device={"cpu": request.device_name or output.resolve().name},
+        device=request.device_name or output.resolve().name,
     )
     write_profile(output, profile)
     return profile
@@ -188,10 +188,10 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
         raise ProfileError(f"the profile folder {output} exists", fix="give --overwrite, or another folder")
 
 
-def _same_kit(kit: Kit, source: dict[str, Any], request: KitRequest) -> Kit:
+def _same_kit(kit: Kit, origin: Origin, request: KitRequest) -> Kit:
     names = ("runtime", "threads", "batch", "networks")
-    wanted = {**source, **{name: getattr(request, name) for name in names}}
-    there = {**kit.source, "runtime": kit.runtime, "threads": kit.threads, "batch": kit.batch}
+    wanted = {**origin.to_json(), **{name: getattr(request, name) for name in names}}
+    there = {**kit.origin.to_json(), "runtime": kit.runtime, "threads": kit.threads, "batch": kit.batch}
     there["networks"] = len(kit.entries)
     differ = [name for name, value in wanted.items() if there.get(name) != value]
     if differ:

@@ -126,7 +126,7 @@ class SearchOptions:
     )
     sampler: str = option(
         "engine",
-        "What proposes candidates: the surrogate of autocompress, or a sampler of Optuna.",
+        "What proposes candidates: engine, the Bayesian optimiser of autocompress, or one of Optuna.",
         choices=("engine", "tpe", "nsga2", "nsga3", "gp", "random"),
     )
     seed: int = option(DistillSettings.seed, "Seed of everything random.")
@@ -141,7 +141,7 @@ class SearchOptions:
         None, "Passes over the data for a finalist.", above=0, by_default="by its size"
     )
     quantized_epochs: float | None = None
-    students: int = option(4, "Finalists to certify.", least=1)
+    students: int = option(4, "Finalists to train longest, measure and certify.", least=1)
     batch_size: int = option(DistillSettings.batch_size, "Images of a training step.", least=1)
     cache_memory_mib: int = option(
         1536,
@@ -163,8 +163,7 @@ class SearchOptions:
     )
     time_limit_s: float | None = option(
         None,
-        "What the search should take: 90s, 30m, 1.5h. Decides how much is scored, tried, promoted and "
-        "distilled.",
+        "What the search should take: 90s, 30m, 1.5h. Decides how much is scored, tried and trained longer.",
         flag="--time",
         is_duration=True,
     )

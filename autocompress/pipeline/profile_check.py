@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 
 from autocompress.cost.model import CostModel
 from autocompress.device.measure.latency import machine_lock
-from autocompress.device.measure.log import FILE, Measurements, Timed
+from autocompress.device.measure.log import FILE, LogSetting, Measurements, Timed
 from autocompress.device.measure.machine import device_description
 from autocompress.device.measure.quiet_gate import QuietSettings
 from autocompress.device.profile.fitting import without_drift
@@ -23,6 +23,7 @@ from autocompress.device.profile.validation import Prediction, PredictionErrors,
 from autocompress.device.profile_files.store import write_validation
 from autocompress.device.profiler import Bench, Sample
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.pipeline.options import CheckRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher, seen_by
@@ -49,7 +50,7 @@ class ProfileCheck:
     basis: str
     seed: int
     measured_at: str
-    device: Mapping[str, Any]
+    device: DeviceDescription
     claimed_error95: float
     source: int | None
     found: Validation
@@ -58,7 +59,7 @@ class ProfileCheck:
         """Return the check as `profile validate --format json` prints it."""
         head = {name: value for name, value in vars(self).items() if name != "found"}
         errors = {name: value for name, value in self.found.to_json().items() if name != "unpredicted"}
-        return {**head, **errors}
+        return {**head, "device": dict(self.device.values), **errors}
 
 
 def check_profile(profile: DeviceProfile, request: CheckRequest, console: Console) -> ProfileCheck:
@@ -78,8 +79,9 @@ def check_profile(profile: DeviceProfile, request: CheckRequest, console: Consol
     bound = bound_space(opened, loaded)
     view = seen_by(profile, opened, bound, loaded)
     drawn = list(profile_samples(bound, networks + 2, seed, profile.batch, runtime.precisions))
+    setting = LogSetting(profile.runtime, profile.threads, profile.batch, drawn[0].name)
     with console.stage("validating", len(drawn)) as stage, tempfile.TemporaryDirectory() as folder:
-        known = Measurements(Path(folder) / FILE, {}, resume=False)
+        known = Measurements(Path(folder) / FILE, setting, resume=False)
         bench = Bench(
             runtime,
             profile.threads,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,7 +14,8 @@ from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.machine import device_description, usable_cores
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profiler import Sample, make_profile
+from autocompress.device.profile.sources import Origin
+from autocompress.device.profiler import ProfileSubject, Sample, make_profile
 from autocompress.device.runtimes.base import check_transparent, get_runtime
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
@@ -61,10 +61,18 @@ def measure_profile(
     check_transparent(engine)
     opened = open_teacher(teacher, request.data, request.input_size)
     bound = bound_space(opened, space)
-    source = {**source_of(opened, space, seed), "network": network_name(opened.teacher)}
+    subject = ProfileSubject(
+        output.name,
+        request.runtime,
+        threads,
+        batch,
+        device_description(request.runtime, threads),
+        replace(origin_of(opened, space, seed), network=network_name(opened.teacher)),
+        detect_layouts(engine, threads),
+    )
     chooser = Chooser(
         bound,
-        detect_layouts(engine, threads),
+        subject.layouts,
         engine.precisions,
         batch,
         seed,
@@ -75,11 +83,8 @@ def measure_profile(
         return make_profile(
             drawn,
             engine,
-            threads,
-            batch,
             output,
-            device=device_description(request.runtime, threads),
-            source=source,
+            subject,
             more=chooser,
             progress=lambda done: stage.update(done, networks),
             resume=resume and not overwrite,
@@ -110,16 +115,16 @@ def check_threads(threads: int) -> None:
         )
 
 
-def source_of(opened: OpenedTeacher, space: Space, seed: int) -> dict[str, Any]:
-    """What a profile says of the network and the space that its candidates come from."""
-    return {
-        "space": space.name,
-        "space_fingerprint": space.fingerprint,
-        "network": opened.teacher.name,
-        "teacher_fingerprint": opened.teacher.fingerprint,
-        "input_shape": list(opened.network.input_shape),
-        "seed": seed,
-    }
+def origin_of(opened: OpenedTeacher, space: Space, seed: int) -> Origin:
+    """Return what a profile says of the network and the space that its candidates come from."""
+    return Origin(
+        network=opened.teacher.name,
+        space=space.name,
+        space_fingerprint=space.fingerprint,
+        teacher_fingerprint=opened.teacher.fingerprint,
+        input_shape=tuple(opened.network.input_shape),
+        seed=seed,
+    )
 
 
 @dataclass

@@ -61,7 +61,7 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
         _config(request, prepared),
         {
             **environment_record(request.options.seed),
-            "device": device_description(prepared.device.runtime, prepared.device.threads),
+            "device": dict(device_description(prepared.device.runtime, prepared.device.threads).values),
         },
         resume=resume,
         overwrite=overwrite,

@@ -49,8 +49,8 @@ def profile_table(profile: DeviceProfile) -> Table:
         row(table, "measured on", ", ".join(part for part in parts if part) or UNKNOWN)
     table.add_section()
     for name in _SHOWN:
-        if name in profile.device:
-            row(table, _DEVICE.get(name, name.replace("_", " ")), plain(profile.device[name]))
+        if name in profile.device.values:
+            row(table, _DEVICE.get(name, name.replace("_", " ")), plain(profile.device.values[name]))
     table.add_section()
     for label, text in _validation(profile.validation):
         row(table, label, text)

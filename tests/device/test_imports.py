@@ -195,7 +195,7 @@ def test_trtexec_layers_are_named_after_what_was_fused(kit: Kit, tmp_path: Path)
     assert {(operator.time_us, operator.count) for operator in operators} == {(100.0, 100)}
     profile = profile_import([path], tmp_path / "p", models=[model_of(kit, 0)], device_name="Orin")
     assert profile.runtime == "tensorrt"
-    assert profile.device["cpu"] == "Orin"
+    assert profile.device.cpu == "Orin"
     total_us = sum(row.median_us * row.count for row in profile.table.rows)
     assert total_us == pytest.approx(100 * (len(first) + 1), rel=0.2)
     assert profile.validation.imported.unknown_operators == (UnknownOperator(names[0], 1, 100.0),)

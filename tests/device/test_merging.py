@@ -16,6 +16,7 @@ from autocompress.device.profile.merging import merge_profiles, weighted_median
 from autocompress.device.profile.profile import DeviceProfile, Fit
 from autocompress.device.profile.validation import Prediction, Validation
 from autocompress.device.profile_files.store import read_profile, write_profile
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
 OTHER = Fit({"conv.fp32": 0.6, "add.fp32": 1.1}, {"conv.fp32": 0.5, "add.fp32": 2.0}, 4.0)
@@ -93,7 +94,7 @@ def test_a_source_whose_kernels_moved_is_trusted_less():
         {"threads": 2},
         {"batch": 8},
         {"layouts": Layouts(16, False)},
-        {"device": {"cpu": "Another"}},
+        {"device": DeviceDescription({"cpu": "Another"})},
     ],
 )
 def test_other_devices_and_settings_are_not_merged(change: dict[str, object]):
@@ -105,7 +106,9 @@ def test_other_devices_and_settings_are_not_merged(change: dict[str, object]):
 
 
 def test_a_difference_by_hand():
-    slower = replace(other(1.2), threads=2, device={"cpu": "An Example", "governor": "powersave"})
+    slower = replace(
+        other(1.2), threads=2, device=DeviceDescription({"cpu": "An Example", "governor": "powersave"})
+    )
     found = profile_difference(example(), slower)
     assert found["settings"] == {
         "threads": [1, 2],

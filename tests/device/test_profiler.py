@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,22 @@ from autocompress.cost.model import CostModel, file_features
 from autocompress.device import profiler
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.layout_probe import detect_layouts
-from autocompress.device.measure.log import FILE, Measurements, Timed, Timing
+from autocompress.device.measure.log import FILE, LogSetting, Measurements, Timed, Timing
 from autocompress.device.measure.quiet_gate import QuietLatency, QuietSettings
 from autocompress.device.profile.fitting import validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
+from autocompress.device.profile.sources import Origin
 from autocompress.device.profile.validation import Prediction, PredictionErrors, summary
 from autocompress.device.profile_files.store import load_profile
-from autocompress.device.profiler import Sample, make_profile
+from autocompress.device.profiler import ProfileSubject, Sample, make_profile
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network
 from autocompress.transforms.sampling import random_weights
 
+SETTING = LogSetting("onnxruntime", 1, 1, "n0")
 OVERHEAD_US, CONSTANT_US = 1.7, 5.0
 FEW_BYTES = 400
 
@@ -53,7 +57,6 @@ class Device:
         self.trouble: Callable[[int], float] = lambda _: 1.0
         monkeypatch.setattr(profiler, "Gate", lambda reference, _settings: MadeUpGate(self, reference))
         monkeypatch.setattr(profiler, "attribute", self.attribute)
-        monkeypatch.setattr(profiler, "detect_layouts", lambda *_: Layouts(16))
 
     def load(self, model: bytes, _threads: int) -> Any:
         return model
@@ -109,8 +112,10 @@ def samples() -> list[Sample]:
 
 
 def profile(device: Device, samples: list[Sample], folder: Path, seed: int = 0, **options: Any) -> Any:
-    described = {"device": {"cpu": "none"}, "source": {"space": "joint", "seed": seed}}
-    return make_profile(samples, device, 1, 1, folder, **described, **options)
+    origin = Origin(space="joint", seed=seed)
+    described = DeviceDescription({"cpu": "none"})
+    subject = ProfileSubject(folder.name, device.name, 1, 1, described, origin, Layouts(16))
+    return make_profile(samples, device, folder, subject, **options)
 
 
 @pytest.fixture
@@ -206,10 +211,10 @@ def test_with_another_seed_nothing_is_resumed(device: Device, samples: list[Samp
 
 
 def test_measurements_of_another_setting_are_not_mixed_in(tmp_path: Path):
-    Measurements(tmp_path / FILE, {"threads": 1}, resume=False)
+    Measurements(tmp_path / FILE, SETTING, resume=False)
     with pytest.raises(ProfileError, match="not of this profiling"):
-        Measurements(tmp_path / FILE, {"threads": 2}, resume=True)
-    assert Measurements(tmp_path / FILE, {"threads": 2}, resume=False).found == []
+        Measurements(tmp_path / FILE, replace(SETTING, threads=2), resume=True)
+    assert Measurements(tmp_path / FILE, replace(SETTING, threads=2), resume=False).found == []
 
 
 def test_what_was_disturbed_is_measured_again_later(device: Device, samples: list[Sample], tmp_path: Path):

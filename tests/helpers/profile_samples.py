@@ -13,6 +13,7 @@ from autocompress.device.profile import latency_table
 from autocompress.device.profile.profile import DeviceProfile, Fit
 from autocompress.device.profile.sources import ProfileSource
 from autocompress.device.profile.validation import Validation
+from autocompress.device.runtimes.description import DeviceDescription
 
 FIT = Fit({"conv.fp32": 0.9}, {"conv.fp32": 1.5}, 2.0)
 
@@ -52,7 +53,7 @@ def example() -> DeviceProfile:
         runtime="onnxruntime",
         threads=1,
         batch=1,
-        device={"cpu": "An Example", "usable_cores": 2},
+        device=DeviceDescription({"cpu": "An Example", "usable_cores": 2}),
         sources=(source(),),
         layouts=Layouts(8, False),
         table=latency_table.LatencyTable(rows),

@@ -21,6 +21,7 @@ from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile.validation import PredictionErrors, Unpredicted, Validation
 from autocompress.device.profile_files.store import PROFILE, load_profile, write_profile
 from autocompress.device.profiler import Sample
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.pipeline.profile_check import ProfileCheck, compared, updated
 from autocompress.pipeline.profile_device import profile_samples
@@ -82,7 +83,7 @@ def test_an_update_replaces_the_validation_and_nothing_else(device: Path, made: 
 def checked(source: int | None, found: Validation, network: str = "small") -> ProfileCheck:
     return ProfileCheck(
         profile="p", network=network, space="small", basis="not measured", seed=0, measured_at="now",
-        device={}, claimed_error95=0.1, source=source, found=found,
+        device=DeviceDescription(), claimed_error95=0.1, source=source, found=found,
     )  # fmt: skip
 
 
@@ -162,7 +163,12 @@ def test_a_network_that_no_source_speaks_for_updates_nothing(device: Path):
 
 def test_another_machine_is_refused_before_anything_is_measured(device: Path, made: Path):
     profile = load_profile(device)
-    write_profile(device, replace(profile, device={**profile.device, "cpu": "another", "cpu_id": "0-0-0"}))
+    write_profile(
+        device,
+        replace(
+            profile, device=DeviceDescription({**profile.device.values, "cpu": "another", "cpu_id": "0-0-0"})
+        ),
+    )
     with pytest.raises(ProfileError, match="measured on another machine"):
         validate(device, made)
 

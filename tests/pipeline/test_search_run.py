@@ -39,7 +39,7 @@ def test_a_search_in_one_shot_decides_by_what_it_measures(setting: Setting, tmp_
     promoted = [event for event in record.events if event.name == "promoted"]
     assert len(promoted) == 2 and {event.rung for event in promoted} == {1}
     decisions = " | ".join(api.status(run)["decisions"])
-    for said in ("random joint candidates at", "as many as were asked for → promoting 2", "an epoch takes"):
+    for said in ("random joint candidates at", "as many as were asked for → training 2", "an epoch takes"):
         assert said in decisions
     assert not (run / "distilled" / "rungs").exists()
 

@@ -6,11 +6,10 @@ validated. A few latencies correct the common scale. Enough of them give what a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from autocompress.device.profile.profile import DeviceProfile, Fit
 from autocompress.device.profile.sources import ProfileSource, kernels_fingerprint, with_sources
 from autocompress.device.profile.validation import ImportGaps, UnknownOperator, Validation
 from autocompress.device.profiler import Sample, file_coefficients
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
 FEWEST_VALIDATED = 8
@@ -46,9 +46,11 @@ class Measured:
 
 
 def profile_from_dumps(
-    measured: Sequence[Measured], kind: str, *, name: str, threads: int, batch: int, device: Mapping[str, Any]
+    measured: Sequence[Measured], kind: str, *, name: str, threads: int, batch: int, device: str
 ) -> DeviceProfile:
-    """The profile; its validation lists, under `import`, operators that are not known and
+    """Return the profile of dumps made on the `device` of that name.
+
+    Its validation lists, under `import`, operators that are not known and
     kernels that were not found.
 
     Raises ProfileError when a dump is not of its network, or latencies and dumps contradict each other.
@@ -74,7 +76,7 @@ def profile_from_dumps(
         runtime=get_parser(kind).RUNTIME,
         threads=threads,
         batch=batch,
-        device={"runtime": get_parser(kind).RUNTIME, **device},
+        device=DeviceDescription({"runtime": get_parser(kind).RUNTIME, "cpu": device}),
         sources=(source,),
         layouts=layouts,
         table=table,

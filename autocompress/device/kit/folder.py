@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from autocompress.device.imports.parsing import read_text
 from autocompress.device.measure.layout_probe import probes
 from autocompress.device.measure.quiet_gate import NATURAL, QUIET_SHARE, WINDOW, QuietSettings
+from autocompress.device.profile.sources import Origin
 from autocompress.device.profiler import (
     LAST_RESORT,
     MOST_ERROR,
@@ -29,6 +30,7 @@ from autocompress.device.profiler import (
     Sample,
 )
 from autocompress.device.runtimes.base import NodeTime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.graph.network import Network, from_json, to_json
 
@@ -91,7 +93,7 @@ class Kit:
     threads: int
     batch: int
     reference: str
-    source: Mapping[str, Any]
+    origin: Origin
     entries: tuple[Entry, ...]
     probes: tuple[str, ...]
 
@@ -131,7 +133,7 @@ class KitResults:
 
     runtime: str
     threads: int
-    device: Mapping[str, Any]
+    device: DeviceDescription
     optimized_probes: Mapping[str, bytes]
     found: tuple[KitResult, ...]
 
@@ -143,7 +145,7 @@ def write_kit(
     runtime: str,
     threads: int,
     batch: int,
-    source: Mapping[str, Any],
+    origin: Origin,
     settings: KitSettings | None = None,
 ) -> Kit:
     """Writes the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
@@ -160,7 +162,7 @@ def write_kit(
             "batch": batch,
             "reference": samples[0].name,
             "settings": (settings or KitSettings()).to_json(),
-            "source": dict(source),
+            "source": origin.to_json(),
             "models": entries,
             "probes": [_written(folder, name, model) for name, model in probes().items()],
         }
@@ -190,11 +192,11 @@ def read_kit(folder: Path) -> Kit:
             threads=_count(path, "threads", data["threads"]),
             batch=_count(path, "batch", data["batch"]),
             reference=str(data["reference"]),
-            source=dict(data["source"]),
+            origin=Origin.from_json(data["source"]),
             entries=entries,
             probes=found_probes,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         _refuse(path, f"it is not a kit's manifest: {type(error).__name__} {error}")
     if (
         len(kit.by_name) != len(entries)
@@ -241,16 +243,18 @@ def read_results(path: Path, kit: Kit) -> KitResults:
     )
 
 
-def read_device(path: Path) -> dict[str, Any]:
-    """Plain values of device.json. Raises ProfileError."""
+def read_device(path: Path) -> DeviceDescription:
+    """Return the plain values of device.json. Raises ProfileError."""
     data = _object(path, read_text(path, MOST_DEVICE_BYTES))
     plain = (str, int, float, bool, type(None))
-    return {
-        key: value
-        for key, value in data.items()
-        if isinstance(value, plain)
-        or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
-    }
+    return DeviceDescription(
+        {
+            key: value
+            for key, value in data.items()
+            if isinstance(value, plain)
+            or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
+        }
+    )
 
 
 def with_description(model: bytes, network: Network) -> bytes:

@@ -45,18 +45,34 @@ class Timed:
         )
 
 
-class Measurements:
-    """An append-only file of `Timed`; its first line says what they were measured with."""
+@dataclass(frozen=True)
+class LogSetting:
+    """Hold what results must share to belong together.
 
-    def __init__(self, path: Path, setting: Mapping[str, Any], *, resume: bool) -> None:
-        """`setting` is what results must share to belong together.
+    `reference` names the network that tells quiet moments; `space` is the fingerprint of the space that
+    candidates are drawn from, by `seed`. Empty and None mean that there are none.
+    """
+
+    runtime: str
+    threads: int
+    batch: int
+    reference: str
+    space: str = ""
+    seed: int | None = None
+
+
+class Measurements:
+    """Keep `Timed` in an append-only file whose first line says what they were measured with."""
+
+    def __init__(self, path: Path, setting: LogSetting, *, resume: bool) -> None:
+        """Open the file, with no results or, with `resume`, those that are in it.
 
         With `resume` the results in the file are kept; a cut-off last line is dropped. Raises
         ProfileError for a file of another setting or one that is damaged, OSError when it cannot
         be written.
         """
         self.path = path
-        self.setting = {"format": FORMAT, **setting}
+        self.setting = {"format": FORMAT, **vars(setting)}
         self.found: list[Timed] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume and path.exists():

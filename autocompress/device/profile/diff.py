@@ -42,9 +42,10 @@ def profile_difference(first: DeviceProfile, second: DeviceProfile) -> dict[str,
 
 def _settings(first: DeviceProfile, second: DeviceProfile) -> dict[str, list[Any]]:
     pairs = {name: (getattr(first, name), getattr(second, name)) for name in ("runtime", "threads", "batch")}
-    for name in dict.fromkeys((*first.device, *second.device)):
+    mine, other = first.device.values, second.device.values
+    for name in dict.fromkeys((*mine, *other)):
         if name not in _VOLATILE and name not in pairs:
-            pairs[name] = (first.device.get(name), second.device.get(name))
+            pairs[name] = (mine.get(name), other.get(name))
     return {name: list(pair) for name, pair in pairs.items() if pair[0] != pair[1]}
 
 

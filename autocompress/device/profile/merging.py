@@ -53,8 +53,8 @@ def merge_profiles(profiles: Sequence[DeviceProfile], name: str = "merged") -> D
 
 
 def _check_same(first: DeviceProfile, other: DeviceProfile) -> None:
-    of_device = [key for key in _OF_DEVICE if None not in (first.device.get(key), other.device.get(key))]
-    pairs = [(key, first.device[key], other.device[key]) for key in of_device]
+    of_device = [(key, getattr(first.device, key), getattr(other.device, key)) for key in _OF_DEVICE]
+    pairs = [(key, mine, theirs) for key, mine, theirs in of_device if None not in (mine, theirs)]
     pairs += [
         (key, getattr(first, key), getattr(other, key)) for key in ("runtime", "threads", "batch", "layouts")
     ]

@@ -24,6 +24,7 @@ from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.sources import ProfileSource, match
 from autocompress.device.profile.validation import Validation
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
 LEAST_RELATIVE_ERROR = 0.015
@@ -77,7 +78,7 @@ class DeviceProfile:
     runtime: str
     threads: int
     batch: int
-    device: Mapping[str, Any]
+    device: DeviceDescription
     sources: tuple[ProfileSource, ...]
     layouts: Layouts
     table: LatencyTable
@@ -191,24 +192,22 @@ class DeviceProfile:
                     fix=f"use a profile with {name} {value}, or {name} {own} here",
                 )
 
-    def check_here(self, machine: Mapping[str, Any]) -> None:
-        """Raises ProfileError when `machine` has another processor than was profiled, or another GPU where
+    def check_here(self, machine: DeviceDescription) -> None:
+        """Raise ProfileError when `machine` has another processor than was profiled, or another GPU where
         the profile is of one, or too few CPUs."""
-        keys = ("gpu",) if self.device.get("gpu") else ("cpu", "cpu_id")
-        mine, here = (
-            [data.get(key) for key in keys if self.device.get(key) is not None]
-            for data in (self.device, machine)
-        )
+        names = ("gpu",) if self.device.gpu else ("cpu", "cpu_id")
+        known = [name for name in names if getattr(self.device, name) is not None]
+        mine, here = ([getattr(one, name) for name in known] for one in (self.device, machine))
         if not mine or mine != here:
             raise ProfileError(
                 f"the device profile {self.name!r} was measured on another machine",
                 why=f"it names {' '.join(map(str, mine))}, this is {' '.join(map(str, here))}",
                 fix="profile this machine: autocompress profile",
             )
-        if self.threads > (machine.get("usable_cores") or self.threads):
+        if self.threads > (machine.usable_cores or self.threads):
             raise ProfileError(
                 f"the device profile {self.name!r} uses {self.threads} threads",
-                why=f"this process may use {machine.get('usable_cores')} CPUs",
+                why=f"this process may use {machine.usable_cores} CPUs",
                 fix="use a profile of fewer threads",
             )
 

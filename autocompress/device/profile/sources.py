@@ -5,18 +5,62 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autocompress.cost.kernels import COLUMNS, Kernel
 from autocompress.device.profile.validation import Validation
+from autocompress.device.runtimes.description import Plain
 
 if TYPE_CHECKING:
     from autocompress.device.profile.profile import Fit
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Hold the network and the space that measured candidates come from. Empty and None mean not known.
+
+    `input_shape` starts with the batch of one; `seed` decided which candidates.
+    """
+
+    network: str = ""
+    space: str = ""
+    space_fingerprint: str = ""
+    teacher_fingerprint: str = ""
+    input_shape: tuple[int, ...] = ()
+    seed: int | None = None
+
+    def to_json(self) -> dict[str, Plain]:
+        """Return what a kit writes."""
+        return {
+            "space": self.space,
+            "space_fingerprint": self.space_fingerprint,
+            "network": self.network,
+            "teacher_fingerprint": self.teacher_fingerprint,
+            "input_shape": list(self.input_shape),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Plain]) -> Origin:
+        """Return the origin that a kit names. Raises TypeError for what is of another type."""
+        given = {newer_name(name): value for name, value in data.items()}
+        texts = {}
+        for name in ("network", "space", "space_fingerprint", "teacher_fingerprint"):
+            text = given.get(name) or ""
+            if not isinstance(text, str):
+                raise TypeError(f"source.{name} is no text")
+            texts[name] = text
+        shape, seed = given.get("input_shape") or (), given.get("seed")
+        if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) for size in shape):
+            raise TypeError("source.input_shape is no list of sizes")
+        if seed is not None and not isinstance(seed, int):
+            raise TypeError("source.seed is no whole number")
+        return cls(**texts, input_shape=tuple(shape), seed=seed)
+
+
+@dataclass(frozen=True)
 class ProfileSource:
-    """One network and space whose random candidates were measured, and what they alone were fitted to.
+    """Hold one network and space whose random candidates were measured, and what they alone were fitted to.
 
     `input_shape` starts with the batch of one. `networks` counts measured candidates;
     `reference_drift` is how far the reference's latency moved while they were, as a share of it.
@@ -38,17 +82,13 @@ class ProfileSource:
     reference_drift: float | None = None
     file_coefficients: tuple[float, ...] = ()
 
-    @classmethod
-    def from_mapping(cls, given: Mapping[str, Any], fit: Fit) -> ProfileSource:
-        """Of what a profiling or a profile of format 1 says; `teacher` and `created` are older names."""
-        renamed = {_RENAMED.get(name, name): value for name, value in given.items()}
-        known = {name: renamed[name] for name in cls.__dataclass_fields__ if name in renamed}
-        known["input_shape"] = tuple(known.get("input_shape") or ())
-        texts = {"network": "", "space": "", **known}
-        return cls(**{**texts, "fit": fit})
-
 
 _RENAMED = {"teacher": "network", "created": "measured_at"}
+
+
+def newer_name(name: str) -> str:
+    """Return what a field of a source is called now, where profiles of format 1 call it otherwise."""
+    return _RENAMED.get(name, name)
 
 
 def kernels_fingerprint(kernels: Sequence[Kernel]) -> str:

@@ -13,12 +13,13 @@ from autocompress.cost.layouts import Layouts
 from autocompress.cost.model import file_features_count
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import ProfileSource
+from autocompress.device.profile.sources import ProfileSource, newer_name
 from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.bounded_text import MOST_BYTES, finite, read_text, refuse
 from autocompress.device.profile_files.kernels_csv import WIDEST, read_rows, rows_text
 from autocompress.device.profile_files.unit_checks import check_units
 from autocompress.device.profile_files.validation_json import read_validation
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.strict_yaml import StrictYamlError, parse_document
 
@@ -68,7 +69,7 @@ def write_profile(folder: Path, profile: DeviceProfile) -> None:
         "runtime": profile.runtime,
         "threads": profile.threads,
         "batch": profile.batch,
-        "device": dict(profile.device),
+        "device": dict(profile.device.values),
         "layouts": asdict(profile.layouts),
         "sources": [_source_data(source) for source in profile.sources],
         "fit": _fit_data(profile.fit),
@@ -113,7 +114,7 @@ def read_profile(folder: Path) -> DeviceProfile:
         runtime=data["runtime"],
         threads=data["threads"],
         batch=data["batch"],
-        device=_plain(data["device"]),
+        device=DeviceDescription(_plain(data["device"])),
         sources=sources,
         layouts=_layouts(path, data["layouts"]),
         table=LatencyTable(rows),
@@ -218,7 +219,7 @@ def _coefficients(path: Path, where: str, given: Any) -> tuple[float, ...]:
 
 def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[ProfileSource, ...]:
     if data["format"] == 1:
-        given = {_NEWER.get(name, name): value for name, value in data["source"].items()}
+        given = {newer_name(name): value for name, value in data["source"].items()}
         own = {name: value for name, value in given.items() if name in ProfileSource.__dataclass_fields__}
         return (_source(path, "source", own, fit),)
     if not 1 <= len(data["sources"]) <= MOST_SOURCES:
@@ -233,9 +234,6 @@ def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[ProfileSour
         _known_keys(path, where, given, tuple(ProfileSource.__dataclass_fields__))
         found.append(_source(path, where, given, _fit(path, f"{where}.fit", given.get("fit"))))
     return tuple(found)
-
-
-_NEWER = {"teacher": "network", "created": "measured_at"}
 
 
 def _source(path: Path, where: str, given: Mapping[str, Any], fit: Fit) -> ProfileSource:

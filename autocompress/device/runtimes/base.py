@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import InputError
 
 WARM_UP_RUNS = 5
@@ -75,7 +76,7 @@ class Runtime(Protocol):
     def available(self) -> str:
         """Empty where the runtime can be used, else why not and what to install."""
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         """Version, build and the settings sessions are made with."""
 
     def load(self, model: bytes | Path, threads: int) -> Session:

@@ -22,6 +22,7 @@ from autocompress.device.runtimes.base import (
     not_installed,
     random_input,
 )
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import InputError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -74,7 +75,7 @@ class OnnxRuntime:
             return ""
         return f"this onnxruntime has no {self.provider}: pip install onnxruntime-gpu in its place"
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         import onnxruntime
 
         return {

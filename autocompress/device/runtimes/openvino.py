@@ -26,6 +26,7 @@ from autocompress.device.runtimes.base import (
     not_installed,
     random_input,
 )
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import InputError
 
 _DEVICE = "CPU"
@@ -72,7 +73,7 @@ class OpenVino:
     def available(self) -> str:
         return not_installed("openvino", "openvino")
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         openvino = _openvino()
         capabilities = _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         return {

@@ -25,6 +25,7 @@ from autocompress.device.runtimes.base import (
     not_installed,
     random_input,
 )
+from autocompress.device.runtimes.description import Plain
 
 if TYPE_CHECKING:
     from autocompress.device.runtimes.onnx_to_torch import TorchGraph
@@ -78,10 +79,10 @@ class TorchRuntime:
             return missing
         return _no_compiler() if self.compiles else ""
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         import torch
 
-        described = {
+        described: dict[str, Plain] = {
             "runtime": self.name,
             "version": torch.__version__,
             "build": torch.version.git_version,

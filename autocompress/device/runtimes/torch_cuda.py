@@ -27,6 +27,7 @@ from autocompress.device.runtimes.base import (
     not_installed,
     random_input,
 )
+from autocompress.device.runtimes.description import Plain
 
 if TYPE_CHECKING:
     from autocompress.device.runtimes.onnx_to_torch import TorchGraph
@@ -47,7 +48,7 @@ class TorchCudaRuntime:
     def available(self) -> str:
         return not_installed("torch") or no_nvidia_gpu() or _no_cuda()
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         import torch
 
         return {
