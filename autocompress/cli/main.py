@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from autocompress.cli.goals import check
 from autocompress.cli.options import (
     FOLDER,
     FORMAT,
@@ -62,6 +63,9 @@ def main() -> None:
           --latency 2ms --size 40% --run runs/first
       autocompress pick runs/first --latency 1.5ms -o student
     """
+
+
+main.add_command(check)
 
 
 @main.command(short_help="Show what can be changed in a teacher, and what is locked.")

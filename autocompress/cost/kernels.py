@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from math import prod
 from typing import Any
 
 from autocompress.cost.fused_graph import Operation
@@ -26,7 +27,8 @@ _OWN_GROUPS = _WEIGHTED | CONVERSIONS | {"product", "add"}
 class Kernel:
     """One unit of execution; equal kernels take equal time.
 
-    `precision` is `fp32` or `int8`. `height` and `width` are those of the output; for a linear
+    `precision` is `fp32` or `int8`. `height` and `width` are those of the output, a signal being an image one
+    pixel wide and a volume one of its slices one above the other; for a linear
     layer or product `height` counts the rows that share the weight. `layout` says of a float
     convolution whether it works on blocks of channels (`blocked`), turns plain images into such
     (`to_blocked`) or does neither, and of a pooling by maxima how its images lie: one of integers takes
@@ -156,7 +158,8 @@ def _map_size(shape: Any) -> tuple[int, int]:
 
 def _convolution(network: Network, operation: Operation, node: Node) -> Kernel:
     source = _read_shape(network, operation, node)
-    weight = _weight_shape(network, node)
+    height, width = _as_image(node.shape[2:])
+    kernel_height, kernel_width = _as_image(_weight_shape(network, node)[2:])
     groups = node.args[6] if len(node.args) > 6 else 1
     stride = node.args[3] if len(node.args) > 3 else 1
     return Kernel(
@@ -164,10 +167,10 @@ def _convolution(network: Network, operation: Operation, node: Node) -> Kernel:
         operation.precision,
         in_channels=source[1],
         out_channels=node.shape[1],
-        height=node.shape[2],
-        width=node.shape[3],
-        kernel_height=weight[2],
-        kernel_width=weight[3],
+        height=height,
+        width=width,
+        kernel_height=kernel_height,
+        kernel_width=kernel_width,
         stride=stride[0] if isinstance(stride, tuple) else int(stride),  # type: ignore[arg-type]
         groups=int(groups),  # type: ignore[arg-type]
         activation=operation.activation,
@@ -177,6 +180,11 @@ def _convolution(network: Network, operation: Operation, node: Node) -> Kernel:
         out_elements=elements(node.shape),
         nodes=operation.nodes,
     )
+
+
+def _as_image(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Return height and width of what may have fewer spatial axes than two, or more."""
+    return (sizes[0], 1) if len(sizes) == 1 else (prod(sizes[:-1]), sizes[-1])
 
 
 def _linear(network: Network, operation: Operation, node: Node) -> Kernel:

@@ -28,7 +28,7 @@ def pair(value: Pair, rank: int = 2) -> tuple[int, ...]:
     return values * rank if len(values) == 1 else values
 
 
-@exports("conv2d", "conv1d", "conv2d.padding")
+@exports("conv1d", "conv1d.padding", "conv2d", "conv2d.padding")
 def conv(
     e: Emitter,
     node: Node,

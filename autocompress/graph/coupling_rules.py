@@ -13,14 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Param, Ref, Shape, flatten
-from autocompress.graph.operations import BINARY, POINTWISE, POOLING, REDUCTION, short_name
+from autocompress.graph.operations import (
+    BINARY,
+    CONVOLUTIONS,
+    LAYERS,
+    POINTWISE,
+    POOLING,
+    REDUCTION,
+    short_name,
+)
 
 Labels = NDArray[np.int64] | None
 Axes = tuple[Labels, ...]
 Rule = Callable[[Node, Network, Mapping[str, Any], "Atoms"], Any]
 
-WEIGHTED = frozenset({"conv2d", "conv2d.padding", "linear"})
-_CONVOLUTIONS = frozenset({"conv2d", "conv2d.padding"})
+WEIGHTED = LAYERS
 _SPLIT = "is split by a reshape"
 _ATTENTIONS = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
 _ON_THE_WAY_TO_HEADS = frozenset(
@@ -175,7 +182,7 @@ def _shape_of(arg: Any, network: Network) -> Shape:
     return shape
 
 
-@_rule(_CONVOLUTIONS)
+@_rule(CONVOLUTIONS)
 def _convolution(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     weight, bias = node.args[1], _argument(node, 2, name="bias")

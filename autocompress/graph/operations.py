@@ -91,9 +91,9 @@ _OTHER = KnownOperation("")
 _CONCATENATION = replace(_OTHER, in_8_bits=EightBits.JOINS, concatenates=True, keeps_sign=True)
 
 _ROWS: tuple[Iterator[KnownOperation], ...] = (
-    _LAYER.named("conv2d conv2d.padding linear"),
+    _LAYER.named("conv1d conv1d.padding conv2d conv2d.padding linear"),
     _PRODUCT.named("matmul bmm"),
-    _OTHER.named("conv1d conv_transpose2d.input addmm scaled_dot_product_attention"),
+    _OTHER.named("conv_transpose2d.input addmm scaled_dot_product_attention"),
     _OTHER.named("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"),
     # Activations.
     replace(_ACTIVATION, never_negative=True, clips=True, fuses=True).named("relu relu6"),

@@ -14,7 +14,7 @@ from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref, Sha
 
 @dataclass(frozen=True)
 class ConvArgs:
-    """The arguments of a `conv2d` node with the defaults filled in."""
+    """The arguments of a convolution with the defaults filled in, one number for each spatial axis."""
 
     stride: tuple[int, ...]
     padding: Any
@@ -38,7 +38,8 @@ def channel_axis(node: Node) -> int:
 
 
 def conv_args(node: Node) -> ConvArgs:
-    """Arguments of a convolution; integers stand for both axes. `padding` may be 'same' or 'valid'."""
+    """Arguments of a convolution; integers stand for all axes. `padding` may be 'same' or 'valid'."""
+    rank = len(node.shape) - 2
     defaults: tuple[Any, ...] = (1, 0, 1, 1)
     given = (*node.args[3:7], *defaults[len(node.args[3:7]) :])
     keywords = dict(node.kwargs)
@@ -47,21 +48,29 @@ def conv_args(node: Node) -> ConvArgs:
         keywords.get(name, value) for name, value in zip(names, given, strict=True)
     )
     return ConvArgs(
-        _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation), groups
+        _for_each_axis(stride, rank),
+        padding if isinstance(padding, str) else _for_each_axis(padding, rank),
+        _for_each_axis(dilation, rank),
+        groups,
     )
 
 
-def _pair(value: Any) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value, value)
-    return tuple(value) * 2 if len(value) == 1 else tuple(value)
+def _for_each_axis(value: Any, rank: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values
+
+
+def convolution_op(conv: ConvArgs) -> str:
+    """Return the operation of a convolution with these arguments."""
+    name = f"conv{len(conv.stride)}d"
+    return f"{name}.padding" if isinstance(conv.padding, str) else name
 
 
 @dataclass(frozen=True)
 class Link:
     """One layer of the chain. `suffix` names it below the replaced layer; the last has none.
 
-    For a convolution `weight_shape` is `(out, in / groups, kh, kw)`, for a linear layer `(out, in)`.
+    For a convolution `weight_shape` is `(out, in / groups, *kernel)`, for a linear layer `(out, in)`.
     `value` is the weight itself, or None when only shapes are wanted.
     """
 
@@ -101,9 +110,8 @@ def _node(old: Node, name: str, source: Any, weight: str, bias: Any, link: Link,
     if link.conv is None:
         return old.but(name=name, op="linear", args=(source, Param(weight), bias), shape=shape, kwargs=())
     conv = link.conv
-    op = "conv2d.padding" if isinstance(conv.padding, str) else "conv2d"
     args = (source, Param(weight), bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return old.but(name=name, op=op, args=args, shape=shape, kwargs=())
+    return old.but(name=name, op=convolution_op(conv), args=args, shape=shape, kwargs=())
 
 
 def _output_shape(shape: Shape, link: Link) -> Shape:
@@ -117,7 +125,7 @@ def output_shape(shape: Shape, weight_shape: Shape, conv: ConvArgs) -> Shape:
     if conv.padding == "same":
         sizes = shape[2:]
     else:
-        pads = (0, 0) if isinstance(conv.padding, str) else conv.padding
+        pads = (0,) * len(conv.stride) if isinstance(conv.padding, str) else conv.padding
         sizes = tuple(
             (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for size, pad, dilation, kernel, stride in zip(
@@ -127,4 +135,9 @@ def output_shape(shape: Shape, weight_shape: Shape, conv: ConvArgs) -> Shape:
     return (shape[0], weight_shape[0], *sizes)
 
 
-POINTWISE = ConvArgs((1, 1), (0, 0), (1, 1), 1)
+def pointwise(rank: int) -> ConvArgs:
+    """Return the arguments of a 1×1 convolution over so many spatial axes."""
+    return ConvArgs((1,) * rank, (0,) * rank, (1,) * rank, 1)
+
+
+POINTWISE = pointwise(2)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import operator
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,8 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 
 from autocompress.errors import TeacherError
+from autocompress.graph.capture.exporting import exported
+from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
+from autocompress.graph.capture.rewriting import op_name
 from autocompress.graph.module import build, resolve
 from autocompress.graph.network import (
     INPUT,
@@ -34,7 +36,7 @@ from autocompress.graph.network import (
     prune_dead,
     unique_name,
 )
-from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, short_name
+from autocompress.graph.operations import KNOWN, LAYERS, RESHAPE, SILENT, short_name
 from autocompress.graph.operators import (
     UnknownOperatorError,
     dtype_name,
@@ -43,9 +45,9 @@ from autocompress.graph.operators import (
     with_exact_types,
 )
 
-_NAMED_AFTER_MODULE = frozenset(
-    {"conv2d", "conv2d.padding", "linear", "batch_norm", "layer_norm", "group_norm"}
-)
+logger = logging.getLogger(__name__)
+
+_NAMED_AFTER_MODULE = LAYERS | {"batch_norm", "layer_norm", "group_norm"}
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
@@ -60,33 +62,27 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Wei
             tensors, or its trace computes something else than the module does.
     """
     module = copy.deepcopy(module).float().cpu().eval()
-    exported = _export(module, input_shape)
-    rewriter = _Rewriter(exported)
+    program = exported(module, input_shape)
+    if is_known(program):
+        try:
+            return _traced(module, program, input_shape)
+        except TeacherError as problem:  # Values changed in place are seen in functional form alone.
+            logger.debug("%s: lowered", problem)
+    autocast = has_autocast(program)
+    program = lowered(program)
+    return _traced(program.module() if autocast else module, program, input_shape)
+
+
+def _traced(
+    module: nn.Module, program: torch.export.ExportedProgram, input_shape: tuple[int, ...]
+) -> tuple[Network, Weights]:
+    rewriter = _Rewriter(program)
     network, weights = rewriter.rewrite((1, *input_shape))
     network = with_exact_types(_fold_constants(network, weights), rewriter.types)
     network = prune_dead(network)
     weights = {name: weights[name] for name in network.params}
     _check_faithful(module, network, weights)
     return network, weights
-
-
-def _export(module: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, *input_shape)
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            return torch.export.export(
-                module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
-            )
-    except Exception as error:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise TeacherError(
-            "the teacher cannot be traced",
-            where=type(module).__name__,
-            why=f"torch.export: {first_line[:300]}",
-            fix="make forward() take one tensor of any batch size, without branches on the values of tensors",
-        ) from error
 
 
 @dataclass
@@ -140,11 +136,9 @@ class _Rewriter:
         self.names[fx_node.name] = Param(name)
 
     def _call(self, fx_node: fx.Node) -> None:
-        op = _op_name(fx_node.target)
-        in_place = op.partition(".")[0].endswith("_") and not op.startswith("_")
-        if in_place:
-            head, _, overload = op.partition(".")
-            op = head.removesuffix("_") + ("." + overload if overload else "")
+        op = op_name(fx_node.target)
+        in_place = without_underscore(op)
+        op = in_place or op
         if op in SILENT or _is_noop(op, fx_node):
             if fx_node.args:
                 self.names[fx_node.name] = self._arg(fx_node.args[0])
@@ -196,7 +190,12 @@ class _Rewriter:
         return arg
 
     def _output(self, fx_node: fx.Node) -> str:
-        results: Any = fx_node.args[0]
+        kinds = [one.kind for one in self.exported.graph_signature.output_specs]
+        results: Any = [
+            value
+            for value, kind in zip(fx_node.args[0], kinds, strict=True)  # type: ignore[arg-type]
+            if kind is OutputKind.USER_OUTPUT
+        ]
         spec = self.exported.call_spec.out_spec
         if spec is None or not spec.is_leaf() or not isinstance(results[0], fx.Node):
             kind = type(results[0]) if spec is None or spec.is_leaf() else spec.type
@@ -247,15 +246,6 @@ def _evaluate(node: Node, constants: Mapping[str, str], weights: Weights) -> Any
     }
     kwargs = {key: resolve(value, {}, tensors) for key, value in node.kwargs}
     return implementation(node.op)(*(resolve(arg, {}, tensors) for arg in args), **kwargs)
-
-
-def _op_name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        name = target.name().removeprefix("aten::")
-        return name.removesuffix(".default")
-    if target is operator.getitem:
-        return "getitem"
-    return f"operator.{getattr(target, '__name__', str(target))}"
 
 
 def _opaque(fx_node: fx.Node) -> str:
@@ -353,5 +343,5 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
 def layers(network: Network) -> Iterator[Node]:
     """The convolutions and linear layers whose weight is a parameter, in execution order."""
     for node in network.nodes:
-        if node.op in ("conv2d", "conv2d.padding", "linear") and isinstance(node.args[1], Param):
+        if node.op in LAYERS and isinstance(node.args[1], Param):
             yield node

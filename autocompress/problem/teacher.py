@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
 from autocompress.problem import specs
+from autocompress.problem.plain_module import deep_copy, plain
 from autocompress.problem.weights.checkpoints import load_weights
 from autocompress.problem.weights.model_folders import is_model_folder, open_folder
 
@@ -71,7 +71,7 @@ def load_teacher(spec: str | nn.Module | Teacher) -> Teacher:
     if isinstance(spec, Teacher):
         return spec
     if isinstance(spec, nn.Module):
-        return _finish(copy.deepcopy(spec), type(spec).__name__, "")
+        return _finish(deep_copy(spec), type(spec).__name__, "")
     if not isinstance(spec, str):
         raise TeacherError(
             f"a teacher cannot be made from a {type(spec).__name__}", fix="give an nn.Module or a spec string"
@@ -204,7 +204,7 @@ def fingerprint(module: nn.Module) -> str:
 def _finish(
     module: nn.Module, name: str, spec: str, note: str = "", class_names: tuple[str, ...] = ()
 ) -> Teacher:
-    module = module.to("cpu", torch.float32).eval()
+    module = plain(module)
     _check_finite(module, spec or name)
     settings = getattr(module, "pretrained_cfg", None)
     hints = _preprocessing(module, settings if isinstance(settings, Mapping) else {})
@@ -266,7 +266,7 @@ def _from_callable(spec: specs.Spec) -> tuple[nn.Module, str]:
     if not isinstance(made, nn.Module):
         made = specs.call(replace(spec, options=options), made, TeacherError)
     if isinstance(made, nn.Module):
-        module = copy.deepcopy(made)
+        module = deep_copy(made)
         return module, "" if weights is None else _load(module, str(weights), spec, key)
     raise TeacherError(
         f"{spec.target} returned a {type(made).__name__}, not an nn.Module",

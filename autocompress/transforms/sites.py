@@ -406,7 +406,7 @@ class _Binder:
         if node.op != "linear":
             groups = conv_args(node).groups
             depthwise = groups > 1 and shape[1] == 1
-            kind, kernel = ("depthwise" if depthwise else "conv"), (shape[2], shape[3])
+            kind, kernel = ("depthwise" if depthwise else "conv"), shape[2:]
         rule = self.space.rule_for_layer(node.module or node.name, kind, kernel)
         self.matched.update(rule.matched)
         return rule

@@ -118,7 +118,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 FOLDED = {
     "batch_norm": "is folded into a layer before anything is priced",
     "max_pool2d_with_indices": "is traced as max_pool2d where its values alone are read",
-    "conv1d": "no images",
+    "conv1d": "no images; see test_layer_kinds",
+    "conv1d.padding": "no images; see test_layer_kinds",
     "mean": "one number, which no layer reads",
     "adaptive_avg_pool1d": "no images",
     "avg_pool1d": "no images",

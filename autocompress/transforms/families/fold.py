@@ -20,10 +20,9 @@ from autocompress.graph.network import (
     redirect,
     unique_name,
 )
+from autocompress.graph.operations import LAYERS
 from autocompress.graph.replace_layer import bias_of
 from autocompress.transforms.families.low_bit import scaled
-
-_LAYERS = ("conv2d", "conv2d.padding", "conv1d", "linear")
 
 
 def fold_batch_norms(
@@ -68,7 +67,7 @@ def _foldable_layer(network: Network, norm: Node) -> Node | None:
     if any(norm.args[5:6]) or not all(isinstance(arg, Param) for arg in norm.args[3:5]):
         return None  # It takes the statistics of each batch.
     layer = network.by_name.get(norm.args[0].node)
-    if layer is None or layer.op not in _LAYERS or layer.quantizer is not None:
+    if layer is None or layer.op not in LAYERS or layer.quantizer is not None:
         return None
     if layer.kwargs or network.users[layer.name] != (norm.name,) or network.output == layer.name:
         return None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from autocompress.graph.coupling import Coupling, Group
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import Network, Node, Weights
+from autocompress.graph.operations import CONVOLUTIONS
 from autocompress.graph.replace_layer import channel_axis
 
 Keep = NDArray[np.bool_]
@@ -205,8 +206,7 @@ _REWRITES = {
     "unflatten.int": _sizes,
     "layer_norm": _normalized_shape,
     "rms_norm": _normalized_shape,
-    "conv2d": _depthwise_groups,
-    "conv2d.padding": _depthwise_groups,
+    **dict.fromkeys(CONVOLUTIONS, _depthwise_groups),
     "slice.Tensor": _slice_bounds,
     "split.Tensor": _split_sizes,
     "split_with_sizes": _split_sizes,

@@ -49,6 +49,8 @@ def applies(node: Node, weight_shape: Shape, kind: str) -> str:
     form = conv_args(node)
     if form.groups != 1 or max(weight_shape[2:]) > 1:
         return "it is not a dense matrix: linear or 1×1 without groups"
+    if len(form.stride) != 2:
+        return "its input is no image"
     plain = set(form.stride) == {1} and form.padding in ((0, 0), "valid", "same")
     return "" if plain or kind == "monarch" else f"{kind} layers have neither stride nor padding"
 
