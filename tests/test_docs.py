@@ -71,6 +71,7 @@ def test_names_of_modules_and_what_they_hold_resolve(document: Path):
         f"autocompress.{name}" for name in re.findall(r"`(\w+(?:\.\w+)+)`", text) if starts_in_package(name)
     }
     for code in fenced(document, "python"):
+        named |= {f"autocompress.{name}" for name in re.findall(r"\bac\.(\w+)", code)}
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("autocompress"):
                 named |= {f"{node.module}.{alias.name}" for alias in node.names}
