@@ -114,7 +114,11 @@ def make_profile(
         with machine_lock():
             every = bench.run_all(samples, more)
     except OSError as error:
-        raise ProfileError(f"{output} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{output} cannot be written",
+            why=error.strerror or str(error),
+            fix="make room there, and go on with --resume",
+        ) from error
     profile = profile_from(bench.measured(every), every, subject, {sample.name for sample in samples})
     write_profile(output, profile)
     return profile

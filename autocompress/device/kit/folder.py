@@ -172,7 +172,11 @@ def write_kit(
         shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / SCRIPT)
         (folder / "README.md").write_text(_readme(runtime, threads, len(entries)), encoding="utf-8")
     except OSError as error:
-        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{folder} cannot be written",
+            why=error.strerror or str(error),
+            fix="give --output in a folder that can be written to",
+        ) from error
     return read_kit(folder)
 
 

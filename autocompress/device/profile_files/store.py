@@ -81,7 +81,11 @@ def write_profile(folder: Path, profile: DeviceProfile) -> None:
         plain = json.loads(json.dumps(data))
         (folder / PROFILE).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     except OSError as error:
-        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{folder} cannot be written",
+            why=error.strerror or str(error),
+            fix="give a folder that can be written to",
+        ) from error
     write_validation(folder, profile.validation)
 
 
@@ -92,7 +96,11 @@ def write_validation(folder: Path, validation: Validation) -> None:
         unfinished.write_text(json.dumps(validation.to_json(), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / VALIDATION)
     except OSError as error:
-        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{folder} cannot be written",
+            why=error.strerror or str(error),
+            fix="give a folder that can be written to",
+        ) from error
 
 
 def read_profile(folder: Path) -> DeviceProfile:

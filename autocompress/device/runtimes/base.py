@@ -178,7 +178,11 @@ def model_bytes(model: bytes | Path, runtime: str) -> bytes:
 
 def cannot_load(runtime: str, why: str) -> InputError:
     lines = [line for line in why.splitlines() if line.strip()]
-    return InputError(f"{runtime} cannot load the model", why=" ".join(lines[:2])[:300])
+    return InputError(
+        f"{runtime} cannot load the model",
+        why=" ".join(lines[:2])[:300],
+        fix="use another runtime; docs/runtimes.md says what each can run",
+    )
 
 
 def random_input(shape: tuple[int, ...]) -> NDArray[np.float32]:

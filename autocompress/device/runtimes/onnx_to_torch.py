@@ -51,7 +51,11 @@ def torch_graph(model: bytes, runtime: str) -> TorchGraph:
         graph = onnx.load_from_string(model).graph
         shape = _shape(graph.input[0])
     except Exception as error:
-        raise InputError(f"{runtime} cannot load the model", why="it is no ONNX file") from error
+        raise InputError(
+            f"{runtime} cannot load the model",
+            why="it is no ONNX file",
+            fix="give a file that autocompress exported",
+        ) from error
     kinds = {node.op_type for node in graph.node}
     if kinds.intersection(_INTEGER_OPERATORS):
         raise InputError(

@@ -51,7 +51,11 @@ def _window(attributes: Attributes) -> tuple[list[int], list[int], list[int], bo
     pads = list(attributes.get("pads", [0] * 2 * len(kernel)))
     before, after = pads[: len(kernel)], pads[len(kernel) :]
     if before != after:
-        raise InputError("torch pools with the same padding before and after only", why=f"it is {pads}")
+        raise InputError(
+            "torch pools with the same padding before and after only",
+            why=f"it is {pads}",
+            fix="pad alike on both sides in the teacher, or use the runtime onnxruntime",
+        )
     strides = list(attributes.get("strides", [1] * len(kernel)))
     return kernel, strides, before, bool(attributes.get("ceil_mode", 0))
 
