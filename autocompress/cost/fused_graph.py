@@ -19,6 +19,7 @@ from autocompress.graph.operations import (
     LAYERS,
     MOVES,
     PRODUCTS,
+    WEIGHTED,
     having,
     is_opaque,
 )
@@ -176,7 +177,7 @@ class _Splitter:
             names = (self.padded[node.name], *names)
         names = (*waited, *names)
         name = "" if activation is None else activation.op
-        if not integer and node.op in LAYERS and self._is_guarded(node):
+        if not integer and node.op in WEIGHTED and self._is_guarded(node):
             name = "leaky_relu"
         precision = "int8" if integer else "fp32"
         shape = node.shape[0] if node.op in _VALUES_AND_INDICES else node.shape

@@ -51,6 +51,30 @@ def conv(
     return e.kept_in_float(node, x, result)
 
 
+@exports("conv_transpose1d", "conv_transpose2d.input")
+def transposed_conv(
+    e: Emitter,
+    node: Node,
+    x: Tensor,
+    weight: Any,
+    bias: Any = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+) -> str:
+    kernel = tuple(weight.shape[2:])
+    rank = len(kernel)
+    attributes = {"kernel_shape": kernel, "pads": _pads(padding, kernel, ()), "group": groups}
+    attributes |= {"strides": pair(stride, rank), "dilations": pair(dilation, rank)}
+    if any(pair(output_padding, rank)):
+        attributes["output_padding"] = pair(output_padding, rank)
+    inputs = [e.name(part) for part in (x, weight, bias) if part is not None]
+    result = e.op("ConvTranspose", *inputs, name=node.name, **_without_defaults(attributes))
+    return e.kept_in_float(node, x, result)
+
+
 def _pads(padding: Pair | str, kernel: Sequence[int], dilations: Sequence[int]) -> tuple[int, ...]:
     if padding == "valid":
         return (0,) * (2 * len(kernel))

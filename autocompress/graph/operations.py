@@ -95,7 +95,8 @@ _CONCATENATION = replace(_OTHER, in_8_bits=EightBits.JOINS, concatenates=True, k
 _ROWS: tuple[Iterator[KnownOperation], ...] = (
     _LAYER.named("conv1d conv1d.padding conv2d conv2d.padding linear"),
     _PRODUCT.named("matmul bmm"),
-    _OTHER.named("conv_transpose2d.input addmm scaled_dot_product_attention"),
+    _OTHER.named("conv_transpose1d conv_transpose2d.input"),
+    _OTHER.named("addmm scaled_dot_product_attention"),
     _OTHER.named("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"),
     # Activations.
     replace(_ACTIVATION, never_negative=True, clips=True, fuses=True).named("relu relu6"),
@@ -210,6 +211,10 @@ COMPARISONS = having(lambda row: row.compares)
 VIEWS = having(lambda row: row.is_view)
 LAYERS = having(lambda row: row.in_8_bits is EightBits.LAYER)
 CONVOLUTIONS = LAYERS - {"linear"}
+TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d.input"})
+"""Convolutions whose weight has its inputs on the first axis and its outputs on the second."""
+WEIGHTED = LAYERS | TRANSPOSED
+"""Operations that are layers: their second argument is a weight."""
 PRODUCTS = having(lambda row: row.in_8_bits is EightBits.PRODUCT)
 MOVES = having(lambda row: row.moves_data)
 CLIPS = having(lambda row: row.clips)
