@@ -65,7 +65,7 @@ def make_kit(
             fix=f"use one of: {', '.join(RUNTIMES)}, or import a dump",
         )
     check_asked(request.networks, output, "folder", free=overwrite or resume)
-    opened = open_teacher(teacher, request.data, request.input_size)
+    opened = open_teacher(teacher, request.data, request.input_size, runtime=request.runtime)
     origin = origin_of(opened, space, request.seed)
     if resume and (output / MANIFEST).exists():
         return _same_kit(read_kit(output), origin, request)
