@@ -113,6 +113,34 @@ def vocoder() -> Net:
     )
 
 
+def _shuffled(m: Any, x: Tensor) -> Tensor:
+    """A unit of ShuffleNet V2 with a shuffle of its own, one of V1, a normalisation in groups."""
+    y = F.relu(m.stem(x))
+    left, right = y.chunk(2, 1)
+    y = torch.cat([left, m.point(F.relu(m.deep(right)))], 1)
+    batch, channels, height, width = y.shape
+    y = y.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    y = m.second(F.relu(m.shuffle(m.first(y))))
+    y = F.relu(m.norm(m.narrow(F.relu(y))))
+    return m.head(m.up(y).mean((2, 3)))
+
+
+def shuffled() -> Net:
+    return net(
+        _shuffled,
+        stem=nn.Conv2d(3, 32, 3, padding=1),
+        deep=nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        point=nn.Conv2d(16, 16, 1),
+        first=nn.Conv2d(32, 48, 1, groups=2),
+        shuffle=nn.ChannelShuffle(2),
+        second=nn.Conv2d(48, 32, 1, groups=2),
+        narrow=nn.Conv2d(32, 64, 3, padding=1, groups=16),
+        norm=nn.GroupNorm(8, 64),
+        up=nn.ConvTranspose2d(64, 32, 2, stride=2, groups=4),
+        head=nn.Linear(32, 4),
+    )
+
+
 KINDS: dict[str, Kind] = {
     "conv1d": Kind(
         wave,
@@ -134,6 +162,13 @@ KINDS: dict[str, Kind] = {
         widths=named("down bottom up smooth"),
         ranks=named("bottom up smooth"),
         bits=named("down bottom smooth"),
+    ),
+    "groups and shuffles": Kind(
+        shuffled,
+        (3, 8, 8),
+        widths=named("stem first second up"),
+        ranks=named("stem point"),
+        bits=named("stem deep point first second narrow head"),
     ),
     "conv_transpose1d": Kind(
         vocoder, (8, 16), widths=named("stem up"), ranks=named("stem up"), bits=named("stem out")
