@@ -141,6 +141,44 @@ def shuffled() -> Net:
     )
 
 
+def _volume(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.bn(m.stem(x)))
+    y = y + m.slow(F.relu(m.fast(F.max_pool3d(y, 3, 1, 1))))
+    z = m.up(F.relu(m.deep(F.avg_pool3d(y, 2))))
+    z = F.interpolate(F.interpolate(z, scale_factor=2), size=y.shape[2:], mode="trilinear")
+    return m.head(F.adaptive_avg_pool3d(z + y, 1).flatten(1))
+
+
+def volume() -> Net:
+    """A residual block of video networks: space and time apart, then down and up again."""
+    return net(
+        _volume,
+        stem=nn.Conv3d(1, 16, 3, padding=1, bias=False),
+        bn=nn.BatchNorm3d(16),
+        fast=nn.Conv3d(16, 24, (1, 3, 3), padding=(0, 1, 1)),
+        slow=nn.Conv3d(24, 16, (3, 1, 1), padding="same"),
+        deep=nn.Conv3d(16, 16, 3, padding=1, groups=16),
+        up=nn.ConvTranspose3d(16, 16, 2, stride=2),
+        head=nn.Linear(16, 3),
+    )
+
+
+def _sampled(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.stem(x))
+    y = F.interpolate(F.interpolate(y, scale_factor=2.0), scale_factor=0.5, mode="linear")
+    return m.head(m.mix(F.avg_pool1d(F.max_pool1d(y, 2), 2)).mean(-1))
+
+
+def sampled() -> Net:
+    """What changes the length of a signal."""
+    return net(
+        _sampled,
+        stem=nn.Conv1d(4, 16, 3, padding=1),
+        mix=nn.Conv1d(16, 24, 3, padding=1),
+        head=nn.Linear(24, 4),
+    )
+
+
 KINDS: dict[str, Kind] = {
     "conv1d": Kind(
         wave,
@@ -162,6 +200,14 @@ KINDS: dict[str, Kind] = {
         widths=named("down bottom up smooth"),
         ranks=named("bottom up smooth"),
         bits=named("down bottom smooth"),
+    ),
+    "lengths": Kind(sampled, (4, 32), widths=named("stem mix"), bits=named("stem mix head")),
+    "conv3d": Kind(
+        volume,
+        (1, 4, 8, 8),
+        widths=named("stem fast"),
+        ranks=named("fast slow up"),
+        bits=named("stem fast slow deep head"),
     ),
     "groups and shuffles": Kind(
         shuffled,
