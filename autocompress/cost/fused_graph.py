@@ -27,7 +27,7 @@ from autocompress.graph.operations import (
 _FUSED_BEHIND_FLOAT = having(lambda row: row.fuses)
 _VALUES_AND_INDICES = frozenset({"max_pool2d_with_indices", "adaptive_max_pool2d"})
 _LEFT_OUT = frozenset(
-    "slice.Tensor pad constant_pad_nd squeeze squeeze.dim squeeze.dims expand to.dtype dropout".split()
+    "slice.Tensor pad constant_pad_nd squeeze squeeze.dim squeeze.dims expand dropout".split()
 )
 """Are no operation of the exported graph where they change no shape."""
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.export.onnx_registry import Tensor, exports, not_expressible
 from autocompress.graph.network import Node
@@ -299,11 +300,31 @@ def adaptive_pool(e: Emitter, node: Node, x: Tensor, output_size: Pair) -> Any:
     elif tuple(sizes) == tuple(spatial):
         result = e.op("Identity", x.name, name=node.name)
     elif any(size % out for size, out in zip(spatial, sizes, strict=True)):
-        raise not_expressible(node, f"its input of {spatial} is no multiple of its output of {sizes}")
+        if kind == "MaxPool" or len(sizes) > 2:
+            raise not_expressible(node, f"its input of {spatial} is no multiple of its output of {sizes}")
+        result = _averaged_unevenly(e, node, x, sizes)
     else:
         kernel = [size // out for size, out in zip(spatial, sizes, strict=True)]
         result = e.op(kind, x.name, name=node.name, kernel_shape=kernel, strides=kernel)
     return [result] if kind == "MaxPool" else result
+
+
+def _averaged_unevenly(e: Emitter, node: Node, x: Tensor, sizes: Sequence[int]) -> str:
+    """Averages over windows of several sizes are products with a matrix of shares, one for each axis."""
+    shares = [_shares(size, out) for size, out in zip(x.shape[2:], sizes, strict=True)]
+    if len(shares) == 1:
+        return e.op("MatMul", x.name, e.name(np.ascontiguousarray(shares[0].T)), name=node.name)
+    rows = e.op("MatMul", e.name(shares[0]), x.name, name=f"{node.name}/rows")
+    return e.op("MatMul", rows, e.name(np.ascontiguousarray(shares[1].T)), name=node.name)
+
+
+def _shares(size: int, out: int) -> NDArray[np.float32]:
+    """Return `(out, size)`: how much each position counts in each of the windows that torch averages over."""
+    shares = np.zeros((out, size), np.float32)
+    for index in range(out):
+        start, end = index * size // out, -(-(index + 1) * size // out)
+        shares[index, start:end] = 1 / (end - start)
+    return shares
 
 
 @exports("avg_pool2d", "avg_pool1d", "avg_pool3d")

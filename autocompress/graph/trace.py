@@ -108,7 +108,10 @@ class _Rewriter:
             elif fx_node.op == "output":
                 output = self._output(fx_node)
             else:
-                raise TeacherError(f"the teacher's graph holds a {fx_node.op} node, which is not supported")
+                raise TeacherError(
+                    f"the teacher's graph holds a {fx_node.op} node, which is not supported",
+                    fix="remove calls of other modules' code from forward(), such as higher-order operators",
+                )
         return Network(input_shape, tuple(self.nodes), output, self.params), self.weights
 
     def _placeholder(self, fx_node: fx.Node) -> None:
@@ -203,7 +206,10 @@ class _Rewriter:
             )
         result = self.names[results[0].name]
         if not isinstance(result, Ref):
-            raise TeacherError("the teacher returns a parameter, not something computed from its input")
+            raise TeacherError(
+                "the teacher returns a parameter, not something computed from its input",
+                fix="return what forward() computes from its input",
+            )
         return result.node
 
 
@@ -321,7 +327,11 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
         try:
             actual = build(network, weights)(x).double()
         except Exception as error:
-            raise TeacherError("the teacher's trace does not run", why=str(error)[:300]) from error
+            raise TeacherError(
+                "the teacher's trace does not run",
+                why=str(error)[:300],
+                fix="remove what depends on values or on the batch size from forward()",
+            ) from error
     difference, scale = float((expected - actual).abs().max()), float(expected.abs().max())
     if not difference <= 1e-4 * max(scale, 1e-6):
         raise TeacherError(

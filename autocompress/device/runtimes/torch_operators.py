@@ -37,7 +37,7 @@ def _same(function: Callable[..., Any]) -> Operator:
 
 
 def _with(function: Callable[..., Any], *defaults: tuple[str, Any]) -> Operator:
-    """One input, and attributes as further arguments."""
+    """Return an operator of one input, with attributes as further arguments."""
     return lambda emit, attributes, x: emit(
         function, x, *(attributes.get(name, default) for name, default in defaults)
     )
@@ -92,7 +92,7 @@ def transposed_conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias
 
 
 def torch_pads(before: list[int], after: list[int]) -> list[int]:
-    """Torch wants pairs, those of the last axis first."""
+    """Return paddings as torch wants them: pairs, those of the last axis first."""
     return [size for pair in zip(before[::-1], after[::-1], strict=True) for size in pair]
 
 
