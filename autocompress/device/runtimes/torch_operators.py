@@ -76,7 +76,7 @@ def conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias: Any = Non
     before, after = list(pads[:rank]), list(pads[rank:])
     if before != after:
         x, before = emit(functional.pad, x, torch_pads(before, after)), [0] * rank
-    function = {1: functional.conv1d, 2: functional.conv2d}[rank]
+    function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[rank]
     strides, dilations = (list(attributes.get(name, [1] * rank)) for name in ("strides", "dilations"))
     return emit(function, x, weight, bias, strides, before, dilations, attributes.get("group", 1))
 
@@ -84,7 +84,8 @@ def conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias: Any = Non
 @torch_for("ConvTranspose")
 def transposed_conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias: Any = None) -> Any:
     rank = weight.ndim - 2
-    function = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d}[rank]
+    functions = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+    function = functions[rank - 1]
     ones = [1] * rank
     strides, dilations = (list(attributes.get(name, ones)) for name in ("strides", "dilations"))
     pads, more = list(attributes.get("pads", [0] * 2 * rank)), attributes.get("output_padding", [0] * rank)
