@@ -103,10 +103,12 @@ def examine(
         images = next(iter(data.validation.batches(PARITY_EXAMPLES)))[0]
         rounds = runtime.rounds or _is_quantized(module)
         parity = check_parity(module, session.run, images, rounds=rounds, runtime_batch=device.batch)
-    validation = evaluate_session(session.run, whole_batches(data.validation, device.batch), device.batch)
+    validation = evaluate_session(
+        session.run, whole_batches(data.validation, device.batch), device.batch, data.task
+    )
     test = None
     if data.test is not None:
-        test = evaluate_session(session.run, whole_batches(data.test, device.batch), device.batch)
+        test = evaluate_session(session.run, whole_batches(data.test, device.batch), device.batch, data.task)
     settings = replace(CERTIFY, most_spread=math.inf, most_drift=math.inf) if any_noise else CERTIFY
     measurement = measure_in_fresh_process(
         model_path, reference, runtime=device.runtime, threads=device.threads, settings=settings
