@@ -126,7 +126,7 @@ def load_data(
     preprocessing: Preprocessing | None = None,
     progress: Progress | None = None,
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
-    targets: str | None = None,
+    targets: str | None = "classes",
 ) -> Data:
     """Return the data that a spec names or that datasets hold; `Data` is returned as it is.
 
@@ -141,7 +141,8 @@ def load_data(
     `seed` decides which images are held out where the source does not say. `preprocessing` is what
     the teacher says about its input; options go before it. `progress(what, done, total)` is called
     now and then. Images that need more than `cache_memory_bytes` are read again whenever they are used.
-    `targets` says what labels are to be, where a task needs them so.
+    `targets` is what labels are read as, see `Task`; None takes them for classes where they can be, else
+    for what they look like.
 
     Raises DataError when the data cannot be found or read, when a split is empty, an image is
     corrupt, shapes differ, a value is not finite, or there are fewer than two classes.

@@ -151,7 +151,7 @@ def _masks(places: list[Location], size: tuple[int, int], found: Found) -> Tenso
     """Return masks in the size of the images, `(N, H, W)` 8-bit, by nearest neighbour."""
     masks = np.empty((len(places), *size), np.uint8)
     for number, place in enumerate(places):
-        mask = Image.open(io.BytesIO(place.read()))
+        mask: Image.Image = Image.open(io.BytesIO(place.read()))
         if mask.mode not in ("L", "P", "1"):
             raise DataError(
                 f"a mask is in {mask.mode}, not in 8 bits", where=str(found.root),

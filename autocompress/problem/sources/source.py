@@ -34,7 +34,7 @@ class Reading:
     hints: Preprocessing = field(default_factory=Preprocessing)
     cache_memory_bytes: int = CACHE_MEMORY_BYTES
     progress: Progress | None = None
-    targets: str | None = None
+    targets: str | None = "classes"
 
     def tell(self, what: str, done: int, total: int) -> None:
         if self.progress and done % PROGRESS_EVERY == 0:

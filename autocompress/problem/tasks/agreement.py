@@ -16,7 +16,7 @@ class Agreement(Task):
     """Do as the teacher does; labels are its outputs, shaped as outputs are.
 
     For classes, `(N, classes)` or `(N, classes, …)`, the metric is the share of images, or of places, with
-    the same best class; for other numbers the share of the variance of the teacher's outputs that is explained.
+    the same best class; for other numbers the share of the variance of its outputs that is explained.
     """
 
     name = "agreement"
