@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.export import onnx_layers, onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
-from autocompress.export.onnx_parts import Samples, Waiting, export_part, has_parts
+from autocompress.export.onnx_parts import Samples, Waiting, export_part, graphs_in, has_parts, reads_of
 from autocompress.export.onnx_registry import NotExpressibleError, Tensor, call, rule_for
 from autocompress.graph.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
 from autocompress.graph.network import (
@@ -290,7 +290,7 @@ class Emitter:
         nodes = _live(self.nodes, output.name)
         for node in nodes:
             _rename(node, output.name, OUTPUT_NAME)
-        read = {name for node in nodes for name in node.input}
+        read = {name for node in nodes for name in reads_of(node)}
         constants = [(name, array) for name, array in self._initializers.items() if name in read]
         graph = helper.make_graph(
             nodes,
@@ -352,12 +352,15 @@ def _live(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
     needed, live = {output}, []
     for node in reversed(nodes):
         if needed.intersection(node.output):
-            needed.update(node.input)
+            needed.update(reads_of(node))
             live.append(node)
     return live[::-1]
 
 
 def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            _rename(inner, old, new)
     for names in (node.input, node.output):
         for index, name in enumerate(names):
             if name == old:

@@ -88,7 +88,7 @@ class Samples:
         self._found: dict[str, Any] = {}
 
     def of(self, name: str) -> Any:
-        """Return the value that the node of this name computes for random examples."""
+        """Return the value that the node of this name computes for examples of zeros. Raises TeacherError."""
         if name not in self._found:
             self._run(name)
         return self._found[name]
@@ -98,8 +98,11 @@ class Samples:
         nodes = [node for node in e.network.nodes if has_parts(node) or node.name == name]
         names = {name, *(node.name for node in nodes), *(ref for node in nodes for ref in node.inputs)}
         x = torch.zeros(e.sizes(e.network.input_shape))
-        with torch.no_grad():
-            self._found.update(build(e.network, e.weights).forward_values(x, names))
+        try:
+            with torch.no_grad():
+                self._found.update(build(e.network, e.weights).forward_values(x, names))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise no_onnx_form(e.network.by_name[name], f"it does not run: {str(error)[:200]}") from error
 
 
 @dataclass
@@ -172,7 +175,7 @@ def _constant(e: Emitter, node: onnx.NodeProto, names: Mapping[str, str]) -> lis
     """Return what a node computes, if it reads constants only and that takes no more room than these."""
     given = {one: e.constant_named(names.get(one, "")) for one in node.input if one}
     values = {one: value for one, value in given.items() if value is not None}
-    if len(values) < len(given) or any(one.HasField("g") for one in node.attribute):
+    if len(values) < len(given) or any(graphs_in(node)):
         return None
     graph = helper.make_graph(
         [node],
@@ -183,9 +186,12 @@ def _constant(e: Emitter, node: onnx.NodeProto, names: Mapping[str, str]) -> lis
     )  # fmt: skip
     try:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", e.opset)])
-        found = [np.asarray(one) for one in ReferenceEvaluator(model).run(None, values)]
+        found = ReferenceEvaluator(model).run(None, values)
     except Exception:  # What the reference cannot compute is left to the runtime.
         return None
+    if any(isinstance(one, list) for one in found):
+        return None
+    found = [np.asarray(one) for one in found]
     size = sum(value.nbytes for value in values.values())
     return found if sum(one.nbytes for one in found) <= max(size, _FREE_BYTES) else None
 
@@ -201,16 +207,26 @@ def _renamed(e: Emitter, node: onnx.NodeProto, names: dict[str, str]) -> onnx.No
         if one:
             names[one] = e.new_name()
     copy.output[:] = [names[one] for one in node.output]
-    for attribute in copy.attribute:
-        for graph in _graphs(attribute):
-            _rename_graph(e, graph, dict(names))
+    for graph in graphs_in(copy):
+        _rename_graph(e, graph, dict(names))
     return copy
 
 
-def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
+def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the bodies of a loop or the branches of a condition."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def reads_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names of the tensors that a node reads, those in its bodies too."""
+    yield from node.input
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            yield from reads_of(inner)
+        yield from (one.name for one in graph.output)
 
 
 def _rename_graph(e: Emitter, graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -222,6 +238,5 @@ def _rename_graph(e: Emitter, graph: onnx.GraphProto, names: dict[str, str]) -> 
         node.name = ""
     del graph.node[:]
     graph.node.extend(nodes)
-    for one in graph.output:
+    for one in (*graph.output, *graph.value_info):
         one.name = names[one.name]
-    del graph.value_info[:]

@@ -16,10 +16,10 @@ from autocompress.graph.network import Network, Node, Param, Ref, Shape, flatten
 from autocompress.graph.operations import (
     BINARY,
     CONVOLUTIONS,
-    LAYERS,
     POINTWISE,
     POOLING,
     REDUCTION,
+    TRANSPOSED,
     short_name,
 )
 
@@ -27,7 +27,6 @@ Labels = NDArray[np.int64] | None
 Axes = tuple[Labels, ...]
 Rule = Callable[[Node, Network, Mapping[str, Any], "Atoms"], Any]
 
-WEIGHTED = LAYERS
 _SPLIT = "is split by a reshape"
 _ATTENTIONS = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
 _ON_THE_WAY_TO_HEADS = frozenset(
@@ -211,6 +210,33 @@ def _convolution_output(
     out = atoms.new(shape[0])
     atoms.lock(out, f"leaves the grouped convolution {node.name}")
     return out
+
+
+@_rule(TRANSPOSED)
+def _transposed_convolution(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+    axes = _axes_of(node.args[0], network, values, atoms)
+    weight, bias = node.args[1], _argument(node, 2, name="bias")
+    if not isinstance(weight, Param):
+        return _weight_is_computed(node, network, values, atoms)
+    shape = network.params[weight.name].shape
+    groups, inputs = _argument(node, 6, 1, "groups"), axes[1]
+    if groups == 1:
+        bound = atoms.bind_param(
+            weight.name, (inputs, atoms.new(shape[1]), *(None for _ in shape[2:])), node.name
+        )
+        out = bound[1]
+    else:
+        if groups != shape[0]:
+            atoms.lock(inputs, f"enters the grouped convolution {node.name}")
+        bound = atoms.bind_param(weight.name, (inputs, *(None for _ in shape[1:])), node.name)
+        out = atoms.new(node.shape[1])
+        if groups == shape[0] and bound[0] is not None:
+            out = np.repeat(bound[0], shape[1])
+        else:
+            atoms.lock(out, f"leaves the grouped convolution {node.name}")
+    if isinstance(bias, Param):
+        atoms.bind_param(bias.name, (out,), node.name)
+    return (axes[0], out, *(None for _ in shape[2:]))
 
 
 def _weight_is_computed(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:

@@ -36,7 +36,7 @@ from autocompress.graph.network import (
     prune_dead,
     unique_name,
 )
-from autocompress.graph.operations import KNOWN, LAYERS, RESHAPE, SILENT, short_name
+from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, WEIGHTED, short_name
 from autocompress.graph.operators import (
     UnknownOperatorError,
     dtype_name,
@@ -47,7 +47,7 @@ from autocompress.graph.operators import (
 
 logger = logging.getLogger(__name__)
 
-_NAMED_AFTER_MODULE = LAYERS | {"batch_norm", "layer_norm", "group_norm"}
+_NAMED_AFTER_MODULE = WEIGHTED | {"batch_norm", "layer_norm", "group_norm"}
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
@@ -107,7 +107,10 @@ class _Rewriter:
             elif fx_node.op == "output":
                 output = self._output(fx_node)
             else:
-                raise TeacherError(f"the teacher's graph holds a {fx_node.op} node, which is not supported")
+                raise TeacherError(
+                    f"the teacher's graph holds a {fx_node.op} node, which is not supported",
+                    fix="remove calls of other modules' code from forward(), such as higher-order operators",
+                )
         return Network(input_shape, tuple(self.nodes), output, self.params), self.weights
 
     def _placeholder(self, fx_node: fx.Node) -> None:
@@ -202,7 +205,10 @@ class _Rewriter:
             )
         result = self.names[results[0].name]
         if not isinstance(result, Ref):
-            raise TeacherError("the teacher returns a parameter, not something computed from its input")
+            raise TeacherError(
+                "the teacher returns a parameter, not something computed from its input",
+                fix="return what forward() computes from its input",
+            )
         return result.node
 
 
@@ -320,7 +326,11 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
         try:
             actual = build(network, weights)(x).double()
         except Exception as error:
-            raise TeacherError("the teacher's trace does not run", why=str(error)[:300]) from error
+            raise TeacherError(
+                "the teacher's trace does not run",
+                why=str(error)[:300],
+                fix="remove what depends on values or on the batch size from forward()",
+            ) from error
     difference, scale = float((expected - actual).abs().max()), float(expected.abs().max())
     if not difference <= 1e-4 * max(scale, 1e-6):
         raise TeacherError(
@@ -333,5 +343,5 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
 def layers(network: Network) -> Iterator[Node]:
     """The convolutions and linear layers whose weight is a parameter, in execution order."""
     for node in network.nodes:
-        if node.op in LAYERS and isinstance(node.args[1], Param):
+        if node.op in WEIGHTED and isinstance(node.args[1], Param):
             yield node

@@ -91,7 +91,7 @@ def make_kit(
 def measure_kit_over_ssh(
     kit: Kit, host: Host, output: Path, console: Console, *, overwrite: bool
 ) -> DeviceProfile:
-    """Runs the kit on the host and writes the profile of its results into `output`."""
+    """Run the kit on the host and write the profile of its results into `output`."""
     _check_free(output, overwrite=overwrite)
     with console.stage(f"measuring on {host.name}", len(kit.entries)) as stage:
         run_remotely(kit, host, kit.runtime, kit.threads, lambda done, total: stage.update(done, total))
@@ -101,7 +101,7 @@ def measure_kit_over_ssh(
 def import_kit(
     path: Path, output: Path, *, kit: Path | None = None, overwrite: bool = False
 ) -> DeviceProfile:
-    """The profile of a kit's results: `path` is its folder or its results.jsonl. Raises ProfileError."""
+    """Return the profile of a kit's results: `path` is its folder or its results.jsonl. Raises ProfileError."""
     _check_free(output, overwrite=overwrite)
     results = path / RESULTS_FILE if path.is_dir() else path
     opened = read_kit(kit or results.parent)
@@ -160,7 +160,7 @@ def import_dumps(
 
 
 def _sample(path: Path) -> Sample:
-    """A model of a kit, or the model.onnx of a student's folder."""
+    """Return a model of a kit, or the model.onnx of a student's folder."""
     data = read_bytes(path, MOST_MODEL_BYTES)
     if METADATA.encode() not in data and path.with_name(SPEC).is_file():
         network, model = from_json(read_spec(path.parent)["network"]), data
@@ -204,7 +204,7 @@ def _same_kit(kit: Kit, origin: Origin, request: KitRequest) -> Kit:
 
 
 def _remove_kit(folder: Path) -> None:
-    """Only a kit is replaced: another folder was named by mistake."""
+    """Remove a kit, and only a kit: another folder was named by mistake."""
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} is not a kit and is not replaced", fix="give another --output")
     shutil.rmtree(folder)

@@ -92,7 +92,7 @@ def measure_profile(
 
 
 def check_asked(networks: int, output: Path, kind: str, *, free: bool) -> None:
-    """Raises ProfileError for too few networks, and for an output that is there unless it is `free`."""
+    """Raise ProfileError for too few networks, and for an output that is there unless it is `free`."""
     if networks < FEWEST_NETWORKS:
         raise ProfileError(
             f"{networks} networks are too few to profile and validate with",
@@ -105,7 +105,7 @@ def check_asked(networks: int, output: Path, kind: str, *, free: bool) -> None:
 
 
 def check_threads(threads: int) -> None:
-    """Raises ProfileError for more threads than this process may use CPUs."""
+    """Raise ProfileError for more threads than this process may use CPUs."""
     usable = usable_cores()
     if usable is not None and threads > usable:
         raise ProfileError(
@@ -129,7 +129,7 @@ def origin_of(opened: OpenedTeacher, space: Space, seed: int) -> Origin:
 
 @dataclass
 class Chooser:
-    """Asks for the networks of whose kernels the least is known: active learning of the latency table.
+    """Ask for the networks of whose kernels the least is known: active learning of the latency table.
 
     From a pool of random candidates, one after the other is taken whose predicted latency is the least
     certain, supposing that the kernels of those taken before are known by then.
@@ -145,7 +145,7 @@ class Chooser:
     pool: dict[str, tuple[str, Candidate, tuple[Kernel, ...]]] = field(default_factory=dict)
 
     def __call__(self, table: LatencyTable) -> Sequence[Sample]:
-        """The next samples; none when as many as wanted were asked for."""
+        """Return the next samples; none when as many as wanted were asked for."""
         count = min(-(-self.wanted // CHOICE_ROUNDS), self.wanted - self.asked)
         if count <= 0:
             return []
@@ -164,7 +164,7 @@ class Chooser:
         return found
 
     def _drawn(self) -> dict[str, tuple[str, Candidate, tuple[Kernel, ...]]]:
-        """Candidates by key, without the ones that profiling begins with."""
+        """Return candidates by key, without the ones that profiling begins with."""
         count = POOL * self.wanted
         drawn = samples(self.bound, count, self.seed + 1, self.precisions)
         return {
@@ -178,7 +178,7 @@ class Chooser:
 
 
 def _doubts(table: LatencyTable, found: Sequence[Kernel]) -> dict[Kernel, float]:
-    """For each kernel that was not measured, the share of the latency by which it may be wrong."""
+    """Return for each kernel that was not measured the share of the latency by which it may be wrong."""
     total, doubts = 0.0, {}
     for kernel in found:
         try:
@@ -193,8 +193,8 @@ def _doubts(table: LatencyTable, found: Sequence[Kernel]) -> dict[Kernel, float]
 
 
 def network_name(teacher: Teacher) -> str:
-    """How a profile names a network: a spec from which it can be built again where timm has it, without
-    its weights, which no time depends on; else its own name."""
+    """Return how a profile names a network: a spec from which it can be built again where timm has it,
+    without its weights, which no time depends on; else its own name."""
     if not teacher.spec.startswith("timm:"):
         return teacher.name
     head, *options = teacher.spec.split(",")
@@ -205,7 +205,7 @@ def network_name(teacher: Teacher) -> str:
 def profile_samples(
     bound: BoundSpace, count: int, seed: int, batch: int, precisions: Sequence[str] = ("fp32", "int8")
 ) -> Iterator[Sample]:
-    """Exported random candidates, the teacher in the runtime's precisions first; weights are random."""
+    """Return exported random candidates, the teacher in the runtime's precisions first; weights are random."""
     for precision, candidate in samples(bound, count, seed, precisions):
         yield _sample(precision, candidate, deployed_network(bound, candidate), batch)
 

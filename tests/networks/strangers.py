@@ -307,7 +307,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
         return self.head(self.layers(x)[:, 0])
 
 
@@ -341,6 +341,10 @@ def _seeded() -> torch.Generator:
 
 STRANGERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Any, ...]]]] = {
     "gated skips": (GatedSkips, image()),
+    "rotary attention": (Rotary, of_shape(5, 16)),
+    "u-net": (SmallUNet, image(16)),
+    "clips": (Clips, of_shape(3, 4, 8, 8)),
+    "torch's encoder": (Encoder, image()),
     "critic": (Critic, image(16)),
     "response norm": (ResponseNorm, image(16)),
     "mixed contexts": (MixedContexts, image()),

@@ -37,7 +37,7 @@ _REORDERS = ("ReorderInput", "ReorderOutput")
 
 @dataclass(frozen=True)
 class Measured:
-    """One dump: what it is of, what it says, and the latency of the whole network where it is known."""
+    """Hold one dump: what it is of, what it says, and the latency of the whole network where it is known."""
 
     path: Path
     operators: tuple[OperatorTime, ...]
@@ -115,7 +115,7 @@ def _timed(item: Measured, found: Attributed) -> Timed:
 
 
 def precision_of(found: Sequence[Kernel]) -> str:
-    """`fp32`, `int8` or `mixed`, by the layers that compute."""
+    """Return `fp32`, `int8` or `mixed`, by the layers that compute."""
     kinds = {kernel.precision for kernel in found if kernel.macs}
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
@@ -141,7 +141,8 @@ def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyT
 
 
 def _layouts(kind: str, measured: Sequence[Measured]) -> Layouts:
-    """Only ONNX Runtime shows its reorderings as operators; whether it has blocks, not how large they are."""
+    """Return how the tool's runtime lays out values. Only ONNX Runtime shows its reorderings as operators;
+    whether it has blocks, not how large they are."""
     ops = {operator.op for item in measured for operator in item.operators}
     if kind != "onnxruntime":
         return Layouts(0, False)

@@ -30,7 +30,7 @@ from autocompress.device.profiler import (
     Sample,
 )
 from autocompress.device.runtimes.base import NodeTime
-from autocompress.device.runtimes.description import DeviceDescription
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 from autocompress.graph.network import Network, from_json, to_json
 
@@ -56,7 +56,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True)
 class KitSettings:
-    """How the script measures: as `profiler.Bench` does, with the same numbers."""
+    """Say how the script measures: as `profiler.Bench` does, with the same numbers."""
 
     quiet: QuietSettings = field(default_factory=QuietSettings)
     patience: tuple[int, ...] = PATIENCE
@@ -68,7 +68,8 @@ class KitSettings:
     most_error: float = MOST_ERROR
     most_slowdown: float = MOST_SLOWDOWN
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Plain]:
+        """Return what kit.json says of it: the settings of the quiet gate, then those of this record."""
         own = {name: value for name, value in asdict(self).items() if name != "quiet"}
         gate = {"window": WINDOW, "quiet_share": QUIET_SHARE, "natural": NATURAL}
         return {**asdict(self.quiet), **gate, **own}
@@ -76,7 +77,7 @@ class KitSettings:
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of a kit: its name, the digest of its file, and its precision."""
+    """Hold a network of a kit: its name, the digest of its file, and its precision."""
 
     name: str
     sha256: str
@@ -85,7 +86,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Kit:
-    """A kit that was read; `identity` is the digest of its manifest."""
+    """Hold a kit that was read; `identity` is the digest of its manifest."""
 
     folder: Path
     identity: str
@@ -102,7 +103,7 @@ class Kit:
         return {entry.name: entry for entry in self.entries}
 
     def model(self, entry: Entry) -> bytes:
-        """The network's file. Raises ProfileError when it is missing or is another one."""
+        """Return the network's file. Raises ProfileError when it is missing or is another one."""
         path = self.folder / "models" / f"{entry.name}.onnx"
         data = read_bytes(path, MOST_MODEL_BYTES)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -110,15 +111,15 @@ class Kit:
         return data
 
     def sample(self, entry: Entry) -> Sample:
-        """The network as it was before it went into the kit."""
+        """Return the network as it was before it went into the kit."""
         network, model = described(self.model(entry), self.folder / "models" / f"{entry.name}.onnx")
         return Sample(entry.name, network, model, entry.precision)
 
 
 @dataclass(frozen=True)
 class KitResult:
-    """What the device found for one network: operators with the exported nodes that they carry out, where
-    the runtime tells, and the network as the runtime rewrote it, where it shows that."""
+    """Hold what the device found for one network: operators with the exported nodes that they carry out,
+    where the runtime tells, and the network as the runtime rewrote it, where it shows that."""
 
     name: str
     latency_ms: float
@@ -129,7 +130,7 @@ class KitResult:
 
 @dataclass(frozen=True)
 class KitResults:
-    """All results of a kit on one device."""
+    """Hold all results of a kit on one device."""
 
     runtime: str
     threads: int
@@ -148,10 +149,10 @@ def write_kit(
     origin: Origin,
     settings: KitSettings | None = None,
 ) -> Kit:
-    """Writes the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
+    """Write the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
     try:
         (folder / "models").mkdir(parents=True, exist_ok=True)
-        entries = []
+        entries: list[Plain] = []
         for sample in samples:
             data = with_description(sample.model, sample.network)
             entries.append({**_written(folder, sample.name, data), "precision": sample.precision})
@@ -169,14 +170,18 @@ def write_kit(
         text = json.dumps(manifest, indent=1, ensure_ascii=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
         shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / SCRIPT)
-        (folder / "README.md").write_text(_readme(manifest), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(runtime, threads, len(entries)), encoding="utf-8")
     except OSError as error:
-        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{folder} cannot be written",
+            why=error.strerror or str(error),
+            fix="give --output in a folder that can be written to",
+        ) from error
     return read_kit(folder)
 
 
 def read_kit(folder: Path) -> Kit:
-    """The kit in a folder. Raises ProfileError that names what is wrong with its manifest."""
+    """Return the kit in a folder. Raises ProfileError that names what is wrong with its manifest."""
     path = folder / MANIFEST
     text = read_text(path, MOST_BYTES)
     data = _object(path, text)
@@ -258,7 +263,7 @@ def read_device(path: Path) -> DeviceDescription:
 
 
 def with_description(model: bytes, network: Network) -> bytes:
-    """The exported model with the network that it was made of in its metadata."""
+    """Return the exported model with the network that it was made of in its metadata."""
     import onnx
 
     proto = onnx.load_from_string(model)
@@ -268,7 +273,7 @@ def with_description(model: bytes, network: Network) -> bytes:
 
 
 def described(model: bytes, path: Path) -> tuple[Network, bytes]:
-    """The network that a model's metadata describes, and the model without it. Raises ProfileError."""
+    """Return the network that a model's metadata describes, and the model without it. Raises ProfileError."""
     import onnx
 
     try:
@@ -287,7 +292,7 @@ def described(model: bytes, path: Path) -> tuple[Network, bytes]:
 
 
 def read_bytes(path: Path, most_bytes: int) -> bytes:
-    """A file of bounded size. Raises ProfileError."""
+    """Return a file of bounded size. Raises ProfileError."""
     try:
         if path.stat().st_size > most_bytes:
             _refuse(path, f"it is larger than {most_bytes // 1024**2} MiB")
@@ -301,13 +306,15 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
 _AGAIN = "run measure_kit.py again: it goes on where it stopped"
 
 
-def _written(folder: Path, name: str, data: bytes) -> dict[str, Any]:
+def _written(folder: Path, name: str, data: bytes) -> dict[str, Plain]:
+    """Write a network's file and return what the manifest says of it."""
     file = f"models/{name}.onnx"
     (folder / file).write_bytes(data)
     return {"name": name, "file": file, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def _entry(path: Path, data: Mapping[str, Any], precision: str) -> Entry:
+def _entry(path: Path, data: Any, precision: str) -> Entry:
+    """Return one network or probe that the manifest lists."""
     name, digest = str(data["name"]), str(data["sha256"])
     if not _NAME.match(name) or data["file"] != f"models/{name}.onnx":
         _refuse(path, f"it names a file outside of models/: {str(data['file'])[:80]!r}")
@@ -348,7 +355,7 @@ def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> KitRe
 
 
 def _optimized(path: Path, name: str, digest: str | None) -> bytes:
-    """The network as the runtime rewrote it; empty where there is none and none was promised."""
+    """Return the network as the runtime rewrote it; empty where there is none and none was promised."""
     file = path.with_name(OPTIMIZED) / f"{name}.onnx"
     if digest is None and not file.exists():
         return b""
@@ -402,11 +409,10 @@ def _refuse(path: Path, why: str, fix: str = _FIX) -> NoReturn:
     raise ProfileError("the kit's files cannot be used", where=str(path), why=why, fix=fix)
 
 
-def _readme(manifest: Mapping[str, Any]) -> str:
-    runtime, threads = manifest["runtime"], manifest["threads"]
+def _readme(runtime: str, threads: int, networks: int) -> str:
     return f"""# A kit to measure a device with
 
-{len(manifest["models"])} networks, to be run with {runtime} on {threads} thread(s). The device needs Python
+{networks} networks, to be run with {runtime} on {threads} thread(s). The device needs Python
 3.9 or later, numpy and the runtime; nothing is sent anywhere.
 
     pip install numpy {runtime}
