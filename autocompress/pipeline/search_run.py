@@ -24,6 +24,7 @@ from autocompress.pipeline.certification import (
     computed,
     examine,
     measured_student,
+    shown_metric,
 )
 from autocompress.pipeline.options import SearchOptions
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
@@ -227,7 +228,7 @@ class _SearchRun:
             self.console.say,
         )
         known = computed(opened.network, opened.weights, predicted, predicted.packed_bytes)
-        teacher = measured_student("teacher", str(model), evidence, known)
+        teacher = measured_student("teacher", str(model), evidence, known, self.data.task.metric)
         begun = RunStarted(
             teacher=teacher,
             limits=self.request.budgets.resolve(teacher),
@@ -241,7 +242,7 @@ class _SearchRun:
         self.store.append(begun)
         size = f"{teacher.file_bytes / 1024:.0f} KiB"
         self.console.say(
-            f"teacher: {teacher.accuracy:.2%} accuracy, {teacher.latency_ms:.3f} ms, {size}; "
+            f"teacher: {shown_metric(teacher)}, {teacher.latency_ms:.3f} ms, {size}; "
             f"budgets: {begun.limits.describe()}"
         )
         check_reachable(begun.limits, self.prepared.pricer.smallest)
