@@ -26,7 +26,7 @@ from autocompress.device.kit.folder import RESULTS as RESULTS_FILE
 from autocompress.device.kit.kit_profile import profile_from_kit
 from autocompress.device.kit.remote import Host, run_remotely
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profile_files.store import PROFILE, write_profile
 from autocompress.device.profiler import Sample
 from autocompress.errors import InputError, ProfileError
@@ -101,7 +101,8 @@ def measure_kit_over_ssh(
 def import_kit(
     path: Path, output: Path, *, kit: Path | None = None, overwrite: bool = False
 ) -> DeviceProfile:
-    """Return the profile of a kit's results: `path` is its folder or its results.jsonl. Raises ProfileError."""
+    """Return the profile of a kit's results: `path` is its folder or its results.jsonl. Raises
+    ProfileError."""
     _check_free(output, overwrite=overwrite)
     results = path / RESULTS_FILE if path.is_dir() else path
     opened = read_kit(kit or results.parent)
@@ -188,7 +189,7 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
         raise ProfileError(f"the profile folder {output} exists", fix="give --overwrite, or another folder")
 
 
-def _same_kit(kit: Kit, origin: Origin, request: KitRequest) -> Kit:
+def _same_kit(kit: Kit, origin: CandidateOrigin, request: KitRequest) -> Kit:
     names = ("runtime", "threads", "batch", "networks")
     wanted = {**origin.to_json(), **{name: getattr(request, name) for name in names}}
     there = {**kit.origin.to_json(), "runtime": kit.runtime, "threads": kit.threads, "batch": kit.batch}

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from autocompress.device.imports.parsing import read_text
 from autocompress.device.measure.layout_probe import probes
 from autocompress.device.measure.quiet_gate import NATURAL, QUIET_SHARE, WINDOW, QuietSettings
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profiler import (
     LAST_RESORT,
     MOST_ERROR,
@@ -94,7 +94,7 @@ class Kit:
     threads: int
     batch: int
     reference: str
-    origin: Origin
+    origin: CandidateOrigin
     entries: tuple[Entry, ...]
     probes: tuple[str, ...]
 
@@ -146,7 +146,7 @@ def write_kit(
     runtime: str,
     threads: int,
     batch: int,
-    origin: Origin,
+    origin: CandidateOrigin,
     settings: KitSettings | None = None,
 ) -> Kit:
     """Write the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
@@ -197,7 +197,7 @@ def read_kit(folder: Path) -> Kit:
             threads=_count(path, "threads", data["threads"]),
             batch=_count(path, "batch", data["batch"]),
             reference=str(data["reference"]),
-            origin=Origin.from_json(data["source"]),
+            origin=CandidateOrigin.from_json(data["source"]),
             entries=entries,
             probes=found_probes,
         )
