@@ -19,12 +19,12 @@ from autocompress.device.kit.folder import (
     described,
     read_bytes,
     read_kit,
-    read_results,
     write_kit,
 )
 from autocompress.device.kit.folder import RESULTS as RESULTS_FILE
 from autocompress.device.kit.kit_profile import profile_from_kit
 from autocompress.device.kit.remote import Host, run_remotely
+from autocompress.device.kit.results import read_results
 from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profile_files.store import PROFILE, write_profile
@@ -33,15 +33,12 @@ from autocompress.errors import InputError, ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.export.student_folder import SPEC, read_spec
 from autocompress.graph.network import from_json
-from autocompress.pipeline.options import ImportRequest, KitRequest
+from autocompress.pipeline.options import KIT_RUNTIMES, ImportRequest, KitRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.pipeline.profile_device import check_asked, origin_of, profile_samples
 from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space
 from autocompress.progress import Console
-
-RUNTIMES = ("onnxruntime", "openvino")
-"""What the script of a kit can run."""
 
 
 def make_kit(
@@ -59,10 +56,10 @@ def make_kit(
 
     Raises ProfileError for a runtime that no kit has, too few networks, and a folder that is there.
     """
-    if request.runtime not in RUNTIMES:
+    if request.runtime not in KIT_RUNTIMES:
         raise ProfileError(
             f"a kit cannot run {request.runtime!r}",
-            fix=f"use one of: {', '.join(RUNTIMES)}, or import a dump",
+            fix=f"use one of: {', '.join(KIT_RUNTIMES)}, or import a dump",
         )
     check_asked(request.networks, output, "folder", free=overwrite or resume)
     opened = open_teacher(teacher, request.data, request.input_size)
