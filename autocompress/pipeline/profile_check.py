@@ -239,7 +239,8 @@ def _teacher(
 
 
 def _space(profile: DeviceProfile, source: ProfileSource | None, space: str | Path | None) -> Space:
-    """Return the space given, else that of the source, else of the only source, as long as it is a known one."""
+    """Return the space given, else that of the source, else of the only source, as long as it is a known
+    one."""
     if space is not None:
         return load_space(space)
     names = [source.space] if source else list(dict.fromkeys(one.space for one in profile.sources))

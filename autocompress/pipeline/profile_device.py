@@ -14,7 +14,7 @@ from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.machine import device_description, usable_cores
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profiler import ProfileSubject, Sample, make_profile
 from autocompress.device.runtimes.base import Runtime, check_transparent, get_runtime, runs_torch_operators
 from autocompress.errors import ProfileError
@@ -116,9 +116,9 @@ def check_threads(threads: int) -> None:
         )
 
 
-def origin_of(opened: OpenedTeacher, space: Space, seed: int) -> Origin:
+def origin_of(opened: OpenedTeacher, space: Space, seed: int) -> CandidateOrigin:
     """Return what a profile says of the network and the space that its candidates come from."""
-    return Origin(
+    return CandidateOrigin(
         network=opened.teacher.name,
         space=space.name,
         space_fingerprint=space.fingerprint,
@@ -208,7 +208,8 @@ def network_name(teacher: Teacher) -> str:
 def profile_samples(
     bound: BoundSpace, count: int, seed: int, batch: int, engine: Runtime | None = None
 ) -> Iterator[Sample]:
-    """Return exported random candidates, the teacher in the runtime's precisions first; weights are random."""
+    """Return exported random candidates, the teacher in the runtime's precisions first; weights are
+    random."""
     precisions = ("fp32", "int8") if engine is None else engine.precisions
     torch_operators = engine is not None and runs_torch_operators(engine.name)
     for precision, candidate in samples(bound, count, seed, precisions):
