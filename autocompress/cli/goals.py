@@ -11,7 +11,7 @@ from autocompress.pipeline.options import DATA_HELP, RUNTIME_HELP, TEACHER_HELP
 from autocompress.problem.specs import InputSize
 
 
-@click.command(short_help="Will my network go through?")
+@click.command(short_help="Try whether a network goes through a search.")
 @click.option("--teacher", required=True, help=TEACHER_HELP)
 @click.option("--data", help=DATA_HELP + " Without any, random inputs are compared.")
 @SPACE

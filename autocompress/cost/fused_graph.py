@@ -19,6 +19,7 @@ from autocompress.graph.operations import (
     LAYERS,
     MOVES,
     PRODUCTS,
+    WEIGHTED,
     having,
     is_opaque,
 )
@@ -26,7 +27,7 @@ from autocompress.graph.operations import (
 _FUSED_BEHIND_FLOAT = having(lambda row: row.fuses)
 _VALUES_AND_INDICES = frozenset({"max_pool2d_with_indices", "adaptive_max_pool2d"})
 _LEFT_OUT = frozenset(
-    "slice.Tensor pad constant_pad_nd squeeze squeeze.dim squeeze.dims expand to.dtype dropout".split()
+    "slice.Tensor pad constant_pad_nd squeeze squeeze.dim squeeze.dims expand dropout".split()
 )
 """Are no operation of the exported graph where they change no shape."""
 
@@ -176,7 +177,7 @@ class _Splitter:
             names = (self.padded[node.name], *names)
         names = (*waited, *names)
         name = "" if activation is None else activation.op
-        if not integer and node.op in LAYERS and self._is_guarded(node):
+        if not integer and node.op in WEIGHTED and self._is_guarded(node):
             name = "leaky_relu"
         precision = "int8" if integer else "fp32"
         shape = node.shape[0] if node.op in _VALUES_AND_INDICES else node.shape

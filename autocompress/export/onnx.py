@@ -22,8 +22,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from autocompress.errors import TeacherError
 from autocompress.export import onnx_layers, onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
-from autocompress.export.onnx_parts import Samples, Waiting, export_part, has_parts
+from autocompress.export.onnx_parts import Samples, Waiting, export_part, graphs_in, has_parts, reads_of
 from autocompress.export.onnx_registry import NotExpressibleError, Tensor, call, rule_for
 from autocompress.graph.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
 from autocompress.graph.network import (
@@ -53,18 +54,28 @@ INPUT_NAME, OUTPUT_NAME = "input", "output"
 Array = NDArray[Any]
 
 
-def to_onnx(network: Network, weights: Weights, *, batch: int = 1) -> onnx.ModelProto:
+def to_onnx(
+    network: Network, weights: Weights, *, batch: int = 1, torch_operators: bool = False
+) -> onnx.ModelProto:
     """The network as an ONNX model with one input `input` of shape `(batch, …)` and one `output`; of one with
     a signature the inputs and outputs have the names that stand there.
 
     Batch norms should have been folded (`families.fold`); those that are left are exported as such.
     A value with a quantizer is rounded to uint8; a layer of 8 bits whose input has a quantizer gets
-    int8 weights with one scale for each output channel and an int32 bias.
+    int8 weights with one scale for each output channel and an int32 bias. With `torch_operators` operations
+    without an exporter are written as calls of torch's operators, for runtimes that run these.
 
     Raises:
-        TeacherError: an operation has no exporter, or uses an option that ONNX cannot express.
+        TeacherError: an operation has no form in ONNX.
     """
-    return Emitter(network, on_grids(network, weights), batch).run()
+    return Emitter(network, on_grids(network, weights), batch, torch_operators).run()
+
+
+def without_onnx_form(network: Network, weights: Weights) -> tuple[TeacherError, ...]:
+    """Return what would be raised for each operation that has no form in ONNX."""
+    emitter = Emitter(network, on_grids(network, weights), 1, missing=[])
+    emitter.run()
+    return tuple(emitter.missing or ())
 
 
 @dataclass
@@ -74,6 +85,8 @@ class Emitter:
     network: Network
     weights: Weights
     batch: int
+    torch_operators: bool = False
+    missing: list[TeacherError] | None = None
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
     slices: dict[str, tuple[str, tuple[tuple[int, int, int, int], ...]]] = field(default_factory=dict)
@@ -315,7 +328,7 @@ class Emitter:
         for node in nodes:
             for output, name in zip(outputs, self.output_names, strict=True):
                 _rename(node, output.name, name)
-        read = {name for node in nodes for name in node.input}
+        read = {name for node in nodes for name in reads_of(node)}
         constants = [(name, array) for name, array in self._initializers.items() if name in read]
         graph = helper.make_graph(
             nodes,
@@ -333,7 +346,10 @@ class Emitter:
         return helper.make_model(
             graph,
             producer_name="autocompress",
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[
+                helper.make_opsetid(domain, OPSET if domain == "" else 1)
+                for domain in sorted({"", *(node.domain for node in nodes)})
+            ],
             ir_version=IR_VERSION,
         )
 
@@ -393,12 +409,15 @@ def _live(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeP
     needed, live = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.output):
-            needed.update(node.input)
+            needed.update(reads_of(node))
             live.append(node)
     return live[::-1]
 
 
 def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            _rename(inner, old, new)
     for names in (node.input, node.output):
         for index, name in enumerate(names):
             if name == old:

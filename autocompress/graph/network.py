@@ -415,10 +415,10 @@ def _quantizer_from_json(data: Any) -> Quantizer | None:
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
-    data: dict[str, Any] = {"name": node.name, "op": node.op, "args": _arg_to_json(node.args)}
-    data["shape"] = _arg_to_json(node.shape)
+    data: dict[str, Any] = {"name": node.name, "op": node.op, "args": arg_to_json(node.args)}
+    data["shape"] = arg_to_json(node.shape)
     if node.kwargs:
-        data["kwargs"] = {key: _arg_to_json(value) for key, value in node.kwargs}
+        data["kwargs"] = {key: arg_to_json(value) for key, value in node.kwargs}
     if node.module:
         data["module"] = node.module
     if node.bits != 32:
@@ -438,9 +438,9 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
     return Node(
         name=data["name"],
         op=data["op"],
-        args=_arg_from_json(data["args"]),
-        shape=_arg_from_json(data["shape"]),
-        kwargs=tuple((key, _arg_from_json(value)) for key, value in data.get("kwargs", {}).items()),
+        args=arg_from_json(data["args"]),
+        shape=arg_from_json(data["shape"]),
+        kwargs=tuple((key, arg_from_json(value)) for key, value in data.get("kwargs", {}).items()),
         module=data.get("module", ""),
         bits=int(data.get("bits", 32)),
         quantizer=_quantizer_from_json(data.get("quantizer")),
@@ -450,21 +450,23 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
     )
 
 
-def _arg_to_json(arg: Any) -> Any:
+def arg_to_json(arg: Any) -> Any:
+    """Return an argument of a node for JSON."""
     if isinstance(arg, Ref):
         return {"ref": arg.node}
     if isinstance(arg, Param):
         return {"param": arg.name}
     if isinstance(arg, (tuple, list)):
-        return [_arg_to_json(item) for item in arg]
+        return [arg_to_json(item) for item in arg]
     if isinstance(arg, float) and arg in (float("inf"), float("-inf")):
         return {"inf": 1 if arg > 0 else -1}
     return arg
 
 
-def _arg_from_json(data: Any) -> Any:
+def arg_from_json(data: Any) -> Any:
+    """Return the argument that `arg_to_json` wrote."""
     if isinstance(data, list):
-        return tuple(_arg_from_json(item) for item in data)
+        return tuple(arg_from_json(item) for item in data)
     if isinstance(data, dict):
         ((kind, value),) = data.items()
         if kind == "inf":

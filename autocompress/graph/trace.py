@@ -24,6 +24,7 @@ from autocompress.graph.capture.exporting import Exported, exported
 from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
 from autocompress.graph.capture.rewriting import op_name
 from autocompress.graph.capture.signature import Signature
+from autocompress.graph.channel_shuffles import with_channel_shuffles
 from autocompress.graph.module import build, resolve
 from autocompress.graph.network import (
     Input,
@@ -38,7 +39,7 @@ from autocompress.graph.network import (
     prune_dead,
     unique_name,
 )
-from autocompress.graph.operations import KNOWN, LAYERS, RESHAPE, SILENT, short_name
+from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, WEIGHTED, short_name
 from autocompress.graph.operators import (
     UnknownOperatorError,
     dtype_name,
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 CHECK_BATCH = 3
 
-_NAMED_AFTER_MODULE = LAYERS | {"batch_norm", "layer_norm", "group_norm"}
+_NAMED_AFTER_MODULE = WEIGHTED | {"batch_norm", "layer_norm", "group_norm"}
 
 
 def trace(module: nn.Module, inputs: tuple[int, ...] | Example) -> tuple[Network, Weights]:
@@ -83,7 +84,7 @@ def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Netwo
     rewriter = _Rewriter(found.program, example.inputs())
     network, weights = rewriter.rewrite(found.signature)
     network = with_exact_types(_fold_constants(network, weights), rewriter.types)
-    network = prune_dead(network)
+    network = with_channel_shuffles(prune_dead(network))
     weights = {name: weights[name] for name in network.params}
     _check_faithful(module, network, weights, example)
     return network, weights
@@ -117,7 +118,10 @@ class _Rewriter:
             elif fx_node.op == "output":
                 outputs = self._outputs(fx_node)
             else:
-                raise TeacherError(f"the teacher's graph holds a {fx_node.op} node, which is not supported")
+                raise TeacherError(
+                    f"the teacher's graph holds a {fx_node.op} node, which is not supported",
+                    fix="remove calls of other modules' code from forward(), such as higher-order operators",
+                )
         network = Network(
             first.shape,
             tuple(self.nodes),
@@ -345,7 +349,11 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights, examp
         try:
             actual = build(network, weights).outputs_of(tensors)
         except Exception as error:
-            raise TeacherError("the teacher's trace does not run", why=str(error)[:300]) from error
+            raise TeacherError(
+                "the teacher's trace does not run",
+                why=str(error)[:300],
+                fix="remove what depends on values or on the batch size from forward()",
+            ) from error
     for one, other in zip(expected, actual, strict=True):
         difference, scale = _apart(one, other)
         if not difference <= 1e-4 * max(scale, 1e-6):
@@ -369,5 +377,5 @@ def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
 def layers(network: Network) -> Iterator[Node]:
     """The convolutions and linear layers whose weight is a parameter, in execution order."""
     for node in network.nodes:
-        if node.op in LAYERS and isinstance(node.args[1], Param):
+        if node.op in WEIGHTED and isinstance(node.args[1], Param):
             yield node

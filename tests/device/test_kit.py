@@ -25,8 +25,9 @@ from places import NETWORKS
 from autocompress import api_profile
 from autocompress.cli.main import main
 from autocompress.device.kit import folder as kit_folder
-from autocompress.device.kit.folder import Kit, read_kit, read_results
+from autocompress.device.kit.folder import Kit, read_kit
 from autocompress.device.kit.remote import Host, run_remotely
+from autocompress.device.kit.results import read_results
 from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.machine import machine
 from autocompress.device.profile.profile import DeviceProfile

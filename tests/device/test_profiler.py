@@ -23,7 +23,7 @@ from autocompress.device.measure.log import FILE, LogSetting, Measurements, Time
 from autocompress.device.measure.quiet_gate import QuietLatency, QuietSettings
 from autocompress.device.profile.fitting import validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profile.validation import Prediction, PredictionErrors, summary
 from autocompress.device.profile_files.store import load_profile
 from autocompress.device.profiler import ProfileSubject, Sample, make_profile
@@ -112,7 +112,7 @@ def samples() -> list[Sample]:
 
 
 def profile(device: Device, samples: list[Sample], folder: Path, seed: int = 0, **options: Any) -> Any:
-    origin = Origin(space="joint", seed=seed)
+    origin = CandidateOrigin(space="joint", seed=seed)
     described = DeviceDescription({"cpu": "none"})
     subject = ProfileSubject(folder.name, device.name, 1, 1, described, origin, Layouts(16))
     return make_profile(samples, device, folder, subject, **options)
