@@ -43,7 +43,7 @@ def profile(
     )
 
 
-def _flags(options: dict[str, Any], *names: str) -> dict[str, bool]:
+def _flags(options: dict[str, object], *names: str) -> dict[str, bool]:
     """Take these switches out of `options`; those that are not there are off."""
     return {name: bool(options.pop(name, False)) for name in names}
 
@@ -97,7 +97,7 @@ def diff_profiles(first: str | Path, second: str | Path) -> dict[str, Any]:
     from autocompress.device.profile.diff import profile_difference
     from autocompress.device.profile_files.store import load_profile
 
-    return profile_difference(load_profile(first), load_profile(second))
+    return profile_difference(load_profile(first), load_profile(second)).to_json()
 
 
 def profile_kit(

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from autocompress.cli.options import FORMAT, INPUT_SIZE, SPACE, compress_options
-from autocompress.cli.support import one_of, print_front, resumable, to_stdout
+from autocompress.cli.support import budgets_of, one_of, print_front, resumable, to_stdout
 from autocompress.errors import InputError
 from autocompress.pipeline.options import DATA_HELP, RUNTIME_HELP, TEACHER_HELP
 from autocompress.problem.specs import InputSize
 
 
-@click.command(short_help="A network in, a faster or smaller one out.")
+@click.command(short_help="Make a network keep a budget, in one command.")
 @compress_options
 def compress(output: Path, run: Path | None, resume: bool, overwrite: bool, **options: Any) -> None:
     """Compresses a network in one command: checks it, measures this machine, searches, writes the student.
@@ -32,12 +32,15 @@ def compress(output: Path, run: Path | None, resume: bool, overwrite: bool, **op
     from autocompress import api
 
     run = run or output.with_name(f"{output.name}.run")
+    budgets = budgets_of(options)
     with resumable(run):
-        found = api.compress(run=run, output=output, resume=resume, overwrite=overwrite, **options)
+        found = api.compress(
+            budgets=budgets, run=run, output=output, resume=resume, overwrite=overwrite, **options
+        )
     print_front(found, "table")
 
 
-@click.command(short_help="Will my network go through?")
+@click.command(short_help="Try whether a network goes through a search.")
 @click.option("--teacher", required=True, help=TEACHER_HELP)
 @click.option("--data", help=DATA_HELP + " Without any, random inputs are compared.")
 @SPACE

@@ -22,7 +22,7 @@ from autocompress.cli.options import (
     search_options,
 )
 from autocompress.cli.profile import COMMANDS
-from autocompress.cli.support import Commands, one_of, print_front, resumable, to_stdout
+from autocompress.cli.support import Commands, budgets_of, one_of, print_front, resumable, to_stdout
 from autocompress.errors import NothingFeasibleError
 from autocompress.pipeline.options import DATA_HELP, DEFAULT_TRIALS, TEACHER_HELP
 from autocompress.problem.specs import InputSize
@@ -151,8 +151,9 @@ def search(run: Path, resume: bool, overwrite: bool, **options: Any) -> None:
 
     if options["trials"] is None and options["time_limit_s"] is None:
         options["trials"] = DEFAULT_TRIALS
+    budgets = budgets_of(options)
     with resumable(run):
-        found = api.compress(run=run, resume=resume, overwrite=overwrite, **options)
+        found = api.compress(budgets=budgets, run=run, resume=resume, overwrite=overwrite, **options)
     print_front(found, "table")
     click.echo(f"take one with: autocompress pick {run} -o student", err=True)
 

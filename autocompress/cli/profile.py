@@ -31,12 +31,12 @@ def show_profile(name: str, output_format: str) -> None:
 
     found = load_profile(name)
     fields = ("name", "runtime", "threads", "batch", "device", "validation", "fingerprint")
-    data: dict[str, Any] = {field: getattr(found, field) for field in fields}
+    data: dict[str, object] = {field: getattr(found, field) for field in fields}
     data["device"] = dict(found.device.values)
     data["validation"] = found.validation.to_json()
     data["sources"] = [dataclasses.asdict(source) for source in found.sources]
     data["fit"] = dataclasses.asdict(found.fit)
-    data["coverage"] = coverage(found)
+    data["coverage"] = [one.to_json() for one in coverage(found)]
     data["precisions"] = [
         {**dataclasses.asdict(gain), "never_faster": gain.never_faster} for gain in precision_gains(found)
     ]

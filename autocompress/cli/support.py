@@ -101,6 +101,13 @@ def to_stdout(data: Any, table: Any, output_format: str) -> None:
     Console(file=sys.stdout, width=width).print(table())
 
 
+def budgets_of(options: dict[str, Any]) -> Any:
+    """Take the limits as typed out of the options; return them as budgets. Raises BudgetError."""
+    from autocompress.problem.budgets import Budgets
+
+    return Budgets.parse(**{name: options.pop(name) for name in ("latency", "memory", "size", "packed_size")})
+
+
 def print_front(found: Any, output_format: str) -> None:
     """Show the certified students of a run."""
     from autocompress.reporting.tables import front_table

@@ -11,13 +11,13 @@ from autocompress.cost.fused_graph import Operation
 from autocompress.cost.layouts import Layouts, operations
 from autocompress.cost.opaque_work import weight_uses
 from autocompress.graph.network import Network, Node, Param, Ref
-from autocompress.graph.operations import CONVOLUTIONS, VIEWS, is_opaque
+from autocompress.graph.operations import CONVOLUTIONS, TRANSPOSED, VIEWS, is_opaque
 
 CONVERSIONS = frozenset(
     {"quantize", "dequantize", "to_blocked", "from_blocked", "to_channels_last", "to_channels_first"}
 )
 _PRODUCTS = frozenset({"matmul", "bmm", "scaled_dot_product_attention"})
-_WEIGHTED = frozenset({"conv", "linear"})
+_WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
 OPAQUE = "opaque:"
 """What the names of kernels begin with whose operation has no row in `graph.operations`."""
 _OWN_GROUPS = _WEIGHTED | CONVERSIONS | {"product", "add"}
@@ -60,6 +60,8 @@ class Kernel:
     def macs(self) -> int:
         """Multiply-adds; a multiply-add counts one."""
         taps = self.kernel_height * self.kernel_width
+        if self.op == "conv_transpose":
+            return self.in_elements * self.out_channels * taps // self.groups
         if self.op in _WEIGHTED or self.op == "product":
             return self.out_elements * self.in_channels * taps // self.groups
         return self.height * self.in_channels if self.op.startswith(OPAQUE) else 0
@@ -127,7 +129,7 @@ def _kernel(network: Network, operation: Operation) -> Kernel:
             out_elements=count,
             nodes=operation.nodes,
         )
-    if node.op in CONVOLUTIONS:
+    if node.op in CONVOLUTIONS | TRANSPOSED:
         return _convolution(network, operation, node)
     if node.op == "linear":
         return _linear(network, operation, node)
@@ -163,7 +165,7 @@ def _convolution(network: Network, operation: Operation, node: Node) -> Kernel:
     groups = node.args[6] if len(node.args) > 6 else 1
     stride = node.args[3] if len(node.args) > 3 else 1
     return Kernel(
-        "conv",
+        "conv_transpose" if node.op in TRANSPOSED else "conv",
         operation.precision,
         in_channels=source[1],
         out_channels=node.shape[1],

@@ -27,7 +27,12 @@ from autocompress.device.measure.statistics import drift
 from autocompress.device.profile.fitting import fitted, rows, validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Origin, ProfileSource, kernels_fingerprint, with_sources
+from autocompress.device.profile.sources import (
+    CandidateOrigin,
+    ProfileSource,
+    kernels_fingerprint,
+    with_sources,
+)
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.runtimes.base import Runtime
 from autocompress.device.runtimes.description import DeviceDescription
@@ -58,7 +63,7 @@ More = Callable[[LatencyTable], Sequence["Sample"]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One exported network of the space; `network` is its shipped form, `name` identifies it."""
+    """Hold one exported network of the space; `network` is its shipped form, `name` identifies it."""
 
     name: str
     network: Network
@@ -78,7 +83,7 @@ class ProfileSubject:
     threads: int
     batch: int
     device: DeviceDescription
-    origin: Origin
+    origin: CandidateOrigin
     layouts: Layouts
 
     def log_setting(self, reference: str) -> LogSetting:
@@ -114,7 +119,11 @@ def make_profile(
         with machine_lock():
             every = bench.run_all(samples, more)
     except OSError as error:
-        raise ProfileError(f"{output} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{output} cannot be written",
+            why=error.strerror or str(error),
+            fix="make room there, and go on with --resume",
+        ) from error
     profile = profile_from(bench.measured(every), every, subject, {sample.name for sample in samples})
     write_profile(output, profile)
     return profile
@@ -159,7 +168,7 @@ def profile_from(
 
 @dataclass
 class Bench:
-    """Measures what is not known yet, and comes back to what was disturbed.
+    """Measure what is not known yet, and come back to what was disturbed.
 
     `reference` names the network that tells quiet moments. Without `by_kernel` only whole networks are
     timed, as is enough to check predictions.
@@ -177,7 +186,7 @@ class Bench:
     _left_out: int = 0
 
     def run_all(self, samples: Sequence[Sample], more: More | None) -> list[Sample]:
-        """Measures the samples, the first of which is the reference, and what `more` asks for; gives both."""
+        """Measure the samples, the first of which is the reference, and what `more` asks for; return both."""
         every = list(samples)
         gate = Gate(self.runtime.load(samples[0].model, self.threads), self.settings)
         self.run(samples, gate)
@@ -190,18 +199,18 @@ class Bench:
         return every
 
     def _known_at_first(self, samples: Sequence[Sample]) -> list[Timed]:
-        """What was known before anything else was measured. A resumed profiling may have measured since what
-        was left out then, and must ask for the same networks as before."""
+        """Return what was known before anything else was measured. A resumed profiling may have measured
+        since what was left out then, and must ask for the same networks as before."""
         names = {sample.name for sample in samples}
         return list(takewhile(lambda item: item.name in names, self.known.found))
 
     def measured(self, samples: Sequence[Sample]) -> list[Timed]:
-        """What is known of these samples, in the order in which it was measured."""
+        """Return what is known of these samples, in the order in which it was measured."""
         names = {sample.name for sample in samples}
         return [item for item in self.known.found if item.name in names]
 
     def run(self, samples: Sequence[Sample], gate: Gate) -> None:
-        """Measures the samples; leaves out what cannot be measured even in the last round.
+        """Measure the samples; leave out what cannot be measured even in the last round.
 
         Raises NoisyDeviceError when that is the reference, or more than `MOST_LEFT_OUT` of all asked for.
         """
@@ -242,8 +251,8 @@ class Bench:
             self.progress(len(self.known.found))
 
     def _time(self, sample: Sample, gate: Gate, patience: int) -> tuple[Timed | None, str]:
-        """The measurement, or why it has to be taken again. In the last round it is taken from a machine that
-        is slower than before, too, as the times it would have had before, by the reference."""
+        """Return the measurement, or why it has to be taken again. In the last round it is taken from a
+        machine that is slower than before, too, as the times it would have had before, by the reference."""
         last = patience == PATIENCE[-1]
         settings = replace(self.settings, most_blocks=patience * self.settings.most_blocks)
         if last:
@@ -272,8 +281,8 @@ class Bench:
     def _loads(
         self, sample: Sample, gate: Gate, settings: QuietSettings, first: QuietLatency
     ) -> list[QuietLatency] | None:
-        """Latencies of the model loaded again and again, since where its data come to lie matters, until
-        their mean is known well enough; None when there were too few quiet moments."""
+        """Return latencies of the model loaded again and again, since where its data come to lie matters,
+        until their mean is known well enough; None when there were too few quiet moments."""
         found = [first]
         while len(found) < MOST_LOADS:
             again = self._latency(sample, gate, settings)
@@ -288,7 +297,7 @@ class Bench:
     def _timings(
         self, sample: Sample, latency_ms: float, gate: Gate, patience: int, tolerance: float
     ) -> tuple[Timing, ...] | None:
-        """Kernel by kernel between two quiet moments; None when there were none."""
+        """Return the times kernel by kernel, read between two quiet moments; None when there were none."""
         if not self.by_kernel:
             return ()
         runs = max(8, min(PROFILED_RUNS, round(PROFILED_S / latency_ms * 1e3)))
@@ -301,13 +310,13 @@ class Bench:
         return None
 
     def _slower(self, timed: Timed) -> float:
-        """How many times as long the reference took as usual."""
+        """Return how many times as long the reference took as usual."""
         usual = [item.reference_ms for item in self.known.found]
         return float(timed.reference_ms / np.median(usual)) if usual else 1.0
 
 
 def file_coefficients(samples: Sequence[Sample]) -> tuple[float, ...]:
-    """Overhead of exported files over their weights, by least squares of relative errors."""
+    """Return the overhead of exported files over their weights, by least squares of relative errors."""
     features = np.stack([file_features(sample.network) for sample in samples])
     sizes = np.array([len(sample.model) for sample in samples], dtype=np.float64)
     overhead = sizes - np.array([weight_bytes(sample.network) for sample in samples])

@@ -6,6 +6,7 @@ numbers of them and are exported together with it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from onnx.reference import ReferenceEvaluator
 from autocompress.errors import TeacherError
 from autocompress.export.onnx_registry import RULES, Tensor
 from autocompress.export.torch_onnx import Input, Local, NoOnnxFormError, Part, Step, part_model
-from autocompress.graph.module import build
-from autocompress.graph.network import Node, Param, Ref
+from autocompress.graph.module import build, zero_inputs
+from autocompress.graph.network import Node, Param, Ref, arg_to_json, map_args
+from autocompress.graph.operators import TORCH_DOMAIN
 
 if TYPE_CHECKING:
     from autocompress.export.onnx import Emitter
@@ -44,8 +46,10 @@ def has_parts(node: Node) -> bool:
 def export_part(e: Emitter, node: Node) -> Any:
     """Write an operation by way of `torch.onnx`, with those before it that wait, and return its value.
 
-    Raises TeacherError, naming the operation, where that has no form in ONNX.
+    Raises TeacherError, naming the operation, where that has no form in ONNX, or notes it in `e.missing`.
     """
+    if e.torch_operators:
+        return _call_operator(e, node)
     sample = e.samples.of(node.name)
     if any(one.is_complex() for one in _tensors(sample)):
         return Waiting(node)
@@ -59,11 +63,44 @@ def export_part(e: Emitter, node: Node) -> Any:
     try:
         model = part_model(part, e.opset)
     except NoOnnxFormError as error:
-        raise no_onnx_form(node, str(error)) from error
-    names = splice(e, model.graph, cut.names, node.name)
-    if not isinstance(sample, torch.Tensor):
+        if e.missing is None:
+            raise no_onnx_form(node, str(error)) from error
+        e.missing.append(no_onnx_form(node, str(error)))
+        return _outputs(node, [e.new_name() for _ in _tensors(sample)])
+    return _outputs(node, splice(e, model.graph, cut.names, node.name))
+
+
+def _outputs(node: Node, names: list[str]) -> Any:
+    if _has_parts(node):
         return tuple(Tensor(name, shape) for name, shape in zip(names, node.shape, strict=True))
     return Tensor(names[0], node.shape)
+
+
+def _has_parts(node: Node) -> bool:
+    return bool(node.shape) and isinstance(node.shape[0], tuple)
+
+
+def _call_operator(e: Emitter, node: Node) -> Any:
+    """Write an operation as a call of torch's operator; arguments are JSON, tensors in it by their number."""
+    cut = _Cut(e, node.name)
+    cut.add(node)
+    arguments = [arg_to_json(map_args(_numbered, arg)) for arg in cut.steps[0].args]
+    options = {key: arg_to_json(map_args(_numbered, value)) for key, value in cut.steps[0].kwargs}
+    outputs = [e.new_name() for _ in (node.shape if _has_parts(node) else [node.shape])]
+    call = helper.make_node(
+        "Operator",
+        cut.names,
+        outputs,
+        domain=TORCH_DOMAIN,
+        operator=node.op,
+        arguments=json.dumps([arguments, options]),
+    )
+    e.add_node(call, node.name)
+    return _outputs(node, outputs)
+
+
+def _numbered(leaf: Any) -> Any:
+    return Ref(str(leaf.index)) if isinstance(leaf, Input) else leaf
 
 
 def no_onnx_form(node: Node, why: str) -> TeacherError:
@@ -88,7 +125,7 @@ class Samples:
         self._found: dict[str, Any] = {}
 
     def of(self, name: str) -> Any:
-        """Return the value that the node of this name computes for random examples."""
+        """Return the value that the node of this name computes for examples of zeros. Raises TeacherError."""
         if name not in self._found:
             self._run(name)
         return self._found[name]
@@ -97,9 +134,13 @@ class Samples:
         e = self._emitter
         nodes = [node for node in e.network.nodes if has_parts(node) or node.name == name]
         names = {name, *(node.name for node in nodes), *(ref for node in nodes for ref in node.inputs)}
-        x = torch.zeros(e.sizes(e.network.input_shape))
-        with torch.no_grad():
-            self._found.update(build(e.network, e.weights).forward_values(x, names))
+        names |= set() if e.network.signature is None else set(e.network.outputs)
+        x = zero_inputs(e.network, e.batch)
+        try:
+            with torch.no_grad():
+                self._found.update(build(e.network, e.weights).forward_values(x, names))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise no_onnx_form(e.network.by_name[name], f"it does not run: {str(error)[:200]}") from error
 
 
 @dataclass
@@ -137,9 +178,13 @@ class _Cut:
         if not isinstance(value, Tensor):
             return value
         name = self.emitter.real(value, self.reader).name
+        if self.emitter.torch_operators:
+            return self._input(name, torch.empty(0))
         return self._input(name, self.emitter.samples.of(arg.node))
 
     def _array(self, array: Any) -> Input:
+        if self.emitter.torch_operators:
+            return self._input(self.emitter.constant(array), torch.empty(0))
         if np.iscomplexobj(array):
             pairs = np.stack([array.real, array.imag], axis=-1)
             return self._input(self.emitter.constant(pairs), torch.from_numpy(pairs), is_complex=True)
@@ -172,7 +217,7 @@ def _constant(e: Emitter, node: onnx.NodeProto, names: Mapping[str, str]) -> lis
     """Return what a node computes, if it reads constants only and that takes no more room than these."""
     given = {one: e.constant_named(names.get(one, "")) for one in node.input if one}
     values = {one: value for one, value in given.items() if value is not None}
-    if len(values) < len(given) or any(one.HasField("g") for one in node.attribute):
+    if len(values) < len(given) or any(graphs_in(node)):
         return None
     graph = helper.make_graph(
         [node],
@@ -183,9 +228,12 @@ def _constant(e: Emitter, node: onnx.NodeProto, names: Mapping[str, str]) -> lis
     )  # fmt: skip
     try:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", e.opset)])
-        found = [np.asarray(one) for one in ReferenceEvaluator(model).run(None, values)]
+        found = ReferenceEvaluator(model).run(None, values)
     except Exception:  # What the reference cannot compute is left to the runtime.
         return None
+    if any(isinstance(one, list) for one in found):
+        return None
+    found = [np.asarray(one) for one in found]
     size = sum(value.nbytes for value in values.values())
     return found if sum(one.nbytes for one in found) <= max(size, _FREE_BYTES) else None
 
@@ -201,16 +249,26 @@ def _renamed(e: Emitter, node: onnx.NodeProto, names: dict[str, str]) -> onnx.No
         if one:
             names[one] = e.new_name()
     copy.output[:] = [names[one] for one in node.output]
-    for attribute in copy.attribute:
-        for graph in _graphs(attribute):
-            _rename_graph(e, graph, dict(names))
+    for graph in graphs_in(copy):
+        _rename_graph(e, graph, dict(names))
     return copy
 
 
-def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
-    if attribute.HasField("g"):
-        yield attribute.g
-    yield from attribute.graphs
+def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the bodies of a loop or the branches of a condition."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def reads_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names of the tensors that a node reads, those in its bodies too."""
+    yield from node.input
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            yield from reads_of(inner)
+        yield from (one.name for one in graph.output)
 
 
 def _rename_graph(e: Emitter, graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -222,6 +280,5 @@ def _rename_graph(e: Emitter, graph: onnx.GraphProto, names: dict[str, str]) -> 
         node.name = ""
     del graph.node[:]
     graph.node.extend(nodes)
-    for one in graph.output:
+    for one in (*graph.output, *graph.value_info):
         one.name = names[one.name]
-    del graph.value_info[:]

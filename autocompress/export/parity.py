@@ -89,6 +89,7 @@ def compare(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> Parit
         raise StudentError(
             "the exported file's output has another shape than the model's",
             why=f"{actual.shape} instead of {expected.shape}",
+            fix="report it with the teacher: the export is wrong",
         )
     if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
         raise StudentError(
@@ -110,7 +111,11 @@ def check_model(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise StudentError("the exported model is not valid ONNX", why=reason) from error
+        raise StudentError(
+            "the exported model is not valid ONNX",
+            why=reason,
+            fix="report it with the teacher: the export is wrong",
+        ) from error
 
 
 def _agreement(expected: NDArray[np.float64], actual: NDArray[np.float64], tie: float) -> float:

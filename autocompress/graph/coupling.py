@@ -14,7 +14,7 @@ atoms that reach it, with the reason. The idea of dependency groups is that of D
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,18 +24,24 @@ from numpy.typing import NDArray
 
 from autocompress.graph import coupling_rules
 from autocompress.graph.coupling_rules import Atoms, Axes
-from autocompress.graph.network import INPUT, Network, Node, Param
+from autocompress.graph.network import Network, Node, Param
+from autocompress.graph.operations import WEIGHTED
+from autocompress.graph.replace_layer import input_axis, output_axis
 
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group lies in one parameter: `indices[i]` are the positions of its i-th atom on `axis`."""
+    """Where a group lies in one parameter: `indices[i]` are the positions of its i-th atom on `axis`.
+
+    `makes` says that the parameter computes the channels there; where it does not, it reads them.
+    """
 
     param: str
     axis: int
     indices: IntArray
+    makes: bool
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,15 @@ class Coupling:
     locks: Mapping[int, str]
 
     @cached_property
+    def output_axes(self) -> dict[str, int]:
+        """Weight of a layer → its axis of outputs."""
+        return {
+            node.args[1].name: output_axis(node)
+            for node in self.network.nodes
+            if node.op in WEIGHTED and isinstance(node.args[1], Param)
+        }
+
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         return tuple(_groups(self))
 
@@ -71,11 +86,12 @@ class Coupling:
 def couple(network: Network) -> Coupling:
     """Finds the atoms of a network. Needs shapes only; linear in the number of channels."""
     atoms = Atoms()
-    values: dict[str, Any] = {INPUT: tuple(None for _ in network.input_shape)}
+    values: dict[str, Any] = {one.name: tuple(None for _ in one.shape) for one in network.inputs}
     for node in network.nodes:
         values[node.name] = _visit(node, network, values, atoms)
-    for labels in coupling_rules.axes_in(values[network.output]):
-        atoms.lock(labels, "is the output of the network")
+    for output in network.outputs:
+        for labels in coupling_rules.axes_in(values[output]):
+            atoms.lock(labels, "is the output of the network")
     return Coupling(
         network=network,
         values={name: atoms.resolve(axes) for name, axes in values.items()},
@@ -121,11 +137,16 @@ def _group(
     positions: Mapping[tuple[str, int], Mapping[int, list[int]]],
     taken: set[str],
 ) -> Group | None:
-    producers = _layers_reading(coupling, signature, axis=0)
+    producers = _layers(coupling, signature, output_axis)
     if not producers:
         return None
     places = tuple(
-        Place(param, axis, np.array([positions[param, axis][atom] for atom in members]))
+        Place(
+            param,
+            axis,
+            np.array([positions[param, axis][atom] for atom in members]),
+            axis == coupling.output_axes.get(param, 0),
+        )
         for param, axis, _ in signature
     )
     name = next((producer for producer in producers if producer not in taken), "")
@@ -134,19 +155,20 @@ def _group(
     locked = next((coupling.locks[atom] for atom in members if atom in coupling.locks), "")
     if not locked and len(members) < 2:
         locked = "has a single channel"
-    consumers = _layers_reading(coupling, signature, axis=1)
+    consumers = _layers(coupling, signature, input_axis)
     layers = tuple(dict.fromkeys((*producers, *consumers)))
     return Group(name, np.array(members), places, layers, locked)
 
 
-def _layers_reading(coupling: Coupling, signature: tuple[tuple[str, int, int], ...], axis: int) -> list[str]:
-    """Convolutions and linear layers that have the group on this axis of their weight, in order."""
-    network = coupling.network
-    params = {param for param, at, _ in signature if at == axis}
+def _layers(
+    coupling: Coupling, signature: tuple[tuple[str, int, int], ...], axis_of: Callable[[Node], int]
+) -> list[str]:
+    """Layers that have the group on this axis of their weight, in order."""
+    places = {(param, axis) for param, axis, _ in signature}
     return [
         node.name
-        for node in network.nodes
-        if node.op in coupling_rules.WEIGHTED
+        for node in coupling.network.nodes
+        if node.op in WEIGHTED
         and isinstance(node.args[1], Param)
-        and node.args[1].name in params
+        and (node.args[1].name, axis_of(node)) in places
     ]

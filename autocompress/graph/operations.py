@@ -48,7 +48,7 @@ class KnownOperation:
     time. `rounds_first`: a runtime rounds what it moves before it moves it. `keeps_sign`: the output has no
     number below zero where no input has. `never_negative`: it never has. `clips`: rounding to integers can
     do the same. `fuses`: a float layer takes it along. `any_layout`: works on images with their channels
-    last as well as first.
+    last as well as first. `compares`: its output holds truth values.
     """
 
     name: str
@@ -63,6 +63,7 @@ class KnownOperation:
     clips: bool = False
     fuses: bool = False
     any_layout: bool = False
+    compares: bool = False
 
     @property
     def moves_data(self) -> bool:
@@ -82,6 +83,7 @@ _RESHAPE = replace(_VIEW, axes=Axes.RESHAPE)
 _SPLIT = replace(_MOVE, splits=True)
 _POINTWISE = KnownOperation("", Axes.POINTWISE, any_layout=True)
 _ACTIVATION = replace(_POINTWISE, in_8_bits=EightBits.JOINS)
+_TRUTH = KnownOperation("", Axes.POINTWISE, compares=True)
 _BINARY = KnownOperation("", Axes.BINARY, any_layout=True)
 _JOINING = replace(_BINARY, in_8_bits=EightBits.JOINS)
 _POOL = KnownOperation("", Axes.POOLING)
@@ -91,9 +93,10 @@ _OTHER = KnownOperation("")
 _CONCATENATION = replace(_OTHER, in_8_bits=EightBits.JOINS, concatenates=True, keeps_sign=True)
 
 _ROWS: tuple[Iterator[KnownOperation], ...] = (
-    _LAYER.named("conv1d conv1d.padding conv2d conv2d.padding linear"),
+    _LAYER.named("conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding linear"),
     _PRODUCT.named("matmul bmm"),
-    _OTHER.named("conv_transpose2d.input addmm scaled_dot_product_attention"),
+    _OTHER.named("conv_transpose1d conv_transpose2d.input conv_transpose3d.input"),
+    _OTHER.named("addmm scaled_dot_product_attention"),
     _OTHER.named("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"),
     # Activations.
     replace(_ACTIVATION, never_negative=True, clips=True, fuses=True).named("relu relu6"),
@@ -108,16 +111,19 @@ _ROWS: tuple[Iterator[KnownOperation], ...] = (
         cos pow.Tensor_Scalar floor round to.dtype dropout"""
     ),
     _OTHER.named("softmax.int _softmax log_softmax.int cumsum"),
+    # Comparisons and truth values.
+    _TRUTH.named("eq.Scalar ne.Scalar gt.Scalar lt.Scalar ge.Scalar le.Scalar logical_not bitwise_not"),
+    replace(_TRUTH, axes=Axes.BINARY).named(
+        """eq.Tensor ne.Tensor gt.Tensor lt.Tensor ge.Tensor le.Tensor logical_and logical_or logical_xor
+        bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor __and__.Tensor __or__.Tensor"""
+    ),
     # Arithmetic.
     _JOINING.named("add.Tensor mul.Tensor"),
     _BINARY.named(
         """sub.Tensor div.Tensor maximum minimum add.Scalar mul.Scalar sub.Scalar div.Scalar rsub.Scalar
-        pow.Tensor_Tensor where.self"""
+        pow.Tensor_Tensor where.self masked_fill.Scalar"""
     ),
-    _OTHER.named(
-        """div.Tensor_mode pow.Scalar outer masked_fill.Scalar bitwise_not logical_not eq.Scalar ne.Scalar
-        gt.Scalar lt.Scalar ge.Scalar le.Scalar einsum"""
-    ),
+    _OTHER.named("div.Tensor_mode pow.Scalar outer einsum"),
     # Poolings and reductions.
     replace(_AVERAGE, any_layout=True).named("adaptive_avg_pool2d"),
     _AVERAGE.named("avg_pool2d"),
@@ -128,7 +134,11 @@ _ROWS: tuple[Iterator[KnownOperation], ...] = (
         "upsample_bilinear2d.vec upsample_bicubic2d.vec upsample_bilinear2d"
     ),
     replace(_SPLIT, axes=Axes.POOLING, any_layout=True).named("max_pool2d_with_indices"),
-    _POOL.named("adaptive_max_pool2d adaptive_avg_pool1d avg_pool1d"),
+    _POOL.named(
+        """adaptive_max_pool2d adaptive_avg_pool1d adaptive_avg_pool3d avg_pool1d avg_pool3d max_pool3d
+        upsample_nearest1d upsample_nearest1d.vec upsample_linear1d upsample_linear1d.vec upsample_nearest3d
+        upsample_nearest3d.vec upsample_trilinear3d upsample_trilinear3d.vec"""
+    ),
     replace(_AVERAGE, axes=Axes.REDUCTION, any_layout=True).named("mean.dim"),
     _REDUCTION.named("sum.dim_IntList amax amin mean var.correction norm.ScalarOpt_dim"),
     _OTHER.named("max.dim min.dim linalg_vector_norm topk argmax im2col col2im"),
@@ -201,9 +211,14 @@ BINARY = having(lambda row: row.axes is Axes.BINARY)
 POOLING = having(lambda row: row.axes is Axes.POOLING)
 REDUCTION = having(lambda row: row.axes is Axes.REDUCTION)
 RESHAPE = having(lambda row: row.axes is Axes.RESHAPE)
+COMPARISONS = having(lambda row: row.compares)
 VIEWS = having(lambda row: row.is_view)
 LAYERS = having(lambda row: row.in_8_bits is EightBits.LAYER)
 CONVOLUTIONS = LAYERS - {"linear"}
+TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input"})
+"""Convolutions whose weight has its inputs on the first axis and its outputs on the second."""
+WEIGHTED = LAYERS | TRANSPOSED
+"""Operations that are layers: their second argument is a weight."""
 PRODUCTS = having(lambda row: row.in_8_bits is EightBits.PRODUCT)
 MOVES = having(lambda row: row.moves_data)
 CLIPS = having(lambda row: row.clips)

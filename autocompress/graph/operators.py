@@ -31,11 +31,18 @@ _PROVIDERS = {"torchvision": "torchvision", "torchaudio": "torchaudio"}
 """Packages that register operators when they are imported."""
 _NOT_FUNCTIONS = frozenset({"prim", "c10d", "debugprims", "profiler", "rpc", "symm_mem", "static_runtime"})
 """Namespaces of torch whose operators reach beyond the tensors that they are given."""
-_FLOATS_ONLY = (POINTWISE | BINARY | REDUCTION | {"pad", "constant_pad_nd", "masked_fill.Scalar"}) - {
-    "to.dtype",
-    "where.self",
-}
+_ANY_TYPE = frozenset({"to.dtype", "where.self"})
+_FLOATS_ONLY = (POINTWISE | BINARY | REDUCTION | {"pad", "constant_pad_nd"}) - _ANY_TYPE
 """Known operations that are exported and followed as arithmetic on float32."""
+_TRUTHS_ONLY = frozenset(
+    """logical_not bitwise_not logical_and logical_or logical_xor bitwise_and.Tensor bitwise_or.Tensor
+    bitwise_xor.Tensor __and__.Tensor __or__.Tensor""".split()
+)
+"""The same, as logic on truth values."""
+
+
+TORCH_DOMAIN = "autocompress.torch"
+"""The domain of a file's nodes that stand for torch's own operators; only runtimes of torch run them."""
 
 
 class UnknownOperatorError(KeyError):
@@ -72,7 +79,7 @@ def implementation(op: str) -> Callable[..., Any]:
     return getattr(getattr(torch.ops.aten, name), overload or "default")
 
 
-_DTYPE_PREFIX = "dtype:"
+DTYPE_PREFIX = "dtype:"
 _DTYPES = frozenset(
     """float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128""".split()
 )
@@ -80,16 +87,16 @@ _DTYPES = frozenset(
 
 def dtype_name(dtype: Any) -> str:
     """How a network writes a torch dtype that is an argument of an operation."""
-    return _DTYPE_PREFIX + str(dtype).removeprefix("torch.")
+    return DTYPE_PREFIX + str(dtype).removeprefix("torch.")
 
 
 def dtype_named(text: str) -> Any:
     """The torch dtype that `dtype_name` wrote, or the text itself if it is no dtype. Raises KeyError."""
-    if not text.startswith(_DTYPE_PREFIX):
+    if not text.startswith(DTYPE_PREFIX):
         return text
     import torch
 
-    name = text.removeprefix(_DTYPE_PREFIX)
+    name = text.removeprefix(DTYPE_PREFIX)
     if name not in _DTYPES:
         raise KeyError(text)
     return getattr(torch, name)
@@ -155,7 +162,8 @@ def _impure(namespace: str, found: Any) -> str:
         return "it changes its arguments"
     if torch.Tag.nondeterministic_seeded in found.tags and short_name(found.name()) not in RECURRENT:
         return "it draws random numbers"
-    if not any("Tensor" in str(argument.type) for argument in schema.arguments):
+    types = [str(argument.type) for argument in schema.arguments]
+    if not any("Tensor" in kind for kind in types) and (namespace != "aten" or "str" in types):
         return "it reads no tensor"
     if not schema.returns or not all("Tensor" in str(one.type) for one in schema.returns):
         return "it returns something else than tensors"
@@ -177,7 +185,9 @@ def with_exact_types(network: Network, types: Mapping[str, Any]) -> Network:
 def _is_inexact(node: Node, types: Mapping[str, Any]) -> bool:
     if node.op not in KNOWN or node.op.startswith("operator.") or node.op in ("getitem", "sym_size.int"):
         return False
-    found = [types.get(name, "float32") for name in (node.name, *node.inputs)]
-    if any(str(one).startswith("complex") for one in found):
+    reads = {types.get(name, "float32") for name in node.inputs} - {""}
+    if any(str(one).startswith("complex") for one in (*reads, types.get(node.name, ""))):
         return True
-    return node.op in _FLOATS_ONLY and any(one not in ("float32", "") for one in found)
+    if node.op == "masked_fill.Scalar":
+        reads -= {"bool"}
+    return node.op in _FLOATS_ONLY and not reads <= {"bool" if node.op in _TRUTHS_ONLY else "float32"}

@@ -48,6 +48,7 @@ def request_for(goal: Goal, *, resume: bool, console: Console) -> tuple[Request,
         goal.data,
         console=console,
         cache_memory_bytes=goal.options.cache_memory_mib * 2**20,
+        runtime=goal.machine.runtime,
     )
     options = _with_time(goal.options, opened, console)
     recorded = RunPaths(goal.run).device

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -23,7 +22,7 @@ from autocompress.device.profile.validation import Prediction, PredictionErrors,
 from autocompress.device.profile_files.store import write_validation
 from autocompress.device.profiler import Bench, Sample
 from autocompress.device.runtimes.base import get_runtime
-from autocompress.device.runtimes.description import DeviceDescription
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 from autocompress.pipeline.options import CheckRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher, seen_by
@@ -55,7 +54,7 @@ class ProfileCheck:
     source: int | None
     found: Validation
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Plain]:
         """Return the check as `profile validate --format json` prints it."""
         head = {name: value for name, value in vars(self).items() if name != "found"}
         errors = {name: value for name, value in self.found.to_json().items() if name != "unpredicted"}
@@ -75,10 +74,12 @@ def check_profile(profile: DeviceProfile, request: CheckRequest, console: Consol
     profile.check_here(device_description(profile.runtime, profile.threads))
     source = _source(profile, teacher)
     loaded = _space(profile, source, request.space)
-    opened = open_teacher(_teacher(profile, source, teacher), request.data, _size(request, source))
+    opened = open_teacher(
+        _teacher(profile, source, teacher), request.data, _size(request, source), runtime=profile.runtime
+    )
     bound = bound_space(opened, loaded)
     view = seen_by(profile, opened, bound, loaded)
-    drawn = list(profile_samples(bound, networks + 2, seed, profile.batch, runtime.precisions))
+    drawn = list(profile_samples(bound, networks + 2, seed, profile.batch, runtime))
     setting = LogSetting(profile.runtime, profile.threads, profile.batch, drawn[0].name)
     with console.stage("validating", len(drawn)) as stage, tempfile.TemporaryDirectory() as folder:
         known = Measurements(Path(folder) / FILE, setting, resume=False)
@@ -212,8 +213,8 @@ def _totals(summaries: Sequence[PredictionErrors]) -> PredictionErrors:
 
 
 def _source(profile: DeviceProfile, teacher: str | nn.Module | None) -> ProfileSource | None:
-    """The source that is meant: that of the teacher's name, else the only one, or the first that can be
-    built again."""
+    """Return the source that is meant: that of the teacher's name, else the only one, or the first that can
+    be built again."""
     if isinstance(teacher, str):
         return next((source for source in profile.sources if source.network == teacher), None)
     if teacher is not None:
@@ -238,7 +239,8 @@ def _teacher(
 
 
 def _space(profile: DeviceProfile, source: ProfileSource | None, space: str | Path | None) -> Space:
-    """The space given, else that of the source, else of the only source, as long as it is a known one."""
+    """Return the space given, else that of the source, else of the only source, as long as it is a known
+    one."""
     if space is not None:
         return load_space(space)
     names = [source.space] if source else list(dict.fromkeys(one.space for one in profile.sources))

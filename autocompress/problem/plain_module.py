@@ -118,6 +118,7 @@ def _what_is_baked(where: str) -> Iterator[None]:
 
 def _bake(part: nn.Module) -> None:
     if parametrize.is_parametrized(part):
+        _take_own_class(part)
         for name, computed in list(cast(nn.ModuleDict, part.parametrizations).items()):
             is_parameter = any(True for _ in computed.parameters(recurse=False))
             parametrize.remove_parametrizations(part, name, leave_parametrized=True)
@@ -130,3 +131,10 @@ def _bake(part: nn.Module) -> None:
             remove_spectral_norm(part, hook.name)
         elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(part, hook._tensor_name)
+
+
+def _take_own_class(part: nn.Module) -> None:
+    """Gives a parametrized module, whose class its copies share and which is changed in the end, its own."""
+    shared = type(part)
+    members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    part.__class__ = type(shared.__name__, shared.__bases__, members)

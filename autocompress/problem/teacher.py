@@ -148,11 +148,19 @@ def _check_output(module: nn.Module, output: Any, num_classes: int | None) -> tu
         )
     shape = tuple(output.shape)
     if shape[:1] != (CHECK_BATCH,):
-        raise TeacherError(f"the teacher's output {shape} has no batch axis of {CHECK_BATCH}", where=where)
+        raise TeacherError(
+            f"the teacher's output {shape} has no batch axis of {CHECK_BATCH}",
+            where=where,
+            fix="keep the first axis of the input in forward()",
+        )
     if num_classes is not None:
         check_classes(shape[1:], num_classes, where)
     if not bool(torch.isfinite(output).all()):
-        raise TeacherError("the teacher computes NaN or infinity on a random input", where=where)
+        raise TeacherError(
+            "the teacher computes NaN or infinity on a random input",
+            where=where,
+            fix="check the teacher's weights, and its input's mean and std",
+        )
     return shape[1:]
 
 
@@ -272,7 +280,9 @@ def _from_timm(spec: specs.Spec) -> tuple[nn.Module, str]:
     weights, pretrained = options.pop("weights", None), bool(options.pop("pretrained", False))
     key = options.pop("weights_key", None)
     if weights is not None and pretrained:
-        raise TeacherError("weights=FILE and pretrained exclude each other", where=spec.text)
+        raise TeacherError(
+            "weights=FILE and pretrained exclude each other", where=spec.text, fix="give one of them"
+        )
     if weights is not None:
         _weights_file(str(weights), spec)
     _check_timm_name(spec)

@@ -128,19 +128,14 @@ def _coverage_table(profile: DeviceProfile) -> Table:
         numbers = heading in ("rows", "widths")
         table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for found in coverage(profile):
-        channels, times = found["out_channels"], found["median_us"]
-        words = [found["steps_in_words"]]
-        words += [
-            f"{cliff['channels']} width {cliff['width']} takes {cliff['time_us']:.1f} µs, "
-            f"{cliff['wider']} {cliff['wider_us']:.1f} µs"
-            for cliff in found["cliffs"][:1]
-        ]
+        channels, times, widths = found.out_channels, found.median_us, found.widths
+        words = [widths.words, *(cliff.words for cliff in widths.cliffs[:1])] if widths else []
         cells = (
-            found["kind"],
-            found["precision"],
-            str(found["rows"]),
+            found.kind,
+            found.precision,
+            str(found.rows),
             f"{channels[0]}–{channels[1]}" if channels else "",
-            plain(found["widths"]) if found["widths"] else "",
+            plain(len(widths.widths)) if widths else "",
             f"{significant(times[0], 2)}–{significant(times[1], 2)}",
             "; ".join(filter(None, words)),
         )

@@ -13,13 +13,13 @@ from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.diff import profile_difference
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.merging import merge_profiles, weighted_median
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.validation import Prediction, Validation
 from autocompress.device.profile_files.store import read_profile, write_profile
 from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
-OTHER = Fit({"conv.fp32": 0.6, "add.fp32": 1.1}, {"conv.fp32": 0.5, "add.fp32": 2.0}, 4.0)
+OTHER = LatencyFit({"conv.fp32": 0.6, "add.fp32": 1.1}, {"conv.fp32": 0.5, "add.fp32": 2.0}, 4.0)
 
 
 def other(factor: float = 1.0, count: int = 15) -> DeviceProfile:
@@ -110,19 +110,19 @@ def test_a_difference_by_hand():
         other(1.2), threads=2, device=DeviceDescription({"cpu": "An Example", "governor": "powersave"})
     )
     found = profile_difference(example(), slower)
-    assert found["settings"] == {
-        "threads": [1, 2],
-        "usable_cores": [2, None],
-        "governor": [None, "powersave"],
+    assert found.settings == {
+        "threads": (1, 2),
+        "usable_cores": (2, None),
+        "governor": (None, "powersave"),
     }
-    assert found["kernels"] == {"in_common": 2, "only_in_first": 1, "only_in_second": 0}
-    assert found["all"]["median_ratio"] == pytest.approx(1.2)
-    assert found["families"]["conv.fp32"]["beyond_10_percent"] == 1.0
+    assert (found.in_common, found.only_in_first, found.only_in_second) == (2, 1, 0)
+    assert found.every.median_ratio == pytest.approx(1.2)
+    assert found.families["conv.fp32"].beyond_10_percent == 1.0
     same = profile_difference(example(), example())
-    assert same["settings"] == {}
-    assert (same["all"]["median_ratio"], same["all"]["beyond_5_percent"]) == (1.0, 0.0)
+    assert same.settings == {}
+    assert (same.every.median_ratio, same.every.beyond_5_percent) == (1.0, 0.0)
     nothing = replace(other(), table=LatencyTable([]))
-    assert profile_difference(example(), nothing)["all"] == {"count": 0, "median_ratio": None}
+    assert profile_difference(example(), nothing).to_json()["all"] == {"count": 0, "median_ratio": None}
 
 
 def test_merging_does_not_write_over_a_profile(tmp_path: Path):

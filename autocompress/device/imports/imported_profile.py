@@ -20,7 +20,7 @@ from autocompress.device.imports.parsing import OperatorTime, get_parser
 from autocompress.device.measure.log import Timed
 from autocompress.device.profile.fitting import fitted, rows, validation
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.sources import ProfileSource, kernels_fingerprint, with_sources
 from autocompress.device.profile.validation import ImportGaps, UnknownOperator, Validation
 from autocompress.device.profiler import Sample, file_coefficients
@@ -37,7 +37,7 @@ _REORDERS = ("ReorderInput", "ReorderOutput")
 
 @dataclass(frozen=True)
 class Measured:
-    """One dump: what it is of, what it says, and the latency of the whole network where it is known."""
+    """Hold one dump: what it is of, what it says, and the latency of the whole network where it is known."""
 
     path: Path
     operators: tuple[OperatorTime, ...]
@@ -115,12 +115,12 @@ def _timed(item: Measured, found: Attributed) -> Timed:
 
 
 def precision_of(found: Sequence[Kernel]) -> str:
-    """`fp32`, `int8` or `mixed`, by the layers that compute."""
+    """Return `fp32`, `int8` or `mixed`, by the layers that compute."""
     kinds = {kernel.precision for kernel in found if kernel.macs}
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
-def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyTable, Fit, Validation]:
+def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyTable, LatencyFit, Validation]:
     known = [item.latency_ms for item in measured if item.latency_ms is not None]
     if len(known) == len(measured) >= FEWEST_VALIDATED:
         latencies_us = np.array([item.latency_ms for item in timed]) * 1e3
@@ -136,12 +136,13 @@ def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyT
     ]
     scale = float(np.median(ratios)) if ratios else 1.0
     note = f"not validated: that takes latencies of {FEWEST_VALIDATED} whole networks, {len(known)} are known"
-    fit = Fit(dict.fromkeys(groups, scale), dict.fromkeys(groups, 0.0), 0.0)
+    fit = LatencyFit(dict.fromkeys(groups, scale), dict.fromkeys(groups, 0.0), 0.0)
     return table, fit, Validation(note=note)
 
 
 def _layouts(kind: str, measured: Sequence[Measured]) -> Layouts:
-    """Only ONNX Runtime shows its reorderings as operators; whether it has blocks, not how large they are."""
+    """Return how the tool's runtime lays out values. Only ONNX Runtime shows its reorderings as operators;
+    whether it has blocks, not how large they are."""
     ops = {operator.op for item in measured for operator in item.operators}
     if kind != "onnxruntime":
         return Layouts(0, False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.cost.kernels import COLUMNS, Kernel
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import ProfileError
 
 FILE = "measurements.jsonl"
@@ -17,7 +18,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Timing:
-    """A kernel where it occurred: the profiler's time, and how many operations it took."""
+    """Hold a kernel where it occurred: the profiler's time, and how many operations it took."""
 
     kernel: Kernel
     time_us: float
@@ -26,7 +27,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Timed:
-    """What was measured of one network. `reference_ms` is the latency of the reference beside it."""
+    """Hold what was measured of one network. `reference_ms` is the latency of the reference beside it."""
 
     name: str
     precision: str
@@ -35,7 +36,7 @@ class Timed:
     kernels: tuple[Timing, ...]
 
     def scaled(self, factor: float) -> Timed:
-        """All times, the reference's too, so many times as long."""
+        """Return all times, the reference's too, so many times as long."""
         kernels = tuple(replace(timing, time_us=factor * timing.time_us) for timing in self.kernels)
         return replace(
             self,
@@ -81,7 +82,7 @@ class Measurements:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def add(self, item: Timed) -> None:
-        """Keeps a result; it is in the file when this returns."""
+        """Keep a result; it is in the file when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_to_json(item)) + "\n")
         self.found.append(item)
@@ -116,7 +117,7 @@ class Measurements:
             ) from error
 
 
-def _to_json(item: Timed) -> dict[str, Any]:
+def _to_json(item: Timed) -> dict[str, Plain]:
     data = asdict(item)
     data["kernels"] = [
         [*(getattr(timing.kernel, name) for name in COLUMNS), timing.time_us, timing.operations]

@@ -112,7 +112,7 @@ def doctor() -> Examination:
 
 
 def usable_cores() -> int | None:
-    """CPUs that this process may run on; None where the system does not say."""
+    """Return CPUs that this process may run on; None where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -151,7 +151,7 @@ def _features(flags: set[str]) -> tuple[str, ...]:
 
 
 def _runtimes() -> dict[str, str]:
-    """For each runtime the version that is installed, or why it cannot be used here."""
+    """Return for each runtime the version that is installed, or why it cannot be used here."""
     from autocompress.device.runtimes.base import known_runtime, runtime_names
 
     found = {}
@@ -184,7 +184,7 @@ def _cpu_model() -> str:
 
 
 def _cpu_id() -> str | None:
-    """Family, model and stepping, or their ARM counterparts: virtual machines often hide the name."""
+    """Return family, model and stepping, or their ARM counterparts: virtual machines often hide the name."""
     keys = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision")
     found: dict[str, str] = {}
     for line in _cpu_info():
@@ -202,7 +202,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _cpu_quota() -> float | None:
-    """CPUs that a control group allows; None without a limit."""
+    """Return CPUs that a control group allows; None without a limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autocompress.cost.kernels import Kernel
 from autocompress.device.measure.log import Timed
 from autocompress.device.profile.latency_table import LatencyTable, Row
-from autocompress.device.profile.profile import Fit
+from autocompress.device.profile.profile import LatencyFit
 from autocompress.device.profile.refinement import LEAST_KERNEL_US, refined
 from autocompress.device.profile.validation import Prediction, Unpredicted, Validation, validation_of
 from autocompress.errors import ProfileError
@@ -31,8 +31,8 @@ DECIMALS = 4
 FEW = 2
 
 
-def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[LatencyTable, Fit]:
-    """The table of all kernels, and the fit to the whole-network latencies in µs.
+def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[LatencyTable, LatencyFit]:
+    """Return the table of all kernels, and the fit to the whole-network latencies in µs.
 
     The latencies decide scales and overheads of the groups first, then single kernels, then both together.
     """
@@ -42,7 +42,7 @@ def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[L
 
 
 def rows(timed: Iterable[Timed]) -> list[Row]:
-    """One row a kernel: medians over all places where it occurred."""
+    """Return one row a kernel: medians over all places where it occurred."""
     found: dict[Kernel, list[tuple[float, int]]] = {}
     for item in timed:
         for timing in item.kernels:
@@ -52,7 +52,8 @@ def rows(timed: Iterable[Timed]) -> list[Row]:
 
 
 def _row(kernel: Kernel, times_us: tuple[float, ...], operations: tuple[int, ...]) -> Row:
-    """The interval is that of a median of normally spread values, for few values ± 20 %; at most ± 100 %."""
+    """Return the row of a kernel. Its interval is that of a median of normally spread values, for few values
+    ± 20 %; at most ± 100 %."""
     median = float(np.median(times_us))
     few = len(times_us) <= FEW
     half = 0.2 * median if few else 1.96 * 1.2533 * float(np.std(times_us)) / np.sqrt(len(times_us))
@@ -62,7 +63,7 @@ def _row(kernel: Kernel, times_us: tuple[float, ...], operations: tuple[int, ...
 
 
 def without_drift(timed: Sequence[Timed]) -> NDArray[np.float64]:
-    """Latencies in µs as if the machine had been as fast as usual all the time.
+    """Return latencies in µs as if the machine had been as fast as usual all the time.
 
     The reference's own noise must not come in, so its median over neighbours in time is used.
     """
@@ -74,8 +75,8 @@ def without_drift(timed: Sequence[Timed]) -> NDArray[np.float64]:
     return corrected
 
 
-def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> Fit:
-    """Least squares of relative errors, with scales drawn to 1 and overheads to their common value."""
+def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> LatencyFit:
+    """Fit by least squares of relative errors, with scales drawn to 1 and overheads to their common value."""
     from scipy.optimize import lsq_linear
 
     groups = sorted({timing.kernel.group for item in timed for timing in item.kernels})
@@ -96,13 +97,13 @@ def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.f
     goal = np.concatenate([latencies_us * weight[:, 0], prior / spread])
     solution = lsq_linear(system, goal, bounds=(least, most)).x.tolist()
     scales = dict(zip(groups, solution[:count], strict=True))
-    return Fit(scales, dict(zip(groups, solution[count:-1], strict=True)), solution[-1])
+    return LatencyFit(scales, dict(zip(groups, solution[count:-1], strict=True)), solution[-1])
 
 
 def _sums(
     table: LatencyTable, timed: Sequence[Timed], groups: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each network and group, the sum of its kernels' medians in µs and of their operations."""
+    """Return for each network and group the sum of its kernels' medians in µs and of their operations."""
     place = {group: index for index, group in enumerate(groups)}
     medians, operations = np.zeros((len(timed), len(groups))), np.zeros((len(timed), len(groups)))
     for index, item in enumerate(timed):
@@ -113,8 +114,8 @@ def _sums(
     return medians, operations
 
 
-def predicted_us(table: LatencyTable, fit: Fit, kernels: Iterable[Kernel]) -> float:
-    """Latency of a network of these kernels. Raises ProfileError where nothing is known of one."""
+def predicted_us(table: LatencyTable, fit: LatencyFit, kernels: Iterable[Kernel]) -> float:
+    """Return the latency of a network of these kernels. Raises ProfileError where nothing is known of one."""
     total = fit.constant_us
     for kernel in kernels:
         found = table.lookup(kernel)

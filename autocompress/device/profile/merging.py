@@ -10,14 +10,14 @@ got other medians by the pooling has the shift of its predictions added to its e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import LatencyTable, Row
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.sources import ProfileSource, with_sources
 from autocompress.device.profile.validation import Validation, validation_of
 from autocompress.errors import ProfileError
@@ -27,7 +27,8 @@ _OF_DEVICE = ("cpu", "cpu_id", "gpu", "version", "provider")
 
 
 def merge_profiles(profiles: Sequence[DeviceProfile], name: str = "merged") -> DeviceProfile:
-    """One profile with the sources of all, in their order; the device's description is that of the first.
+    """Return one profile with the sources of all, in their order; the device's description is that of the
+    first.
 
     Raises ProfileError unless all are of one device, runtime, number of threads and batch size.
     """
@@ -69,7 +70,7 @@ def _check_same(first: DeviceProfile, other: DeviceProfile) -> None:
 
 
 def _check_once(profiles: Sequence[DeviceProfile]) -> None:
-    """Raises ProfileError for a measurement that two profiles hold, which would count twice."""
+    """Raise ProfileError for a measurement that two profiles hold, which would count twice."""
     holder: dict[tuple[Any, ...], str] = {}
     for profile in profiles:
         for source in filter(lambda source: source.measured_at, profile.sources):
@@ -85,7 +86,8 @@ def _check_once(profiles: Sequence[DeviceProfile]) -> None:
 
 
 def _own_sources(profile: DeviceProfile) -> list[ProfileSource]:
-    """Coefficients of file sizes go with their source: they fit one family of names and layers."""
+    """Return the sources, each with its coefficients of file sizes: they fit one family of names and
+    layers."""
     return [
         replace(source, file_coefficients=source.file_coefficients or profile.file_coefficients)
         for source in profile.sources
@@ -114,7 +116,7 @@ def _pooled(rows: Sequence[Row]) -> Row:
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The value at half the weight; between two values where half lies between them."""
+    """Return the value at half the weight; between two values where half lies between them."""
     order = np.argsort(values, kind="stable")
     cumulative = np.cumsum(np.asarray(weights, dtype=float)[order])
     half = cumulative[-1] / 2
@@ -123,24 +125,24 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
     return float((values[order[low]] + values[order[min(high, len(values) - 1)]]) / 2)
 
 
-def _pooled_fit(fits: Sequence[Fit], weights: Sequence[float]) -> Fit:
-    """Over the numbers and the mappings to numbers that a fit is made of."""
-    values: dict[str, Any] = {}
-    for each in fields(Fit):
-        given = [getattr(fit, each.name) for fit in fits]
-        if not isinstance(given[0], Mapping):
-            values[each.name] = weighted_median(given, weights)
-            continue
-        names = dict.fromkeys(name for mapping in given for name in mapping)
-        values[each.name] = {name: _median_of(name, given, weights) for name in names}
-    return Fit(**values)
+def _pooled_fit(fits: Sequence[LatencyFit], weights: Sequence[float]) -> LatencyFit:
+    """Return the weighted medians of the constants and, group by group, of scales and overheads."""
+    return LatencyFit(
+        _medians_of([fit.scales for fit in fits], weights),
+        _medians_of([fit.overheads_us for fit in fits], weights),
+        weighted_median([fit.constant_us for fit in fits], weights),
+    )
 
 
-def _median_of(name: str, given: Sequence[Mapping[str, float]], weights: Sequence[float]) -> float:
-    having = [
-        (mapping[name], weight) for mapping, weight in zip(given, weights, strict=True) if name in mapping
-    ]
-    return weighted_median(*(list(column) for column in zip(*having, strict=True)))
+def _medians_of(given: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
+    """Return for each name the median of the mappings that have it."""
+    found = {}
+    for name in dict.fromkeys(name for mapping in given for name in mapping):
+        having = [place for place, mapping in enumerate(given) if name in mapping]
+        found[name] = weighted_median(
+            [given[place][name] for place in having], [weights[place] for place in having]
+        )
+    return found
 
 
 def _mean(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> tuple[float, ...]:
@@ -165,11 +167,12 @@ def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -
 
 
 def _shift(profile: DeviceProfile, source: ProfileSource, table: LatencyTable) -> float:
-    """How far the pooling moved predictions of the profile's own networks, as a share, on the average."""
+    """Return how far the pooling moved predictions of the profile's own networks, as a share, on the
+    average."""
     return _mean_share(profile, lambda kernel: table.lookup(kernel).median_us, source.fit)
 
 
-def _mean_share(profile: DeviceProfile, median_us: Callable[[Kernel], float], fit: Fit) -> float:
+def _mean_share(profile: DeviceProfile, median_us: Callable[[Kernel], float], fit: LatencyFit) -> float:
     rows = profile.table.rows
     before = [row.count * fit.kernel_us(row.kernel, row.median_us, row.operations) for row in rows]
     after = [row.count * fit.kernel_us(row.kernel, median_us(row.kernel), row.operations) for row in rows]

@@ -39,8 +39,8 @@ ELSEWHERE_RELATIVE_ERROR = 0.25
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A kernel's share of a latency = scale · its median - overhead · its operations, in µs.
+class LatencyFit:
+    """Hold a fit: a kernel's share of a latency = scale · its median - overhead · its operations, in µs.
 
     Scale and overhead, which is that of the runtime's profiler, belong to the kernel's group; `constant_us`
     is what an inference takes beside its kernels.
@@ -57,7 +57,7 @@ class Fit:
 
     @cached_property
     def typical_scale(self) -> float:
-        """For groups of kernels that none of the measured networks had."""
+        """Return the scale for groups of kernels that none of the measured networks had."""
         return float(np.median(list(self.scales.values()) or [1.0]))
 
     @cached_property
@@ -67,7 +67,8 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class DeviceProfile:
-    """One device with one runtime, thread count and batch size. Prices networks for `cost.model.CostModel`.
+    """Describe one device with one runtime, thread count and batch size. Prices networks for
+    `cost.model.CostModel`.
 
     `fit`, `file_coefficients` and `validation` are pooled over the sources, or, in a view that
     `for_network` gives, those of the source that speaks for that network, `source_index`, if there
@@ -82,7 +83,7 @@ class DeviceProfile:
     sources: tuple[ProfileSource, ...]
     layouts: Layouts
     table: LatencyTable
-    fit: Fit
+    fit: LatencyFit
     file_coefficients: tuple[float, ...]
     validation: Validation = field(default_factory=Validation)
     basis: str = ""
@@ -90,7 +91,8 @@ class DeviceProfile:
     least_relative_error: float = LEAST_RELATIVE_ERROR
 
     def kernel_us(self, kernel: Kernel) -> float:
-        """A kernel's share of a network's latency. Raises ProfileError when nothing like it was measured."""
+        """Return a kernel's share of a network's latency. Raises ProfileError when nothing like it was
+        measured."""
         found = self.table.lookup(kernel)
         return self.fit.kernel_us(kernel, found.median_us, found.operations)
 
@@ -110,9 +112,10 @@ class DeviceProfile:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over everything that decides a price."""
+        """Return 16 hexadecimal digits over everything that decides a price."""
         others = [source.fit for source in self.sources if source.fit != self.fit]
         fits = [_content(fit) for fit in others]
+        # The names of the classes `Row`, `Kernel` and `Layouts` are in it: another name, another fingerprint.
         content = repr((self.runtime, self.threads, self.batch, self.layouts, *_content(self.fit),
                         self.file_coefficients, self.table.rows, *fits))  # fmt: skip
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -124,7 +127,7 @@ class DeviceProfile:
         teacher_fingerprint: str = "",
         network_kernels: Sequence[Kernel] = (),
     ) -> DeviceProfile:
-        """The same profile with the fit and the error of the source that speaks for a network.
+        """Return the same profile with the fit and the error of the source that speaks for a network.
 
         A network that no source speaks for gets the pooled fit and, as its error, the largest of the
         pooled one, ± 25 % and what the table says of its kernels. Raises ProfileError for one of
@@ -161,13 +164,13 @@ class DeviceProfile:
         return max(UNKNOWN_RELATIVE_ERROR, self.relative_error) if error is None else error
 
     def _table_error(self, network_kernels: Sequence[Kernel]) -> float:
-        """Mean error of kernels by their time, as if all erred to the same side."""
+        """Return the mean error of kernels by their time, as if all erred to the same side."""
         found = [self.table.lookup(kernel) for kernel in network_kernels]
         total = sum(estimate.median_us for estimate in found)
         return sum(one.relative_error * one.median_us for one in found) / total if total else 0.0
 
     def check_prices(self, network_kernels: Sequence[Kernel]) -> None:
-        """Raises ProfileError naming the operations of which the profile knows nothing."""
+        """Raise ProfileError naming the operations of which the profile knows nothing."""
         missing = self.table.missing(network_kernels)
         if missing:
             raise ProfileError(
@@ -180,8 +183,8 @@ class DeviceProfile:
     def check_fits(
         self, *, runtime: str | None = None, threads: int | None = None, batch: int | None = None
     ) -> None:
-        """Raises ProfileError when the profile was made with another runtime, number of threads or batch
-        size than is wanted."""
+        """Raise ProfileError when the profile was made with another runtime, number of threads or batch size
+        than is wanted."""
         wanted = {"runtime": runtime, "threads": threads, "batch": batch}
         for name, value in wanted.items():
             own = getattr(self, name)
@@ -212,7 +215,7 @@ class DeviceProfile:
             )
 
 
-def _content(fit: Fit) -> list[Any]:
-    """A fit's numbers in a fixed order."""
+def _content(fit: LatencyFit) -> list[Any]:
+    """Return a fit's numbers in a fixed order."""
     values = [getattr(fit, each.name) for each in fields(fit)]
     return [sorted(value.items()) if isinstance(value, Mapping) else value for value in values]

@@ -12,11 +12,11 @@ from autocompress.device.profile.validation import Validation
 from autocompress.device.runtimes.description import Plain
 
 if TYPE_CHECKING:
-    from autocompress.device.profile.profile import Fit
+    from autocompress.device.profile.profile import LatencyFit
 
 
 @dataclass(frozen=True)
-class Origin:
+class CandidateOrigin:
     """Hold the network and the space that measured candidates come from. Empty and None mean not known.
 
     `input_shape` starts with the batch of one; `seed` decided which candidates.
@@ -41,7 +41,7 @@ class Origin:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Plain]) -> Origin:
+    def from_json(cls, data: Mapping[str, Plain]) -> CandidateOrigin:
         """Return the origin that a kit names. Raises TypeError for what is of another type."""
         given = {newer_name(name): value for name, value in data.items()}
         texts = {}
@@ -70,7 +70,7 @@ class ProfileSource:
 
     network: str
     space: str
-    fit: Fit
+    fit: LatencyFit
     space_fingerprint: str = ""
     teacher_fingerprint: str = ""
     kernels_fingerprint: str = ""
@@ -92,7 +92,7 @@ def newer_name(name: str) -> str:
 
 
 def kernels_fingerprint(kernels: Sequence[Kernel]) -> str:
-    """16 hexadecimal digits over a network's kernels without the last, so that neither weights nor the
+    """Return 16 hexadecimal digits over a network's kernels without the last, so that neither weights nor the
     number of classes count."""
     content = repr([[getattr(kernel, name) for name in COLUMNS] for kernel in kernels[:-1]])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -100,7 +100,8 @@ def kernels_fingerprint(kernels: Sequence[Kernel]) -> str:
 
 @dataclass(frozen=True)
 class SourceMatch:
-    """What speaks for a network. `index` is that of the source whose fit is used, None for the pooled fit.
+    """Say what speaks for a network. `index` is that of the source whose fit is used, None for the pooled
+    fit.
 
     `also` are the sources whose errors count besides; `trusted` is whether errors found there hold
     for this network too; `basis` says it in words.
@@ -119,8 +120,8 @@ def match(
     teacher_fingerprint: str = "",
     network_kernels: Sequence[Kernel] = (),
 ) -> SourceMatch:
-    """The same teacher first, else the same network with other weights, else the same space and input
-    size where a single source has them, else none.
+    """Return the source of the same teacher, else of the same network with other weights, else of the same
+    space and input size where a single one has them, else none.
 
     The same network in another space is matched, but its errors are not trusted.
     """

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.device.measure.statistics import rank_correlation
+from autocompress.device.runtimes.description import Plain
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,6 @@ class ImportGaps:
     tool: str
     unknown_operators: tuple[UnknownOperator, ...] = ()
     kernels_not_found: tuple[str, ...] = ()
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ImportGaps:
-        """Return the gaps that are written as `data`. Raises KeyError, TypeError or ValueError."""
-        return cls(
-            str(data["tool"]),
-            tuple(UnknownOperator(**one) for one in data["unknown_operators"]),
-            tuple(str(text) for text in data["kernels_not_found"]),
-        )
 
 
 _NUMBERS = (
@@ -109,23 +101,25 @@ class Validation(PredictionErrors):
     validated_at: str = ""
     sources: tuple[Validation, ...] = ()
     imported: ImportGaps | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Plain] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Plain]:
         """Return what is written."""
         return self._json(self.networks)
 
-    def _json(self, networks: tuple[Prediction, ...] | None) -> dict[str, Any]:
-        found: dict[str, Any] = {"network": self.network} if self.network else {}
+    def _json(self, networks: tuple[Prediction, ...] | None) -> dict[str, Plain]:
+        found: dict[str, Plain] = {"network": self.network} if self.network else {}
         found |= {"count": self.count, **self.numbers}
+        kinds = {kind: {"count": one.count, **one.numbers} for kind, one in self.by_precision.items()}
+        lists: dict[str, Plain] = {
+            "by_precision": kinds,
+            "unpredicted": [dict(vars(one)) for one in self.unpredicted],
+        }
+        if networks is not None:
+            lists["networks"] = [dict(vars(one)) for one in networks]
         if self.note:
             found["note"] = self.note
-        else:
-            kinds = self.by_precision.items()
-            found["by_precision"] = {kind: {"count": one.count, **one.numbers} for kind, one in kinds}
-            found["unpredicted"] = [dict(vars(one)) for one in self.unpredicted]
-            if networks is not None:
-                found["networks"] = [dict(vars(one)) for one in networks]
+        found |= {name: value for name, value in lists.items() if value or not self.note}
         if self.pooling_shift is not None:
             found["pooling_shift"] = self.pooling_shift
         if self.validated_at:
@@ -135,8 +129,11 @@ class Validation(PredictionErrors):
         if self.imported is not None:
             operators = [dict(vars(one)) for one in self.imported.unknown_operators]
             missing = list(self.imported.kernels_not_found)
-            gaps = {"tool": self.imported.tool, "unknown_operators": operators, "kernels_not_found": missing}
-            found["import"] = gaps
+            found["import"] = {
+                "tool": self.imported.tool,
+                "unknown_operators": operators,
+                "kernels_not_found": missing,
+            }
         return {**found, **self.extra}
 
     @classmethod
@@ -161,7 +158,7 @@ class Validation(PredictionErrors):
                 for one in data.get("networks", ())
             ),
             sources=tuple(cls.from_json(one) for one in data.get("sources") or ()),
-            imported=None if imported is None else ImportGaps.from_json(imported),
+            imported=None if imported is None else _gaps(imported),
             extra={name: value for name, value in data.items() if name not in _KNOWN},
         )
 
@@ -170,7 +167,18 @@ _PLAIN = ("network", "note", "count", *_NUMBERS, "pooling_shift", "validated_at"
 _KNOWN = frozenset((*_PLAIN, "by_precision", "unpredicted", "networks", "sources", "import"))
 
 
-def _errors(data: Mapping[str, Any]) -> PredictionErrors:
+def _gaps(data: Any) -> ImportGaps:
+    return ImportGaps(
+        str(data["tool"]),
+        tuple(
+            UnknownOperator(str(one["operator"]), int(one["count"]), float(one["total_us"]))
+            for one in data["unknown_operators"]
+        ),
+        tuple(str(text) for text in data["kernels_not_found"]),
+    )
+
+
+def _errors(data: Any) -> PredictionErrors:
     known = {name: data[name] for name in ("count", *_NUMBERS) if data.get(name) is not None}
     return PredictionErrors(**known)
 

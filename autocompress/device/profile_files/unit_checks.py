@@ -29,7 +29,7 @@ _FIX = "all times in kernels.csv are microseconds, all those in validation.json 
 
 
 def check_units(path: Path, profile: DeviceProfile) -> None:
-    """Raises ProfileError for rows, or for a whole table, that contradict the validation or each other.
+    """Raise ProfileError for rows, or for a whole table, that contradict the validation or each other.
 
     A staircase that is not monotone, and cliffs of up to a hundred times, are fine.
     """
@@ -53,7 +53,7 @@ def _check_longest(path: Path, profile: DeviceProfile, slowest_ms: float) -> Non
 
 
 def _check_sum(path: Path, profile: DeviceProfile) -> None:
-    """Needs to know how many networks the counts are of."""
+    """Check the sum over all rows, where it is known how many networks the counts are of."""
     points = profile.validation.networks
     networks = sum(source.networks for source in profile.sources)
     if not points or not all(source.networks for source in profile.sources):
@@ -82,7 +82,7 @@ def _check_families(path: Path, table: LatencyTable) -> None:
 
 
 def _strays(table: LatencyTable) -> list[tuple[Row, float]]:
-    """Rows further than `MOST_ASTRAY` times from what the others of their family say, and from their
+    """Return rows further than `MOST_ASTRAY` times from what the others of their family say, and from their
     neighbours."""
     found = []
     for row, expected_us, nearest_us, shown_us in predicted_without(table):

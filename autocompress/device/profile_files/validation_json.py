@@ -42,7 +42,7 @@ def read_validation(path: Path, sources: int) -> Validation:
         refuse(path, f"it is not a validation: {type(error).__name__} {str(error)[:80]}")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -79,7 +79,7 @@ def _check_summary(path: Path, where: str, data: Any) -> None:
         _check_summary(path, f"{where}by_precision.{kind}.", part)
 
 
-def _parts(path: Path, where: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+def _parts(path: Path, where: str, data: Mapping[str, object]) -> Mapping[str, object]:
     parts = data.get("by_precision", {})
     if not isinstance(parts, Mapping):
         refuse(path, f"{where}by_precision is not a JSON object")

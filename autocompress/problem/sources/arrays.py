@@ -39,14 +39,16 @@ def is_pair(made: Any) -> bool:
         return False
     images, labels = made
     arrays = all(isinstance(item, (np.ndarray, Tensor)) for item in made)
-    return arrays and images.ndim in (3, 4) and labels.ndim in (1, 2) and len(images) == len(labels)
+    return arrays and images.ndim in (3, 4) and labels.ndim in (1, 2, 3, 4) and len(images) == len(labels)
 
 
 def array_set(images: Any, labels: Any, where: str) -> ArraySet:
     """Return arrays as a dataset; raises DataError for counts that differ and for images of no known form."""
     tensor = images_of(images, where)
     if len(tensor) != len(labels):
-        raise DataError(f"{len(tensor)} images and {len(labels)} labels", where=where)
+        raise DataError(
+            f"{len(tensor)} images and {len(labels)} labels", where=where, fix="give one label for each image"
+        )
     flat = labels.reshape(-1) if getattr(labels, "ndim", 1) == 2 and labels.shape[1] == 1 else labels
     return ArraySet(tensor, flat)
 

@@ -89,7 +89,11 @@ def _unbatched(items: Iterable[Any], where: str) -> Iterator[Any]:
             continue
         images, labels = parts
         if len(images) != len(labels):
-            raise DataError(f"a batch has {len(images)} images and {len(labels)} labels", where=where)
+            raise DataError(
+                f"a batch has {len(images)} images and {len(labels)} labels",
+                where=where,
+                fix="give one label for each image",
+            )
         yield from zip(images, labels, strict=True)
 
 

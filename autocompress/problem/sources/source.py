@@ -28,11 +28,13 @@ LARGEST_SIDE = 8192
 
 @dataclass(frozen=True)
 class Reading:
-    """How data is to be read: what the teacher says, what may be held in memory, who is told of progress."""
+    """How data is to be read: what the teacher says, what may be held in memory, who is told of progress, and
+    what labels the task needs; None where that is not known."""
 
     hints: Preprocessing = field(default_factory=Preprocessing)
     cache_memory_bytes: int = CACHE_MEMORY_BYTES
     progress: Progress | None = None
+    targets: str | None = "classes"
 
     def tell(self, what: str, done: int, total: int) -> None:
         if self.progress and done % PROGRESS_EVERY == 0:
@@ -44,7 +46,8 @@ class Source:
     """What a reader found; a missing validation or test split is cut from `train` later.
 
     `places` says where each split was found, `notes` whatever else is to be told; `class_map` is the number
-    of the teacher's output for each class, where the user gave it.
+    of the teacher's output for each class, where the user gave it. `targets` is what
+    labels are, as in `Task`.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Source:
     places: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     class_map: specs.Value | None = None
+    targets: str = "classes"
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,13 @@ def read_settings(spec: specs.Spec, known: tuple[str, ...] = OPTIONS) -> Setting
     spec.without_options(DataError, known)
     mean, std = _channel_values(spec, "mean"), _channel_values(spec, "std")
     if (mean is None) != (std is None):
-        raise DataError("mean and std are given together", where=spec.text)
+        raise DataError("mean and std are given together", where=spec.text, fix="give both, or neither")
     if std is not None and min(std) <= 0:
-        raise DataError(f"std must be above 0, not {min(std)}", where=spec.text)
+        raise DataError(
+            f"std must be above 0, not {min(std)}",
+            where=spec.text,
+            fix="give the standard deviation of each channel",
+        )
     return Settings(
         size=_size(spec),
         channels=_whole(spec, "channels"),
@@ -119,7 +127,9 @@ def _whole(spec: specs.Spec, key: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIDE:
-        raise DataError(f"{key}={value} is not a whole number above 0", where=spec.text)
+        raise DataError(
+            f"{key}={value} is not a whole number above 0", where=spec.text, fix="give a number such as 224"
+        )
     return value
 
 
@@ -145,7 +155,11 @@ def per_channel(normalisation: Normalisation, channels: int, where: str) -> Norm
             return values * channels
         if channels == 1:
             return (sum(values) / len(values),)
-        raise DataError(f"{len(values)} values of mean and std for {channels} channels", where=where)
+        raise DataError(
+            f"{len(values)} values of mean and std for {channels} channels",
+            where=where,
+            fix="give one value, or one for each channel",
+        )
 
     return Normalisation(fit(normalisation.mean), fit(normalisation.std))
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.module import GraphModule
 from autocompress.graph.network import Network, Node, Param, Ref
+from autocompress.graph.operations import LAYERS
 from autocompress.graph.replace_layer import bias_of, conv_args, groups_of
 
 CALIBRATION_BATCH = 128
@@ -40,7 +40,7 @@ def solvable_layers(network: Network) -> tuple[Node, ...]:
 
 
 def _is_solvable(network: Network, node: Node) -> bool:
-    if node.op not in WEIGHTED or node.kwargs or not isinstance(node.args[0], Ref):
+    if node.op not in LAYERS or node.kwargs or not isinstance(node.args[0], Ref):
         return False
     weight = node.args[1]
     if not isinstance(weight, Param) or len(network.param_users[weight.name]) > 1:

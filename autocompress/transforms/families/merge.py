@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref, Weights, prune_dead, unique_name
+from autocompress.graph.operations import LAYERS
 from autocompress.graph.replace_layer import bias_of, conv_args
 from autocompress.transforms.families.fold import fold_batch_norms
 
@@ -43,7 +43,7 @@ def stretch(network: Network, layer: str) -> Stretch | str:
         node = _only_reader(network, node)
     if node is not None and node.op in ACTIVATIONS:
         activation, node = node.op, _only_reader(network, node)
-    if node is None or node.op not in WEIGHTED or first.op not in WEIGHTED:
+    if node is None or node.op not in LAYERS or first.op not in LAYERS:
         return "no layer alone reads what it computes"
     reason = _unlike(network, first, node)
     return reason or Stretch(layer, node.name, activation)
@@ -52,7 +52,7 @@ def stretch(network: Network, layer: str) -> Stretch | str:
 def _only_reader(network: Network, node: Node) -> Node | None:
     """The node that alone reads the value, as its data and once."""
     users = network.users[node.name]
-    if len(users) != 1 or network.output == node.name:
+    if len(users) != 1 or node.name in network.outputs:
         return None
     reader = network.by_name[users[0]]
     return reader if reader.inputs == (node.name,) and reader.args[0] == Ref(node.name) else None

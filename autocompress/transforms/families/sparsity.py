@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import Network, Node, Weights
+from autocompress.graph.operations import WEIGHTED
 from autocompress.graph.replace_layer import groups_of
 from autocompress.problem.candidate import Option
 from autocompress.problem.space_rules import density_of, n_of_m

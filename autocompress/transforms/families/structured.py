@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Shape, Weights, batch_is_second
+from autocompress.graph.operations import TRANSPOSED
 from autocompress.graph.replace_layer import POINTWISE, ConvArgs, conv_args
 from autocompress.transforms.arrays.toeplitz import toeplitz_like
 from autocompress.transforms.families.layer_chain import Chain
@@ -46,6 +47,8 @@ def applies(node: Node, weight_shape: Shape, kind: str) -> str:
         if batch_is_second(node.shape):
             return "the batch is the second axis of its input"
         return "" if len(node.shape) in (2, 3, 4) else "its input has more than four axes"
+    if node.op in TRANSPOSED:
+        return "it is a transposed convolution"
     form = conv_args(node)
     if form.groups != 1 or max(weight_shape[2:]) > 1:
         return "it is not a dense matrix: linear or 1×1 without groups"
