@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 import threading
 import time
@@ -9,8 +11,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+PLAINLY = "autocompress-plainly"
+"""Name of what is done with letters that an encoding lacks, for `errors` of a stream."""
+
+_PLAIN = {
+    "±": "+-", "×": "x", "≤": "<=", "≥": ">=", "→": "->", "–": "-", "—": "-", "−": "-", "…": "...", "µ": "u",
+    "✓": "+", "✗": "x", "²": "^2", "·": "*", "½": "1/2", "∂": "d", "’": "'", "“": '"', "”": '"',
+}  # fmt: skip
+_RULES = range(0x2500, 0x2580)
+
+
 _LINE_EVERY_S = 10.0
 _SIGN_OF_LIFE_S = 30.0
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for the letters that an encoding lacks, and where it goes on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    text = "".join("-" if ord(one) in _RULES else _PLAIN.get(one, "?") for one in letters)
+    return text, error.end
+
+
+codecs.register_error(PLAINLY, _plainly)
+
+
+def write_plainly(*streams: object) -> None:
+    """Let streams that only take ASCII or Latin-1 write other letters in words or as `?`, and never fail."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors=PLAINLY)
 
 
 class Console:
@@ -26,6 +57,7 @@ class Console:
         """One line for the user."""
         if self.quiet:
             return
+        write_plainly(sys.stderr)
         if self._terminal():
             self._rich().print(text, highlight=False, markup=False)
         else:

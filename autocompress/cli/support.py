@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
 from autocompress.errors import AutocompressError, InterruptedSearchError
+from autocompress.progress import write_plainly
 
 DEBUG_VARIABLE = "AUTOCOMPRESS_DEBUG"
 WIDTH_WITHOUT_TERMINAL = 110
@@ -31,8 +34,10 @@ class Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        write_plainly(sys.stdout, sys.stderr)
         try:
-            return super().invoke(ctx)
+            with _ending_in_order():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except AutocompressError as error:
@@ -43,6 +48,28 @@ class Commands(click.Group):
             first = (str(error).strip().splitlines() or [""])[0]
             hint = f"(unexpected; {DEBUG_VARIABLE}=1 shows where)"
             _fail(ctx, f"{type(error).__name__}: {first} {hint}", AutocompressError.exit_code)
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Within, being told to end by another program, or by a terminal that closes, is like a second Ctrl-C:
+    what had finished is kept, and the last words are said."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [one for one in known if signal.getsignal(one) == signal.SIG_DFL]  # `nohup` ignores one of them.
+    try:
+        before = {one: signal.signal(one, end) for one in heard}
+    except ValueError:  # Not in the main thread, which is the one that signals reach.
+        yield
+        return
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
