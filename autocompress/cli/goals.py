@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from autocompress.cli.options import FORMAT, INPUT_SIZE, SPACE, compress_options
-from autocompress.cli.support import budgets_of, one_of, print_front, resumable, to_stdout
+from autocompress.cli.support import budgets_of, one_of, print_front, resumable, to_stdout, what_comes_next
 from autocompress.errors import InputError
 from autocompress.pipeline.options import DATA_HELP, RUNTIME_HELP, TEACHER_HELP
 from autocompress.problem.specs import InputSize
@@ -38,6 +38,11 @@ def compress(output: Path, run: Path | None, resume: bool, overwrite: bool, **op
             budgets=budgets, run=run, output=output, resume=resume, overwrite=overwrite, **options
         )
     print_front(found, "table")
+    what_comes_next(
+        (f"autocompress bench {output}", "measures the student again, here"),
+        (f"autocompress report {run}", "writes one HTML file about the search"),
+        (f"autocompress pick {run} --latency 30% -o another", "copies another student of the search"),
+    )
 
 
 @click.command(short_help="Try whether a network goes through a search.")

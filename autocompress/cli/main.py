@@ -22,7 +22,15 @@ from autocompress.cli.options import (
     search_options,
 )
 from autocompress.cli.profile import COMMANDS
-from autocompress.cli.support import Commands, budgets_of, one_of, print_front, resumable, to_stdout
+from autocompress.cli.support import (
+    Commands,
+    budgets_of,
+    one_of,
+    print_front,
+    resumable,
+    to_stdout,
+    what_comes_next,
+)
 from autocompress.errors import NothingFeasibleError
 from autocompress.pipeline.options import DATA_HELP, DEFAULT_TRIALS, TEACHER_HELP
 from autocompress.problem.specs import InputSize
@@ -155,7 +163,11 @@ def search(run: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     with resumable(run):
         found = api.compress(budgets=budgets, run=run, resume=resume, overwrite=overwrite, **options)
     print_front(found, "table")
-    click.echo(f"take one with: autocompress pick {run} -o student", err=True)
+    what_comes_next(
+        (f"autocompress pick {run} -o student", "copies the best student"),
+        (f"autocompress report {run}", "writes one HTML file about the search"),
+        (f"autocompress front {run} --format json", "prints the same for programs"),
+    )
 
 
 @main.command(short_help="Go on with a search that stopped.")

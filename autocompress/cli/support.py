@@ -142,6 +142,13 @@ def print_front(found: Any, output_format: str) -> None:
     to_stdout(found.to_json(), lambda: front_table(found), output_format)
 
 
+def what_comes_next(*commands: tuple[str, str]) -> None:
+    """Say which commands come next: (the command, what it does) of each."""
+    click.echo("what comes next:", err=True)
+    for command, what in commands:
+        click.echo(f"  {command}\n      {what}", err=True)
+
+
 def one_of(options: dict[str, Any], first: str, second: str) -> None:
     if options[first] and options[second]:
         raise click.UsageError(f"--{first} and --{second} cannot both be given.")

@@ -51,6 +51,8 @@ def request_for(goal: Goal, *, resume: bool, console: Console) -> tuple[Request,
         runtime=goal.machine.runtime,
     )
     options = _with_time(goal.options, opened, console)
+    if options.time_limit_s is not None:
+        console.within(options.time_limit_s)
     recorded = RunPaths(goal.run).device
     if resume and recorded.is_dir():
         profile = load_profile(recorded)

@@ -197,7 +197,7 @@ class Scoring:
                 todo.remove(task)
                 tell(Result(task.trial, False, error=crash.reason, detail=crash.text))
         done = total - len(todo)
-        with self.console.stage(label, total) as stage:
+        with self.console.stage(label, total, "trials") as stage:
 
             def told(result: Result) -> None:
                 nonlocal done

@@ -32,7 +32,7 @@ from autocompress.pipeline.request import Request
 from autocompress.pipeline.scoring import Scoring
 from autocompress.problem.budgets import Budgets, check_reachable
 from autocompress.problem.specs import absolute
-from autocompress.progress import Console
+from autocompress.progress import Console, clock
 from autocompress.runs.events import RunFinished, RunStarted, SiteRecord
 from autocompress.runs.front import Front, front_of
 from autocompress.runs.in_process import InProcess, read_crash
@@ -66,6 +66,9 @@ def carry_out(
 
     Raises NothingFeasibleError after a search in which no student kept the budgets.
     """
+    console.say(planned_stages(request.options))
+    if request.options.time_limit_s is not None:
+        console.within(request.options.time_limit_s)
     prepared = _prepare(request, opened, console)
     with RunStore.create(
         request.run,
@@ -85,6 +88,22 @@ def carry_out(
     if not front.students:
         front.best()
     return front
+
+
+def planned_stages(options: SearchOptions, *before: str) -> str:
+    """Return the stages of a search in a sentence, those that come before it first."""
+    trials = "trials" if options.trials is None and options.time_limit_s else f"{options.most_trials} trials"
+    students = "1 student" if options.students == 1 else f"{options.students} students"
+    stages = (
+        *before,
+        "scores of single choices",
+        trials,
+        "longer training of the best",
+        students,
+        "measuring",
+    )
+    limit = options.time_limit_s
+    return f"plan: {' → '.join(stages)}" + (f", in {clock(limit)}" if limit else "")
 
 
 def _keep_profile(paths: RunPaths, profile: DeviceProfile) -> None:
