@@ -59,25 +59,53 @@ class Operation:
     adds: bool = False
 
 
-def split(network: Network) -> tuple[list[Operation], str]:
-    """The operations of a network in shipped form, in execution order, as if there were no layouts, and
-    the tensor that is its output."""
-    splitter = _Splitter(network)
+@dataclass(frozen=True)
+class Crossing:
+    """How a value lies where a network is cut: as integers, of which 0 stands for zero (`from_zero`), in
+    blocks of channels, or with its channels last."""
+
+    integer: bool = False
+    from_zero: bool = False
+    blocked: bool = False
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """Part of a larger network: how its input comes, unless that is the network's own, and whether its output
+    is the network's."""
+
+    entry: Crossing | None = None
+    ends: bool = True
+
+    @property
+    def reads(self) -> str:
+        """The tensor that it reads."""
+        return f"{INPUT}:q" if self.entry is not None and self.entry.integer else INPUT
+
+
+WHOLE = Section()
+
+
+def split(network: Network, section: Section = WHOLE) -> tuple[list[Operation], str]:
+    """Return the operations of a network in shipped form, in execution order, as if there were no layouts,
+    and the tensor that is its output."""
+    splitter = _Splitter(network, section)
     return splitter.run(), splitter.output()
 
 
 class _Splitter:
     """Nodes to operations, with fused activations and with conversions between 32 and 8 bits."""
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, section: Section) -> None:
+        self.network, self.section = network, section
         self.found: list[Operation] = []
-        self.tensor = {INPUT: INPUT}
+        self.tensor = {INPUT: section.reads}
         self.dequantized: dict[str, str] = {}
 
     def run(self) -> list[Operation]:
         network = self.network
-        if network.input_quantizer is not None:
+        if network.input_quantizer is not None and self.section.entry is None:
             self._quantize(INPUT, network.input_shape)
         absorbed: set[str] = set()
         for node in network.nodes:
@@ -97,8 +125,9 @@ class _Splitter:
         return self.found
 
     def output(self) -> str:
-        """The network's output, in floats."""
-        return self._float(self.network.output)
+        """The network's output, in floats; that of a section that does not end it, as it lies."""
+        output = self.network.output
+        return self._float(output) if self.section.ends else self.tensor[output]
 
     def _alias(self, node: Node) -> None:
         source = next(name for name in node.inputs if name in self.tensor)
