@@ -115,7 +115,7 @@ class _Splitter:
                 self._alias(node)
             elif self._vanishes(node) or self._scales_convolution(node):
                 self._let_vanish(node)
-            elif not _is_number(node):
+            elif not is_number(node):
                 self._round_before(node)
                 activation = self._activation(node)
                 if activation is not None:
@@ -266,7 +266,8 @@ def _writes_integers(node: Node, result: Node) -> bool:
     return result.quantizer is not None or node.op in _MOVES
 
 
-def _is_number(node: Node) -> bool:
+def is_number(node: Node) -> bool:
+    """Return whether a node computes an integer, such as a size, which no runtime carries out."""
     return node.op == "sym_size.int" or node.op.startswith("operator.") or node.shape == ()
 
 

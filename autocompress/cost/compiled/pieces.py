@@ -1,0 +1,141 @@
+"""A piece of a network: a few operations in a row that the same sites decide about.
+
+What a choice makes of a piece comes out of `transforms.apply`, like a student, on a network that holds the
+piece alone: its operations, and what they read as nodes that compute nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import itemgetter
+from typing import Any
+
+from autocompress.cost.cache import Cache
+from autocompress.cost.fused_graph import CONVOLUTIONS, LAYERS, RESHAPES
+from autocompress.cost.kernels import elements
+from autocompress.cost.layouts import layout_of_convolution
+from autocompress.graph.network import INPUT, Network, Node, Param
+from autocompress.graph.operations import POINTWISE
+from autocompress.problem.candidate import Candidate, Option
+from autocompress.transforms.apply import apply
+from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.sites import BoundSpace
+
+READ = "read"
+"""The operation of a node that stands for a value from outside of a piece."""
+
+MOST_VERSIONS = 20_000
+"""Of one piece."""
+
+_SIZELESS = (
+    LAYERS
+    | POINTWISE
+    | {"batch_norm", "layer_norm", "softmax.int", "_softmax", "permute", "transpose.int"}
+    | {"matmul", "bmm", "scaled_dot_product_attention"}
+)
+"""Become the same operations whatever their sizes are."""
+
+_FREE_RESHAPES = RESHAPES - {"squeeze.dim"}
+_ADDITIONS = frozenset({"add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor"})
+_POOLS = frozenset({"mean.dim", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"})
+_OPENS = LAYERS | RESHAPES | {"permute", "transpose.int"}
+"""What may be the only reader of a section's input: nothing before it changes on its account."""
+
+NEVER_CLOSES = RESHAPES | frozenset(
+    "getitem expand permute slice.Tensor slice pad constant_pad_nd".split()
+)
+"""What must not compute a section's output: it shares memory, is left out, or changes with its reader."""
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A piece after a choice: `nodes` in shipped form but for quantizers, within `network`, which also has the
+    nodes that stand for what they read. Versions of one `form` become the same operations."""
+
+    network: Network
+    nodes: tuple[Node, ...]
+    form: int
+    renamed: Mapping[str, str]
+    """Where the value of a node of the teacher is found that folding took away."""
+
+    @cached_property
+    def opens(self) -> bool:
+        """Whether what reads values from outside may be the only reader of a section's input."""
+        outside = {node.name for node in self.network.nodes if node.op == READ} | {INPUT}
+        return all(node.op in _OPENS for node in self.nodes if outside.intersection(node.inputs))
+
+    @cached_property
+    def closes(self) -> bool:
+        """Whether its last value may be what a section computes."""
+        return self.nodes[-1].op not in NEVER_CLOSES
+
+    @cached_property
+    def elements(self) -> dict[str, int]:
+        """How many numbers each value holds that is read or computed here."""
+        known = {node.name: elements(node.shape) for node in self.network.nodes}
+        return {INPUT: elements(self.network.input_shape), **known}
+
+
+@dataclass(eq=False)
+class Piece:
+    """`sites` are the positions of the sites that decide about it among those of the whole space."""
+
+    bound: BoundSpace
+    names: tuple[str, ...]
+    sites: tuple[int, ...]
+    block: int
+    forms: dict[Any, int]
+    known: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
+
+    def __post_init__(self) -> None:
+        self.key = itemgetter(*self.sites) if self.sites else lambda _: ()
+
+    def version(self, options: Sequence[Option]) -> Version:
+        """Return what these options, one for each site of the whole space, make of the piece."""
+        key = self.key(options)
+        found = self.known.get(key)
+        return self.known.keep(key, self._made(options)) if found is None else found
+
+    def _made(self, options: Sequence[Option]) -> Version:
+        chosen = zip(self.bound.sites, self.sites, strict=True)
+        candidate = Candidate.of({site.name: options[at] for site, at in chosen})
+        network, _ = fold_batch_norms(*apply(self.bound, None, candidate))
+        nodes = tuple(node for node in network.nodes if node.op != READ)
+        form = tuple(self._form(network, node) for node in nodes)
+        renamed = {
+            name: self.bound.network.by_name[name].inputs[0]
+            for name in self.names
+            if name not in network.by_name
+        }
+        return Version(network, nodes, self.forms.setdefault(form, len(self.forms)), renamed)
+
+    def _form(self, network: Network, node: Node) -> tuple[Any, ...]:
+        """Return all of a node that decides which operations a runtime makes of it, but no more of its sizes
+        than that."""
+        form = (node.name, node.op, node.kwargs, node.bits, len(node.shape))
+        shapes = [network.shape_of(name) for name in node.inputs]
+        if node.op in CONVOLUTIONS and isinstance(node.args[1], Param):
+            out, into = network.params[node.args[1].name].shape[:2]
+            groups = int(node.args[6]) if len(node.args) > 6 else 1
+            layout = layout_of_convolution(out, into, groups, self.block) if self.block else ""
+            return (*form, node.args[:6], layout)
+        if node.op in _SIZELESS:
+            return (*form, node.args)
+        if node.op in _FREE_RESHAPES:
+            return (*form, node.inputs)
+        if node.op in _ADDITIONS:
+            return (*form, node.args, len({node.shape, *shapes}) == 1)
+        if node.op in _POOLS and len(shapes[0]) == 4:
+            return (*form, node.args, bool(self.block) and shapes[0][1] % self.block == 0)
+        return (*form, node.args, node.shape, *shapes)
+
+
+def alone(network: Network, names: Sequence[str]) -> Network:
+    """Return the network of some of a network's nodes, which read values that are merely there."""
+    nodes = [network.by_name[name] for name in names]
+    read = dict.fromkeys(name for node in nodes for name in node.inputs if name != INPUT)
+    outside = [Node(name, READ, (), network.shape_of(name)) for name in read if name not in names]
+    params = {name: network.params[name] for node in nodes for name in node.params}
+    return Network(network.input_shape, (*outside, *nodes), names[-1], params)
