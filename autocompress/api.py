@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from autocompress.errors import BudgetError
 from autocompress.problem.candidate import Cost, Option, Site
@@ -21,8 +21,10 @@ from autocompress.progress import Console
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.pipeline.bench_again import MeasuredAgain
     from autocompress.pipeline.budget_queries import Answer, Answers
     from autocompress.problem.budgets import Budgets
+    from autocompress.problem.specs import InputSize
     from autocompress.runs.front import Front
 
 Teacher = "str | nn.Module"
@@ -58,18 +60,7 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "sites": [
-                {
-                    "name": site.name,
-                    "kind": site.kind,
-                    "options": list(site.options),
-                    "default": site.default,
-                    "layers": list(site.layers),
-                    "locked": site.locked,
-                    "settings": dict(site.settings),
-                }
-                for site in self.sites
-            ],
+            "sites": [site.to_json() for site in self.sites],
             "dropped": [
                 {"site": name, "option": option, "reason": why} for name, option, why in self.dropped
             ],
@@ -88,7 +79,7 @@ class Inspection:
 
     def table(self) -> Any:
         """The same for a terminal."""
-        from autocompress.reporting.tables import inspection_table
+        from autocompress.reporting.inspection_tables import inspection_table
 
         return inspection_table(self)
 
@@ -98,13 +89,15 @@ def inspect(
     space: str | Path = "joint",
     device: str | Path | None = None,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
+    console: Console | None = None,
 ) -> Inspection:
     """Lists every decision a search could take, and every one it could not, with the reason.
 
-    The input size is the data's, else `input_size`, else what the teacher says about itself.
+    The input size is the data's, else `input_size` (pixels of a side, (height, width), or
+    (channels, height, width)), else what the teacher says about itself.
     """
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
     from autocompress.problem.space import load_space
 
     loaded_space = load_space(space)
@@ -114,7 +107,7 @@ def inspect(
     from autocompress.cost.worthless_choices import only_packed, payoff
     from autocompress.pipeline.preparation import bound_space, measured_choices, open_teacher, seen_by
 
-    opened = open_teacher(teacher, data, input_size)
+    opened = open_teacher(teacher, data, input_size, console=console)
     bound = bound_space(opened, loaded_space)
     packed = tuple((name, option, why) for (name, option), why in only_packed(bound).items())
     if profile is None:
@@ -164,7 +157,7 @@ def compress(
         NothingFeasibleError: no student keeps the budgets; names the nearest miss.
         InputError: something that was given cannot be used; nothing was trained.
     """
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
     from autocompress.pipeline.options import SearchOptions, from_keywords
     from autocompress.pipeline.request import Request
     from autocompress.problem.space import load_space
@@ -267,7 +260,7 @@ def pick(
     return student.save(output, overwrite=overwrite)
 
 
-def bench(student: str | Path, console: Console | None = None) -> dict[str, Any]:
+def bench(student: str | Path, console: Console | None = None) -> MeasuredAgain:
     """Measures a student folder again, here, and says whether it keeps the budgets it was certified for."""
     from autocompress.pipeline.bench_again import measure_again
 
@@ -291,7 +284,19 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
     return write_report(Path(run), None if output is None else Path(output))
 
 
-def status(run: str | Path) -> dict[str, Any]:
+class Status(TypedDict):
+    """What a run has done and decided so far, as JSON; `damaged` are numbers of lines, from 1."""
+
+    run: str
+    counts: dict[str, int]
+    decisions: list[str]
+    certified: int
+    finished: bool
+    exit_code: int | None
+    damaged: list[int]
+
+
+def status(run: str | Path) -> Status:
     """What a search has done and decided so far."""
     from autocompress.runs.store import read_run
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autocompress.device.profile.profile import DeviceProfile
+    from autocompress.problem.specs import InputSize
 
 
 def profile(
@@ -28,7 +29,7 @@ def profile(
     networks: int = 120,
     seed: int = 0,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     overwrite: bool = False,
     resume: bool = False,
     console: Console | None = None,
@@ -52,7 +53,7 @@ def validate_profile(
     networks: int = 20,
     seed: int = 1000,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     update: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def validate_profile(
     Teacher, space and input size are those of the profile's first source that timm can build, where
     they are not given. Writes nothing unless `update`, which replaces the profile's `validation.json`.
     """
-    from autocompress.device.profile.profile import load_profile, profile_folder
+    from autocompress.device.profile_files.store import load_profile, profile_folder
 
     folder = profile_folder(device)
     found = load_profile(folder)
@@ -79,8 +80,7 @@ def merge_profiles(
 ) -> DeviceProfile:
     """Writes one profile of several of the same device, runtime, threads and batch, and returns it."""
     from autocompress.device.profile.merging import merge_profiles as merge
-    from autocompress.device.profile.profile import load_profile
-    from autocompress.device.profile_files.store import write_profile
+    from autocompress.device.profile_files.store import load_profile, write_profile
 
     folder = Path(output)
     if folder.exists() and not overwrite:
@@ -93,7 +93,7 @@ def merge_profiles(
 def diff_profiles(first: str | Path, second: str | Path) -> dict[str, Any]:
     """How two device profiles differ; see `device.profile_diff.profile_difference`."""
     from autocompress.device.profile.diff import profile_difference
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
 
     return profile_difference(load_profile(first), load_profile(second))
 
@@ -108,7 +108,7 @@ def profile_kit(
     networks: int = 40,
     seed: int = 0,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     overwrite: bool = False,
     resume: bool = False,
     ssh: str | None = None,
@@ -167,7 +167,7 @@ def profile_import(
     threads: int = 1,
     batch: int = 1,
     device_name: str | None = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     overwrite: bool = False,
 ) -> DeviceProfile:
     """Makes a device profile of a measured kit, or of dumps that vendors' tools wrote.

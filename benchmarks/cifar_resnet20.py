@@ -22,7 +22,7 @@ from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_t
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import load_space
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 
 FOLDER = Path("runs/cifar-resnet20")
 SPACE = "joint"
@@ -58,7 +58,8 @@ def main() -> int:
         overwrite=True,
     )
     minutes = (time.monotonic() - started) / 60
-    teacher = front.teacher
+    assert front.teacher is not None
+    teacher = front.teacher.to_json()
     show("teacher, float32", teacher, teacher)
     opened = open_teacher(arguments.teacher, arguments.data)
     show("8 bits alone", as_record(in_8_bits(opened)), teacher)

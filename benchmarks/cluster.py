@@ -28,7 +28,7 @@ from predicted_students import as_predicted
 
 from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate

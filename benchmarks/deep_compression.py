@@ -31,9 +31,11 @@ from autocompress.graph.network import Network, Weights
 from autocompress.graph.trace import trace
 from autocompress.problem.data import Batch, Data, Split, load_data
 from autocompress.students.accuracy import evaluate
-from autocompress.students.training.constraints import GradualPruning, hold_shared, hold_zeros
+from autocompress.students.training.constraints import hold_shared, hold_zeros
 from autocompress.students.training.distill import distil
 from autocompress.students.training.losses import ClassLoss
+from autocompress.students.training.settings import DistillSettings
+from autocompress.students.training.sparsification import GradualPruning
 from autocompress.transforms.arrays.codebooks import Codebook, entropy_constrained
 
 FOLDER = Path("runs/deep-compression")
@@ -143,9 +145,12 @@ def teacher_of(name: str, recipe: Recipe, data: Data, seed: int) -> tuple[Networ
     if not path.exists():
         module = build(network, weights)
         distil(
-            module, None, data, epochs=recipe.teacher_epochs, batch_size=BATCH, learning_rate=0.1, seed=seed,
+            module,
+            None,
+            data,
+            DistillSettings(epochs=recipe.teacher_epochs, batch_size=BATCH, learning_rate=0.1, seed=seed),
             progress=shown,
-        )  # fmt: skip
+        )
         save_file(module.export_weights(), path)
     return network, load_file(path)
 
@@ -161,14 +166,22 @@ def prune(
         shown(done, total, value)
 
     distil(
-        student, teacher, data, epochs=recipe.prune_epochs, batch_size=BATCH, learning_rate=0.1, loss=loss,
-        seed=seed + 1, progress=step,
-    )  # fmt: skip
+        student,
+        teacher,
+        data,
+        DistillSettings(epochs=recipe.prune_epochs, batch_size=BATCH, learning_rate=0.1, seed=seed + 1),
+        loss=loss,
+        progress=step,
+    )
     with hold_zeros(student, pruning.masks):
         distil(
-            student, teacher, data, epochs=recipe.settle_epochs, batch_size=BATCH, learning_rate=0.05,
-            loss=loss, seed=seed + 2, progress=shown,
-        )  # fmt: skip
+            student,
+            teacher,
+            data,
+            DistillSettings(epochs=recipe.settle_epochs, batch_size=BATCH, learning_rate=0.05, seed=seed + 2),
+            loss=loss,
+            progress=shown,
+        )
 
 
 def share(
@@ -180,9 +193,13 @@ def share(
     say(f"shared: {error(student, data.validation):.2%}")
     with hold_shared(student, {key: book.indices for key, book in books.items()}):
         distil(
-            student, teacher, data, epochs=recipe.share_epochs, batch_size=BATCH, learning_rate=0.005,
-            loss=ClassLoss(TEMPERATURE, ALPHA), seed=seed + 3, progress=shown,
-        )  # fmt: skip
+            student,
+            teacher,
+            data,
+            DistillSettings(epochs=recipe.share_epochs, batch_size=BATCH, learning_rate=0.005, seed=seed + 3),
+            loss=ClassLoss(TEMPERATURE, ALPHA),
+            progress=shown,
+        )
     say(f"fine-tuned: {error(student, data.validation):.2%}")
     for key in layers:
         tensor = student.tensor_named(key)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autocompress.pipeline.demo_teacher import ARCHITECTURE
+from demo_teacher import ARCHITECTURE
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs/demo")
@@ -48,7 +48,7 @@ def main() -> int:
     arguments = parser.parse_args()
     started = time.monotonic()
     seed = ["--seed", arguments.seed]
-    call(sys.executable, "-m", "autocompress.pipeline.demo_teacher", "teacher", str(TEACHER), *seed)
+    call(sys.executable, str(Path(__file__).with_name("demo_teacher.py")), str(TEACHER), *seed)
     teacher = ["--teacher", SPEC, "--data", "digits", "--space", "digits-demo"]
     call(AUTOCOMPRESS, "profile", *teacher, "--networks", "24", "-o", str(DEVICE), "--overwrite")
     budget = [*BUDGETS, "--trials", "12", "--students", "3"]

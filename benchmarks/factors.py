@@ -37,6 +37,7 @@ from autocompress.students.calibration.compensation import compensate
 from autocompress.students.calibration.layer_inputs import collect_moments, solvable_layers
 from autocompress.students.training.blockwise import Part, learned
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.teacher_cache import TeacherOutputs
 from autocompress.transforms.families.compact import COMPACT, compact
 from autocompress.transforms.families.fold import fold_batch_norms
@@ -180,7 +181,7 @@ def structured(data_spec: str, seeds: int, epochs: float, kinds: list[str]) -> N
         for form, change in forms(kinds).items():
             student = build(*changed(network, weights, change))  # type: ignore[arg-type]
             before = accuracy(student, data)
-            distil(student, TeacherOutputs(teacher), data, epochs=epochs, seed=seed)
+            distil(student, TeacherOutputs(teacher), data, DistillSettings(epochs=epochs, seed=seed))
             found.setdefault(form, []).append((before, accuracy(student, data)))
             removed = network.parameter_count - student.source_network.parameter_count
             counts[form] = counts["dense"] - removed
@@ -195,7 +196,7 @@ def trained_perceptron(data: Data, seed: int) -> GraphModule:
     module = nn.Sequential(
         nn.Flatten(), nn.Linear(784, 320), nn.ReLU(), nn.Linear(320, 160), nn.ReLU(), nn.Linear(160, 10)
     )
-    distil(module, None, data, epochs=6, seed=seed, learning_rate=0.02)
+    distil(module, None, data, DistillSettings(epochs=6, seed=seed, learning_rate=0.02))
     network, weights = trace(module.eval(), data.input_shape)
     assert weights is not None
     return build(network, weights)
@@ -215,7 +216,7 @@ def merged(data_spec: str, seeds: int, epochs: float) -> None:
             before = accuracy(student, data)
             compensate(student, teacher, sample.calibration, {})
             fitted = accuracy(student, data)
-            distil(student, TeacherOutputs(teacher), data, epochs=epochs, seed=seed)
+            distil(student, TeacherOutputs(teacher), data, DistillSettings(epochs=epochs, seed=seed))
             rows.setdefault(name, []).append((before, fitted, accuracy(student, data)))
     print(f"| merged, parameters | as they are | fitted | after {epochs:g} epochs |\n|---|---|---|---|")
     for name, found in rows.items():

@@ -30,7 +30,7 @@ import torch
 
 from autocompress.cost.repair import Repairer
 from autocompress.device.measure.statistics import rank_correlation
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option, Site
@@ -40,7 +40,7 @@ from autocompress.search.halving import Plan
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import MEASURES, score
 from autocompress.transforms.sampling import random_candidate

@@ -29,7 +29,8 @@ from autocompress.problem.data import Data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import Evaluation, evaluate_session
 from autocompress.students.builder import Finished, Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.families.low_bit import to_levels
 from autocompress.transforms.sites import bind
@@ -93,7 +94,9 @@ def workshop_of(opened: OpenedTeacher, seed: int = 0, learning_rate: float | Non
     assert opened.data is not None
     bound = bind(parse_space(SPACE), opened.network)
     saliency = importances(bound, opened.weights, opened.data)
-    return Workshop(bound, opened.weights, opened.data, saliency, seed=seed, learning_rate=learning_rate)
+    return Workshop(
+        bound, opened.weights, opened.data, saliency, DistillSettings(seed=seed, learning_rate=learning_rate)
+    )
 
 
 def row(workshop: Workshop, form: str, epochs: float, quantized_epochs: float) -> Row:

@@ -23,7 +23,7 @@ from pathlib import Path
 from predicted_students import as_predicted
 
 from autocompress.cost.marginal import effects_of
-from autocompress.device.profile.profile import load_profile, profile_folder
+from autocompress.device.profile_files.store import load_profile, profile_folder
 from autocompress.graph.network import to_json
 from autocompress.pipeline.budget_queries import Answers
 from autocompress.pipeline.preparation import bound_space, open_teacher, priced, seen_by

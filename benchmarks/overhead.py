@@ -151,7 +151,7 @@ def memory_growth(end: int) -> None:
     from autocompress.cost.model import CostModel
     from autocompress.cost.pricer import Pricer
     from autocompress.cost.repair import Repairer
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
     from autocompress.graph.trace import trace
     from autocompress.problem.budgets import Limits
     from autocompress.problem.data import load_data
@@ -162,7 +162,8 @@ def memory_growth(end: int) -> None:
     from autocompress.search.halving import Plan
     from autocompress.search.loop import Search, Setting
     from autocompress.students.builder import Workshop
-    from autocompress.students.evaluator import Evaluator, importances
+    from autocompress.students.evaluator import Evaluator
+    from autocompress.students.importances import importances
     from autocompress.transforms.sites import bind
 
     torch.manual_seed(0)

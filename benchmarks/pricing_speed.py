@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer, with_choice
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import load_space

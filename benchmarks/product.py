@@ -28,7 +28,7 @@ import torch
 from joint_space import PROFILE, evenly
 
 from autocompress.cost.repair import Repairer
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.export.onnx import to_onnx
 from autocompress.export.student_folder import load_student, save_student
 from autocompress.graph.module import GraphModule, build
@@ -42,9 +42,10 @@ from autocompress.search.proposers.pair_terms import pair_terms
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver, pairs_of_rows
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import Scorer, score
+from autocompress.students.training.settings import DistillSettings
 
 SHARES = (0.30, 0.215, 0.15)
 HEADROOM = 0.985
@@ -96,7 +97,7 @@ class Bench:
         return importances(self.bound, self.opened.weights, self.data)
 
     def workshop(self, seed: int = 0) -> Workshop:
-        return Workshop(self.bound, self.opened.weights, self.data, self.saliency, seed)
+        return Workshop(self.bound, self.opened.weights, self.data, self.saliency, DistillSettings(seed=seed))
 
     def jobs(self) -> list[Job]:
         seeds = range(self.arguments.seeds)

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import RandomForestRegressor
 
-from autocompress.cost.fused_graph import LAYERS
 from autocompress.cost.kernels import Kernel, kernels
 from autocompress.cost.model import CostModel
 from autocompress.device.measure.latency import machine_lock
@@ -41,9 +40,11 @@ from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import INPUT, Network, Ref
+from autocompress.graph.operations import LAYERS
 from autocompress.pipeline.preparation import bound_space, open_teacher
-from autocompress.pipeline.profile_device import CHOSEN_SHARE, Chooser, profile_samples, shipped
+from autocompress.pipeline.profile_device import CHOSEN_SHARE, Chooser, profile_samples
 from autocompress.problem.space import load_space
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sampling import random_candidate, random_weights
 from autocompress.transforms.sites import BoundSpace
 
@@ -153,7 +154,7 @@ def _unseen(bound: BoundSpace, known: set[str], tested: int) -> Iterator[Sample]
             candidate = random_candidate(bound, rng, precision)
             if candidate.key not in known and candidate.key not in seen:
                 seen.add(candidate.key)
-                network = shipped(bound, candidate)
+                network = deployed_network(bound, candidate)
                 model = to_onnx(network, random_weights(network)).SerializeToString()
                 yield Sample(candidate.key, network, model, precision)
 

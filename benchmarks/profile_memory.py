@@ -30,8 +30,9 @@ from autocompress.cost.memory import live_bytes, low_bit_weights, peak_memory_by
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref
 from autocompress.pipeline.preparation import bound_space, open_teacher
-from autocompress.pipeline.profile_device import profile_samples, shipped
+from autocompress.pipeline.profile_device import profile_samples
 from autocompress.problem.space import load_space
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sampling import random_candidate, random_weights
 
 SEED = 2000
@@ -86,7 +87,7 @@ def main() -> int:
         networks = [(sample.network, sample.model) for sample in profile_samples(bound, 2, SEED, 1)]
         for index in range(CANDIDATES):
             candidate = random_candidate(bound, rng, ("fp32", "int8", "mixed")[index % 3])
-            network = shipped(bound, candidate)
+            network = deployed_network(bound, candidate)
             networks.append((network, to_onnx(network, random_weights(network)).SerializeToString()))
         for network, model in networks:
             used = {arena: used_bytes(model, arena) for arena in ARENA}

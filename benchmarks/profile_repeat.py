@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+from demo_teacher import ARCHITECTURE
 
 import autocompress as ac
 from autocompress.cost.model import CostModel
-from autocompress.device.profile.profile import load_profile
-from autocompress.pipeline.demo_teacher import ARCHITECTURE
+from autocompress.device.profile_files.store import load_profile
 from autocompress.pipeline.preparation import bound_space, open_teacher
-from autocompress.pipeline.profile_device import shipped
 from autocompress.problem.space import load_space
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sampling import random_candidate
 
 FOLDER = Path("runs/profile-repeat")
@@ -64,7 +64,7 @@ def compare(teacher: str, what: str, first: Path, second: Path) -> None:
     price = [CostModel(load_profile(folder)).price for folder in (first, second)]
     ratios = []
     for index in range(PREDICTED):
-        network = shipped(bound, random_candidate(bound, rng, ("fp32", "int8", "mixed")[index % 3]))
+        network = deployed_network(bound, random_candidate(bound, rng, ("fp32", "int8", "mixed")[index % 3]))
         before, after = (one(network).latency_ms for one in price)
         ratios.append(after / before)
     low, middle, high = np.percentile(ratios, (2.5, 50, 97.5))

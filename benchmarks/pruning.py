@@ -31,8 +31,9 @@ from autocompress.problem.data import Data
 from autocompress.problem.space_rules import Importance
 from autocompress.students.accuracy import evaluate, recalibrate_batch_norms
 from autocompress.students.calibration.compensation import compensate
-from autocompress.students.evaluator import importance
+from autocompress.students.importances import importance
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.teacher_cache import TeacherOutputs
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.families.prune import Keep, keep_mask, kept_outputs, prune
@@ -135,7 +136,7 @@ class Bench:
         student = self.compensated(mask, data)
         yield STEPS[2], accuracy(student, data)
         if epochs:
-            distil(student, TeacherOutputs(self.teacher), data, epochs=epochs, seed=seed)
+            distil(student, TeacherOutputs(self.teacher), data, DistillSettings(epochs=epochs, seed=seed))
             yield TRAINED, accuracy(student, data)
 
     def mask(self, method: str, data: Data) -> Keep:

@@ -88,7 +88,7 @@ def searched(arguments: argparse.Namespace, seed: int) -> tuple[float, float]:
     print(
         f"{arguments.network}, seed {seed}: {size:,} bytes, {ratio:.1f}× at {error:.2%} test error, "
         f"{1 - best.validation_accuracy:.2%} on validation images (teacher "
-        f"{1 - front.teacher['accuracy']:.2%}), {minutes:.0f} minutes; {read_spec(best.folder)['choices']}",
+        f"{1 - front.teacher.accuracy:.2%}), {minutes:.0f} minutes; {read_spec(best.folder)['choices']}",
         flush=True,
     )
     return ratio, error

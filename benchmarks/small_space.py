@@ -28,7 +28,7 @@ from autocompress.cost.kernels import kernels
 from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.graph.trace import trace
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate
@@ -39,11 +39,12 @@ from autocompress.search.halving import Plan
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import score
 from autocompress.students.training.distill import distil
-from autocompress.transforms.apply import apply, deployed
+from autocompress.students.training.settings import DistillSettings
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import bind
 
 PROFILE = "epyc-zen4-onnxruntime-1-thread-resnet20"
@@ -95,11 +96,16 @@ def pricer_of_teacher(data: Data) -> tuple[Pricer, Workshop]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Residual()
-    distil(model, None, data, epochs=12, batch_size=64, learning_rate=0.05, seed=0, precision="float32")
+    distil(
+        model,
+        None,
+        data,
+        DistillSettings(epochs=12, batch_size=64, learning_rate=0.05, seed=0, precision="float32"),
+    )
     network, weights = trace(model.eval(), data.input_shape)
     space, profile = parse_space(SPACE), load_profile(PROFILE)
     bound = bind(space, network)
-    found = kernels(deployed(apply(bound, None, Candidate())[0])[0], profile.layouts)
+    found = kernels(deployed_network(bound, Candidate()), profile.layouts)
     pricer = Pricer(bound, CostModel(profile.for_network(network.input_shape, network_kernels=found)))
     return pricer, Workshop(bound, weights, data, importances(bound, weights, data))
 

@@ -33,6 +33,7 @@ from autocompress.students.calibration.layer_inputs import solvable_layers
 from autocompress.students.calibration.weight_statistics import evidence
 from autocompress.students.training.constraints import held
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.sparsification import METHODS, Thinner
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.families.sparsity import Thinning, marked, mask_of, share, thinned
@@ -107,7 +108,7 @@ def trained(data_spec: str, seeds: int, epochs: float, density: float) -> None:
         module = nn.Sequential(
             nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
         )
-        distil(module, None, data, epochs=6, seed=seed, learning_rate=0.02)
+        distil(module, None, data, DistillSettings(epochs=6, seed=seed, learning_rate=0.02))
         teacher = build(*trace(module.eval(), data.input_shape))
         found.setdefault("dense", []).append(accuracy(teacher, data))
         for method, student in sparse(teacher, data, epochs, density, seed):
@@ -128,12 +129,18 @@ def sparse(
         known = evidence(teacher, data.calibration, thinnings)
         student = build(network, thinned(network, teacher.export_weights(), thinnings, known))
         with held(student):
-            distil(student, teacher, data, epochs=epochs, seed=seed, learning_rate=0.02)
+            distil(student, teacher, data, DistillSettings(epochs=epochs, seed=seed, learning_rate=0.02))
         yield f"`{method}`, at once", student
     for method in METHODS:
         student = build(teacher.source_network, teacher.export_weights())
         thinner = Thinner(student, method, dict.fromkeys(params, (density, partial(mask_of, keep=density))))
-        distil(student, teacher, data, epochs=epochs, seed=seed, learning_rate=0.02, progress=thinner)
+        distil(
+            student,
+            teacher,
+            data,
+            DistillSettings(epochs=epochs, seed=seed, learning_rate=0.02),
+            progress=thinner,
+        )
         thinner.settle()
         yield f"`{method}`, in training", student
 

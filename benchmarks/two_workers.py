@@ -22,7 +22,7 @@ from predicted_students import as_predicted
 
 from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
 from autocompress.problem.budgets import Limits
 from autocompress.problem.data import Data
@@ -35,7 +35,8 @@ from autocompress.runs.tasks import Executor, Stage
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import Evaluator, importances
+from autocompress.students.evaluator import Evaluator
+from autocompress.students.importances import importances
 from autocompress.students.remote import remote_evaluator
 
 DEVICE, SPACE = "epyc-zen4-onnxruntime-1-thread-resnet20", "joint"

@@ -23,7 +23,7 @@ from autocompress.problem.space import load_space
 from autocompress.runs.ray_workers import executor
 from autocompress.runs.tasks import Arrays, Evaluate, Factory, Result, Task
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import importances
+from autocompress.students.importances import importances
 from autocompress.students.remote import make, remote_evaluator
 
 SPACE = "joint"

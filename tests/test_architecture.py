@@ -4,17 +4,19 @@ import ast
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import click
 import pytest
+from places import ROOT, TESTS
 
 import autocompress
 from autocompress import files
 from autocompress.cli.main import main
 from autocompress.problem.space import load_space
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autocompress"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "optuna", "ray", "onnx", "onnxruntime", "timm", "pydantic", "sklearn", "scipy")
@@ -146,8 +148,66 @@ def test_nothing_that_was_read_is_executed(file: Path):
 
 @pytest.mark.parametrize("name", files.names("hardware_profiles"))
 def test_every_shipped_profile_loads_with_its_validation(name: str):
-    from autocompress.device.profile.profile import load_profile
+    from autocompress.device.profile_files.store import load_profile
 
     profile = load_profile(name)
     assert profile.validation["count"] >= (15 if profile.device.get("gpu") else 40)
     assert profile.table.rows
+
+
+def test_the_folders_stay_small():
+    tops = [path for path in PACKAGE.iterdir() if path.suffix == ".py"]
+    packages = [path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]
+    assert len(tops) <= 8
+    assert len(packages) == 12
+    modules = Counter(file.parent for file in FILES if file.name != "__init__.py")
+    assert {folder.relative_to(PACKAGE).as_posix(): n for folder, n in modules.items() if n > 12} == {}
+
+
+def test_no_circle_of_imports_not_even_of_late_ones():
+    known = {name_of(file): file for file in FILES}
+    waiting = {name: imported_modules(file, known) - {name} for name, file in known.items()}
+    while free := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert waiting == {}
+
+
+def name_of(file: Path) -> str:
+    """Return the name that a file is imported by."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(file: Path, known: Collection[str]) -> set[str]:
+    """Return the modules of the package that a file imports anywhere, but for type checkers."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        waiting += ast.iter_child_nodes(node)
+    return {name for name in found if name in known and not is_package(name)}
+
+
+def is_package(name: str) -> bool:
+    return (ROOT.joinpath(*name.split(".")) / "__init__.py").is_file()
+
+
+TESTS_FILES = sorted(TESTS.rglob("*.py"))
+
+
+def test_no_test_imports_another():
+    tests = {file.stem for file in TESTS_FILES if file.name.startswith("test_")}
+    assert {file.name: names for file in TESTS_FILES if (names := imported(file) & tests)} == {}
+
+
+def test_tests_lie_in_the_folder_of_their_package():
+    folders = {file.parent.relative_to(TESTS).as_posix() for file in TESTS_FILES}
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert folders - packages == {".", "helpers", "networks", "golden"}

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import BENCHMARKS
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
-BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if "def main" in path.read_text(encoding="utf-8"))
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if "def main" in path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_it_says_what_it_takes(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -20,7 +20,7 @@ def test_it_says_what_it_takes(
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     monkeypatch.setattr(sys, "argv", [path.name, "--help"])
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)

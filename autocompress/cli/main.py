@@ -25,6 +25,8 @@ from autocompress.cli.options import (
 from autocompress.cli.profile import COMMANDS
 from autocompress.cli.support import Commands, one_of, resumable, to_stdout
 from autocompress.errors import NothingFeasibleError
+from autocompress.problem.specs import InputSize
+from autocompress.progress import Console
 
 
 def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -71,7 +73,12 @@ def main() -> None:
 @INPUT_SIZE
 @FORMAT
 def inspect(
-    teacher: str, space: str, device: str | None, data: str | None, input_size: int | None, output_format: str
+    teacher: str,
+    space: str,
+    device: str | None,
+    data: str | None,
+    input_size: InputSize | None,
+    output_format: str,
 ) -> None:
     """Shows every decision a search could take about a teacher, and what is locked and why.
 
@@ -84,7 +91,7 @@ def inspect(
     """
     from autocompress import api
 
-    found = api.inspect(teacher, space, device, data, input_size)
+    found = api.inspect(teacher, space, device, data, input_size, Console())
     to_stdout(found.to_json(), found.table, output_format)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.support import duration_s
+from autocompress.cli.support import duration_s, input_size
 from autocompress.pipeline.options import SearchOptions, Typed
 
 Command = Callable[..., Any]
@@ -29,9 +29,10 @@ SPACE = click.option(
 )
 INPUT_SIZE = click.option(
     "--input-size",
-    type=click.IntRange(min=1),
+    callback=input_size,
     metavar="PIXELS",
-    help="Side of the input images, where neither --data nor the teacher says it.",
+    help="Size of the input images, where neither --data nor the teacher says it: 64 for squares, 32x96 for "
+    "32 high and 96 wide, 1x32x96 with the channels.",
 )
 RUN = click.argument("run", type=FOLDER)
 TEACHER_HELP = "timm:NAME[,key=value…], package.module:callable, or file.py:callable."

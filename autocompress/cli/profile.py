@@ -33,8 +33,8 @@ def show_profile(name: str, output_format: str) -> None:
     Example:
       autocompress profile show hardware_profiles/mine
     """
-    from autocompress.device.profile.profile import load_profile
     from autocompress.device.profile.widths import coverage, precision_gains
+    from autocompress.device.profile_files.store import load_profile
     from autocompress.reporting.profile_tables import profile_report
 
     found = load_profile(name)

@@ -63,6 +63,17 @@ def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return seconds
 
 
+def input_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, ...] | None:
+    """Return pixels of `64`, `32x96` or `1x32x96`, as the callback of an option."""
+    if value is None:
+        return None
+    sides = value.lower().split("x")
+    if not 1 <= len(sides) <= 3 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise click.BadParameter(f"{value!r} is not a size; use 64, 32x96 or 1x32x96", ctx, param)
+    numbers = tuple(int(side) for side in sides)
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 @contextmanager
 def resumable(run: Path) -> Iterator[None]:
     """Tells whoever stops a search, at any of its stages, how to go on with it."""

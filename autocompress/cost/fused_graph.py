@@ -8,33 +8,17 @@ times here, only which operations run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from autocompress.graph.network import BINARIZE, INPUT, Network, Node
+from autocompress.graph.network import BINARIZE, INPUT, Network, Node, Quantizer
+from autocompress.graph.operations import CLIPS, CONCATENATIONS, CONVOLUTIONS, LAYERS, MOVES, PRODUCTS, having
 
-CONVOLUTIONS = frozenset({"conv2d", "conv2d.padding"})
-LAYERS = CONVOLUTIONS | {"linear"}
-RESHAPES = frozenset(
-    {
-        *("view", "reshape", "_unsafe_view", "flatten.using_ints", "unflatten.int"),
-        *("unsqueeze", "squeeze", "squeeze.dim", "squeeze.dims"),
-    }
+_FUSED_BEHIND_FLOAT = having(lambda row: row.fuses)
+_VALUES_AND_INDICES = frozenset({"max_pool2d_with_indices", "adaptive_max_pool2d"})
+_LEFT_OUT = frozenset(
+    "slice.Tensor pad constant_pad_nd squeeze squeeze.dim squeeze.dims expand to.dtype dropout".split()
 )
-_SPLITS = frozenset({"split.Tensor", "split_with_sizes", "chunk", "unbind.int"})
-_MOVES = (
-    RESHAPES
-    | _SPLITS
-    | frozenset(
-        {
-            *("permute", "transpose.int", "t", "expand", "slice.Tensor", "select.int", "roll", "flip"),
-            *("pad", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "max_pool2d"),
-        }
-    )
-)
-"""Move data without computing, and so work on integers as they are."""
-
-_CLIPS = frozenset({"relu", "relu6", "hardtanh"})
-_FUSED_BEHIND_FLOAT = _CLIPS | {"sigmoid", "tanh", "leaky_relu", "hardsigmoid", "hardswish"}
+"""Are no operation of the exported graph where they change no shape."""
 
 
 @dataclass(slots=True)
@@ -59,8 +43,7 @@ class Operation:
     adds: bool = False
 
 
-@dataclass(frozen=True)
-class Crossing:
+class Crossing(NamedTuple):
     """How a value lies where a network is cut: as integers, of which 0 stands for zero (`from_zero`), in
     blocks of channels, or with its channels last."""
 
@@ -102,21 +85,26 @@ class _Splitter:
         self.found: list[Operation] = []
         self.tensor = {INPUT: section.reads}
         self.dequantized: dict[str, str] = {}
+        self.quantizers: dict[str, Quantizer | None] = {section.reads: network.input_quantizer}
+        self.parts: dict[str, str] = {}
+        self.padded: dict[str, str] = {}
 
     def run(self) -> list[Operation]:
         network = self.network
         if network.input_quantizer is not None and self.section.entry is None:
-            self._quantize(INPUT, network.input_shape)
+            self._quantize(INPUT, network.input_shape, network.input_quantizer)
         absorbed: set[str] = set()
         for node in network.nodes:
             if node.name in absorbed or not any(name in self.tensor for name in node.inputs):
                 continue
             if node.op == "getitem" or _does_nothing(network, node):
                 self._alias(node)
+            elif self._pads_convolution(node):
+                self.padded[network.users[node.name][0]] = node.name
+                self._alias(node)
             elif self._vanishes(node) or self._scales_convolution(node):
                 self._let_vanish(node)
             elif not is_number(node):
-                self._round_before(node)
                 activation = self._activation(node)
                 if activation is not None:
                     absorbed.add(activation.name)
@@ -132,13 +120,25 @@ class _Splitter:
     def _alias(self, node: Node) -> None:
         source = next(name for name in node.inputs if name in self.tensor)
         self.tensor[node.name] = self.tensor[source]
+        part = node.name if node.op == "getitem" else self.parts.get(source)
+        if part is not None:
+            self.parts[node.name] = part
         if node.quantizer is not None and not self.tensor[node.name].endswith(":q"):
-            self._quantize(node.name, node.shape)
+            self._quantize(node.name, node.shape, node.quantizer)
+
+    def _pads_convolution(self, node: Node) -> bool:
+        """Whether the float convolution that alone reads an image with zeros around it adds these itself."""
+        users = [self.network.by_name[name] for name in self.network.users[node.name]]
+        if not _adds_zeros(node) or [user.op in CONVOLUTIONS for user in users] != [True]:
+            return False
+        reads_it = users[0].inputs[0] == node.name and node.name not in users[0].inputs[1:]
+        floats = node.quantizer is None and not self.tensor[node.inputs[0]].endswith(":q")
+        return reads_it and floats and node.name != self.network.output
 
     def _scales_convolution(self, node: Node) -> bool:
         """Whether a product with constants goes into the weights of the float convolution before it."""
         values = [name for name in node.inputs if name in self.tensor]
-        if node.op != "mul.Tensor" or len(values) != 1 or len(node.inputs) + len(node.params) != 2:
+        if node.op not in ("mul.Tensor", "mul.Scalar") or len(values) != 1 or values != [*node.inputs]:
             return False
         source = self.network.by_name.get(values[0])
         if source is None or source.op not in CONVOLUTIONS or source.quantizer is not None:
@@ -151,7 +151,7 @@ class _Splitter:
         source = next(name for name in node.inputs if name in self.tensor)
         writer = next((one for one in reversed(self.found) if one.writes == self.tensor[source]), None)
         names: tuple[str, ...] = (node.name,)
-        while writer is not None and writer.kind in _CLIPS and len(self.network.users[writer.writes]) == 1:
+        while writer is not None and writer.kind in CLIPS and len(self.network.users[writer.writes]) == 1:
             self.found.remove(writer)
             names = writer.nodes + names
             self.tensor[source] = writer.reads[0]
@@ -162,26 +162,39 @@ class _Splitter:
 
     def _vanishes(self, node: Node) -> bool:
         """Whether rounding to integers clips at zero and so does what this activation does."""
-        return node.op in _CLIPS and node.quantizer is not None and node.quantizer.zero_point == 0
+        return node.op in CLIPS and node.quantizer is not None and node.quantizer.zero_point == 0
 
     def _operation(self, node: Node, activation: Node | None) -> None:
         result = node if activation is None else activation
         integer = self._is_integer(node, result)
         values = [name for name in node.inputs if name in self.tensor]
-        reads = [self.tensor[name] if integer else self._float(name) for name in values]
-        writes = f"{result.name}:q" if integer and _writes_integers(node, result) else result.name
+        stay = values if integer else self._read_as_integers(node, values)
+        reads = [self.tensor[name] if name in stay else self._float(name) for name in values]
+        moved = node.op in MOVES or node.op in CONCATENATIONS
+        writes = f"{result.name}:q" if integer and (moved or result.quantizer is not None) else result.name
         names = (node.name,) if activation is None else (node.name, activation.name)
+        if node.name in self.padded:
+            names = (self.padded[node.name], *names)
         name = "" if activation is None else activation.op
         if not integer and node.op in LAYERS and self._is_guarded(node):
             name = "leaky_relu"
         precision = "int8" if integer else "fp32"
-        operation = Operation(node.op, precision, reads, writes, node.shape, names, node, activation=name)
+        shape = node.shape[0] if node.op in _VALUES_AND_INDICES else node.shape
+        operation = Operation(node.op, precision, reads, writes, shape, names, node, activation=name)
         if node.op == "layer_norm" and not integer:
             self._take_sum_along(operation)
         self.found.append(operation)
         self.tensor[result.name] = writes
+        if integer:
+            self.quantizers[writes] = self._quantizer_written(result, reads)
         if result.quantizer is not None and not writes.endswith(":q"):
-            self._quantize(result.name, result.shape)
+            self._quantize(result.name, result.shape, result.quantizer)
+
+    def _read_as_integers(self, node: Node, values: list[str]) -> list[str]:
+        """The first product of an attention takes integers, if both its sides are such."""
+        first = values[:2] if node.op == "scaled_dot_product_attention" else []
+        sides = [name for name in first if name not in values[2:]]
+        return sides if all(self.tensor[name].endswith(":q") for name in first) else []
 
     def _take_sum_along(self, norm: Operation) -> None:
         """A normalisation of sequences adds what it alone reads the sum of."""
@@ -195,23 +208,29 @@ class _Splitter:
             self.found.remove(added)
             norm.reads, norm.nodes, norm.adds = added.reads, added.nodes + norm.nodes, True
 
-    def _round_before(self, node: Node) -> None:
-        """Rounding moves in front of a pooling by maxima, which then works on integers."""
-        source = node.inputs[0]
-        alone = self.network.users[source] == (node.name,) and source != self.network.output
-        rounded = node.op == "max_pool2d" and node.quantizer is not None
-        if rounded and alone and not self.tensor[source].endswith(":q"):
-            self._quantize(source, self.network.shape_of(source))
-
     def _is_integer(self, node: Node, result: Node) -> bool:
         stored = [self.tensor[name].endswith(":q") for name in node.inputs if name in self.tensor]
         if node.op in LAYERS:
             return node.bits == 8 and stored[:1] == [True]
-        if node.op in _MOVES:
+        if node.op in MOVES:
             return stored[0]
+        if node.op in CONCATENATIONS and all(stored) and self._share_quantizer(node):
+            return True
+        if node.op in PRODUCTS:
+            return all(stored)
         if node.op == BINARIZE:
             return False
         return result.quantizer is not None and all(stored)
+
+    def _share_quantizer(self, node: Node) -> bool:
+        if node.params or any(name not in self.tensor for name in node.inputs):
+            return False
+        first, *others = (self.quantizers.get(self.tensor[name]) for name in node.inputs)
+        return node.quantizer in (None, first) and all(other == first for other in others)
+
+    def _quantizer_written(self, result: Node, reads: list[str]) -> Quantizer | None:
+        """Moved data keep the quantizer that they have."""
+        return self.quantizers.get(reads[0]) if result.quantizer is None else result.quantizer
 
     def _activation(self, node: Node) -> Node | None:
         """The activation that runs within this operation."""
@@ -222,7 +241,7 @@ class _Splitter:
         if len(users) != 1 or node.quantizer is not None or node.name == network.output:
             return None
         user = network.by_name[users[0]]
-        if user.op in _CLIPS and user.quantizer is not None and self._is_integer(node, user):
+        if user.op in CLIPS and user.quantizer is not None and self._is_integer(node, user):
             return user
         if node.op in LAYERS and user.op in _FUSED_BEHIND_FLOAT and not self._is_integer(node, user):
             fits = node.op != "linear" or (
@@ -237,33 +256,40 @@ class _Splitter:
         if network.quantizer_of(node.inputs[0]) is None:
             return False
         users = network.users[node.name]
-        clipped = len(users) == 1 and network.by_name[users[0]].op in _CLIPS
+        clipped = len(users) == 1 and network.by_name[users[0]].op in CLIPS
         carrier = network.by_name[users[0]] if clipped else node
         return network.is_rounded(carrier.name) or node.quantizer is not None
 
-    def _quantize(self, value: str, shape: Any) -> None:
+    def _quantize(self, value: str, shape: Any, quantizer: Quantizer | None) -> None:
         name = f"{value}:q"
         self.found.append(
             Operation("quantize", "int8", [self.tensor.get(value, value)], name, shape, (value,))
         )
         self.tensor[value] = name
+        self.quantizers[name] = quantizer
 
     def _float(self, value: str) -> str:
         """The tensor of a value in floats; the first reader of integers has them converted."""
         name = self.tensor[value]
         if not name.endswith(":q"):
             return name
-        if name not in self.dequantized:
-            self.dequantized[name] = f"{name.removesuffix(':q')}:dq"
+        whole = self.parts.get(value, name.removesuffix(":q"))
+        if whole not in self.dequantized:
+            self.dequantized[whole] = f"{whole}:dq"
             shape = self.network.shape_of(value)
             self.found.append(
-                Operation("dequantize", "int8", [name], self.dequantized[name], shape, (value,))
+                Operation("dequantize", "int8", [name], self.dequantized[whole], shape, (value,))
             )
-        return self.dequantized[name]
+        return self.dequantized[whole]
 
 
-def _writes_integers(node: Node, result: Node) -> bool:
-    return result.quantizer is not None or node.op in _MOVES
+def _adds_zeros(node: Node) -> bool:
+    """Whether an operation surrounds an image by zeros, on its last two axes."""
+    if node.op not in ("pad", "constant_pad_nd") or len(node.shape) != 4:
+        return False
+    amounts, rest = node.args[1], node.args[2:]
+    plain = all(one in ("constant", None, 0) for one in rest) and not node.kwargs
+    return plain and isinstance(amounts, tuple) and len(amounts) <= 4 and min(amounts) >= 0  # type: ignore[type-var]
 
 
 def is_number(node: Node) -> bool:
@@ -273,7 +299,7 @@ def is_number(node: Node) -> bool:
 
 def _does_nothing(network: Network, node: Node) -> bool:
     """Whether the export leaves the operation out."""
-    if node.op not in ("slice.Tensor", "pad", "constant_pad_nd", "squeeze.dim", "expand", "slice"):
+    if node.op not in _LEFT_OUT:
         return False
     same = node.shape == network.shape_of(node.inputs[0])
     if node.op != "slice.Tensor" or same:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from autocompress.cost.fused_graph import CONVOLUTIONS, RESHAPES, Operation
+from autocompress.cost.fused_graph import Operation
 from autocompress.cost.layouts import Layouts, operations
 from autocompress.graph.network import Network, Node, Param, Ref
+from autocompress.graph.operations import CONVOLUTIONS, VIEWS
 
 CONVERSIONS = frozenset(
     {"quantize", "dequantize", "to_blocked", "from_blocked", "to_channels_last", "to_channels_first"}
@@ -129,7 +130,7 @@ def kernel_of(network: Network, operation: Operation) -> Kernel:
         return _product(network, operation, node)
     height, width = _map_size(node.shape)
     return Kernel(
-        "reshape" if node.op in RESHAPES else node.op.partition(".")[0],
+        "reshape" if node.op in VIEWS else node.op.partition(".")[0],
         operation.precision,
         height=height,
         width=width,
@@ -149,7 +150,7 @@ def _map_size(shape: Any) -> tuple[int, int]:
 
 
 def _convolution(network: Network, operation: Operation, node: Node) -> Kernel:
-    source = network.shape_of(node.inputs[0])
+    source = _read_shape(network, operation, node)
     weight = _weight_shape(network, node)
     groups = node.args[6] if len(node.args) > 6 else 1
     stride = node.args[3] if len(node.args) > 3 else 1
@@ -204,6 +205,12 @@ def _product(network: Network, operation: Operation, node: Node) -> Kernel:
         out_elements=elements(node.shape),
         nodes=operation.nodes,
     )
+
+
+def _read_shape(network: Network, operation: Operation, node: Node) -> Any:
+    """Of the image that a convolution reads, without the zeros that it adds itself."""
+    source = node.inputs[0]
+    return network.shape_of(network.by_name[source].inputs[0] if source in operation.nodes else source)
 
 
 def _weight_shape(network: Network, node: Node) -> tuple[int, ...]:

@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from autocompress.cost.fused_graph import CONVOLUTIONS, WHOLE, Crossing, Operation, Section, split
-from autocompress.graph.network import BINARIZE, INPUT, Network, Param
+from autocompress.cost.fused_graph import WHOLE, Crossing, Operation, Section, split
+from autocompress.graph.network import INPUT, Network, Param
+from autocompress.graph.operations import CONVOLUTIONS, having
 
-_POOLS = frozenset({"mean.dim", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"})
-_AVERAGES = frozenset({"mean.dim", "adaptive_avg_pool2d"})
+_POOLS = frozenset(
+    "mean.dim adaptive_avg_pool2d avg_pool2d max_pool2d max_pool2d_with_indices adaptive_max_pool2d".split()
+)
+_AVERAGES = frozenset({"mean.dim", "adaptive_avg_pool2d", "adaptive_max_pool2d"})
 _BLOCKED_ACTIVATIONS = frozenset({"relu", "sigmoid", "tanh", "hardsigmoid", "gelu"})
 _TAKE_ACTIVATIONS = CONVOLUTIONS | {"batch_norm"}
+_UPSAMPLINGS = ("upsample_nearest2d", "upsample_bilinear2d")
 _ALIGNMENT = 4
 _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-_FOLLOW_LAYOUT = frozenset(
-    {
-        *("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor", "cat", "slice.Tensor", "pad", "quantize"),
-        *("dequantize", "relu", "relu6", "hardtanh", "sigmoid", "hardsigmoid", "hardswish", "silu", "gelu"),
-        *("tanh", "leaky_relu", "mean.dim", "adaptive_avg_pool2d", "max_pool2d", "constant_pad_nd"),
-        BINARIZE,
-    }
-)
+_FOLLOW_LAYOUT = having(lambda row: row.any_layout) | {"quantize", "dequantize"}
 """Work on channels last as well as on channels first."""
 
 
@@ -129,8 +126,10 @@ class _Blocks:
             return self._same_shapes(operation) and (self._fused_add(operation) or self._follow(operation))
         if operation.kind == "mul.Tensor":
             return self._same_shapes(operation) and self._follow(operation)
-        if operation.kind in ("silu", "batch_norm"):
+        if operation.kind in ("silu", "square", "batch_norm"):
             return self._follow(operation)
+        if operation.kind.startswith(_UPSAMPLINGS):
+            return self._scales_by_whole_numbers(operation) and self._follow(operation)
         if operation.kind in _BLOCKED_ACTIVATIONS:
             return self._fused_activation(operation) or self._follow(operation)
         if operation.kind == "cat":
@@ -155,8 +154,8 @@ class _Blocks:
         return self._wrote_blocked(operation)
 
     def _pool(self, operation: Operation) -> bool:
-        """Averages over whole maps are a pooling and, where they drop both axes, a reshape behind it. They
-        stay in blocks, and are not worth going there for."""
+        """Averages and maxima over whole maps are a pooling and, where they drop both axes, a reshape behind
+        it. They stay in blocks, and are not worth going there for."""
         source = operation.reads[0]
         shape = self.shapes[source]
         if len(shape) != 4 or shape[1] % self.block or not _is_spatial(operation):
@@ -233,6 +232,10 @@ class _Blocks:
         conv.writes = operation.writes
         self.found.remove(conv)
         self._wrote_blocked(conv)
+
+    def _scales_by_whole_numbers(self, operation: Operation) -> bool:
+        before, after = self.shapes[operation.reads[0]], operation.shape
+        return all(large % small == 0 for large, small in zip(after[2:], before[2:], strict=True))
 
     def _concatenation(self, operation: Operation) -> bool:
         channels = [self.shapes[name][1] for name in operation.reads]

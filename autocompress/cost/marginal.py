@@ -14,7 +14,7 @@ from typing import Any
 from autocompress.cost.memory import live_bytes, weight_bytes
 from autocompress.cost.pricer import Pricer
 from autocompress.problem.candidate import KINDS, Candidate, Option, Site
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import BoundSpace
 
 Choice = tuple[str, Option]
@@ -147,7 +147,7 @@ def effects_of(pricer: Pricer, base: Candidate) -> EffectTable:
 
 
 def _priced(pricer: Pricer, candidate: Candidate) -> _Priced:
-    network = deployed(apply(pricer.bound.folded, None, candidate)[0])[0]
+    network = deployed_network(pricer.bound.folded, candidate)
     cost = pricer.cost_model.price(network)
     return _Priced(
         cost.latency_ms, cost.file_bytes, weight_bytes(network), live_bytes(network), cost.packed_bytes

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from autocompress.cost.fused_graph import LAYERS, RESHAPES
 from autocompress.cost.kernels import elements
 from autocompress.graph.network import INPUT, Network, Node, Param
+from autocompress.graph.operations import LAYERS, VIEWS
 
-_VIEWS = RESHAPES | {"getitem", "expand"}
+_SHARING = VIEWS | {"getitem", "expand"}
 
 
 def peak_memory_bytes(network: Network) -> int:
@@ -27,28 +27,36 @@ def live_bytes(network: Network) -> dict[str, int]:
     """Return the bytes of activations alive while each value is computed, the input first, in execution
     order. Values that share another's memory are not named; that memory lives until the last of them was
     read."""
+    sizes: dict[str, int] = {}
+    cuts = {}
+    for value, alive in alive_values(network):
+        sizes[value] = value_bytes(network, value)
+        cuts[value] = sum(map(sizes.__getitem__, alive))
+    return cuts
+
+
+def alive_values(network: Network) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each value that has memory of its own, the input first, and the values alive while it is
+    computed, itself included."""
     owners = memory_owners(network)
     last_use = {owners[name]: index for index, node in enumerate(network.nodes) for name in _touched(node)}
     last_use[owners[network.output]] = len(network.nodes)
-    alive = {INPUT: value_bytes(network, INPUT)}
-    total = alive[INPUT]
-    cuts = {INPUT: total}
+    alive = {INPUT: None}
+    yield INPUT, (INPUT,)
     for index, node in enumerate(network.nodes):
         if owners[node.name] == node.name:
-            alive[node.name] = value_bytes(network, node.name)
-            total += alive[node.name]
-            cuts[node.name] = total
+            alive[node.name] = None
+            yield node.name, tuple(alive)
         for owner in {owners[name] for name in _touched(node)}:
             if last_use[owner] == index:
-                total -= alive.pop(owner)
-    return cuts
+                del alive[owner]
 
 
 def memory_owners(network: Network) -> dict[str, str]:
     """Return for each value the value in whose memory it lies: most often itself."""
     owners = {INPUT: INPUT}
     for node in network.nodes:
-        shares = node.inputs and node.shape != () and node.op in _VIEWS
+        shares = node.inputs and node.shape != () and node.op in _SHARING
         owners[node.name] = owners[node.inputs[0]] if shares else node.name
     return owners
 
@@ -58,8 +66,11 @@ def _touched(node: Node) -> tuple[str, ...]:
 
 
 def value_bytes(network: Network, value: str) -> int:
-    """Return the bytes of one value."""
-    return elements(network.shape_of(value)) * (1 if network.quantizer_of(value) is not None else 4)
+    """Return the bytes of one value, of all its parts where it has several."""
+    shape = network.shape_of(value)
+    several = bool(shape) and isinstance(shape[0], tuple)
+    count = sum(map(elements, shape)) if several else elements(shape)
+    return count * (1 if network.quantizer_of(value) is not None else 4)
 
 
 def weight_bytes(network: Network) -> int:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.cost.cache import Cache
-from autocompress.cost.fused_graph import CONVOLUTIONS
 from autocompress.cost.kernels import Kernel, elements, kernels
 from autocompress.cost.layouts import Layouts
 from autocompress.cost.memory import live_bytes, low_bit_layers, weight_bytes
 from autocompress.cost.packed_size import PackedContent, packed_content, packed_total
 from autocompress.graph.network import Network, Node
+from autocompress.graph.operations import CONVOLUTIONS
 from autocompress.problem.candidate import Cost
 
 MOST_KERNELS = 200_000

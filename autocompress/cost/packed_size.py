@@ -14,9 +14,9 @@ from math import fsum, log2
 
 import numpy as np
 
-from autocompress.cost.fused_graph import LAYERS
 from autocompress.cost.kernels import elements
 from autocompress.graph.network import GRID_BITS, Network, Node, Param
+from autocompress.graph.operations import LAYERS
 
 INT8_BITS = 7.0
 """Of a weight of an 8-bit layer with a scale for each output channel."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from autocompress.cost.kernels import Kernel, kernels
 from autocompress.cost.pricer import Pricer, with_choice
 from autocompress.problem.candidate import PACKED_KINDS, Candidate, Option, Site, few_bits
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import BoundSpace
 
 SHRUNK = frozenset({"peak_memory_bytes", "file_bytes", "packed_bytes"})
@@ -153,7 +153,7 @@ class _Judge:
     def _found(self, candidate: Candidate) -> tuple[Kernel, ...]:
         canonical = self.pricer.bound.canonical(candidate)
         if canonical.key not in self._kernels:
-            network = deployed(apply(self.pricer.bound, None, canonical)[0])[0]
+            network = deployed_network(self.pricer.bound, canonical)
             self._kernels[canonical.key] = kernels(network, self.pricer.cost_model.device.layouts)
         return self._kernels[canonical.key]
 

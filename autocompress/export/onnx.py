@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.export import onnx_layers, onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
 from autocompress.export.onnx_registry import Tensor, call, rule_for
+from autocompress.graph.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
 from autocompress.graph.network import (
     BINARIZE,
     INPUT,
@@ -36,9 +37,9 @@ from autocompress.graph.network import (
     flatten,
     map_args,
 )
+from autocompress.graph.operations import known
 from autocompress.transforms.families.low_bit import on_grids
 from autocompress.transforms.families.quantize import (
-    WEIGHT_LEVELS,
     carrier,
     layer_integers,
     least_weight_scale,
@@ -118,7 +119,7 @@ class Emitter:
         if x.quantizer is None or not x.is_quantized:
             return self.constant(value, np.float32)
         level = round(value / x.quantizer.scale) + x.quantizer.zero_point
-        return self.constant(min(max(level, 0), 255), np.uint8)
+        return self.constant(min(max(level, 0), ACTIVATION_LEVELS), np.uint8)
 
     def reshape_real(self, x: Tensor, shape: Sequence[int], name: str) -> Tensor:
         """`x`, dequantized already, with another shape; the integers behind it are what is reshaped."""
@@ -217,7 +218,7 @@ class Emitter:
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
             return _compute(node, args, kwargs)
         rule = rule_for(node)
-        quantizer = _shared_quantizer(leaves) if rule.moves_data else None
+        quantizer = _kept_quantizer(node, leaves)
         if quantizer is None:
             as_real = partial(self.real, reader=node.name)
             args = map_args(as_real, args)
@@ -281,6 +282,14 @@ class Emitter:
 
     def _info(self, name: str, shape: Sequence[int]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, self.sizes(shape))
+
+
+def _kept_quantizer(node: Node, leaves: Sequence[Any]) -> Quantizer | None:
+    """The quantizer of an operation's integers where it works on these as they are."""
+    shared = _shared_quantizer(leaves)
+    row = known(node.op)
+    fits = row.concatenates and node.quantizer in (None, shared)
+    return shared if row.moves_data or fits else None
 
 
 def _shared_quantizer(leaves: Sequence[Any]) -> Quantizer | None:

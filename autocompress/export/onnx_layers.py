@@ -181,7 +181,7 @@ def rms_norm(
     e: Emitter, node: Node, x: Tensor, shape: Sequence[int], weight: Any = None, eps: float | None = None
 ) -> str:
     axes = e.ints(*range(-len(shape), 0))
-    square = e.op("Mul", x.name, x.name, name=f"{node.name}/square")
+    square = e.op("Pow", x.name, e.name(2.0), name=f"{node.name}/square")
     mean = e.op("ReduceMean", square, axes, name=f"{node.name}/mean", keepdims=1)
     least = float(np.finfo(np.float32).eps) if eps is None else float(eps)
     root = e.op("Sqrt", e.op("Add", mean, e.name(least), name=f"{node.name}/eps"), name=f"{node.name}/root")
@@ -304,7 +304,7 @@ def avg_pool(
     return e.op("AveragePool", x.name, name=node.name, **attributes)
 
 
-@exports("max_pool2d", "max_pool1d", "max_pool2d_with_indices", moves_data=True)
+@exports("max_pool2d", "max_pool1d", "max_pool2d_with_indices")
 def max_pool(
     e: Emitter,
     node: Node,

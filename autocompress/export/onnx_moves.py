@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 _END = 2**31
 
 
-@exports("view", "reshape", "_unsafe_view", moves_data=True)
+@exports("view", "reshape", "_unsafe_view")
 def reshape(e: Emitter, node: Node, x: Tensor, shape: Sequence[int]) -> str:
     return e.op("Reshape", x.name, e.ints(*shape), name=node.name)
 
 
-@exports("flatten.using_ints", moves_data=True)
+@exports("flatten.using_ints")
 def flatten(e: Emitter, node: Node, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> str:
     rank = len(x.shape)
     start, end = start_dim % rank, end_dim % rank
@@ -32,31 +32,31 @@ def flatten(e: Emitter, node: Node, x: Tensor, start_dim: int = 0, end_dim: int 
     return e.op("Reshape", x.name, e.ints(*sizes[:start], -1, *sizes[end + 1 :]), name=node.name)
 
 
-@exports("unflatten.int", moves_data=True)
+@exports("unflatten.int")
 def unflatten(e: Emitter, node: Node, x: Tensor, dim: int, sizes: Sequence[int]) -> str:
     whole = e.sizes(x.shape)
     axis = dim % len(whole)
     return e.op("Reshape", x.name, e.ints(*whole[:axis], *sizes, *whole[axis + 1 :]), name=node.name)
 
 
-@exports("permute", moves_data=True)
+@exports("permute")
 def permute(e: Emitter, node: Node, x: Tensor, dims: Sequence[int]) -> str:
     return e.op("Transpose", x.name, name=node.name, perm=[axis % len(dims) for axis in dims])
 
 
-@exports("transpose.int", moves_data=True)
+@exports("transpose.int")
 def transpose(e: Emitter, node: Node, x: Tensor, dim0: int, dim1: int) -> str:
     order = list(range(len(x.shape)))
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return e.op("Transpose", x.name, name=node.name, perm=order)
 
 
-@exports("t", moves_data=True)
+@exports("t")
 def matrix_transpose(e: Emitter, node: Node, x: Tensor) -> str:
     return e.op("Transpose", x.name, name=node.name, perm=[1, 0])
 
 
-@exports("movedim.int", "movedim.intlist", moves_data=True)
+@exports("movedim.int", "movedim.intlist")
 def movedim(e: Emitter, node: Node, x: Tensor, source: Any, destination: Any) -> str:
     rank = len(x.shape)
     axes, places = ([int(axis) % rank for axis in np.atleast_1d(given)] for given in (source, destination))
@@ -65,12 +65,12 @@ def movedim(e: Emitter, node: Node, x: Tensor, source: Any, destination: Any) ->
     return e.op("Transpose", x.name, name=node.name, perm=order)
 
 
-@exports("unsqueeze", moves_data=True)
+@exports("unsqueeze")
 def unsqueeze(e: Emitter, node: Node, x: Tensor, dim: int) -> str:
     return e.op("Unsqueeze", x.name, e.ints(dim), name=node.name)
 
 
-@exports("squeeze", "squeeze.dim", "squeeze.dims", moves_data=True)
+@exports("squeeze", "squeeze.dim", "squeeze.dims")
 def squeeze(e: Emitter, node: Node, x: Tensor, dim: Any = None) -> str:
     rank = len(x.shape)
     wanted = range(1, rank) if dim is None else [int(axis) % rank for axis in np.atleast_1d(dim)]
@@ -78,14 +78,14 @@ def squeeze(e: Emitter, node: Node, x: Tensor, dim: Any = None) -> str:
     return e.op("Squeeze", x.name, e.ints(*axes), name=node.name) if axes else x.name
 
 
-@exports("expand", "expand_as", moves_data=True)
+@exports("expand", "expand_as")
 def expand(e: Emitter, node: Node, x: Tensor, size: Any) -> str:
     sizes = e.sizes(size.shape) if isinstance(size, Tensor) else size
     whole = [1 if one == -1 else one for one in sizes]
     return e.op("Expand", x.name, e.ints(*whole), name=node.name)
 
 
-@exports("repeat", "tile", moves_data=True)
+@exports("repeat", "tile")
 def repeat(e: Emitter, node: Node, x: Tensor, repeats: Sequence[int]) -> str:
     source = x.name
     if len(repeats) > len(x.shape):
@@ -95,7 +95,7 @@ def repeat(e: Emitter, node: Node, x: Tensor, repeats: Sequence[int]) -> str:
     return e.op("Tile", source, e.ints(*counts), name=node.name)
 
 
-@exports("slice.Tensor", moves_data=True)
+@exports("slice.Tensor")
 def slice_(
     e: Emitter,
     node: Node,
@@ -122,17 +122,17 @@ def slice_(
     return result
 
 
-@exports("select.int", moves_data=True)
+@exports("select.int")
 def select(e: Emitter, node: Node, x: Tensor, dim: int, index: int) -> str:
     return e.op("Gather", x.name, e.constant(index, np.int64), name=node.name, axis=dim)
 
 
-@exports("index_select", moves_data=True)
+@exports("index_select")
 def index_select(e: Emitter, node: Node, x: Tensor, dim: int, index: Any) -> str:
     return e.op("Gather", x.name, e.constant(index, np.int64), name=node.name, axis=dim)
 
 
-@exports("index.Tensor", moves_data=True)
+@exports("index.Tensor")
 def index(e: Emitter, node: Node, x: Tensor, indices: Sequence[Any]) -> str:
     given = [(axis, value) for axis, value in enumerate(indices) if value is not None]
     if len(given) != 1 or not isinstance(given[0][1], np.ndarray) or given[0][1].dtype == np.bool_:
@@ -141,7 +141,7 @@ def index(e: Emitter, node: Node, x: Tensor, indices: Sequence[Any]) -> str:
     return e.op("Gather", x.name, e.constant(positions, np.int64), name=node.name, axis=axis)
 
 
-@exports("split.Tensor", "split_with_sizes", "chunk", moves_data=True)
+@exports("split.Tensor", "split_with_sizes", "chunk")
 def split(e: Emitter, node: Node, x: Tensor, _sizes: Any, dim: int = 0) -> list[str]:
     lengths = [part[dim] for part in node.shape]
     if len(lengths) == 1:
@@ -149,7 +149,7 @@ def split(e: Emitter, node: Node, x: Tensor, _sizes: Any, dim: int = 0) -> list[
     return e.op("Split", x.name, e.ints(*lengths), name=node.name, outputs=len(lengths), axis=dim)
 
 
-@exports("unbind.int", moves_data=True)
+@exports("unbind.int")
 def unbind(e: Emitter, node: Node, x: Tensor, dim: int = 0) -> list[str]:
     count = x.shape[dim]
     names = e.op("Split", x.name, name=node.name, outputs=count, axis=dim, num_outputs=count)
@@ -158,12 +158,12 @@ def unbind(e: Emitter, node: Node, x: Tensor, dim: int = 0) -> list[str]:
     return [e.op("Squeeze", part, axes, name=f"{node.name}/{place}") for place, part in enumerate(parts)]
 
 
-@exports("cat", moves_data=True)
+@exports("cat")
 def cat(e: Emitter, node: Node, tensors: Sequence[Any], dim: int = 0) -> str:
     return e.op("Concat", *(e.name(tensor) for tensor in tensors), name=node.name, axis=dim)
 
 
-@exports("stack", moves_data=True)
+@exports("stack")
 def stack(e: Emitter, node: Node, tensors: Sequence[Any], dim: int = 0) -> str:
     axes = e.ints(dim)
     parts = [
@@ -173,7 +173,7 @@ def stack(e: Emitter, node: Node, tensors: Sequence[Any], dim: int = 0) -> str:
     return e.op("Concat", *parts, name=node.name, axis=dim)
 
 
-@exports("pad", "constant_pad_nd", moves_data=True)
+@exports("pad", "constant_pad_nd")
 def pad(
     e: Emitter, node: Node, x: Tensor, pads: Sequence[int], mode: Any = "constant", value: float | None = 0.0
 ) -> str:
@@ -189,7 +189,7 @@ def pad(
     return e.op("Pad", x.name, amounts, *fill, name=node.name, mode=modes[mode])
 
 
-@exports("roll", moves_data=True)
+@exports("roll")
 def roll(e: Emitter, node: Node, x: Tensor, shifts: Any, dims: Any = ()) -> str:
     pairs = list(zip(np.atleast_1d(shifts).tolist(), np.atleast_1d(dims).tolist(), strict=False))
     if not pairs:
@@ -207,19 +207,19 @@ def roll(e: Emitter, node: Node, x: Tensor, shifts: Any, dims: Any = ()) -> str:
     return result
 
 
-@exports("flip", moves_data=True)
+@exports("flip")
 def flip(e: Emitter, node: Node, x: Tensor, dims: Sequence[int]) -> str:
     count = len(dims)
     inputs = (e.ints(*(-1,) * count), e.ints(*(-_END,) * count), e.ints(*dims), e.ints(*(-1,) * count))
     return e.op("Slice", x.name, *inputs, name=node.name)
 
 
-@exports("pixel_shuffle", moves_data=True)
+@exports("pixel_shuffle")
 def pixel_shuffle(e: Emitter, node: Node, x: Tensor, factor: int) -> str:
     return e.op("DepthToSpace", x.name, name=node.name, blocksize=factor, mode="CRD")
 
 
-@exports("pixel_unshuffle", moves_data=True)
+@exports("pixel_unshuffle")
 def pixel_unshuffle(e: Emitter, node: Node, x: Tensor, factor: int) -> str:
     batch, channels, height, width = e.sizes(x.shape)
     cut = e.ints(batch, channels, height // factor, factor, width // factor, factor)
@@ -229,7 +229,7 @@ def pixel_unshuffle(e: Emitter, node: Node, x: Tensor, factor: int) -> str:
     return e.op("Reshape", order, e.ints(*shape), name=node.name)
 
 
-@exports("channel_shuffle", moves_data=True)
+@exports("channel_shuffle")
 def channel_shuffle(e: Emitter, node: Node, x: Tensor, groups: int) -> str:
     batch, channels, *rest = e.sizes(x.shape)
     cells = e.op("Reshape", x.name, e.ints(batch, groups, channels // groups, math.prod(rest)),

@@ -29,18 +29,10 @@ Exporter = Callable[..., "str | list[str] | Tensor"]
 AnyExporter = TypeVar("AnyExporter", bound=Exporter)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """`moves_data` marks an operation that can work on the 8-bit integers themselves."""
-
-    export: Exporter
-    moves_data: bool
+RULES: dict[str, Exporter] = {}
 
 
-RULES: dict[str, Rule] = {}
-
-
-def exports(*ops: str, moves_data: bool = False) -> Callable[[AnyExporter], AnyExporter]:
+def exports(*ops: str) -> Callable[[AnyExporter], AnyExporter]:
     """Registers a function `(emitter, node, *args, **kwargs) -> output name(s)` for these operations.
 
     The function's parameters after `node` are those of the ATen operation, with its defaults. A
@@ -52,14 +44,14 @@ def exports(*ops: str, moves_data: bool = False) -> Callable[[AnyExporter], AnyE
     def register(function: AnyExporter) -> AnyExporter:
         for op in ops:
             if op in RULES:
-                raise ValueError(f"operation {op!r} has an exporter already: {RULES[op].export.__name__}")
-            RULES[op] = Rule(function, moves_data)
+                raise ValueError(f"operation {op!r} has an exporter already: {RULES[op].__name__}")
+            RULES[op] = function
         return function
 
     return register
 
 
-def rule_for(node: Node) -> Rule:
+def rule_for(node: Node) -> Exporter:
     """Raises TeacherError, naming the operations that can be exported, when `node.op` cannot."""
     if node.op not in RULES:
         raise TeacherError(
@@ -71,13 +63,13 @@ def rule_for(node: Node) -> Rule:
     return RULES[node.op]
 
 
-def call(node: Node, rule: Rule, emitter: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call(node: Node, rule: Exporter, emitter: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the rule's exporter returns; raises TeacherError for arguments that it has no place for."""
     try:
-        inspect.signature(rule.export).bind(emitter, node, *args, **kwargs)
+        inspect.signature(rule).bind(emitter, node, *args, **kwargs)
     except TypeError as error:
         raise not_expressible(node, f"its exporter: {error}") from error
-    return rule.export(emitter, node, *args, **kwargs)
+    return rule(emitter, node, *args, **kwargs)
 
 
 def not_expressible(node: Node, why: str) -> TeacherError:

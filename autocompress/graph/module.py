@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.graph.levels import ACTIVATION_LEVELS, LEAST_SCALE, WEIGHT_LEVELS
 from autocompress.graph.network import BINARIZE, INPUT, Network, Node, Param, Quantizer, Ref, Weights
 from autocompress.graph.operations import dtype_named, implementation
 from autocompress.graph.straight_through import learned_affine, on_grid
 
-WEIGHT_LEVELS = 127
-ACTIVATION_LEVELS = 255
-MINIMUM_SCALE = 1e-12
 USUAL_MOMENTUM = 0.1
 
 
@@ -83,7 +81,7 @@ class GraphModule(nn.Module):
     def settle_quantizers(self) -> None:
         """Writes what was learned into `source_network`; zero points stay as they are."""
         settled = {
-            one: Quantizer(max(abs(float(scale.detach())), MINIMUM_SCALE), one.zero_point)
+            one: Quantizer(max(abs(float(scale.detach())), LEAST_SCALE), one.zero_point)
             for one, scale in self._learned.items()
         }
 
@@ -232,6 +230,6 @@ def _rounded(value: Tensor, quantizer: Quantizer) -> Tensor:
 def fake_quantize_weight(weight: Tensor) -> Tensor:
     """Symmetric 8-bit quantization per output channel (axis 0), scale = largest magnitude / 127."""
     weight = weight.float()
-    scale = (weight.detach().abs().flatten(1).amax(1) / WEIGHT_LEVELS).clamp_min(MINIMUM_SCALE)
+    scale = (weight.detach().abs().flatten(1).amax(1) / WEIGHT_LEVELS).clamp_min(LEAST_SCALE)
     zero = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -WEIGHT_LEVELS, WEIGHT_LEVELS)

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.graph.levels import LEAST_SCALE
+
 Weights = dict[str, NDArray[Any]]
 Shape = tuple[int, ...]
 
@@ -61,7 +63,7 @@ class Quantizer:
     @classmethod
     def binary(cls, step: float) -> Quantizer:
         """Of values that are 0 or `step`: the integers are 0 and 1."""
-        return cls(float(np.float32(max(step, 1e-12))), 0)
+        return cls(float(np.float32(max(step, LEAST_SCALE))), 0)
 
 
 XNOR, BINARIZE = "xnor", "binarize"

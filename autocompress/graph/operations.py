@@ -1,58 +1,197 @@
-"""The ATen operations a traced network may contain, and how each treats the axes of its input.
+"""The operations that are known one by one, and what is true of each: one table, read by every stage.
 
-The list is closed on purpose: a student folder from a stranger can name only these, all of which
-are pure functions of tensors, and a teacher that uses another one is refused with its name. `binarize`
-is our own; only students have it.
+Coupling asks how an operation treats the axes of its input, quantization whether 8-bit values pass
+through it, pricing which of its forms a runtime executes, and export whether it may be written on the
+integers themselves. They all read it here, so that what is priced is what is exported.
+
+The list is closed on purpose: a student folder from a stranger can name only these, all of which are pure
+functions of tensors. `binarize` is our own; only students have it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cache
 from typing import Any
 
 from autocompress.graph.network import BINARIZE
 
-POINTWISE = frozenset(
-    """relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh elu leaky_relu mish softplus
-    log_sigmoid exp log sqrt rsqrt neg abs square reciprocal erf sin cos clamp clamp_min clamp_max
-    pow.Tensor_Scalar selu celu prelu floor round to.dtype dropout binarize""".split()
+
+class Axes(Enum):
+    """How the axes of an output follow from those of its inputs."""
+
+    POINTWISE = "one input; an element of the output depends on the element at the same place"
+    BINARY = "elementwise over inputs that are broadcast to one shape"
+    POOLING = "works on the last axes, each channel by itself; axis 1 is kept as it is"
+    REDUCTION = "axes that are named leave"
+    RESHAPE = "the same numbers in the same order under another shape"
+    OTHER = "in a way of its own"
+
+
+class EightBits(Enum):
+    """What becomes of an operation whose inputs are rounded to 8 bits."""
+
+    FLOATS = "reads floats"
+    MOVES = "moves data, so it runs on the integers as they are and its output has its input's quantizer"
+    JOINS = "reads and writes integers where that keeps a chain of 8-bit layers in integers"
+    PRODUCT = "reads integers, all of its inputs being such, and writes floats"
+    LAYER = "computes in integers where its own bits say so"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownOperation:
+    """One row of the table.
+
+    `splits`: the output has several parts. `concatenates`: its inputs lie side by side in the output, so
+    that it moves data where all have the same quantizer. `is_view`: costs no memory and, on its own, no
+    time. `rounds_first`: a runtime rounds what it moves before it moves it. `keeps_sign`: the output has no
+    number below zero where no input has. `never_negative`: it never has. `clips`: rounding to integers can
+    do the same. `fuses`: a float layer takes it along. `any_layout`: works on images with their channels
+    last as well as first.
+    """
+
+    name: str
+    axes: Axes = Axes.OTHER
+    in_8_bits: EightBits = EightBits.FLOATS
+    splits: bool = False
+    concatenates: bool = False
+    is_view: bool = False
+    rounds_first: bool = False
+    keeps_sign: bool = False
+    never_negative: bool = False
+    clips: bool = False
+    fuses: bool = False
+    any_layout: bool = False
+
+    @property
+    def moves_data(self) -> bool:
+        return self.in_8_bits is EightBits.MOVES
+
+    def named(self, names: str) -> Iterator[KnownOperation]:
+        """Rows like this one under each of these names."""
+        return (replace(self, name=name) for name in names.split())
+
+
+_LAYER = KnownOperation("", in_8_bits=EightBits.LAYER)
+_PRODUCT = KnownOperation("", in_8_bits=EightBits.PRODUCT)
+_MOVE = KnownOperation("", in_8_bits=EightBits.MOVES, keeps_sign=True)
+_TURN = replace(_MOVE, rounds_first=True)
+_VIEW = replace(_TURN, is_view=True)
+_RESHAPE = replace(_VIEW, axes=Axes.RESHAPE)
+_SPLIT = replace(_MOVE, splits=True)
+_POINTWISE = KnownOperation("", Axes.POINTWISE, any_layout=True)
+_ACTIVATION = replace(_POINTWISE, in_8_bits=EightBits.JOINS)
+_BINARY = KnownOperation("", Axes.BINARY, any_layout=True)
+_JOINING = replace(_BINARY, in_8_bits=EightBits.JOINS)
+_POOL = KnownOperation("", Axes.POOLING)
+_AVERAGE = replace(_POOL, in_8_bits=EightBits.JOINS, keeps_sign=True)
+_REDUCTION = KnownOperation("", Axes.REDUCTION)
+_OTHER = KnownOperation("")
+_CONCATENATION = replace(_OTHER, in_8_bits=EightBits.JOINS, concatenates=True, keeps_sign=True)
+
+_ROWS: tuple[Iterator[KnownOperation], ...] = (
+    _LAYER.named("conv2d conv2d.padding linear"),
+    _PRODUCT.named("matmul bmm"),
+    _OTHER.named("conv1d conv_transpose2d.input addmm scaled_dot_product_attention"),
+    _OTHER.named("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"),
+    # Activations.
+    replace(_ACTIVATION, never_negative=True, clips=True, fuses=True).named("relu relu6"),
+    replace(_ACTIVATION, clips=True, fuses=True).named("hardtanh"),
+    replace(_ACTIVATION, never_negative=True, fuses=True).named("sigmoid hardsigmoid"),
+    replace(_ACTIVATION, fuses=True).named("tanh leaky_relu hardswish"),
+    _ACTIVATION.named("silu gelu"),
+    replace(_POINTWISE, never_negative=True).named(BINARIZE),
+    replace(_POINTWISE, fuses=True).named("clamp clamp_min clamp_max"),
+    _POINTWISE.named(
+        """elu mish softplus log_sigmoid selu celu prelu exp log sqrt rsqrt neg abs square reciprocal erf sin
+        cos pow.Tensor_Scalar floor round to.dtype dropout"""
+    ),
+    _OTHER.named("softmax.int _softmax log_softmax.int cumsum"),
+    # Arithmetic.
+    _JOINING.named("add.Tensor mul.Tensor"),
+    _BINARY.named(
+        """sub.Tensor div.Tensor maximum minimum add.Scalar mul.Scalar sub.Scalar div.Scalar rsub.Scalar
+        pow.Tensor_Tensor where.self"""
+    ),
+    _OTHER.named(
+        """div.Tensor_mode pow.Scalar outer masked_fill.Scalar bitwise_not logical_not eq.Scalar ne.Scalar
+        gt.Scalar lt.Scalar ge.Scalar le.Scalar einsum"""
+    ),
+    # Poolings and reductions.
+    replace(_AVERAGE, any_layout=True).named("adaptive_avg_pool2d"),
+    _AVERAGE.named("avg_pool2d"),
+    replace(_TURN, axes=Axes.POOLING, any_layout=True).named("max_pool2d"),
+    replace(_TURN, axes=Axes.POOLING).named("max_pool1d"),
+    replace(_MOVE, axes=Axes.POOLING, any_layout=True).named("upsample_nearest2d.vec upsample_nearest2d"),
+    replace(_POOL, any_layout=True).named(
+        "upsample_bilinear2d.vec upsample_bicubic2d.vec upsample_bilinear2d"
+    ),
+    replace(_SPLIT, axes=Axes.POOLING, any_layout=True).named("max_pool2d_with_indices"),
+    _POOL.named("adaptive_max_pool2d adaptive_avg_pool1d avg_pool1d"),
+    replace(_AVERAGE, axes=Axes.REDUCTION, any_layout=True).named("mean.dim"),
+    _REDUCTION.named("sum.dim_IntList amax amin mean var.correction norm.ScalarOpt_dim"),
+    _OTHER.named("max.dim min.dim linalg_vector_norm topk argmax im2col col2im"),
+    # Moves of data.
+    _RESHAPE.named("view reshape _unsafe_view flatten.using_ints unflatten.int"),
+    _VIEW.named("unsqueeze squeeze squeeze.dim squeeze.dims"),
+    _TURN.named("permute transpose.int t movedim.int movedim.intlist flip pixel_unshuffle channel_shuffle"),
+    replace(_TURN, any_layout=True).named("slice.Tensor"),
+    _MOVE.named(
+        """expand select.int roll repeat tile repeat_interleave.self_int index.Tensor index_select
+        pixel_shuffle getitem"""
+    ),
+    replace(_MOVE, any_layout=True, keeps_sign=False).named("pad constant_pad_nd"),
+    _SPLIT.named("split.Tensor split_with_sizes chunk unbind.int"),
+    replace(_CONCATENATION, any_layout=True).named("cat"),
+    _CONCATENATION.named("stack"),
+    # Constants, sizes and numbers.
+    _OTHER.named(
+        """arange arange.start arange.start_step full zeros ones ones_like zeros_like full_like scalar_tensor
+        type_as expand_as view_as reshape_as embedding sym_size.int operator.mul operator.floordiv
+        operator.add operator.sub"""
+    ),
 )
-"""One input; every element of the output depends on the element at the same place."""
 
-BINARY = frozenset(
-    """add.Tensor sub.Tensor mul.Tensor div.Tensor maximum minimum add.Scalar mul.Scalar sub.Scalar
-    div.Scalar rsub.Scalar pow.Tensor_Tensor where.self""".split()
-)
-"""Elementwise over inputs that are broadcast to one shape."""
 
-POOLING = frozenset(
-    """adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d max_pool2d max_pool2d_with_indices
-    upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec upsample_nearest2d
-    upsample_bilinear2d adaptive_avg_pool1d avg_pool1d max_pool1d""".split()
-)
-"""Works on the last axes, each channel by itself; axis 1 is kept as it is."""
+def _table() -> dict[str, KnownOperation]:
+    table: dict[str, KnownOperation] = {}
+    for rows in _ROWS:
+        for row in rows:
+            if row.name in table:
+                raise ValueError(f"two rows for the operation {row.name}")
+            table[row.name] = row
+    return table
 
-REDUCTION = frozenset("mean.dim sum.dim_IntList amax amin mean var.correction norm.ScalarOpt_dim".split())
 
-RESHAPE = frozenset("view reshape flatten.using_ints unflatten.int _unsafe_view".split())
+OPERATIONS = _table()
+KNOWN = frozenset(OPERATIONS)
 
-OTHERS = frozenset(
-    """conv2d conv2d.padding conv1d linear batch_norm layer_norm group_norm instance_norm rms_norm matmul
-    bmm addmm scaled_dot_product_attention softmax.int _softmax log_softmax.int permute transpose.int t
-    unsqueeze squeeze squeeze.dim squeeze.dims expand slice.Tensor select.int split.Tensor
-    split_with_sizes chunk unbind.int div.Tensor_mode pow.Scalar outer reshape_as view_as max.dim
-    min.dim arange.start arange.start_step ones_like zeros_like full_like scalar_tensor cat stack pad
-    constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle roll flip repeat index.Tensor
-    index_select getitem sym_size.int einsum movedim.int movedim.intlist full zeros ones arange type_as
-    expand_as cumsum linalg_vector_norm normalize operator.mul operator.floordiv operator.add
-    operator.sub im2col col2im masked_fill.Scalar conv_transpose2d.input local_response_norm topk argmax
-    embedding tile repeat_interleave.self_int bitwise_not logical_not eq.Scalar ne.Scalar gt.Scalar
-    lt.Scalar ge.Scalar le.Scalar""".split()
-)
 
-KNOWN = POINTWISE | BINARY | POOLING | REDUCTION | RESHAPE | OTHERS
+def known(op: str) -> KnownOperation:
+    """The row of an operation; one that says nothing for an operation that has none."""
+    return OPERATIONS.get(op, _OTHER)
+
+
+def having(condition: Callable[[KnownOperation], bool]) -> frozenset[str]:
+    """The names of the operations of which this is true."""
+    return frozenset(name for name, row in OPERATIONS.items() if condition(row))
+
+
+POINTWISE = having(lambda row: row.axes is Axes.POINTWISE)
+BINARY = having(lambda row: row.axes is Axes.BINARY)
+POOLING = having(lambda row: row.axes is Axes.POOLING)
+REDUCTION = having(lambda row: row.axes is Axes.REDUCTION)
+RESHAPE = having(lambda row: row.axes is Axes.RESHAPE)
+VIEWS = having(lambda row: row.is_view)
+LAYERS = having(lambda row: row.in_8_bits is EightBits.LAYER)
+CONVOLUTIONS = LAYERS - {"linear"}
+PRODUCTS = having(lambda row: row.in_8_bits is EightBits.PRODUCT)
+MOVES = having(lambda row: row.moves_data)
+CLIPS = having(lambda row: row.clips)
+CONCATENATIONS = having(lambda row: row.concatenates)
 
 SILENT = frozenset(
     """contiguous detach detach_ clone alias lift_fresh_copy dropout dropout_ feature_dropout alpha_dropout

@@ -23,8 +23,18 @@ class ConvArgs:
 
 
 def groups_of(node: Node) -> int:
-    """Of a convolution; a linear layer has one."""
+    """Return the groups of a convolution; a linear layer has one."""
     return 1 if node.op == "linear" else int(conv_args(node).groups)
+
+
+def bias_of(node: Node) -> Any:
+    """Return the bias argument of a convolution or linear layer; None without one."""
+    return node.args[2] if len(node.args) > 2 else None
+
+
+def channel_axis(node: Node) -> int:
+    """Return which axis of its output has the channels of a convolution or linear layer."""
+    return -1 if node.op == "linear" else 1
 
 
 def conv_args(node: Node) -> ConvArgs:
@@ -80,7 +90,7 @@ def replace_by_chain(
             assert link.value is not None
             values[weight_name] = np.ascontiguousarray(link.value, dtype=np.float32)
         shape = old.shape if last else _output_shape(shape, link)
-        bias = old.args[2] if last and len(old.args) > 2 else None
+        bias = bias_of(old) if last else None
         new_nodes.append(_node(old, name, source, weight_name, bias, link, shape))
         source = Ref(name)
     nodes = tuple(new for node in network.nodes for new in (new_nodes if node.name == layer else [node]))

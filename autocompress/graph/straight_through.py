@@ -8,10 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autocompress.graph.levels import LEAST_SCALE, WEIGHT_LEVELS
 from autocompress.graph.network import GRID_BITS
 
-LARGEST_INTEGER = 127
-LEAST_STEP = 1e-12
 _ROUNDS = 10
 
 
@@ -38,7 +37,7 @@ def binarized(value: Tensor, step: Tensor) -> Tensor:
     none where the value is above the step."""
     value = value.float()
     factor = value[0].numel() ** -0.5
-    step = step.clamp_min(LEAST_STEP)
+    step = step.clamp_min(LEAST_SCALE)
     step = step * factor + (step - step * factor).detach()
     ratio = (value / step).clamp(0, 1)
     above = (value.detach() > step.detach() / 2).to(value.dtype)
@@ -54,7 +53,7 @@ def best_binary_step(value: Tensor) -> float:
         if not len(above):
             break
         step = float(above.mean())
-    return max(step, LEAST_STEP)
+    return max(step, LEAST_SCALE)
 
 
 def learned_affine(value: Tensor, scale: Tensor, zero_point: int, levels: int) -> Tensor:
@@ -62,15 +61,15 @@ def learned_affine(value: Tensor, scale: Tensor, zero_point: int, levels: int) -
     gradients as in `on_grid`."""
     factor = (value[0].numel() * levels) ** -0.5
     zero = torch.tensor([float(zero_point)], device=value.device)
-    scale = scale.abs().clamp_min(LEAST_STEP)
+    scale = scale.abs().clamp_min(LEAST_SCALE)
     return torch._fake_quantize_learnable_per_tensor_affine(value, scale, zero, 0, levels, factor)
 
 
 def _ternary(weight: Tensor, steps: Tensor) -> Tensor:
     negative, positive = _slowed(steps, weight, 1).view(2, -1)
-    unit = torch.maximum(negative, positive).detach() / LARGEST_INTEGER
+    unit = torch.maximum(negative, positive).detach() / WEIGHT_LEVELS
     negative, positive = (_column(_to_multiple(part, unit), weight) for part in (negative, positive))
-    limits = steps.detach().clamp_min(LEAST_STEP).view(2, -1)
+    limits = steps.detach().clamp_min(LEAST_SCALE).view(2, -1)
     below = weight.detach() < -_column(limits[0], weight) / 2
     above = weight.detach() > _column(limits[1], weight) / 2
     return positive * above - negative * below + (weight - weight.detach())
@@ -83,7 +82,7 @@ def _to_multiple(part: Tensor, unit: Tensor) -> Tensor:
 def _slowed(steps: Tensor, weight: Tensor, largest: int) -> Tensor:
     """The same steps, positive, with gradients as small against their size as those of weights."""
     factor = (weight[0].numel() * largest) ** -0.5
-    steps = steps.clamp_min(LEAST_STEP)
+    steps = steps.clamp_min(LEAST_SCALE)
     return steps * factor + (steps - steps * factor).detach()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from autocompress.device.measure.latency import CERTIFY, measure_in_fresh_process
 from autocompress.errors import StudentError
@@ -13,7 +14,21 @@ from autocompress.progress import Console
 from autocompress.runs.certificate import read_certificate
 
 
-def measure_again(folder: Path, console: Console) -> dict[str, Any]:
+class MeasuredAgain(TypedDict):
+    """A new measurement of a student beside the recorded one, as JSON; `ratio` is of the latencies."""
+
+    student: str
+    measured: Mapping[str, Any]
+    recorded: Mapping[str, Any]
+    latency_ms: float
+    recorded_latency_ms: float
+    ratio: float
+    limits: Mapping[str, float | int | None]
+    violated: list[str]
+    within_budget: bool
+
+
+def measure_again(folder: Path, console: Console) -> MeasuredAgain:
     """Return the new measurement beside the recorded one, and the budgets that it breaks (by its median).
 
     Raises StudentError for a folder that is not a certified student's or was changed since.

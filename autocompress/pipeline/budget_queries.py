@@ -18,7 +18,7 @@ from autocompress.cost.marginal import EffectTable
 from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
-from autocompress.device.profile.profile import load_profile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.errors import InputError, NothingFeasibleError, RunError
 from autocompress.graph.network import from_json
 from autocompress.problem.budgets import MIB, Limits, show
@@ -28,7 +28,7 @@ from autocompress.runs.conditions import NAMES
 from autocompress.runs.events import ChoicesPriced, PairsScored, Scored
 from autocompress.runs.store import RunRecord, read_run
 from autocompress.search.proposers.solver import Pairs, Solver, pairs_of_rows
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import BoundSpace, bind
 
 
@@ -81,7 +81,7 @@ class Answers:
         space = space_of(record.config["space"], str(record.paths.config))
         bound = _as_recorded(bind(space, network), record)
         profile = load_profile(record.paths.device)
-        found = kernels(deployed(apply(bound, None, Candidate())[0])[0], profile.layouts)
+        found = kernels(deployed_network(bound, Candidate()), profile.layouts)
         teacher = str(record.config["identity"]["teacher"])
         view = profile.for_network(network.input_shape, space.fingerprint, teacher, found)
         solver = Solver(Pricer(bound, CostModel(view)), damage, table, _pairs(record))

@@ -42,13 +42,13 @@ from autocompress.problem.candidate import Candidate, Cost
 from autocompress.problem.data import Data
 from autocompress.problem.splits import Split
 from autocompress.progress import Console
-from autocompress.reporting.card import student_card
+from autocompress.reporting.card import Origin, student_card
 from autocompress.runs.certificate import Certificate
 from autocompress.runs.events import Certified, Exported
 from autocompress.runs.store import RunStore
 from autocompress.runs.student import Student
 from autocompress.students.accuracy import Evaluation, evaluate_session
-from autocompress.students.evaluator import discard
+from autocompress.students.checkpoints import discard
 
 PARITY_EXAMPLES = 64
 
@@ -217,7 +217,7 @@ class StudentCertifier:
         known = computed(network, weights, cost, packed_bytes)
         path = f"{paths.students.name}/{candidate.key}"
         student, violated = judged(measured_student(candidate.key, path, evidence, known), self.limits)
-        bench = self._certificate(student, violated, evidence).to_json()
+        certificate = self._certificate(student, violated, evidence)
         self.store.append(Exported(candidate=candidate.key, path=path))
         save_student(
             paths.student(candidate.key),
@@ -225,8 +225,8 @@ class StudentCertifier:
             weights=weights,
             onnx_model=to_onnx(network, weights, batch=self.device.batch),
             spec_extra=spec,
-            bench=bench,
-            readme=student_card(spec, bench),
+            bench=certificate.to_json(),
+            readme=student_card(Origin.from_json(spec), certificate),
             coded=coded or False,
         )
         event = Certified(candidate=candidate.key, student=student, violated=violated, predicted=cost)

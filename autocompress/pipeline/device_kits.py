@@ -37,6 +37,7 @@ from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.pipeline.profile_device import check_asked, profile_samples, source_of
 from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space
+from autocompress.problem.specs import InputSize
 from autocompress.progress import Console
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -53,7 +54,7 @@ def make_kit(
     networks: int,
     seed: int,
     data: Any,
-    input_size: int | None,
+    input_size: InputSize | None,
     *,
     overwrite: bool,
     resume: bool,
@@ -116,7 +117,7 @@ def import_dumps(
     threads: int = 1,
     batch: int = 1,
     device_name: str | None = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     overwrite: bool = False,
 ) -> DeviceProfile:
     """The profile of dumps of vendors' tools, each with the model that was profiled. Raises ProfileError."""
@@ -171,7 +172,7 @@ def _sample(path: Path) -> Sample:
     return Sample(path.stem, network, model, "")
 
 
-def _of_teacher(teacher: str | nn.Module | None, input_size: int | None, batch: int) -> Sample:
+def _of_teacher(teacher: str | nn.Module | None, input_size: InputSize | None, batch: int) -> Sample:
     assert teacher is not None
     network, weights = open_teacher(teacher, None, input_size).shipped
     return Sample("teacher", network, to_onnx(network, weights, batch=batch).SerializeToString(), "fp32")

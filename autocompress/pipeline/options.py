@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, get_args
 
 from autocompress.errors import InputError
+from autocompress.students.training.settings import DeviceName, DistillSettings
 
 Options = TypeVar("Options")
 
@@ -100,7 +101,7 @@ class SearchOptions:
         "What proposes candidates: the surrogate of autocompress, or a sampler of Optuna.",
         choices=("engine", "tpe", "nsga2", "nsga3", "gp", "random"),
     )
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = option(DistillSettings.seed, "Seed of everything random.")
     trial_epochs: float | None = option(
         None,
         "Passes over the data for a trial; 0 evaluates it untrained.",
@@ -113,14 +114,24 @@ class SearchOptions:
     )
     quantized_epochs: float | None = None
     students: int = option(4, "Finalists to certify.", least=1)
-    batch_size: int = option(128, "Images of a training step.", least=1)
-    learning_rate: float | None = option(
-        None, "Peak learning rate of distillation.", above=0, by_default="chosen for the kind of network"
+    batch_size: int = option(DistillSettings.batch_size, "Images of a training step.", least=1)
+    cache_memory_mib: int = option(
+        1536,
+        "MiB of images to hold in memory; data that needs more is read from its place again and again.",
+        least=0,
+        metavar="MIB",
+        flag="--cache-memory",
     )
-    train_on: Literal["auto", "cpu", "cuda"] = option(
-        "auto",
+    learning_rate: float | None = option(
+        DistillSettings.learning_rate,
+        "Peak learning rate of distillation.",
+        above=0,
+        by_default="chosen for the kind of network",
+    )
+    train_on: DeviceName = option(  # noqa: RUF009
+        DistillSettings.train_on,
         "Where students are trained: auto takes the GPU that torch sees, else the processor.",
-        choices=("auto", "cpu", "cuda"),
+        choices=get_args(DeviceName),
     )
     time_limit_s: float | None = option(
         None,
@@ -139,6 +150,16 @@ class SearchOptions:
         if self.trials is not None:
             return self.trials
         return MOST_TRIALS if self.time_limit_s else DEFAULT_TRIALS
+
+    @property
+    def distill_settings(self) -> DistillSettings:
+        """Return how students are trained, but for the epochs, which follow from the stage."""
+        return DistillSettings(
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            train_on=self.train_on,
+        )
 
     @property
     def is_distributed(self) -> bool:

@@ -19,11 +19,13 @@ from autocompress.graph.network import XNOR, Network, Weights
 from autocompress.graph.trace import trace
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import Candidate, Option, eight_bits
-from autocompress.problem.data import Data, load_data
+from autocompress.problem.data import CACHE_MEMORY_BYTES, Data, load_data
+from autocompress.problem.label_match import doubt_about_labels, matched
 from autocompress.problem.space import Space
-from autocompress.problem.teacher import Teacher, check_teacher, load_teacher
+from autocompress.problem.specs import InputSize
+from autocompress.problem.teacher import Teacher, check_classes, check_teacher, load_teacher
 from autocompress.progress import Console
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
 from autocompress.transforms.sites import BoundSpace, bind
@@ -51,22 +53,28 @@ class OpenedTeacher:
 def open_teacher(
     teacher: str | nn.Module,
     data: Any = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
     data_seed: int = 0,
     console: Console | None = None,
+    cache_memory_bytes: int = CACHE_MEMORY_BYTES,
 ) -> OpenedTeacher:
     """Loads, checks and traces a teacher; raises InputError for whatever cannot be used.
 
     It is exported once, so that an operation that cannot be is found now and not after a search.
     """
     loaded = load_teacher(teacher)
+    if console is not None:
+        for note in loaded.notes:
+            console.say(note)
     opened_data = None
     if data is not None:
-        opened_data = open_data(loaded, data, data_seed, console)
+        opened_data = open_data(loaded, data, data_seed, console, cache_memory_bytes)
         shape: tuple[int, ...] = opened_data.input_shape
     else:
         shape = _shape_without_data(loaded, input_size)
-    check_teacher(loaded.module, shape, opened_data.num_classes if opened_data else None)
+    outputs = check_teacher(loaded.module, shape)
+    if opened_data is not None:
+        opened_data = _matched_data(loaded, opened_data, outputs, console)
     network, weights = trace(loaded.module, shape)
     folded, folded_weights = fold_batch_norms(network, weights)
     assert folded_weights is not None
@@ -74,29 +82,53 @@ def open_teacher(
     return OpenedTeacher(loaded, opened_data, network, weights, (folded, folded_weights))
 
 
-def open_data(teacher: Teacher, data: Any, seed: int, console: Console | None) -> Data:
+def open_data(
+    teacher: Teacher,
+    data: Any,
+    seed: int,
+    console: Console | None,
+    cache_memory_bytes: int = CACHE_MEMORY_BYTES,
+) -> Data:
     """The data, in the size and normalisation that the teacher asks for where the spec says nothing."""
     if console is None:
-        return load_data(data, seed, preprocessing=teacher.preprocessing)
+        return load_data(
+            data, seed, preprocessing=teacher.preprocessing, cache_memory_bytes=cache_memory_bytes
+        )
     with console.stage("reading data", None) as stage:
         return load_data(
             data,
             seed,
             preprocessing=teacher.preprocessing,
             progress=lambda what, done, total: stage.update(done, total, what),
+            cache_memory_bytes=cache_memory_bytes,
         )
 
 
-def _shape_without_data(teacher: Teacher, input_size: int | None) -> tuple[int, ...]:
+def _matched_data(teacher: Teacher, data: Data, outputs: tuple[int, ...], console: Console | None) -> Data:
+    """The data with labels numbered like the teacher's outputs; tells what was taken and what is doubtful."""
+    if len(outputs) == 1:
+        data = matched(data, outputs[0], teacher.class_names)
+    check_classes(outputs, data.num_classes, teacher.name)
+    if console is not None:
+        doubt = doubt_about_labels(teacher.module, data)
+        for line in (*data.notes, *filter(None, (doubt,))):
+            console.say(line)
+    return data
+
+
+def _shape_without_data(teacher: Teacher, input_size: InputSize | None) -> tuple[int, ...]:
     known = teacher.preprocessing.input_shape
     if input_size is not None:
-        channels = known[0] if known else 3
-        return (channels, input_size, input_size)
+        sides = (input_size,) if isinstance(input_size, int) else tuple(input_size)
+        if not 1 <= len(sides) <= 3 or min(sides) < 1:
+            raise InputError(f"the input size {input_size} is none", fix="give 64, (32, 96) or (3, 32, 96)")
+        channels = sides[0] if len(sides) == 3 else teacher.preprocessing.channels or 3
+        return (channels, sides[-min(2, len(sides))], sides[-1])
     if known is None:
         raise InputError(
             "the input size of the teacher is not known",
             where=teacher.name,
-            fix="give --data, or --input-size in pixels",
+            fix="give --data, or --input-size in pixels: 64, 32x96 (height x width) or 1x32x96",
         )
     return known
 
@@ -119,7 +151,7 @@ def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, sp
     """
     bound = _in_measured_precisions(bound, profile)
     for candidate in (_in_eight_bits(bound), Candidate()):
-        found = kernels(deployed(apply(bound, None, candidate)[0])[0], profile.layouts)
+        found = kernels(deployed_network(bound, candidate), profile.layouts)
         profile.check_prices(found)
     return profile.for_network(
         opened.network.input_shape, space.fingerprint, opened.teacher.fingerprint, found
@@ -181,8 +213,7 @@ def _in_eight_bits(bound: BoundSpace) -> Candidate:
 
 
 def _kernels(bound: BoundSpace, candidate: Candidate, profile: DeviceProfile) -> tuple[Kernel, ...]:
-    network, _ = apply(bound.folded, None, bound.canonical(candidate))
-    return kernels(deployed(network)[0], profile.layouts)
+    return kernels(deployed_network(bound.folded, bound.canonical(candidate)), profile.layouts)
 
 
 def _in_measured_precisions(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:

@@ -26,6 +26,7 @@ from autocompress.errors import ProfileError
 from autocompress.pipeline.preparation import bound_space, open_teacher, seen_by
 from autocompress.pipeline.profile_device import profile_samples
 from autocompress.problem.space import Space, load_space
+from autocompress.problem.specs import InputSize
 from autocompress.progress import Console
 
 FEWEST_NETWORKS = 3
@@ -39,7 +40,7 @@ def validate_profile(
     networks: int,
     seed: int,
     data: Any,
-    input_size: int | None,
+    input_size: InputSize | None,
     console: Console,
 ) -> dict[str, Any]:
     """See `api_profile.validate_profile`. `networks` are measured beside the teacher.
@@ -53,7 +54,7 @@ def validate_profile(
     profile.check_here(device_description(profile.runtime, profile.threads))
     source = _source(profile, teacher)
     loaded = _space(profile, source, space)
-    size = input_size if data is not None or source is None else input_size or _side(source)
+    size = input_size if data is not None or source is None else input_size or _shape(source)
     opened = open_teacher(_teacher(profile, source, teacher), data, size)
     bound = bound_space(opened, loaded)
     view = seen_by(profile, opened, bound, loaded)
@@ -209,9 +210,9 @@ def _space(profile: DeviceProfile, source: Source | None, space: str | Path | No
     return load_space(names[0])
 
 
-def _side(source: Source) -> int | None:
-    """Pixels of a side of the source's input images."""
-    return source.input_shape[-1] if len(source.input_shape) == 4 else None
+def _shape(source: Source) -> InputSize | None:
+    """(channels, height, width) of the source's input images."""
+    return tuple(source.input_shape[1:]) if len(source.input_shape) == 4 else None
 
 
 def _names(profile: DeviceProfile) -> frozenset[str]:

@@ -23,9 +23,10 @@ from autocompress.graph.network import Network
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import Space
+from autocompress.problem.specs import InputSize
 from autocompress.problem.teacher import Teacher
 from autocompress.progress import Console
-from autocompress.transforms.apply import apply, deployed
+from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sampling import random_weights, samples
 from autocompress.transforms.sites import BoundSpace
 
@@ -49,7 +50,7 @@ def measure_profile(
     networks: int,
     seed: int,
     data: Any,
-    input_size: int | None,
+    input_size: InputSize | None,
     *,
     overwrite: bool,
     resume: bool,
@@ -155,7 +156,7 @@ class Chooser:
                 for other in doubts.values():
                     other.pop(kernel, None)
             precision, candidate, _ = self.pool.pop(name)
-            found.append(_sample(precision, candidate, shipped(self.bound, candidate), self.batch))
+            found.append(_sample(precision, candidate, deployed_network(self.bound, candidate), self.batch))
         self.asked += count
         return found
 
@@ -164,7 +165,11 @@ class Chooser:
         count = POOL * self.wanted
         drawn = samples(self.bound, count, self.seed + 1, self.precisions)
         return {
-            candidate.key: (precision, candidate, kernels(shipped(self.bound, candidate), self.layouts))
+            candidate.key: (
+                precision,
+                candidate,
+                kernels(deployed_network(self.bound, candidate), self.layouts),
+            )
             for precision, candidate in drawn
         }
 
@@ -199,12 +204,7 @@ def profile_samples(
 ) -> Iterator[Sample]:
     """Exported random candidates, the teacher in the runtime's precisions first; weights are random."""
     for precision, candidate in samples(bound, count, seed, precisions):
-        yield _sample(precision, candidate, shipped(bound, candidate), batch)
-
-
-def shipped(bound: BoundSpace, candidate: Candidate) -> Network:
-    """The network of a candidate as it would be exported."""
-    return deployed(apply(bound, None, candidate)[0])[0]
+        yield _sample(precision, candidate, deployed_network(bound, candidate), batch)
 
 
 def _sample(precision: str, candidate: Candidate, network: Network, batch: int) -> Sample:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.device.measure.machine import device_description
-from autocompress.device.profile.profile import DeviceProfile, load_profile
+from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile_files.store import load_profile
 from autocompress.errors import RunError
 from autocompress.pipeline.options import SearchOptions
 from autocompress.problem.budgets import Budgets

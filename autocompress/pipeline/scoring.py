@@ -11,7 +11,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -29,7 +29,7 @@ from autocompress.runs.events import (
     Scored,
     ScoringStarted,
 )
-from autocompress.runs.in_process import BROUGHT_DOWN, Crash, read_crash
+from autocompress.runs.in_process import BROUGHT_DOWN, Crash
 from autocompress.runs.store import RunRecord, RunStore
 from autocompress.runs.tasks import Executor, Result, Stage, Task, Tell, one_line
 from autocompress.search.failures import Failures
@@ -53,9 +53,21 @@ LENGTH = 10.0
 """Of a task: the first of a process also reads the data and runs the teacher."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Scores:
+    """Hold what each single choice loses, by `measure`, each seen on so many `images`."""
+
+    damage: Damage
+    measure: str
+    images: int
+
+
+@dataclass(frozen=True)
 class Scoring:
-    """Scores the free choices of a space once a run, on whatever workers the executor has."""
+    """Score the free choices of a space once a run, on whatever workers the executor has.
+
+    `crash` is what brought the last process of this run down.
+    """
 
     workshop: Workshop
     pricer: Pricer
@@ -65,28 +77,22 @@ class Scoring:
     console: Console
     seed: int = 0
     time_limit_s: float | None = None
-    measure: str = field(init=False, default="")
-    images: int = field(init=False, default=0)
-    """For each score; known once `damage` has answered, as is the measure."""
-    crash: Crash | None = field(init=False, default=None)
-    """What brought the last process of this run down."""
+    crash: Crash | None = None
 
-    def __post_init__(self) -> None:
-        self.crash = read_crash(self.store.paths.crash)
-
-    def damage(self, history: RunRecord) -> Damage:
-        """By the measure that ranks joint candidates best. What `history` has is not computed again."""
+    def singles(self, history: RunRecord) -> Scores:
+        """Score single choices by the measure that ranks joint candidates best. What `history` has is not
+        computed again."""
         known, begun = history.first(Scored), history.first(ScoringStarted)
-        images = self.images = self._images() if begun is None else begun.images
+        images = self._images() if begun is None else begun.images
         if known is not None:
-            self.measure = known.measure
-            return {(name, option): value for name, option, value in known.damage}
+            damage = {(name, option): value for name, option, value in known.damage}
+            return Scores(damage, known.measure, images)
         if begun is None:
             self.store.append(ScoringStarted(images=images))
         found = _Found(history)
         self._score(found, images)
         rankings = self._rankings(found.by_measure, images)
-        best = self.measure = rankings[0].measure
+        best = rankings[0].measure
         damage = found.by_measure[best]
         self.store.append(
             Scored(
@@ -98,15 +104,15 @@ class Scoring:
         failed = f", {found.failed} of which failed" if found.failed else ""
         text = f"scored {len(damage)} choices in {found.seconds:.0f} s of work"
         self._say(f"{text} on {images} images each{failed}; {described(rankings)}")
-        return damage
+        return Scores(damage, best, images)
 
-    def pairs(self, history: RunRecord, damage: Damage) -> Pairs:
-        """What pairs of choices hurt beyond their sum, where that matters; see `pairs.pair_terms`. The run
+    def pairs(self, history: RunRecord, scores: Scores) -> Pairs:
+        """Score what pairs of choices lose beyond their sum, where that matters; see `pair_terms`. The run
         keeps what single choices cost, which is found on the way."""
         known = history.first(PairsScored)
         if known is not None:
             return pairs_of_rows(known.pairs)
-        solver, joint = Solver(self.pricer, damage), _Joint(self, history)
+        solver, joint = Solver(self.pricer, scores.damage), _Joint(self, history, scores)
         said = {decision.text for decision in history.decisions}
 
         def say(text: str) -> None:
@@ -139,12 +145,12 @@ class Scoring:
             for number, choice in enumerate(choices)
             if choice not in found.damage
         }
-        self._run("scoring choices", todo, images, tell, len(choices))
+        self.run("scoring choices", todo, images, tell, len(choices))
 
-    def _run(
+    def run(
         self, label: str, candidates: Mapping[int, Candidate], images: int, tell: Tell, total: int
     ) -> None:
-        """Scores candidates by their numbers. What brought the last process down is told as failed."""
+        """Score candidates by their numbers. What brought the last process down is told as failed."""
         payload = {"images": images}
         todo = deque(
             Task(number, candidate.to_json(), Stage.SCORE, payload, LENGTH)
@@ -253,8 +259,8 @@ def _finite(result: Result) -> dict[str, float]:
 class _Joint:
     """Damages of joint candidates by the measure that is used, as tasks of the executor; each is recorded."""
 
-    def __init__(self, scoring: Scoring, history: RunRecord) -> None:
-        self.scoring = scoring
+    def __init__(self, scoring: Scoring, history: RunRecord, scores: Scores) -> None:
+        self.scoring, self.scores = scoring, scores
         self.known: dict[str, float] = {
             event.candidate: event.damage for event in history.of(JointScored) if not _may_succeed(event)
         }
@@ -266,7 +272,7 @@ class _Joint:
 
         def tell(result: Result) -> None:
             one = missing[result.trial]
-            self.known[one.key] = _finite(result)[scoring.measure]
+            self.known[one.key] = _finite(result)[self.scores.measure]
             reason, detail = _failure(result)
             scoring.store.append(
                 JointScored(
@@ -280,7 +286,7 @@ class _Joint:
             )
 
         if missing:
-            scoring._run("scoring pairs", missing, scoring.images, tell, len(missing))
+            scoring.run("scoring pairs", missing, self.scores.images, tell, len(missing))
         return [self.known[one.key] for one in candidates]
 
 

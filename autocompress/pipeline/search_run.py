@@ -29,10 +29,11 @@ from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_t
 from autocompress.pipeline.request import Request
 from autocompress.pipeline.scoring import Scoring
 from autocompress.problem.budgets import Budgets, check_reachable
+from autocompress.problem.specs import absolute
 from autocompress.progress import Console
 from autocompress.runs.events import RunFinished, RunStarted, SiteRecord
 from autocompress.runs.front import Front, front_of
-from autocompress.runs.in_process import InProcess
+from autocompress.runs.in_process import InProcess, read_crash
 from autocompress.runs.ray_workers import executor
 from autocompress.runs.store import RunPaths, RunStore, environment_record, read_run
 from autocompress.runs.tasks import Executor
@@ -40,7 +41,9 @@ from autocompress.search.finalists import patiently
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import RUNGS, Evaluator, discard, importances, save_teacher
+from autocompress.students.checkpoints import RUNGS, discard, save_teacher
+from autocompress.students.evaluator import Evaluator
+from autocompress.students.importances import importances
 from autocompress.students.remote import Receiving, remote_evaluator
 from autocompress.students.training.precision import device_named
 from autocompress.transforms.rank_start import rank_starts
@@ -89,7 +92,13 @@ class _Prepared:
 
 def _prepare(request: Request, console: Console) -> _Prepared:
     _check_training(request)
-    opened = open_teacher(request.teacher, request.data, data_seed=0, console=console)
+    opened = open_teacher(
+        request.teacher,
+        request.data,
+        data_seed=0,
+        console=console,
+        cache_memory_bytes=request.options.cache_memory_mib * 2**20,
+    )
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
     pricer = priced(bound, profile, request.budgets.limited)
@@ -127,8 +136,8 @@ def _config(request: Request, prepared: _Prepared) -> dict[str, Any]:
             "device": request.profile.fingerprint,
             "seed": request.options.seed,
         },
-        "teacher": opened.teacher.spec,
-        "data": request.data if isinstance(request.data, str) else None,
+        "teacher": absolute(opened.teacher.spec) if opened.teacher.spec else "",
+        "data": absolute(request.data) if isinstance(request.data, str) else None,
         "device": request.profile.name,
         "space": request.space.to_json(),
         "budgets": request.budgets.to_json(),
@@ -157,13 +166,13 @@ class _SearchRun:
         try:
             scoring = Scoring(
                 builder, self.prepared.pricer, begun.limits, self.store, runner, self.console,
-                self.request.options.seed, self.request.options.time_limit_s,
+                self.request.options.seed, self.request.options.time_limit_s, read_crash(self.paths.crash),
             )  # fmt: skip
-            damage = scoring.damage(self.history)
-            pairs = scoring.pairs(self.history, damage)
+            scores = scoring.singles(self.history)
+            pairs = scoring.pairs(self.history, scores)
             setting = Setting(
                 pricer=self.prepared.pricer,
-                repair=Repairer(self.prepared.pricer, begun.limits, damage),
+                repair=Repairer(self.prepared.pricer, begun.limits, scores.damage),
                 limits=begun.limits,
                 plan=self._plan(runner.workers, time.monotonic() - started),
                 store=self.store,
@@ -237,17 +246,9 @@ class _SearchRun:
         return begun
 
     def _builder(self) -> Workshop:
-        options = self.request.options
-        return Workshop(
-            self.bound,
-            self.prepared.opened.weights,
-            self.data,
-            importances(self.bound, self.prepared.opened.weights, self.data),
-            options.seed,
-            options.batch_size,
-            options.learning_rate,
-            options.train_on,
-        )
+        weights = self.prepared.opened.weights
+        settings = self.request.options.distill_settings
+        return Workshop(self.bound, weights, self.data, importances(self.bound, weights, self.data), settings)
 
     def _evaluator(self, builder: Workshop) -> Evaluator | None:
         """Return that of this process; None where there are workers."""

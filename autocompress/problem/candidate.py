@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 Option = float | int | str
 
@@ -24,12 +24,49 @@ BITS: tuple[Option, ...] = ("binary", "xnor", "ternary", 2, 3, 4, 8, 32)
 
 
 @dataclass(frozen=True)
+class WidthSettings:
+    """Say how the channels of a group are ranked, and of which multiple are kept; `size` is their number."""
+
+    importance: str
+    round_to: int
+    size: int
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """Say how a layer is factorised, and of which multiple its rank is."""
+
+    method: str
+    round_to: int
+    data_aware: bool
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Name the layer that takes the site's in, and the activation between them that is dropped."""
+
+    into: str
+    activation: str
+
+
+@dataclass(frozen=True)
+class SparsitySettings:
+    """Say how the weights that stay are found."""
+
+    method: str
+
+
+SiteSettings = WidthSettings | RankSettings | MergeSettings | SparsitySettings
+Kind = TypeVar("Kind", bound=SiteSettings)
+
+
+@dataclass(frozen=True)
 class Site:
     """One decision.
 
     `name` is `kind:target`, for example `width:layer1.0.conv1`. `options` holds every legal
     choice with `default` (the teacher as it is) among them. A site with a `locked` reason has the
-    default as its only option. `settings` are the rule's details (importance, method).
+    default as its only option. `settings` are the rule's details, of the kinds that have any.
     """
 
     name: str
@@ -39,7 +76,26 @@ class Site:
     default: Option
     layers: tuple[str, ...] = ()
     locked: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: SiteSettings | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every field by its name."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "options": list(self.options),
+            "default": self.default,
+            "layers": list(self.layers),
+            "locked": self.locked,
+            "settings": {} if self.settings is None else asdict(self.settings),
+        }
+
+
+def settings_of(site: Site, kind: type[Kind]) -> Kind:
+    """Return the settings of a site whose kind has such. Raises TypeError for another site."""
+    if not isinstance(site.settings, kind):
+        raise TypeError(f"{site.name} has no {kind.__name__}")
+    return site.settings
 
 
 def few_bits(site: Site) -> tuple[Option, ...]:

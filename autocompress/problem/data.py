@@ -7,14 +7,24 @@ split that the search reads is cut from the training set, and `test` is read at 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
+
+from torch import Tensor
 
 from autocompress.errors import DataError
 from autocompress.problem import specs
-from autocompress.problem.image_folders import read_images
-from autocompress.problem.sources import Progress, Source, cifar10, digits, mnist
+from autocompress.problem.data_checks import check_source, doubts
+from autocompress.problem.sources.image_folders import read_images
+from autocompress.problem.sources.known_sets import cifar10, digits, mnist
+from autocompress.problem.sources.source import CACHE_MEMORY_BYTES, Progress, Reading, Source
+from autocompress.problem.sources.user_datasets import (
+    from_callable,
+    from_datasets,
+    read_arrays,
+    read_hugging_face,
+)
 from autocompress.problem.splits import (
     AUGMENTATIONS,
     Batch,
@@ -25,10 +35,10 @@ from autocompress.problem.splits import (
     spread,
 )
 from autocompress.problem.teacher import Preprocessing
-from autocompress.problem.user_datasets import from_callable, from_datasets
 
 __all__ = [
     "AUGMENTATIONS",
+    "CACHE_MEMORY_BYTES",
     "Batch",
     "Data",
     "LazySplit",
@@ -39,13 +49,16 @@ __all__ = [
     "load_data",
 ]
 
-Reader = Callable[[specs.Spec, Preprocessing, Progress | None], Source]
+Reader = Callable[[specs.Spec, Reading], Source]
 
 SOURCES: dict[str, Reader] = {
     "digits": digits,
     "mnist": mnist,
     "cifar10": cifar10,
     "imagefolder": read_images,
+    "webdataset": read_images,
+    "npz": read_arrays,
+    "huggingface": read_hugging_face,
 }
 CALIBRATION_SIZE = 512
 MAXIMUM_VALIDATION_SIZE = 5_000
@@ -57,7 +70,9 @@ class Data:
     """`train` is for learning, `validation` for choosing, `test` (may be None) for reporting.
 
     `calibration` is a small fixed part of `train`, read without augmentation. `input_shape` is
-    (C, H, W). `mean` and `std` are those the images were normalised with.
+    (C, H, W). `mean` and `std` are those the images were normalised with. `notes` say what was taken
+    for which split, what was left out, and what is doubtful. `class_map` is the number of the teacher's
+    output for each class, where the user gave it.
     """
 
     name: str
@@ -70,6 +85,8 @@ class Data:
     calibration: Split
     test: Split | None = None
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    class_map: specs.Value | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -79,6 +96,20 @@ class Data:
             digest.update(b"-" if split is None else split.fingerprint().encode())
         return digest.hexdigest()
 
+    def relabelled(self, numbers: Tensor, num_classes: int, class_names: tuple[str, ...], note: str) -> Data:
+        """Return the data in which label i is `numbers[i]`, of so many classes."""
+        return replace(
+            self,
+            num_classes=num_classes,
+            class_names=class_names,
+            notes=(*self.notes, *filter(None, (note,))),
+            class_map=None,
+            train=self.train.relabelled(numbers),
+            validation=self.validation.relabelled(numbers),
+            calibration=self.calibration.relabelled(numbers),
+            test=None if self.test is None else self.test.relabelled(numbers),
+        )
+
 
 def load_data(
     spec: object,
@@ -86,35 +117,36 @@ def load_data(
     *,
     preprocessing: Preprocessing | None = None,
     progress: Progress | None = None,
+    cache_memory_bytes: int = CACHE_MEMORY_BYTES,
 ) -> Data:
-    """The data that a spec names or a tuple of map-style datasets holds; `Data` is returned as it is.
+    """Return the data that a spec names or that datasets hold; `Data` is returned as it is.
 
-    `digits`, `mnist:DIR`, `cifar10:DIR`, `imagefolder:DIR` (a folder or a tar), each with
-    `,size=…,channels=…,mean=…,std=…,augment=none|crop|crop-flip`; `package.module:callable` or
-    `file.py:callable` returning (train, validation) or (train, validation, test) datasets of
+    `digits`, `mnist:DIR`, `cifar10:DIR`, `imagefolder:DIR` (a folder or a tar), `webdataset:TARS`,
+    `npz:FILE`, each with `,size=…,channels=…,mean=…,std=…,augment=none|crop|crop-flip,class_map=…`;
+    `huggingface:DIR`; `package.module:callable` or `file.py:callable` returning datasets. Or the datasets
+    themselves: one, (train, validation[, test]), or a mapping of names to them. A dataset gives
     (image, label): a PIL image, an 8-bit tensor (C, H, W), or a float tensor that is normalised already;
-    augmentation is then the dataset's own, and options are the callable's arguments.
+    augmentation is then the dataset's own, and options are the callable's arguments. See docs/data.md.
 
     `seed` decides which images are held out where the source does not say. `preprocessing` is what
     the teacher says about its input; options go before it. `progress(what, done, total)` is called
-    now and then.
+    now and then. Images that need more than `cache_memory_bytes` are read again whenever they are used.
 
     Raises DataError when the data cannot be found or read, when a split is empty, an image is
     corrupt, shapes differ, a value is not finite, or there are fewer than two classes.
     """
     if isinstance(spec, Data):
         return spec
-    hints = preprocessing or Preprocessing()
-    if isinstance(spec, (tuple, list)):
-        return _assemble(from_datasets(tuple(spec), "datasets", progress), seed)
-    if not isinstance(spec, str):
-        raise DataError(
-            f"data cannot be made from a {type(spec).__name__}",
-            fix="give a spec string or a tuple of datasets (train, validation[, test])",
-        )
-    parsed = specs.parse(spec, DataError)
-    read = _reader(parsed)
-    return _assemble(read(parsed, hints, progress), seed)
+    reading = Reading(preprocessing or Preprocessing(), cache_memory_bytes, progress)
+    if isinstance(spec, str):
+        parsed = specs.parse(spec, DataError)
+        return _assemble(_reader(parsed)(parsed, reading), seed)
+    if isinstance(spec, Iterable) or hasattr(spec, "__getitem__"):
+        return _assemble(from_datasets(spec, "datasets", reading), seed)
+    raise DataError(
+        f"data cannot be made from a {type(spec).__name__}",
+        fix="give a spec string or a tuple of datasets (train, validation[, test])",
+    )
 
 
 def _reader(spec: specs.Spec) -> Reader:
@@ -125,64 +157,68 @@ def _reader(spec: specs.Spec) -> Reader:
         return from_callable
     raise DataError(
         f"the data {spec.text!r} is not understood",
-        fix="use digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, file.py:callable or package:callable",
+        fix="use digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, webdataset:TARS, npz:FILE, "
+        "huggingface:DIR, file.py:callable or package:callable",
     )
 
 
 def _assemble(source: Source, seed: int) -> Data:
-    train, validation, test = source.train, source.validation, source.test
-    _check_labels(source)
-    if validation is None and test is None:
+    check_source(source)
+    whole = _cut_where_needed(source, seed)
+    assert whole.validation is not None
+    return Data(
+        name=whole.name,
+        num_classes=whole.num_classes,
+        input_shape=whole.input_shape,
+        mean=whole.normalisation.mean,
+        std=whole.normalisation.std,
+        train=whole.train,
+        validation=whole.validation,
+        calibration=whole.train.subset(CALIBRATION_SIZE, seed=0),
+        test=whole.test,
+        class_names=whole.class_names,
+        notes=(_said_splits(source, whole), *source.notes, *doubts(whole)),
+        class_map=whole.class_map,
+    )
+
+
+def _cut_where_needed(source: Source, seed: int) -> Source:
+    """The source with a validation split, and with a test split where it brings neither."""
+    train = source.train
+    if source.validation is not None:
+        return source
+    if source.test is None:
         share = max(1, round(train.size * VALIDATION_SHARE))
         train, held_out = _cut(train, 2 * share, seed)
         validation, test = _cut(held_out, share, seed)
-    elif validation is None:
-        count = min(MAXIMUM_VALIDATION_SIZE, max(1, round(train.size * VALIDATION_SHARE)))
-        train, validation = _cut(train, count, seed)
-    return Data(
-        name=source.name,
-        num_classes=source.num_classes,
-        input_shape=source.input_shape,
-        mean=source.normalisation.mean,
-        std=source.normalisation.std,
-        train=train,
-        validation=validation,
-        calibration=train.subset(CALIBRATION_SIZE, seed=0),
-        test=test,
-        class_names=source.class_names,
+        return replace(source, train=train, validation=validation, test=test)
+    count = min(MAXIMUM_VALIDATION_SIZE, max(1, round(train.size * VALIDATION_SHARE)))
+    train, validation = _cut(train, count, seed)
+    return replace(source, train=train, validation=validation)
+
+
+def _said_splits(source: Source, whole: Source) -> str:
+    """What was taken for which split."""
+
+    def said(name: str, split: Split | None, given: Split | None) -> str:
+        if split is None:
+            return f"{name} none"
+        place = source.places.get(name if given is not None else "train", "")
+        cut = given is None or split.size < given.size
+        origin = (
+            f" cut from {place or 'these'}" if cut and name != "train" else f" of {place}" if place else ""
+        )
+        return f"{name} {split.size} images{origin}"
+
+    parts = (
+        said("train", whole.train, source.train),
+        said("validation", whole.validation, source.validation),
+        said("test", whole.test, source.test),
     )
+    return f"data: {'; '.join(parts)}"
 
 
 def _cut(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """(the rest, `count` examples with each class in its share)."""
     order = spread(split.labels, seed)
     return split.select(order[count:].sort().values), split.select(order[:count].sort().values)
-
-
-def _check_labels(source: Source) -> None:
-    parts = {"training": source.train, "validation": source.validation, "test": source.test}
-    for what, split in parts.items():
-        if split is None:
-            continue
-        if not split.size:
-            raise DataError(f"the {what} data is empty", where=source.name, fix="put images into it")
-        low, high = int(split.labels.min()), int(split.labels.max())
-        if low < 0 or high >= source.num_classes:
-            raise DataError(
-                f"the {what} data has label {low if low < 0 else high}, not in 0 to {source.num_classes - 1}",
-                where=source.name,
-                fix="labels count from 0, and every class must occur in the training data",
-            )
-    if len(source.train.labels.unique()) < 2:
-        raise DataError(
-            "the training data has a single class",
-            where=source.name,
-            why="there is nothing to tell apart",
-            fix="put the images of each class into a folder of its own: DIR/cat/1.png, DIR/dog/1.png",
-        )
-    if source.validation is None and source.train.size < 20:
-        raise DataError(
-            f"{source.train.size} images are too few to hold any out",
-            where=source.name,
-            fix="give at least 20 images, better hundreds of each class",
-        )

@@ -5,6 +5,9 @@
     package.module:callable          file.py:callable,depth=20
 
 A value is read as an int, float, true/false, numbers joined by `/` (a tuple), or else as text.
+What holds a comma stands in quotes, single or double, doubled where they are meant themselves:
+
+    imagefolder:"photos, new",size=64        "my, models/net.py":build        weights='a, b.pth'
 """
 
 from __future__ import annotations
@@ -26,10 +29,20 @@ from typing import Any
 
 from autocompress.errors import InputError
 
+InputSize = int | tuple[int, ...]
+"""Pixels of a side, (height, width), or (channels, height, width)."""
+
 Value = int | float | bool | str | tuple[int | float, ...]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBERS = re.compile(rf"{_NUMBER}(?:/{_NUMBER})+\Z")
+_QUOTED = re.compile(r"""(?:^|(?<=[:=]))("(?:[^"]|"")*"|'(?:[^']|'')*')(?=$|[,:])""")
+_KEPT = re.compile("\0(\\d+)\0")
+"""What stands for a quoted text until the rest has been split."""
+
+PATH_KINDS = ("imagefolder", "images", "mnist", "cifar10", "webdataset", "npz", "huggingface")
+"""Kinds of spec whose target is a path."""
+PATH_OPTIONS = ("weights", "class_map")
 
 
 @dataclass(frozen=True)
@@ -45,31 +58,91 @@ class Spec:
         """Raises `error` for the first option outside `known`, and names those that are known."""
         for key in self.options:
             if key not in known:
+                fix = f"known here: {', '.join(known)}" if known else "there are none here"
                 raise error(
-                    f"option {key!r} is not known",
-                    where=self.text,
-                    fix=f"known here: {', '.join(known)}" if known else "there are none here",
+                    f"option {key!r} is not known", where=self.text, fix=f"{fix}{_on_commas(self.text)}"
                 )
 
 
 def parse(text: str, error: type[InputError]) -> Spec:
-    """Raises `error` for an empty text and for an option without a key."""
-    head, *items = text.strip().split(",")
-    kind, colon, target = _split_head(head)
+    """Return the parts of a spec; raises `error` for an empty text and for an option without a key."""
+    quoted: list[str] = []
+    head, *items = _QUOTED.sub(lambda found: _keep(found[1], quoted), text.strip()).split(",")
+    kind, colon, target = (_restored(part, quoted) for part in _split_head(head))
     if not head:
         raise error("an empty name was given", fix="see --help for the forms that are understood")
     options: dict[str, Value] = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not key.isidentifier():
-            raise error(f"{item!r} is not of the form key=value", where=text)
-        options[key] = _value(value) if equals else True
-    return Spec(text, kind if colon else "", target if colon else head, options)
+            raise error(
+                f"{_restored(item, quoted)!r} is not of the form key=value", where=text,
+                fix=f"write options as key=value{_on_commas(text)}",
+            )  # fmt: skip
+        plain = not _KEPT.fullmatch(value)
+        options[key] = (_value(value) if plain else _restored(value, quoted)) if equals else True
+    return Spec(text, kind if colon else "", target if colon else _restored(head, quoted), options)
+
+
+def _keep(found: str, quoted: list[str]) -> str:
+    quoted.append(found[1:-1].replace(found[0] * 2, found[0]))
+    return f"\0{len(quoted) - 1}\0"
+
+
+def _restored(text: str, quoted: list[str]) -> str:
+    return _KEPT.sub(lambda found: quoted[int(found[1])], text)
 
 
 def _split_head(head: str) -> tuple[str, str, str]:
     """A file's name may hold a colon, so a callable is split at its last one."""
     return head.rpartition(":") if ".py:" in head else head.partition(":")
+
+
+def quote(text: str) -> str:
+    """Return the text as it is written in a spec: in quotes where it would be split otherwise."""
+    return '"' + text.replace('"', '""') + '"' if "," in text or text[:1] in ("'", '"') else text
+
+
+def _on_commas(text: str) -> str:
+    """How a path with a comma is written, where the text may hold one."""
+    if '"' in text or "'" in text or "," not in text:
+        return ""
+    kind, colon, target = _split_head(text.strip())
+    if ".py:" in text:
+        return f"; a path with a comma stands in quotes: '{quote(kind)}:{target}'"
+    head, equals, path = text.partition("weights=")
+    whole = f"{head}{equals}{quote(path)}" if equals else f"{kind}{colon}{quote(target)}"
+    return f"; a path with a comma stands in quotes: '{whole}'"
+
+
+def path_fix(spec: Spec) -> str:
+    """Return the way out for a path that does not exist."""
+    return f"check the path{_on_commas(spec.text)}"
+
+
+def absolute(text: str) -> str:
+    """Return the spec with its paths made absolute, so that it means the same from every folder."""
+    spec = parse(text, InputError)
+    kind = _absolute(spec.kind) if spec.kind.endswith(".py") else spec.kind
+    folder = spec.kind in PATH_KINDS or (not spec.kind and Path(spec.target).expanduser().is_dir())
+    target = _absolute(spec.target) if folder and spec.target else spec.target
+    options = [
+        key if value is True else f"{key}={quote(_written_value(key, value))}"
+        for key, value in spec.options.items()
+    ]
+    return ",".join([f"{quote(kind)}:{quote(target)}" if spec.kind else quote(target), *options])
+
+
+def _written_value(key: str, value: Value) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(str, value))
+    if key in PATH_OPTIONS and isinstance(value, str) and Path(value).expanduser().exists():
+        return _absolute(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _value(text: str) -> Value:
@@ -122,6 +195,15 @@ def call(spec: Spec, function: Callable[..., Any], error: type[InputError]) -> A
         return function(**spec.options)
 
 
+def takes(function: Callable[..., Any], argument: str) -> bool:
+    """Whether a callable has an argument of this name, or takes any."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:
+        return True
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def _written(options: Mapping[str, Value]) -> str:
     return ", ".join(f"{key}={value}" for key, value in options.items()) or "no arguments"
 
@@ -129,7 +211,7 @@ def _written(options: Mapping[str, Value]) -> str:
 def _load_file(spec: Spec, error: type[InputError]) -> ModuleType:
     path = Path(spec.kind).expanduser()
     if not path.is_file():
-        raise error(f"the file {spec.kind} does not exist", where=spec.text, fix="check the path")
+        raise error(f"the file {spec.kind} does not exist", where=spec.text, fix=path_fix(spec))
     name = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

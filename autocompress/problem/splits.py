@@ -8,11 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -65,6 +69,15 @@ class Split(ABC):
     @abstractmethod
     def select(self, positions: Tensor) -> Split:
         """The split of the examples at these positions, in this order; images are shared."""
+
+    @abstractmethod
+    def relabelled(self, numbers: Tensor) -> Split:
+        """Return the split in which label i is `numbers[i]`."""
+
+    @abstractmethod
+    def image_hashes(self, lengths: frozenset[int] | None = None) -> dict[int, list[str]] | None:
+        """Return hashes of the images by their length in bytes, of these lengths alone; None where that would
+        mean to read what may differ each time."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -126,12 +139,24 @@ class TensorSplit(Split):
     def select(self, positions: Tensor) -> TensorSplit:
         return replace(self, positions=positions if self.positions is None else self.positions[positions])
 
+    def relabelled(self, numbers: Tensor) -> TensorSplit:
+        return replace(self, image_labels=numbers[self.image_labels])
+
+    def image_hashes(self, lengths: frozenset[int] | None = None) -> dict[int, list[str]] | None:  # noqa: ARG002
+        rows = torch.arange(len(self.images)) if self.positions is None else self.positions
+        hashes = [hash_of(self.images[row].contiguous().numpy().tobytes()) for row in rows.tolist()]
+        return {int(self.images[0].nbytes): hashes} if hashes else {}
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         rows = torch.arange(len(self.images)) if self.positions is None else self.positions
         for part in rows.split(4096):
             digest.update(self.images[part].numpy().tobytes())
         return digest.hexdigest()
+
+
+def hash_of(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def augment_batch(images: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
@@ -157,17 +182,40 @@ def _starts(count: int, padding: int, generator: torch.Generator) -> Tensor:
 ReadItem = Callable[[int, bool], Tensor]
 """(position, augment) → one image (C, H, W), 8-bit or normalised float."""
 
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_BYTES_AN_IMAGE = 2**20
+
+
+class StoredBytes(Protocol):
+    """Images as they are stored, by position."""
+
+    def length(self, position: int) -> int: ...
+
+    def read(self, position: int) -> bytes: ...
+
+
+def _can_share(batch_size: int) -> bool:
+    """Whether other processes can hand over batches: containers may have little shared memory, or none."""
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return sys.platform != "linux"
+    return os.access(SHARED_MEMORY, os.W_OK) and free > 8 * batch_size * SHARED_BYTES_AN_IMAGE
+
 
 @dataclass(frozen=True, eq=False)
 class LazySplit(Split):
-    """Reads images when they are asked for. `identity` stands for the content in the fingerprint."""
+    """Reads images when they are asked for. `identity` stands for the content in the fingerprint.
+
+    `content` gives the length and the bytes of an image as stored, where there is such a thing.
+    """
 
     read: ReadItem
     image_labels: Tensor
     normalise: Normalisation
     identity: str
     positions: Tensor | None = None
-    start_worker: Callable[[], None] | None = None
+    content: StoredBytes | None = None
     workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
 
     @cached_property
@@ -185,12 +233,10 @@ class LazySplit(Split):
     ) -> Iterator[Batch]:
         order = self.order(batch_size, shuffle, seed, drop_last)
         rows = order if self.positions is None else [self.positions[chosen] for chosen in order]
-        start = self.start_worker
         loader = DataLoader(
             _Items(self.read, augment, seed),
             batch_sampler=[chosen.tolist() for chosen in rows],
-            num_workers=self.workers if self.size > batch_size else 0,
-            worker_init_fn=None if start is None else lambda _: start(),
+            num_workers=self.workers if self.size > batch_size and _can_share(batch_size) else 0,
             generator=torch.Generator().manual_seed(seed),
         )
         for images, chosen in zip(loader, rows, strict=True):
@@ -198,6 +244,20 @@ class LazySplit(Split):
 
     def select(self, positions: Tensor) -> LazySplit:
         return replace(self, positions=positions if self.positions is None else self.positions[positions])
+
+    def relabelled(self, numbers: Tensor) -> LazySplit:
+        return replace(self, image_labels=numbers[self.image_labels])
+
+    def image_hashes(self, lengths: frozenset[int] | None = None) -> dict[int, list[str]] | None:
+        if self.content is None:
+            return None
+        rows = torch.arange(len(self.image_labels)) if self.positions is None else self.positions
+        hashes: dict[int, list[str]] = {}
+        for row in rows.tolist():
+            length = self.content.length(row)
+            if lengths is None or length in lengths:
+                hashes.setdefault(length, []).append(hash_of(self.content.read(row)))
+        return hashes
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.labels.numpy().tobytes())

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
 from autocompress.problem import specs
+from autocompress.problem.weights.checkpoints import load_weights
+from autocompress.problem.weights.model_folders import is_model_folder, open_folder
 
 HUB_TIMEOUT_S = 3.0
 CHECK_BATCH = 2
@@ -28,7 +30,8 @@ class Preprocessing:
     """What the teacher says about its input; None where it says nothing.
 
     `input_shape` is (C, H, W); `fixed` where no other size can be used. `crop_share` is the side of
-    the centre crop by that of the image.
+    the centre crop by that of the image. `channels` is what the first convolution reads, which may
+    be known where the size is not.
     """
 
     input_shape: tuple[int, int, int] | None = None
@@ -36,24 +39,32 @@ class Preprocessing:
     std: tuple[float, ...] | None = None
     fixed: bool = False
     crop_share: float = 1.0
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """`fingerprint` is the SHA-256 over names, shapes and bytes of all parameters and buffers."""
+    """`fingerprint` is the SHA-256 over names, shapes and bytes of all parameters and buffers.
+
+    `class_names` are those of its outputs, where it brings them; `notes` say what was taken for it.
+    """
 
     module: nn.Module
     name: str
     spec: str
     fingerprint: str
     preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_teacher(spec: str | nn.Module | Teacher) -> Teacher:
     """The teacher that a spec names, or a copy of the module given.
 
     `timm:NAME[,key=value…]` (`weights=FILE`, `pretrained`, and whatever `timm.create_model` takes),
-    `package.module:callable[,key=value…]` or `file.py:callable[,key=value…]`.
+    `package.module:callable[,key=value…]`, `file.py:callable[,key=value…]`, or a folder with a config.json
+    of timm or transformers. `weights=FILE` is loaded into what a callable returns, too, unless it takes
+    an argument of that name; `weights_key=KEY` chooses among several sets of weights in the file.
 
     Raises TeacherError when it cannot be found or built, is no nn.Module, or has NaN or infinite weights.
     """
@@ -67,13 +78,27 @@ def load_teacher(spec: str | nn.Module | Teacher) -> Teacher:
         )
     parsed = specs.parse(spec, TeacherError)
     if parsed.kind == "timm":
-        return _finish(_from_timm(parsed), parsed.target, spec)
+        module, note = _from_timm(parsed)
+        return _finish(module, parsed.target, spec, note)
+    folder = ":".join(filter(None, (parsed.kind, parsed.target)))
+    if is_model_folder(folder):
+        parsed.without_options(TeacherError)
+        return _of_folder(folder, spec)
     if not parsed.kind or not parsed.target:
         raise TeacherError(
             f"the teacher {spec!r} is not understood",
-            fix="use timm:NAME[,weights=FILE], package.module:callable or file.py:callable",
+            fix="use timm:NAME[,weights=FILE], package.module:callable, file.py:callable, or a folder with "
+            "a config.json",
         )
-    return _finish(_from_callable(parsed), parsed.target, spec)
+    module, note = _from_callable(parsed)
+    return _finish(module, parsed.target, spec, note)
+
+
+def _of_folder(folder: str, spec: str) -> Teacher:
+    opened = open_folder(folder)
+    teacher = _finish(opened.module, Path(folder).resolve().name, spec, opened.note, opened.class_names)
+    said = {key: value for key, value in opened.config.items() if value is not None}
+    return replace(teacher, preprocessing=_preprocessing(opened.module, said)) if said else teacher
 
 
 def check_teacher(
@@ -94,9 +119,22 @@ def check_teacher(
             f"the teacher does not run on inputs of shape {tuple(input_shape)}",
             where=type(module).__name__,
             why=f"{type(problem).__name__}: {_first_line(problem)}",
-            fix="give the data in the teacher's size and channels, for example with --data …,size=224",
+            fix=_on_shape(module, input_shape),
         ) from problem
     return _check_output(module, output, num_classes)
+
+
+def _on_shape(module: nn.Module, shape: tuple[int, ...]) -> str:
+    channels = first_channels(module)
+    if channels is not None and len(shape) == 3 and channels != shape[0]:
+        return (
+            f"its first convolution reads {channels} channels and the data has {shape[0]}: give images of "
+            f"{channels} channels, from a folder with --data …,channels={channels}"
+        )
+    return (
+        "give the data in the teacher's size: --data …,size=224 for squares or size=32x96 for 32 high and 96 "
+        "wide, or --input-size 32x96 without data; a dataset of your own must give that size itself"
+    )
 
 
 def _check_output(module: nn.Module, output: Any, num_classes: int | None) -> tuple[int, ...]:
@@ -111,16 +149,26 @@ def _check_output(module: nn.Module, output: Any, num_classes: int | None) -> tu
     shape = tuple(output.shape)
     if shape[:1] != (CHECK_BATCH,):
         raise TeacherError(f"the teacher's output {shape} has no batch axis of {CHECK_BATCH}", where=where)
-    if num_classes is not None and shape != (CHECK_BATCH, num_classes):
-        made = f"{shape[1]} classes" if len(shape) == 2 else f"outputs of shape {shape[1:]}"
-        raise TeacherError(
-            f"the teacher has {made} and the data has {num_classes} classes",
-            where=where,
-            fix="give data of the teacher's classes, or build the teacher with num_classes of the data",
-        )
+    if num_classes is not None:
+        check_classes(shape[1:], num_classes, where)
     if not bool(torch.isfinite(output).all()):
         raise TeacherError("the teacher computes NaN or infinity on a random input", where=where)
     return shape[1:]
+
+
+def check_classes(outputs: tuple[int, ...], num_classes: int, where: str) -> None:
+    """Raise TeacherError unless the outputs for one image are a number for each class."""
+    if outputs == (num_classes,):
+        return
+    made = f"{outputs[0]} classes" if len(outputs) == 1 else f"outputs of shape {outputs}"
+    more = len(outputs) == 1 and outputs[0] > num_classes
+    raise TeacherError(
+        f"the teacher has {made} and the data has {num_classes} classes",
+        where=where,
+        fix="say which output each class is: --data …,class_map=3/17/5, or class_map=FILE of lines cat,281"
+        if more
+        else "give data of the teacher's classes, or build the teacher with num_classes of the data",
+    )
 
 
 @contextmanager
@@ -145,10 +193,14 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _finish(module: nn.Module, name: str, spec: str) -> Teacher:
+def _finish(
+    module: nn.Module, name: str, spec: str, note: str = "", class_names: tuple[str, ...] = ()
+) -> Teacher:
     module = module.to("cpu", torch.float32).eval()
     _check_finite(module, spec or name)
-    return Teacher(module, name, spec, fingerprint(module), _preprocessing(module))
+    settings = getattr(module, "pretrained_cfg", None)
+    hints = _preprocessing(module, settings if isinstance(settings, Mapping) else {})
+    return Teacher(module, name, spec, fingerprint(module), hints, class_names, tuple(filter(None, (note,))))
 
 
 def _check_finite(module: nn.Module, where: str) -> None:
@@ -164,34 +216,50 @@ def _check_finite(module: nn.Module, where: str) -> None:
             )
 
 
-def _preprocessing(module: nn.Module) -> Preprocessing:
-    settings = getattr(module, "pretrained_cfg", None)
-    if not isinstance(settings, Mapping):
-        return Preprocessing()
+def _preprocessing(module: nn.Module, settings: Mapping[str, Any]) -> Preprocessing:
+    """`settings` are timm's; they go on saying three channels where a network was made for others."""
     shape = settings.get("input_size")
     patches = getattr(module, "patch_embed", None)
     size = getattr(patches, "img_size", None)
     if shape is not None and isinstance(size, tuple) and len(size) == 2:
         shape = (shape[0], *size)
+    channels = first_channels(module, settings.get("first_conv")) or (int(shape[0]) if shape else None)
     return Preprocessing(
-        input_shape=None if shape is None else (int(shape[0]), int(shape[1]), int(shape[2])),
+        input_shape=None if shape is None else (channels or int(shape[0]), int(shape[1]), int(shape[2])),
         mean=_floats(settings.get("mean")),
         std=_floats(settings.get("std")),
         fixed=bool(settings.get("fixed_input_size")),
         crop_share=float(settings.get("crop_pct") or 1.0),
+        channels=channels,
     )
+
+
+def first_channels(module: nn.Module, name: Any = None) -> int | None:
+    """Return the channels that the first 2-D convolution reads; `name` is that layer's, where it is known."""
+    layers = dict(module.named_modules())
+    known = layers.get(name) if isinstance(name, str) else None
+    for layer in (known, *layers.values()):
+        if isinstance(layer, nn.Conv2d):
+            return layer.in_channels
+    return None
 
 
 def _floats(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(value) for value in values)
 
 
-def _from_callable(spec: specs.Spec) -> nn.Module:
+def _from_callable(spec: specs.Spec) -> tuple[nn.Module, str]:
+    """The network, and what was taken of `weights=FILE`, unless the callable has an argument `weights`."""
     made = specs.load_callable(spec, TeacherError)
+    options = dict(spec.options)
+    own = isinstance(made, nn.Module) or not specs.takes(made, "weights")
+    weights = options.pop("weights", None) if own else None
+    key = options.pop("weights_key", None) if weights is not None else None
     if not isinstance(made, nn.Module):
-        made = specs.call(spec, made, TeacherError)
+        made = specs.call(replace(spec, options=options), made, TeacherError)
     if isinstance(made, nn.Module):
-        return copy.deepcopy(made)
+        module = copy.deepcopy(made)
+        return module, "" if weights is None else _load(module, str(weights), spec, key)
     raise TeacherError(
         f"{spec.target} returned a {type(made).__name__}, not an nn.Module",
         where=spec.text,
@@ -199,19 +267,19 @@ def _from_callable(spec: specs.Spec) -> nn.Module:
     )
 
 
-def _from_timm(spec: specs.Spec) -> nn.Module:
+def _from_timm(spec: specs.Spec) -> tuple[nn.Module, str]:
     options = dict(spec.options)
     weights, pretrained = options.pop("weights", None), bool(options.pop("pretrained", False))
+    key = options.pop("weights_key", None)
     if weights is not None and pretrained:
         raise TeacherError("weights=FILE and pretrained exclude each other", where=spec.text)
-    file = None if weights is None else _weights_file(str(weights), spec)
+    if weights is not None:
+        _weights_file(str(weights), spec)
     _check_timm_name(spec)
     if pretrained:
         _check_hub(spec)
     module = _create_timm(spec, pretrained, options)
-    if file is not None:
-        _load_weights(module, file, spec)
-    return module
+    return module, "" if weights is None else _load(module, str(weights), spec, key)
 
 
 def _create_timm(spec: specs.Spec, pretrained: bool, options: Mapping[str, specs.Value]) -> nn.Module:
@@ -272,46 +340,13 @@ def _check_hub(spec: specs.Spec) -> None:
 
 def _weights_file(name: str, spec: specs.Spec) -> Path:
     path = Path(name).expanduser()
-    if not path.is_file():
-        raise TeacherError(f"the weights file {name} does not exist", where=spec.text, fix="check the path")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise TeacherError(
-            f"weights of the form {path.suffix or path.name!r} are not read",
-            where=spec.text,
-            fix="save them with safetensors.torch.save_file(model.state_dict(), FILE)",
-        )
-    return path
+    if path.is_file():
+        return path
+    raise TeacherError(f"the weights file {name} does not exist", where=spec.text, fix=specs.path_fix(spec))
 
 
-def _load_weights(module: nn.Module, path: Path, spec: specs.Spec) -> None:
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = _state_of(torch.load(path, map_location="cpu", weights_only=True))
-        module.load_state_dict(state)
-    except Exception as problem:
-        raise TeacherError(
-            f"the weights in {path} do not fit {spec.target}",
-            where=spec.text,
-            why=_mismatch(problem),
-            fix="give the options the weights were trained with, for example num_classes=10",
-        ) from problem
-
-
-def _state_of(checkpoint: Any) -> dict[str, Tensor]:
-    """Training scripts put the state dict under a key, and `module.` before names when it ran in parallel."""
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    return {str(name).removeprefix("module."): value for name, value in checkpoint.items()}
-
-
-def _mismatch(problem: Exception) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return (lines[1] if len(lines) > 1 else lines[0] if lines else type(problem).__name__)[:300]
+def _load(module: nn.Module, weights: str, spec: specs.Spec, key: specs.Value | None) -> str:
+    return load_weights(module, _weights_file(weights, spec), spec.target, None if key is None else str(key))
 
 
 def _first_line(problem: Exception) -> str:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from autocompress.device.measure.statistics import Measurement
+from autocompress.problem.candidate import Option
 from autocompress.reporting.units import (
     COSTS,
     UNKNOWN,
     accuracy,
     cost,
+    cost_of,
     interval_ms,
     known,
+    less,
     milliseconds,
     percent,
     plain,
     points,
     quantity,
-    ratio,
     significant,
     size,
 )
+from autocompress.runs.certificate import Certificate
+from autocompress.runs.student import Student
 
 _KINDS = {
     "width": "share of the channels kept",
@@ -34,71 +40,97 @@ _KINDS = {
 }
 
 
-def student_card(spec: Mapping[str, Any], bench: Mapping[str, Any]) -> str:
-    """Markdown about a student, out of what `spec.json` and `bench.json` hold; see `campaign`."""
+_COUNTS: tuple[tuple[str, str, Callable[[float | None], str], str], ...] = (
+    ("peak_memory_bytes", "memory of activations and weights", size, "less"),
+    ("file_bytes", "file `model.onnx`", size, "smaller"),
+    ("packed_bytes", "weights, coded where `student.acz` is", size, "smaller"),
+    ("macs", "multiply-adds of one example", quantity, "fewer"),
+    ("parameters", "parameters", quantity, "fewer"),
+)
+"""(cost, what it is, how it is shown, the word for less of it)."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a student was made of, and what its images are normalised with."""
+
+    teacher: str
+    data: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    choices: Mapping[str, Option]
+
+    @classmethod
+    def from_json(cls, spec: Mapping[str, Any]) -> Origin:
+        """Return what a student's `spec.json` says of it. Raises KeyError where it lacks something."""
+        return cls(
+            spec["teacher"],
+            spec["data"],
+            spec["num_classes"],
+            tuple(spec["class_names"]),
+            tuple(spec["mean"]),
+            tuple(spec["std"]),
+            dict(spec["choices"]),
+        )
+
+
+def student_card(origin: Origin, certificate: Certificate) -> str:
+    """Return Markdown about a student: what it is, what was measured of it and how, and its limits."""
     sections = (
-        _introduction(spec, bench),
-        _budgets(bench),
-        _numbers(bench),
-        _loading(spec, bench),
-        _measurement(bench),
-        _decisions(spec),
-        _classes(spec),
-        _limitations(bench),
+        _introduction(origin, certificate.student),
+        _budgets(certificate),
+        _numbers(certificate),
+        _loading(origin, certificate),
+        _measurement(certificate),
+        _decisions(origin),
+        _classes(origin),
+        _limitations(certificate),
     )
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _introduction(spec: Mapping[str, Any], bench: Mapping[str, Any]) -> str:
-    student = bench["student"]
-    state = "certified" if student.get("certified") else "**not certified**: it breaks a budget"
+def _introduction(origin: Origin, student: Student) -> str:
+    state = "certified" if student.certified else "**not certified**: it breaks a budget"
     return (
-        f"# Student {_code(student['key'])}\n\n"
-        f"A compressed image classifier ({plain(spec.get('num_classes'))} classes), distilled from "
-        f"{_code(spec.get('teacher'))} on {_code(spec.get('data'))} by autocompress. It is {state}."
+        f"# Student {_code(student.key)}\n\n"
+        f"A compressed image classifier ({origin.num_classes} classes), distilled from "
+        f"{_code(origin.teacher)} on {_code(origin.data)} by autocompress. It is {state}."
     )
 
 
-def _budgets(bench: Mapping[str, Any]) -> str:
-    given = {name: limit for name, limit in (bench.get("limits") or {}).items() if known(limit)}
-    if not given:
-        return ""
+def _budgets(certificate: Certificate) -> str:
     rows = [
         (
-            COSTS.get(name, name),
+            COSTS[name],
             f"≤ {cost(name, limit)}",
-            _against_limit(name, bench["student"]),
-            "**broken**" if name in (bench.get("violated") or ()) else "kept",
+            _against_limit(name, certificate.student),
+            "**broken**" if name in certificate.violated else "kept",
         )
-        for name, limit in given.items()
+        for name, limit in certificate.limits.as_dict.items()
     ]
     return "## Budgets\n\n" + _table(("budget", "limit", "student", ""), rows)
 
 
-def _against_limit(name: str, student: Mapping[str, Any]) -> str:
-    text = cost(name, student.get(name))
-    if name != "latency_ms" or not student.get("latency_ms_ci95"):
+def _against_limit(name: str, student: Student) -> str:
+    text = cost(name, cost_of(student, name))
+    if name != "latency_ms":
         return text
-    return f"{text}, upper end of the interval {milliseconds(student['latency_ms_ci95'][1])}"
+    return f"{text}, upper end of the interval {milliseconds(student.latency_ms_ci95[1])}"
 
 
-def _numbers(bench: Mapping[str, Any]) -> str:
-    student, teacher = bench["student"], bench.get("teacher") or {}
+def _numbers(certificate: Certificate) -> str:
+    student, teacher = certificate.student, certificate.teacher
     rows = [
-        ("accuracy", accuracy(teacher), accuracy(student), f"{_points(student, teacher)} points"),
-        ("latency", _latency(teacher), _latency(student), _less("latency_ms", student, teacher, "faster")),
+        ("accuracy", accuracy(teacher), accuracy(student), f"{points(student, teacher)} points"),
+        ("latency", _latency(teacher), _latency(student), _less("latency_ms", certificate, "faster")),
     ]
-    for name, label, text, word in (
-        ("peak_memory_bytes", "memory of activations and weights", size, "less"),
-        ("file_bytes", "file `model.onnx`", size, "smaller"),
-        ("packed_bytes", "weights, coded where `student.acz` is", size, "smaller"),
-        ("macs", "multiply-adds of one example", quantity, "fewer"),
-        ("parameters", "parameters", quantity, "fewer"),
-    ):
-        rows.append(
-            (label, text(teacher.get(name)), text(student.get(name)), _less(name, student, teacher, word))
-        )
-    source = bench.get("accuracy_from", "validation")
+    rows += [
+        (label, text(cost_of(teacher, name)), text(cost_of(student, name)), _less(name, certificate, word))
+        for name, label, text, word in _COUNTS
+    ]
+    source = student.accuracy_from
     note = f"Accuracy is on {source} data, with its standard error"
     if source != "test":
         note += "; the search chose by the same data, so expect slightly less on new data"
@@ -106,26 +138,21 @@ def _numbers(bench: Mapping[str, Any]) -> str:
         "## Numbers\n\n"
         + _table(("", "teacher", "student", "difference"), rows)
         + f"\n\n{note}. Both were computed from the exported files by the runtime. Latency is of one run "
-        f"of batch {bench.get('batch', 1)}, with its 95 % interval. Memory is computed from the network."
+        f"of batch {certificate.batch}, with its 95 % interval. Memory is computed from the network."
     )
 
 
-def _points(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
-    return points(student.get("accuracy"), teacher.get("accuracy"))
+def _latency(model: Student) -> str:
+    return f"{milliseconds(model.latency_ms)} {interval_ms(model.latency_ms_ci95)}"
 
 
-def _latency(record: Mapping[str, Any]) -> str:
-    return f"{milliseconds(record.get('latency_ms'))} {interval_ms(record.get('latency_ms_ci95'))}"
-
-
-def _less(name: str, student: Mapping[str, Any], teacher: Mapping[str, Any], word: str) -> str:
-    times = ratio(teacher.get(name), student.get(name))
+def _less(name: str, certificate: Certificate, word: str) -> str:
+    times = less(certificate.teacher, certificate.student, name)
     return UNKNOWN if times == UNKNOWN else f"{times} {word}"
 
 
-def _loading(spec: Mapping[str, Any], bench: Mapping[str, Any]) -> str:
-    mean, std = list(spec.get("mean") or ()), list(spec.get("std") or ())
-    threads, batch = bench.get("threads", 1), bench.get("batch", 1)
+def _loading(origin: Origin, certificate: Certificate) -> str:
+    mean, std, batch = list(origin.mean), list(origin.std), certificate.batch
     return f"""## Use
 
 Images are float32 `(N, C, H, W)`, normalised per channel: `(x / 255 - mean) / std` for 8-bit pixels `x`, with
@@ -151,61 +178,66 @@ import onnxruntime
 mean = np.array({mean}, np.float32).reshape(1, -1, 1, 1)
 std = np.array({std}, np.float32).reshape(1, -1, 1, 1)
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = {threads}
+options.intra_op_num_threads = {certificate.threads}
 session = onnxruntime.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])
 name = session.get_inputs()[0].name
 scores = session.run(None, {{name: ((pixels / 255 - mean) / std).astype(np.float32)}})[0]  # N = {batch}
 ```"""
 
 
-def _measurement(bench: Mapping[str, Any]) -> str:
-    measured, parity = bench.get("measurement") or {}, bench.get("parity") or {}
-    device = bench.get("device") or {}
-    runtime = f"{bench.get('runtime', UNKNOWN)} {device.get('version', '')}".strip()
-    rows = [
-        ("runtime", runtime),
-        ("threads", plain(bench.get("threads"))),
-        ("batch", plain(bench.get("batch"))),
-    ]
-    if device.get("cpu"):
-        rows.append(("processor", plain(device["cpu"])))
-    rows += [
-        ("runs", plain(measured.get("runs"))),
-        ("blocks of runs", plain(len(measured.get("block_medians_ms") or ()) or None)),
-        ("median of block medians", milliseconds(measured.get("latency_ms"))),
-        ("95 % interval (bootstrap over blocks), ms", interval_ms(measured.get("latency_ms_ci95"))),
-        ("90th, 95th, 99th percentile", _percentiles(measured)),
-        ("spread of the block medians", percent(measured.get("spread"))),
-    ]
-    if known(measured.get("reference_drift")):
-        rows.append(("drift of the teacher, timed in between", percent(measured["reference_drift"])))
-    if parity:
-        rows += [
-            ("largest difference to the torch module, of the output range", _share(parity.get("max_error"))),
-            ("same best class as the torch module", percent(parity.get("agreement"), 1)),
-        ]
+def _measurement(certificate: Certificate) -> str:
+    measured = Measurement.from_json(dict(certificate.measurement))
     return (
         "## How it was measured\n\n"
         "In a fresh process, pinned, after a warm-up, in blocks of runs in random order. "
         "`autocompress bench` measures this folder again; `bench.json` holds every number.\n\n"
-        + _table(("", ""), rows)
+        + _table(("", ""), [*_device(certificate), *_timing(measured), *_parity(certificate.parity)])
     )
 
 
-def _percentiles(measured: Mapping[str, Any]) -> str:
-    return ", ".join(milliseconds(measured.get(f"p{percentile}_ms")) for percentile in (90, 95, 99))
+def _device(certificate: Certificate) -> list[tuple[str, str]]:
+    device = certificate.device
+    rows = [
+        ("runtime", f"{certificate.runtime} {device.get('version', '')}".strip()),
+        ("threads", str(certificate.threads)),
+        ("batch", str(certificate.batch)),
+    ]
+    return [*rows, ("processor", plain(device["cpu"]))] if device.get("cpu") else rows
 
 
-def _share(value: Any) -> str:
+def _timing(measured: Measurement) -> list[tuple[str, str]]:
+    percentiles = (measured.p90_ms, measured.p95_ms, measured.p99_ms)
+    rows = [
+        ("runs", str(measured.runs)),
+        ("blocks of runs", str(len(measured.block_medians_ms))),
+        ("median of block medians", milliseconds(measured.latency_ms)),
+        ("95 % interval (bootstrap over blocks), ms", interval_ms(measured.latency_ms_ci95)),
+        ("90th, 95th, 99th percentile", ", ".join(map(milliseconds, percentiles))),
+        ("spread of the block medians", percent(measured.spread)),
+    ]
+    if known(measured.reference_drift):
+        rows.append(("drift of the teacher, timed in between", percent(measured.reference_drift)))
+    return rows
+
+
+def _parity(parity: Mapping[str, float] | None) -> list[tuple[str, str]]:
+    if not parity:
+        return []
+    return [
+        ("largest difference to the torch module, of the output range", _share(parity["max_error"])),
+        ("same best class as the torch module", percent(parity["agreement"], 1)),
+    ]
+
+
+def _share(value: float) -> str:
     return f"{significant(100 * value, 2)} %" if known(value) else UNKNOWN
 
 
-def _decisions(spec: Mapping[str, Any]) -> str:
-    choices = spec.get("choices") or {}
-    if not choices:
+def _decisions(origin: Origin) -> str:
+    if not origin.choices:
         return "## Decisions\n\nEvery layer is as in the teacher."
     rows = []
-    for name, option in sorted(choices.items()):
+    for name, option in sorted(origin.choices.items()):
         kind, _, target = name.partition(":")
         rows.append((_code(target), _KINDS.get(kind, kind), plain(option)))
     return "## Decisions\n\nWhat is not listed is as in the teacher.\n\n" + _table(
@@ -213,8 +245,8 @@ def _decisions(spec: Mapping[str, Any]) -> str:
     )
 
 
-def _classes(spec: Mapping[str, Any]) -> str:
-    names = list(spec.get("class_names") or ())
+def _classes(origin: Origin) -> str:
+    names = origin.class_names
     if not names:
         return ""
     shown = ", ".join(f"{index} {_code(name)}" for index, name in enumerate(names[:20]))
@@ -222,11 +254,11 @@ def _classes(spec: Mapping[str, Any]) -> str:
     return f"## Classes\n\n{shown}{rest}"
 
 
-def _limitations(bench: Mapping[str, Any]) -> str:
-    threads = plain(bench.get("threads"))
+def _limitations(certificate: Certificate) -> str:
     return (
         "## Limits\n\n"
-        f"- Latency holds for the device above with {threads} thread(s); measure it again elsewhere.\n"
+        f"- Latency holds for the device above with {certificate.threads} thread(s); measure it again "
+        "elsewhere.\n"
         "- Memory is weights plus the activations alive at once, without the runtime's own.\n"
         "- It knows no more than its training data, and it inherits the teacher's mistakes. Its accuracy on "
         "other data, and on single classes, was not examined."
@@ -242,6 +274,6 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _code(value: Any) -> str:
-    """A name as code; nothing in it can end the code or the line."""
-    return "`" + " ".join(plain(value).replace("`", "'").split()) + "`"
+def _code(name: str) -> str:
+    """Return a name as code; nothing in it can end the code or the line."""
+    return "`" + " ".join(plain(name).replace("`", "'").split()) + "`"

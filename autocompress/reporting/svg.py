@@ -16,7 +16,7 @@ _BETWEEN = (0.2, 0.4, 0.6, 0.7, 0.85, 0.93, 0.96, 0.97)
 
 
 def element(tag: str, *children: str, **attributes: object) -> Markup:
-    """One element; `class_` is `class`, other underscores are dashes, numbers have two decimals."""
+    """Return an element; `class_` is `class`, other underscores are dashes, numbers have two decimals."""
     parts = [Markup("<{}").format(Markup(tag))]
     for name, value in attributes.items():
         text = f"{value:.2f}" if isinstance(value, float) else value
@@ -27,7 +27,7 @@ def element(tag: str, *children: str, **attributes: object) -> Markup:
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps a domain of values to pixels; `kind` is `linear`, `log`, or `error`.
+    """Map a domain of values to pixels; `kind` is `linear`, `log`, or `error`.
 
     `error` is for accuracies and spaces them by the logarithm of 1 − accuracy.
     """
@@ -40,7 +40,7 @@ class Scale:
 
     @classmethod
     def around(cls, values: Iterable[float], start: float, end: float, kind: str = "linear") -> Scale:
-        """A scale with all values inside and a little room; with no values from 0 to 1."""
+        """Return a scale with all values inside and a little room; with no values from 0 to 1."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return cls(0.0, 1.0, start, end)
@@ -55,7 +55,7 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, least_pixels: float = 56) -> list[float]:
-        """Round values inside the domain, no two closer than `least_pixels`."""
+        """Return round values inside the domain, no two closer than `least_pixels`."""
         count = max(2, int(abs(self.end - self.start) / least_pixels))
         if self.kind == "error":
             found = _thinned(
@@ -85,7 +85,7 @@ class Scale:
 
 
 def axis_kind(values: Sequence[float]) -> str:
-    """Logarithmic where the largest value is more than three times the smallest."""
+    """Return `log` where the largest value is more than three times the smallest, else `linear`."""
     positive = [value for value in values if value > 0]
     return "log" if positive and max(positive) > 3 * min(positive) else "linear"
 
@@ -99,7 +99,7 @@ def _steps(low: float, high: float, count: int) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """The roundest values first."""
+    """Return the values 1, 2, 5, … of each power of ten in between, the roundest first."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [
         round(factor * 10.0**exponent, 12)
@@ -111,7 +111,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _thinned(values: list[float], scale: Scale, least_pixels: float) -> list[float]:
-    """Those that have room beside the ones before them, in order of size."""
+    """Return those that have room beside the ones before them, in order of size."""
     kept: list[float] = []
     for value in values:
         if all(abs(scale(value) - scale(other)) >= least_pixels for other in kept):
@@ -133,6 +133,7 @@ class Plot:
     y_text: Callable[[float], str]
 
     def axes(self) -> list[Markup]:
+        """Draw the axes with their ticks, grid lines and labels."""
         left, right, top, bottom = self.x.start, self.x.end, self.y.end, self.y.start
         parts = []
         for value in self.y.ticks(34):
@@ -160,7 +161,7 @@ class Plot:
         return parts
 
     def drawing(self, title: str, description: str, marks: Iterable[str]) -> Markup:
-        """The whole SVG with a name and a description for screen readers."""
+        """Return the whole SVG with a name and a description for screen readers."""
         return element(
             "svg",
             *self.axes(),
@@ -172,7 +173,10 @@ class Plot:
 
 
 def mark(shape: str, x: float, y: float, radius: float, class_: str, tip: str = "") -> Markup:
-    """A symbol of the given shape with a hover text. Shapes differ, so colour is never needed to tell."""
+    """Draw a symbol of the given shape with a hover text.
+
+    Shapes differ, so colour is never needed to tell.
+    """
     inside = (element("title", tip),) if tip else ()
     if shape == "circle":
         return element("circle", *inside, cx=x, cy=y, r=radius, class_=class_)
@@ -190,6 +194,6 @@ def _outline(shape: str, x: float, y: float, r: float) -> str:
 
 
 def line(points: Sequence[tuple[float, float]], class_: str, tip: str = "") -> Markup:
-    """A line through pixel positions."""
+    """Draw a line through pixel positions."""
     path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)
     return element("path", *((element("title", tip),) if tip else ()), d=path, class_=class_)

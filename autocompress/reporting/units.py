@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from autocompress.problem.budgets import show
+from autocompress.problem.budgets import Limits, show
+from autocompress.problem.candidate import Cost
+from autocompress.runs.student import Student
 
 UNKNOWN = "–"
 COSTS = {
@@ -18,13 +20,22 @@ COSTS = {
 """The costs that a budget can limit, as they are called in tables."""
 
 
-def known(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a finite number."""
+def known(value: object) -> TypeGuard[float]:
+    """Return whether `value` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def significant(value: Any, digits: int = 3) -> str:
-    """The number with so many significant digits and without an exponent: `0.0432`, `1.50`, `1234`."""
+def cost_of(model: Student | Cost | None, name: str) -> float | None:
+    """Return a model's cost by its name; None where it is not known.
+
+    No model costs nothing: a cost of 0 was not recorded by the version that measured it.
+    """
+    value = getattr(model, name, None)
+    return value if known(value) and value > 0 else None
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Return the number with so many significant digits, without an exponent: `0.0432`, `1.50`, `1234`."""
     if not known(value):
         return UNKNOWN
     if value == 0:
@@ -33,29 +44,30 @@ def significant(value: Any, digits: int = 3) -> str:
     return f"{value:.{min(12, max(0, digits - 1 - magnitude))}f}"
 
 
-def milliseconds(value: Any) -> str:
+def milliseconds(value: float | None) -> str:
+    """Return a latency: `0.432 ms`."""
     return f"{significant(value)} ms" if known(value) else UNKNOWN
 
 
-def interval_ms(interval: Any) -> str:
-    """A 95 % interval: `[0.431, 0.437]`."""
+def interval_ms(interval: Sequence[float] | None) -> str:
+    """Return a 95 % interval: `[0.431, 0.437]`."""
     if not interval or len(interval) != 2:
         return UNKNOWN
     return f"[{significant(interval[0])}, {significant(interval[1])}]"
 
 
-def size(value: Any) -> str:
-    """Bytes in binary units: `318 KiB`."""
+def size(value: float | None) -> str:
+    """Return bytes in binary units: `318 KiB`."""
     return show("file_bytes", value) if known(value) else UNKNOWN
 
 
-def cost(name: str, value: Any) -> str:
-    """A cost by its name in `COSTS`, with its unit."""
+def cost(name: str, value: float | None) -> str:
+    """Return a cost, by its name in `COSTS`, with its unit."""
     return milliseconds(value) if name == "latency_ms" else size(value)
 
 
-def quantity(value: Any) -> str:
-    """A count: `950`, `12.3 k`, `41.1 M`."""
+def quantity(value: float | None) -> str:
+    """Return a count: `950`, `12.3 k`, `41.1 M`."""
     if not known(value):
         return UNKNOWN
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -64,41 +76,52 @@ def quantity(value: Any) -> str:
     return f"{value:g}"
 
 
-def percent(value: Any, digits: int = 2) -> str:
+def percent(value: float | None, digits: int = 2) -> str:
+    """Return a share in percent: `97.22 %`."""
     return f"{100 * value:.{digits}f} %" if known(value) else UNKNOWN
 
 
-def accuracy(record: Mapping[str, Any]) -> str:
-    """Accuracy with its standard error: `97.22 ± 0.87 %`."""
-    value, error = record.get("accuracy"), record.get("accuracy_std_err")
-    if not known(value):
+def accuracy(model: Student | None) -> str:
+    """Return a model's accuracy with its standard error: `97.22 ± 0.87 %`."""
+    if model is None or not known(model.accuracy):
         return UNKNOWN
-    return f"{100 * value:.2f} ± {100 * error:.2f} %" if known(error) else percent(value)
+    if not known(model.accuracy_std_err):
+        return percent(model.accuracy)
+    return f"{100 * model.accuracy:.2f} ± {100 * model.accuracy_std_err:.2f} %"
 
 
-def points(value: Any, teacher: Any) -> str:
-    """The difference to the teacher's accuracy in percentage points: `−0.28`."""
-    if not (known(value) and known(teacher)):
+def points(student: Student, teacher: Student | None) -> str:
+    """Return the difference to the teacher's accuracy in percentage points: `−0.28`."""
+    if teacher is None or not (known(student.accuracy) and known(teacher.accuracy)):
         return UNKNOWN
-    return f"{100 * (value - teacher):+.2f}".replace("-", "−")
+    return f"{100 * (student.accuracy - teacher.accuracy):+.2f}".replace("-", "−")
 
 
-def ratio(teacher: Any, value: Any) -> str:
-    """How many times less than the teacher: `3.4×`."""
+def ratio(teacher: float | None, value: float | None) -> str:
+    """Return how many times less than the teacher: `3.4×`."""
     if not (known(teacher) and known(value)) or value <= 0:
         return UNKNOWN
     return f"{significant(teacher / value, 2 if teacher / value < 100 else 3)}×"
 
 
-def limits(given: Mapping[str, Any]) -> str:
-    """`latency ≤ 2.00 ms, file size ≤ 300 KiB`; empty when nothing is limited."""
-    return ", ".join(
-        f"{label} ≤ {cost(name, given.get(name))}" for name, label in COSTS.items() if known(given.get(name))
-    )
+def less(teacher: Student | None, student: Student, name: str) -> str:
+    """Return how many times less of a cost a student has than the teacher: `3.4×`."""
+    return ratio(cost_of(teacher, name), cost_of(student, name))
+
+
+def limits(given: Limits | None) -> str:
+    """Return `latency ≤ 2.00 ms, file size ≤ 300 KiB`; nothing where nothing is limited."""
+    found = {} if given is None else given.as_dict
+    return ", ".join(f"{label} ≤ {cost(name, found[name])}" for name, label in COSTS.items() if name in found)
+
+
+def names(costs: Sequence[str], between: str = ", ") -> str:
+    """Return what costs are called in tables."""
+    return between.join(COSTS.get(name, name) for name in costs)
 
 
 def plain(value: Any) -> str:
-    """A recorded setting in one line."""
+    """Return a recorded setting in one line."""
     if value is None or value == "":
         return UNKNOWN
     if isinstance(value, bool):

@@ -30,7 +30,8 @@ class Student:
     validation_accuracy: float = 0.0
     run: str = ""
     packed_bytes: int = 0
-    accuracy_from: str = "validation"
+    accuracy_from: str = ""
+    """`test` or `validation`; nothing where the version that measured it did not record it."""
 
     @property
     def folder(self) -> Path:

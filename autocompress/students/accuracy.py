@@ -18,8 +18,6 @@ from autocompress.problem.splits import Batch, Split
 from autocompress.problem.teacher import eval_mode
 from autocompress.students.training.precision import (
     CPU,
-    DeviceName,
-    Precision,
     autocast,
     device_named,
     layout_for,
@@ -27,6 +25,7 @@ from autocompress.students.training.precision import (
     uses_bfloat16,
     without_tf32,
 )
+from autocompress.students.training.settings import DeviceName, Precision
 
 EVALUATION_BATCH = 256
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from autocompress.graph.module import GraphModule, build
@@ -12,12 +12,14 @@ from autocompress.problem.candidate import Candidate, Option, Site
 from autocompress.problem.data import Data
 from autocompress.students.accuracy import Evaluation, evaluate, recalibrate_batch_norms
 from autocompress.students.calibration.compensation import KeptChannels, compensate, refit_step
+from autocompress.students.calibration.layer_inputs import CALIBRATION_BATCH
 from autocompress.students.calibration.quantization import quantized
 from autocompress.students.calibration.weight_statistics import evidence
 from autocompress.students.training.blockwise import Part, learned
 from autocompress.students.training.constraints import held
 from autocompress.students.training.distill import Distilled, distil
-from autocompress.students.training.precision import DeviceName, device_named, placed
+from autocompress.students.training.precision import device_named, placed
+from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.sparsification import METHODS, Thinner
 from autocompress.students.training.teacher_cache import TeacherOutputs
 from autocompress.transforms.apply import Saliency, apply, dense, kept_channels, thinnings_of
@@ -34,22 +36,21 @@ from autocompress.transforms.families.sparsity import (
 )
 from autocompress.transforms.sites import BoundSpace
 
-CALIBRATION_BATCH = 128
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
 class Workshop:
-    """Everything that students are made from. One per process; the teacher's outputs are shared."""
+    """Hold everything that students are made from. One per process; the teacher's outputs are shared.
+
+    `settings` is how they are trained, but for the epochs, which each training has of its own.
+    """
 
     bound: BoundSpace
     weights: Weights
     data: Data
     saliency: Saliency
-    seed: int = 0
-    batch_size: int = 128
-    learning_rate: float | None = None
-    train_on: DeviceName = "auto"
+    settings: DistillSettings = field(default_factory=DistillSettings)
     teacher: GraphModule = field(init=False)
     outputs: TeacherOutputs = field(init=False)
     _learned: dict[tuple[str, Option], Weights] = field(init=False, default_factory=dict)
@@ -123,7 +124,9 @@ class Workshop:
                 part = Part(block.source, block.add)
             else:
                 part = Part(self.bound.network.by_name[site.target].inputs[0], site.target)
-            found = learned(network, weights, part, self.teacher, self.data.calibration, seed=self.seed)
+            found = learned(
+                network, weights, part, self.teacher, self.data.calibration, seed=self.settings.seed
+            )
             self._learned[site.name, option] = found or {}
         return self._learned[site.name, option]
 
@@ -133,7 +136,6 @@ class Workshop:
         epochs: float,
         progress: Progress | None = None,
         stop: Callable[[], bool] | None = None,
-        learning_rate: float | None = None,
         part: int = 0,
         thinnings: Mapping[str, Thinning] | None = None,
     ) -> Distilled | None:
@@ -144,7 +146,7 @@ class Workshop:
         """
         if epochs <= 0:
             return None
-        with placed(module, device_named(self.train_on)), held(module):
+        with placed(module, device_named(self.settings.train_on)), held(module):
             thinners = _thinners(module, thinnings or {})
 
             def report(done: int, total: int, loss: float) -> None:
@@ -153,18 +155,8 @@ class Workshop:
                 if progress is not None:
                     progress("distil", done, total)
 
-            run = distil(
-                module,
-                self.outputs,
-                self.data,
-                epochs=epochs,
-                batch_size=self.batch_size,
-                learning_rate=learning_rate or self.learning_rate,
-                train_on=self.train_on,
-                seed=self.seed + part,
-                progress=report,
-                stop=stop,
-            )
+            settings = replace(self.settings, epochs=epochs, seed=self.settings.seed + part)
+            run = distil(module, self.outputs, self.data, settings, progress=report, stop=stop)
             for thinner in thinners:
                 thinner.settle()
             return run
@@ -191,7 +183,7 @@ class Workshop:
 
     def validated(self, module: GraphModule) -> Evaluation:
         """Accuracy on validation data, computed where students are trained."""
-        return evaluate(module, self.data.validation, on=self.train_on)
+        return evaluate(module, self.data.validation, on=self.settings.train_on)
 
     def gone_on(self, candidate: Candidate, weights: Weights) -> GraphModule:
         """The student as an earlier training left it. Raises KeyError for the weights of another one."""

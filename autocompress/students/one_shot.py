@@ -30,14 +30,17 @@ from autocompress.students.accuracy import Evaluation
 from autocompress.students.calibration.activation_ranges import Range, range_of
 from autocompress.students.calibration.compensation import (
     KeptChannels,
-    batch_that_fits,
     changed_layers,
     changed_values,
     fit_layer,
     is_normalised,
-    layer_outputs,
 )
-from autocompress.students.calibration.layer_inputs import solvable_layers
+from autocompress.students.calibration.layer_inputs import (
+    Values,
+    batch_that_fits,
+    layer_outputs,
+    solvable_layers,
+)
 from autocompress.students.prefix_cache import PREFIX_BYTES, Kept, PrefixCache, cuts, keys
 from autocompress.students.racing import Correct, paired, unpaired
 from autocompress.students.training.precision import layout_for
@@ -199,7 +202,7 @@ class OneShot:
             known = {cut: f"{digests[cut]} {number}" for cut in places}
             found = self.cache.longest(places, known) if places else None
             with torch.inference_mode():
-                start, values = (0, dict[str, Any]()) if found is None else found[:2]
+                start, values = (0, Values()) if found is None else found[:2]
                 if found is None:
                     values[INPUT] = student.rounded_input(images.contiguous(memory_format=layout))
                 for index, _ in student.steps(values, start, keep={network.output}):
@@ -237,7 +240,7 @@ class OneShot:
             _take_over(module, earlier.weights)
         used = {name for node in network.nodes[:start] for name in node.params}
 
-        def prepare(node: Node, at_hand: dict[str, Any]) -> None:
+        def prepare(node: Node, at_hand: Values) -> None:
             module.training = node.name in changed  # Asked by batch norms, which are no submodules.
             if node.name in layers:
                 fit_layer(module, node, at_hand, self._targets[node.name], kept, limit=self._rows)

@@ -11,7 +11,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -68,7 +67,7 @@ class PrefixCache:
         cuts: Mapping[int, str],
         keys: Mapping[int, str],
         serves: Callable[[int, Kept], bool] = lambda _cut, _kept: True,
-    ) -> tuple[int, dict[str, Any], Kept] | None:
+    ) -> tuple[int, dict[str, Tensor], Kept] | None:
         """The last cut at which a value is kept that `serves`: number of the node to go on from, the values
         to go on with, and what was kept."""
         for cut in sorted(cuts, reverse=True):

@@ -9,29 +9,64 @@ from __future__ import annotations
 
 import base64
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from autocompress.errors import InputError
 from autocompress.export.student_folder import write_folder
-from autocompress.graph.network import from_json, to_json
+from autocompress.graph.network import Network, from_json, to_json
 from autocompress.problem.candidate import Candidate
-from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import Space, space_of
-from autocompress.problem.splits import Normalisation, Split, TensorSplit
 from autocompress.problem.teacher import Preprocessing
 from autocompress.runs.tasks import Arrays, Ask, Evaluate, Executor, Factory, Result, Stage, Stop, Task, Tell
 from autocompress.students.builder import Workshop
-from autocompress.students.evaluator import Evaluator, discard
+from autocompress.students.checkpoints import discard
+from autocompress.students.evaluator import Evaluator
+from autocompress.students.packed_data import DataSpec, Groups, PackedData, is_in_memory, packed
+from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.sites import bind
 
-_SPLITS = ("train", "validation", "calibration")
+_TARGET = "autocompress.students.remote:make"
+_SALIENCY = "saliency "
+"""Begins the names of the groups of arrays that hold importances, by method."""
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteConfig:
+    """Say how an evaluator is made, but for its arrays. `batch` is that of the exported files."""
+
+    network: Network
+    space: Space
+    folder: Path
+    settings: DistillSettings
+    batch: int
+    data: PackedData | DataSpec
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RemoteConfig:
+        """Return the configuration that `to_json` made `data` of."""
+        return cls(
+            network=from_json(data["network"]),
+            space=space_of(data["space"]),
+            folder=Path(data["folder"]),
+            settings=DistillSettings.from_json(data["settings"]),
+            batch=int(data["batch"]),
+            data=PackedData.from_json(data["data"]) if "data" in data else DataSpec.from_json(data),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration for another process."""
+        values = self.data.to_json()
+        return {
+            "network": to_json(self.network),
+            "space": self.space.to_json(),
+            "folder": str(self.folder),
+            "settings": self.settings.to_json(),
+            "batch": self.batch,
+            **({"data": values} if isinstance(self.data, PackedData) else values),
+        }
 
 
 def remote_evaluator(
@@ -43,53 +78,48 @@ def remote_evaluator(
     data_spec: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Factory:
-    """Makes evaluators like `Evaluator(workshop, folder, batch)` in other processes.
+    """Return what makes evaluators like `Evaluator(workshop, folder, batch)` in other processes.
 
     `data_spec` and `preprocessing` say how to read the data again where its images stay on disk.
     Raises InputError for such data without a spec.
     """
-    arrays: dict[str, Mapping[str, Any]] = {"weights": workshop.weights}
-    arrays |= {f"saliency {method}": values for method, values in workshop.saliency.items()}
-    config = {
-        "network": to_json(workshop.bound.network),
-        "space": space.to_json(),
-        "folder": str(folder.resolve()),
-        "seed": workshop.seed,
-        "batch_size": workshop.batch_size,
-        "learning_rate": workshop.learning_rate,
-        "train_on": workshop.train_on,
-        "batch": batch,
-    }
-    if all(isinstance(getattr(workshop.data, name), TensorSplit) for name in _SPLITS):
-        config["data"], found = _packed(workshop.data)
-        return Factory("autocompress.students.remote:make", config, arrays | found)
-    if data_spec is None:
+    data, images = _travelling(workshop, data_spec, preprocessing or Preprocessing())
+    importances = {f"{_SALIENCY}{method}": values for method, values in workshop.saliency.items()}
+    config = RemoteConfig(workshop.bound.network, space, folder.resolve(), workshop.settings, batch, data)
+    return Factory(_TARGET, config.to_json(), {"weights": workshop.weights, **importances, **images})
+
+
+def _travelling(
+    workshop: Workshop, spec: str | None, preprocessing: Preprocessing
+) -> tuple[PackedData | DataSpec, Groups]:
+    """Return how the data is described to others, and its arrays."""
+    if is_in_memory(workshop.data):
+        return packed(workshop.data)
+    if spec is None:
         raise InputError(
             "workers cannot be given datasets of this process that are not held in memory",
             fix="give the data as a spec string, such as file.py:callable, or use workers=0",
         )
-    config["spec"] = data_spec
-    config["preprocessing"] = vars(preprocessing or Preprocessing())
-    return Factory("autocompress.students.remote:make", config, arrays)
+    data = workshop.data
+    return DataSpec(spec, preprocessing, data.num_classes, tuple(data.class_names)), {}
 
 
 def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
-    """The evaluator of a worker process, from what `remote_evaluator` packed."""
-    prefix = "saliency "
+    """Return the evaluator of a worker process, from what `remote_evaluator` packed."""
+    known = RemoteConfig.from_json(config)
+    saliency = {
+        name.removeprefix(_SALIENCY): values for name, values in arrays.items() if name.startswith(_SALIENCY)
+    }
     workshop = Workshop(
-        bind(space_of(config["space"]), from_json(config["network"])),
+        bind(known.space, known.network),
         dict(arrays["weights"]),
-        _unpacked(config["data"], arrays) if "data" in config else _read(config),
-        {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)},
-        seed=int(config["seed"]),
-        batch_size=int(config["batch_size"]),
-        learning_rate=config["learning_rate"],
-        train_on=config["train_on"],
+        known.data.open(arrays),
+        saliency,
+        known.settings,
     )
-    folder = Path(config["folder"])
-    if folder.parent.is_dir():
-        return Evaluator(workshop, folder, int(config["batch"]))
-    return _Sending(Evaluator(workshop, Path(tempfile.mkdtemp(prefix="ac-")), int(config["batch"])))
+    if known.folder.parent.is_dir():
+        return Evaluator(workshop, known.folder, known.batch)
+    return _Sending(Evaluator(workshop, Path(tempfile.mkdtemp(prefix="ac-")), known.batch))
 
 
 @dataclass
@@ -134,73 +164,3 @@ class Receiving:
         key, files = values.pop("student"), values.pop("files")
         write_folder(self.folder / key, {name: base64.b64decode(files[name]) for name in files})
         return replace(result, values=values)
-
-
-def _read(config: Mapping[str, Any]) -> Data:
-    hints: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in config["preprocessing"].items()
-    }
-    return load_data(config["spec"], 0, preprocessing=Preprocessing(**hints))
-
-
-def _packed(data: Data) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
-    """Data in memory without its test split; images that several splits share are packed once."""
-    description: dict[str, Any] = {
-        "name": data.name,
-        "num_classes": data.num_classes,
-        "input_shape": data.input_shape,
-        "mean": data.mean,
-        "std": data.std,
-        "splits": {},
-    }
-    images: dict[str, Any] = {}
-    labels: dict[str, Any] = {}
-    positions: dict[str, Any] = {}
-    for name in _SPLITS:
-        split: TensorSplit = getattr(data, name)
-        store = str(split.images.data_ptr())
-        images[store], labels[store] = split.images.numpy(), split.image_labels.numpy()
-        if split.positions is not None:
-            positions[name] = split.positions.numpy()
-        description["splits"][name] = {
-            "store": store,
-            "mean": split.normalise.mean,
-            "std": split.normalise.std,
-            "augmentation": split.augmentation,
-        }
-    return description, {"images": images, "labels": labels, "positions": positions}
-
-
-def _unpacked(description: Mapping[str, Any], arrays: Arrays) -> Data:
-    known: dict[str, tuple[Tensor, Tensor]] = {
-        store: (_tensor(arrays["images"][store]), _tensor(arrays["labels"][store]))
-        for store in arrays["images"]
-    }
-
-    def split(name: str) -> Split:
-        found, positions = description["splits"][name], arrays["positions"].get(name)
-        return TensorSplit(
-            *known[found["store"]],
-            Normalisation(tuple(found["mean"]), tuple(found["std"])),
-            found["augmentation"],
-            None if positions is None else _tensor(positions),
-        )
-
-    return Data(
-        name=description["name"],
-        num_classes=description["num_classes"],
-        input_shape=tuple(description["input_shape"]),
-        mean=tuple(description["mean"]),
-        std=tuple(description["std"]),
-        train=split("train"),
-        validation=split("validation"),
-        calibration=split("calibration"),
-    )
-
-
-def _tensor(array: Any) -> Tensor:
-    """A view of memory that other processes share, and nobody writes to."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)

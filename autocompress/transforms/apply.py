@@ -12,10 +12,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 from autocompress.graph.network import INPUT, Network, Weights
-from autocompress.problem.candidate import Candidate, Option
+from autocompress.problem.candidate import (
+    Candidate,
+    Option,
+    RankSettings,
+    SparsitySettings,
+    WidthSettings,
+    settings_of,
+)
 from autocompress.transforms.families import compact, depth, low_rank, merge, prune, quantize, structured
 from autocompress.transforms.families.fold import fold_batch_norms
-from autocompress.transforms.families.quantize import NOT_NEGATIVE, plan, with_ranges
+from autocompress.transforms.families.quantize import makes_not_negative, plan, with_ranges
 from autocompress.transforms.families.sparsity import Evidence, Thinning, marked, thinned
 from autocompress.transforms.sites import BoundSpace
 
@@ -26,7 +33,6 @@ element, or of each output channel; under `MOMENTS`, layer → second moments of
 
 MOMENTS = "moments"
 
-_NOT_NEGATIVE = NOT_NEGATIVE | {"hardtanh"}
 CHAIN_SUFFIXES = (
     *("reduce", "core", "depthwise", "left", "right"),
     *("primary", "cheap", "squeeze", "point", "spread", "up", "down"),
@@ -75,7 +81,7 @@ def thinnings_of(bound: BoundSpace, network: Network, candidate: Candidate) -> d
     for site in bound.of_kind("sparsity"):
         keep = canonical.get(site)
         if keep != site.default:
-            thinning = Thinning(keep, str(site.settings["method"]))
+            thinning = Thinning(keep, settings_of(site, SparsitySettings).method)
             found.update(dict.fromkeys(_parts(network, site.target), thinning))
     return found
 
@@ -120,6 +126,12 @@ def rounded(network: Network, planned: frozenset[str], input_from_zero: bool = F
     return with_ranges(network, ranges, planned)
 
 
+def deployed_network(bound: BoundSpace, candidate: Candidate) -> Network:
+    """Return the network that a candidate is shipped as, for what needs no weights."""
+    network, _ = apply(bound, None, candidate)
+    return deployed(network)[0]
+
+
 def _placeholders(network: Network, planned: frozenset[str]) -> dict[str, tuple[float, float]]:
     """A range for each value of the plan, unlike those of other values as calibration will find them:
     equal ones would share their bytes in an exported file. A relu leaves what is positive as it is."""
@@ -127,7 +139,7 @@ def _placeholders(network: Network, planned: frozenset[str]) -> dict[str, tuple[
     for index, value in enumerate(name for name in (INPUT, *network.by_name) if name in planned):
         node = network.by_name.get(value)
         place = index * 0.618 % 1.0
-        not_negative = node is not None and node.op in _NOT_NEGATIVE
+        not_negative = node is not None and makes_not_negative(node)
         ranges[value] = (0.0 if not_negative else -0.5 - place, 1.0 + place / 2)
         if node is not None and node.op == "relu" and ranges.get(node.inputs[0], (-1.0, 0.0))[0] == 0:
             ranges[value] = ranges[node.inputs[0]]
@@ -143,10 +155,10 @@ def _widths(
 def _keep_mask(bound: BoundSpace, candidate: Candidate, saliency: Saliency | None) -> prune.Keep:
     counts, importances = {}, {}
     for site in bound.of_kind("width"):
-        size, round_to = site.settings["size"], site.settings["round_to"]
-        counts[site.target] = prune.kept_count(size, float(candidate.get(site)), round_to)
-        if saliency is not None and counts[site.target] < size:
-            importances[site.target] = saliency[site.settings["importance"]]
+        width = settings_of(site, WidthSettings)
+        counts[site.target] = prune.kept_count(width.size, float(candidate.get(site)), width.round_to)
+        if saliency is not None and counts[site.target] < width.size:
+            importances[site.target] = saliency[width.importance]
     return prune.keep_mask(bound.coupling, counts, importances if saliency is not None else None)
 
 
@@ -186,12 +198,11 @@ def _ranks(
         keep, layer = candidate.get(site), site.target
         if keep == "full" or layer not in network.by_name or layer in separated or layer in turned:
             continue
-        second = None
-        if mask is not None and site.settings["data_aware"] and layer in moments:
+        second, rank = None, settings_of(site, RankSettings)
+        if mask is not None and rank.data_aware and layer in moments:
             second = prune.kept_moments(bound.coupling, layer, moments[layer], mask)
-        settings = site.settings
         network, weights = low_rank.factorize(
-            network, weights, layer, float(keep), settings["round_to"], settings["method"], second
+            network, weights, layer, float(keep), rank.round_to, rank.method, second
         )
     return network, weights
 

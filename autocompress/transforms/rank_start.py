@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Weights
-from autocompress.problem.candidate import Candidate, Option
+from autocompress.problem.candidate import Candidate, Option, RankSettings, settings_of
 from autocompress.transforms.arrays import factors
 from autocompress.transforms.sites import BoundSpace
 
@@ -33,7 +33,7 @@ def rank_start(bound: BoundSpace, weights: Weights, rule: str = "vbmf") -> Candi
     choices: dict[str, Option] = {}
     for site in bound.of_kind("rank"):
         weight = weights[bound.network.by_name[site.target].params[0]]
-        wanted = needed_share(weight, str(site.settings["method"]), rule)
+        wanted = needed_share(weight, settings_of(site, RankSettings).method, rule)
         enough = [option for option in site.options if option != site.default and float(option) >= wanted]
         choices[site.name] = min(enough, key=float, default=site.default)
     return bound.canonical(Candidate.of(choices))

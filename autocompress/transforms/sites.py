@@ -18,7 +18,19 @@ from autocompress.graph.coupling import Coupling, Group, couple
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import XNOR, Network, Node, Param, Ref, grid_form
 from autocompress.graph.replace_layer import conv_args
-from autocompress.problem.candidate import BITS, PACKED_KINDS, Candidate, Option, Site
+from autocompress.problem.candidate import (
+    BITS,
+    PACKED_KINDS,
+    Candidate,
+    MergeSettings,
+    Option,
+    RankSettings,
+    Site,
+    SiteSettings,
+    SparsitySettings,
+    WidthSettings,
+    settings_of,
+)
 from autocompress.problem.space import LayerRule, Space
 from autocompress.problem.space_rules import NONE, Quantize, density_of, n_of_m
 from autocompress.transforms.families import compact, low_rank, structured
@@ -169,7 +181,7 @@ class BoundSpace:
         """Layers that leave → those that take them in, where both are still as they were."""
         other = gone.union(*(layers for _, layers in compacted.values()))
         chosen = [self.by_name[name] for name, option in candidate.choices if option == merging.MERGE]
-        pairs = {site.target: str(site.settings["into"]) for site in chosen}
+        pairs = {site.target: settings_of(site, MergeSettings).into for site in chosen}
         return {first: into for first, into in pairs.items() if not {first, into} & other}
 
     def _is_moot(self, site: Site, gone: set[str], compacted: Mapping[str, tuple[Option, set[str]]]) -> bool:
@@ -233,7 +245,7 @@ class _Binder:
         options: dict[int, float] = {group.size: 1.0}
         for keep in sorted(rule.width.keep, reverse=True):
             options.setdefault(kept_count(group.size, keep, round_to), keep)
-        settings = {"importance": rule.width.importance, "round_to": round_to, "size": group.size}
+        settings = WidthSettings(rule.width.importance, round_to, group.size)
         return _site(name, "width", group.name, sorted(options.values()), 1.0, group.layers, settings)
 
     def block(self, block: Block) -> Site:
@@ -260,7 +272,7 @@ class _Binder:
                 reasons.append(f"it has no dense k×k convolution that can become {kind}")
         if len(options) == 1:
             return _locked(name, "block", block.name, "keep", block.layers, "; ".join(reasons))
-        return _site(name, "block", block.name, options, "keep", block.layers, {})
+        return _site(name, "block", block.name, options, "keep", block.layers)
 
     def _locked_layers(self, block: Block) -> list[str]:
         """Layers of the block that the space locks: whatever replaces the block would change them."""
@@ -290,7 +302,7 @@ class _Binder:
                 options.append(keep)
         if not options:
             return _locked(name, "rank", node.name, "full", (node.name,), "no rank offered has fewer weights")
-        settings = {"method": method, "round_to": round_to, "data_aware": rule.rank.data_aware}
+        settings = RankSettings(method, round_to, rule.rank.data_aware)
         return _site(name, "rank", node.name, [*options, "full"], "full", (node.name,), settings)
 
     def structure(self, node: Node) -> Site | None:
@@ -314,7 +326,7 @@ class _Binder:
         if locked:
             return _locked(name, "structure", target, structured.DENSE, layers, locked)
         options: list[Option] = [*sorted(fewest, key=fewest.__getitem__), structured.DENSE]
-        return _site(name, "structure", target, options, structured.DENSE, layers, {})
+        return _site(name, "structure", target, options, structured.DENSE, layers)
 
     def bits(self, node: Node) -> Site:
         name = f"bits:{node.name}"
@@ -333,7 +345,7 @@ class _Binder:
             if len(options) == 1:
                 return _locked(name, "bits", node.name, 32, (node.name,), f"xnor alone is offered, and {why}")
             self.dropped.append((name, XNOR, why))
-        return _site(name, "bits", node.name, options, 32, (node.name,), {})
+        return _site(name, "bits", node.name, options, 32, (node.name,))
 
     def merge(self, node: Node) -> Site | None:
         """None where no rule asks for it."""
@@ -347,7 +359,7 @@ class _Binder:
             locked = self._lock_reason(self.network.by_name[found.second])
         if locked or isinstance(found, str):
             return _locked(name, "merge", node.name, merging.KEEP, layers, locked)
-        settings = {"into": found.second, "activation": found.activation}
+        settings = MergeSettings(found.second, found.activation)
         options: list[Option] = [merging.MERGE, merging.KEEP]
         return _site(name, "merge", node.name, options, merging.KEEP, layers, settings)
 
@@ -366,7 +378,7 @@ class _Binder:
             locked = f"it reads {inputs} inputs, fewer than the pattern is long"
         if locked:
             return _locked(name, "sparsity", node.name, 1.0, layers, locked)
-        settings = {"method": rule.sparsity.method}
+        settings = SparsitySettings(rule.sparsity.method)
         return _site(name, "sparsity", node.name, sorted(options, key=density_of), 1.0, layers, settings)
 
     def codebook(self, node: Node) -> Site | None:
@@ -384,7 +396,7 @@ class _Binder:
             locked = f"it has {weights} weights, too few to share values"
         if locked:
             return _locked(name, "codebook", node.name, NONE, layers, locked)
-        return _site(name, "codebook", node.name, options, NONE, layers, {})
+        return _site(name, "codebook", node.name, options, NONE, layers)
 
     def _layer_rule(self, node: Node) -> LayerRule | None:
         if not isinstance(node.args[1], Param):
@@ -427,7 +439,7 @@ def _site(
     options: Sequence[Option],
     default: Option,
     layers: tuple[str, ...],
-    settings: Mapping[str, object],
+    settings: SiteSettings | None = None,
 ) -> Site:
     locked = "the rule leaves one choice" if len(options) == 1 else ""
     return Site(name, kind, target, tuple(options), default, layers, locked, settings)

@@ -1,8 +1,7 @@
-"""What a runtime makes of a section: its operations and the memory of its values, sizes apart.
+"""What a runtime makes of sections: their operations and the memory of their values, sizes apart.
 
-Both come out of the functions that price a whole network; here they are told how the section's input lies.
-They are worked out once for pieces of some form; what the operations take for pieces of some sizes is another
-matter (`rows`).
+Both come out of the functions that price a whole network; here they are told how the sections' input lies.
+They are worked out once for pieces of some forms, on pieces of these forms whose sizes do not matter.
 """
 
 from __future__ import annotations
@@ -10,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
-from autocompress.cost.cache import Cache
-from autocompress.cost.compiled.pieces import Version
-from autocompress.cost.compiled.rows import Cut, Operator, Slot
-from autocompress.cost.compiled.sections import Skeleton
-from autocompress.cost.fused_graph import Crossing, Operation, Section
-from autocompress.cost.kernels import CONVERSIONS
+from autocompress.cost.compiled.pieces import NEVER_CLOSES, Version
+from autocompress.cost.compiled.rows import Made, Slot
+from autocompress.cost.compiled.sections import Skeleton, Uncuttable
+from autocompress.cost.fused_graph import Crossing, Operation, Section, is_number
 from autocompress.cost.layouts import Layouts, section_operations
 from autocompress.cost.memory import alive_values
 from autocompress.graph.network import INPUT, Network, Node, redirect
+from autocompress.graph.operations import LAYERS
 from autocompress.transforms.apply import rounded
 from autocompress.transforms.families.quantize import plan, reads_integers
 
@@ -27,19 +26,18 @@ Carried = tuple[tuple[int, str, int], ...]
 """Values of other pieces that are alive meanwhile: the piece, the name there, bytes a number."""
 
 
-@dataclass(frozen=True)
-class Ends:
-    """What a section's surroundings decide. `before` and `behind` say whether its input and its output are
-    rounded, `follows` whether what reads its output works on integers; None where nothing does."""
+class Ends(NamedTuple):
+    """Whether the input and the output of sections are rounded, and whether what reads the output works on
+    integers; None where nothing does."""
 
     before: bool
     behind: bool
     follows: bool | None
 
 
-@dataclass(frozen=True, eq=False)
-class Lowered:
-    """For each piece its slot and what is alive beside it; and how the section leaves its output."""
+class Lowered(NamedTuple):
+    """For each piece what is made of it, and for each of its slot's `cuts` what else is alive then; and how
+    the output is left."""
 
     slots: tuple[Slot, ...]
     carried: tuple[tuple[Carried, ...], ...]
@@ -48,10 +46,132 @@ class Lowered:
 
 @dataclass(eq=False)
 class Form:
-    """Sections joined into one, by the forms of their pieces. `network` has the sizes of those that came
-    first."""
+    """Sections in a row, joined into one, by the forms of their pieces.
+
+    `network` has the sizes of those that came first. `names` tell for each piece under which name the values
+    lie here that the piece reads under a name of its own.
+    """
 
     network: Network
     piece_of: dict[str, int]
     names: tuple[dict[str, str], ...]
-    ...
+    rounds: dict[Ends, Ends] = field(default_factory=dict)
+    lowered: dict[tuple[Ends, Crossing | None], Lowered] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sections: Sequence[tuple[Skeleton, Sequence[Version]]]) -> Form:
+        """Join sections, all of which have pieces."""
+        nodes: list[Node] = []
+        params, piece_of, found = {}, {}, []
+        value, shape = INPUT, ()
+        for skeleton, versions in sections:
+            here = {old: new for version in versions for old, new in version.renamed.items()}
+            here[INPUT] = value
+            new_names = {**skeleton.aliases, skeleton.section.entry: INPUT}
+            for version in versions:
+                names = {}
+                for name in version.reads:
+                    new_name = new_names.get(name, name)
+                    names[name] = here.get(new_name, new_name)
+                    if names[name] == INPUT:
+                        shape = version.network.shape_of(name)
+                nodes += redirect(version.nodes, names)
+                params.update(version.network.params)
+                piece_of.update((node.name, len(found)) for node in version.nodes)
+                found.append(names)
+            value = here.get(skeleton.output, skeleton.output)
+        return cls(Network(shape, tuple(nodes), value, params), piece_of, tuple(found))
+
+    @cached_property
+    def opens(self) -> bool:
+        """Whether nothing before depends on what reads the input: it is a layer, or not alone."""
+        users = (self.network.by_name[name] for name in self.network.users[INPUT])
+        readers = [node for node in users if not is_number(node)]
+        return len(readers) > 1 or all(node.op in LAYERS for node in readers)
+
+    @cached_property
+    def closes(self) -> bool:
+        """Whether nothing behind depends on what computes the output."""
+        return self.network.by_name[self.network.output].op not in NEVER_CLOSES
+
+    @cached_property
+    def reads_integers(self) -> bool:
+        """Whether something that reads the input works on integers where it can."""
+        return reads_integers(self.network, INPUT)
+
+    def round(self, ends: Ends) -> Ends:
+        """Return the ends with those rounded that have to be, given that these are."""
+        planned = self._planned(ends)
+        found = Ends(INPUT in planned, self.network.output in planned, ends.follows)
+        self.rounds[ends] = found
+        return found
+
+    def _planned(self, ends: Ends) -> frozenset[str]:
+        known = {INPUT} if ends.before else set[str]()
+        return plan(
+            self.network, frozenset({*known, self.network.output} if ends.behind else known), ends.follows
+        )
+
+    def lower(self, ends: Ends, entry: Crossing | None, layouts: Layouts, slots: dict[Slot, Slot]) -> Lowered:
+        """Return what is made of the pieces, between such ends, of an input that lies so (None: the whole
+        network's); equal slots are one of `slots`."""
+        planned = self._planned(ends)
+        network = rounded(self.network, planned, entry is not None and entry.from_zero)
+        operations, leaves = section_operations(network, layouts, Section(entry, ends.follows is None))
+        made: list[list[Made]] = [[] for _ in self.names]
+        for operation in operations:
+            piece, one = self._made(operation)
+            made[piece].append(one)
+        cuts: list[dict[Carried, list[tuple[str, ...]]]] = [{} for _ in self.names]
+        for value, alive in alive_values(network):
+            piece = self._holder(value)
+            own = self._own_names[piece]
+            carried = tuple(
+                (self._holder(other), self._own_name(other), 1 if other in planned else 4)
+                for other in alive
+                if other not in own
+            )
+            cuts[piece].setdefault(carried, []).append(tuple(own[other] for other in alive if other in own))
+        found = []
+        for operations_of, cuts_of, own in zip(made, cuts, self._own_names, strict=True):
+            is_rounded = frozenset(name for value, name in own.items() if value in planned)
+            slot = Slot(tuple(operations_of), is_rounded, tuple(map(tuple, cuts_of.values())))
+            found.append(slots.setdefault(slot, slot))
+        lowered = Lowered(tuple(found), tuple(map(tuple, cuts)), leaves)
+        self.lowered[ends, entry] = lowered
+        return lowered
+
+    @cached_property
+    def _own_names(self) -> tuple[dict[str, str], ...]:
+        """For each piece, the values that it computes or reads → their names there."""
+        found: list[dict[str, str]] = [{here: own for own, here in names.items()} for names in self.names]
+        for name, piece in self.piece_of.items():
+            found[piece][name] = name
+        return tuple(found)
+
+    def _holder(self, value: str) -> int:
+        """Return the piece that computes a value, or the first that reads the input."""
+        if value != INPUT:
+            return self.piece_of[value]
+        return next(piece for piece, own in enumerate(self._own_names) if INPUT in own)
+
+    def _own_name(self, value: str) -> str:
+        return self._own_names[self._holder(value)][value]
+
+    def _made(self, operation: Operation) -> tuple[int, Made]:
+        value = operation.nodes[0] if operation.node is None else operation.node.name
+        shape = self.network.shape_of(value)
+        if operation.shape != shape:
+            raise Uncuttable(f"{operation.kind} of {value} works on another shape")
+        piece = self._holder(value)
+        own = self._own_names[piece]
+        return piece, Made(
+            operation.kind,
+            operation.precision,
+            own[value],
+            operation.node is None,
+            tuple(own[name] for name in operation.nodes if name in own),
+            operation.activation,
+            operation.layout,
+            operation.adds,
+        )

@@ -13,11 +13,10 @@ from operator import itemgetter
 from typing import Any
 
 from autocompress.cost.cache import Cache
-from autocompress.cost.fused_graph import CONVOLUTIONS, LAYERS, RESHAPES
 from autocompress.cost.kernels import elements
 from autocompress.cost.layouts import layout_of_convolution
 from autocompress.graph.network import INPUT, Network, Node, Param
-from autocompress.graph.operations import POINTWISE
+from autocompress.graph.operations import CONVOLUTIONS, LAYERS, MOVES, POINTWISE, VIEWS
 from autocompress.problem.candidate import Candidate, Option
 from autocompress.transforms.apply import apply
 from autocompress.transforms.families.fold import fold_batch_norms
@@ -37,15 +36,14 @@ _SIZELESS = (
 )
 """Become the same operations whatever their sizes are."""
 
-_FREE_RESHAPES = RESHAPES - {"squeeze.dim"}
+_FREE_VIEWS = VIEWS - {"squeeze.dim"}
 _ADDITIONS = frozenset({"add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor"})
 _POOLS = frozenset({"mean.dim", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"})
-_OPENS = LAYERS | RESHAPES | {"permute", "transpose.int"}
-"""What may be the only reader of a section's input: nothing before it changes on its account."""
-
-NEVER_CLOSES = RESHAPES | frozenset(
-    "getitem expand permute slice.Tensor slice pad constant_pad_nd".split()
-)
+NEVER_CLOSES = frozenset(op for op in MOVES | VIEWS if op != "max_pool2d") | {
+    "getitem",
+    "to.dtype",
+    "dropout",
+}
 """What must not compute a section's output: it shares memory, is left out, or changes with its reader."""
 
 
@@ -61,15 +59,10 @@ class Version:
     """Where the value of a node of the teacher is found that folding took away."""
 
     @cached_property
-    def opens(self) -> bool:
-        """Whether what reads values from outside may be the only reader of a section's input."""
-        outside = {node.name for node in self.network.nodes if node.op == READ} | {INPUT}
-        return all(node.op in _OPENS for node in self.nodes if outside.intersection(node.inputs))
-
-    @cached_property
-    def closes(self) -> bool:
-        """Whether its last value may be what a section computes."""
-        return self.nodes[-1].op not in NEVER_CLOSES
+    def reads(self) -> tuple[str, ...]:
+        """The values that it reads from outside."""
+        inside = {node.name for node in self.nodes}
+        return tuple(dict.fromkeys(name for node in self.nodes for name in node.inputs if name not in inside))
 
     @cached_property
     def elements(self) -> dict[str, int]:
@@ -119,11 +112,12 @@ class Piece:
         if node.op in CONVOLUTIONS and isinstance(node.args[1], Param):
             out, into = network.params[node.args[1].name].shape[:2]
             groups = int(node.args[6]) if len(node.args) > 6 else 1
-            layout = layout_of_convolution(out, into, groups, self.block) if self.block else ""
+            in_floats = self.block and node.bits != 8
+            layout = layout_of_convolution(out, into, groups, self.block) if in_floats else ""
             return (*form, node.args[:6], layout)
         if node.op in _SIZELESS:
             return (*form, node.args)
-        if node.op in _FREE_RESHAPES:
+        if node.op in _FREE_VIEWS:
             return (*form, node.inputs)
         if node.op in _ADDITIONS:
             return (*form, node.args, len({node.shape, *shapes}) == 1)

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from autocompress.cost.cache import Cache
 from autocompress.cost.compiled.pieces import NEVER_CLOSES, Piece, alone
-from autocompress.cost.fused_graph import LAYERS, is_number
+from autocompress.cost.fused_graph import is_number
 from autocompress.graph.blocks import Block
 from autocompress.graph.coupling_rules import axes_in
-from autocompress.graph.network import INPUT, Network, Node, redirect
+from autocompress.graph.network import INPUT, XNOR, Network, Node, redirect
+from autocompress.graph.operations import LAYERS
 from autocompress.problem.candidate import Option, Site
 from autocompress.transforms.apply import CHAIN_SUFFIXES
 from autocompress.transforms.families import depth
 from autocompress.transforms.sites import BoundSpace
 
 DROP = "drop"
+MOST_FORMS = 20_000
+"""Of a section."""
+
+_PADS = frozenset({"pad", "constant_pad_nd"})
+"""Convolutions may add the zeros themselves."""
 
 
 class Uncuttable(Exception):
@@ -37,8 +45,8 @@ class Skeleton:
     pieces: tuple[Piece, ...]
     aliases: Mapping[str, str]
     output: str
-    sole_reader: int | None
-    """The piece that alone reads what comes in; None for several."""
+    forms: Cache[tuple[int, ...], Any] = field(default_factory=lambda: Cache(MOST_FORMS))
+    """What `lowering` made of the section by the forms of its pieces."""
 
 
 @dataclass(eq=False)
@@ -73,21 +81,21 @@ class Section:
             aliases.update((old, new) for old, new in zip(before, node.inputs, strict=True) if old != new)
         if {name for piece in pieces for name in piece.names} != network.by_name.keys():
             raise Uncuttable
-        readers = [node.name for node in network.nodes if INPUT in node.inputs and node.shape != ()]
-        positions = [at for at, piece in enumerate(pieces) if set(readers) & set(piece.names)]
-        sole = positions[0] if len(readers) == 1 else None
-        return Skeleton(self, pieces, aliases, network.output, sole)
+        return Skeleton(self, pieces, aliases, network.output)
 
 
 def cut(bound: BoundSpace, float_block: int) -> tuple[Section, ...]:
     """Return the sections of a network under a space. Raises Uncuttable."""
     network = bound.network
+    _check_space(bound)
     _check_names(network)
     sites, forms, entry = _Sites(bound), dict[object, int](), INPUT
     sections = []
     for names in _stretches(network):
         blocks = sites.droppable(names)
-        pieces = tuple(sites.piece(part, float_block, forms) for part in _parts(network, names, blocks, sites))
+        pieces = tuple(
+            sites.piece(part, float_block, forms) for part in _parts(network, names, blocks, sites)
+        )
         sections.append(Section(_section_network(network, names, entry), entry, pieces, blocks))
         entry = names[-1]
     if sum(len(section.blocks) for section in sections) != len(sites.droppable(tuple(network.by_name))):
@@ -134,10 +142,11 @@ def _parts(
     part: list[str] = []
     for name in names:
         node = network.by_name[name]
-        follows = bool(part) and part[-1] in node.inputs and node.op not in LAYERS
-        if follows and sites.of(name) <= sites.of(*part) and _around(blocks, name) == _around(blocks, part[-1]):
-            part.append(name)
-            continue
+        if part and part[-1] in node.inputs:
+            same = sites.of(name) <= sites.of(*part) and _around(blocks, name) == _around(blocks, part[-1])
+            if network.by_name[part[-1]].op in _PADS if node.op in LAYERS else same:
+                part.append(name)
+                continue
         if part:
             yield tuple(part)
         part = [name]
@@ -202,6 +211,15 @@ class _Sites:
         block = self.bound.blocks[site.target]
         layers = tuple(layer for layer in block.layers if layer in names)
         return replace(block, layers=layers, nodes=frozenset(), add=layers[0])
+
+
+def _check_space(bound: BoundSpace) -> None:
+    """Raise Uncuttable where a choice at one layer may change what another one reads."""
+    if bound.of_kind("merge") or any(XNOR in site.options for site in bound.free):
+        raise Uncuttable("a layer may merge with another, or its input become binary")
+    chosen = [bound.blocks[site.target] for site in bound.of_kind("block")]
+    if any(one.add in other.nodes for one in chosen for other in chosen):
+        raise Uncuttable("blocks nest")
 
 
 def _check_names(network: Network) -> None:

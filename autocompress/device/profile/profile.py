@@ -14,13 +14,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress import files
 from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.latency_table import LatencyTable
@@ -220,23 +218,3 @@ def _content(fit: Fit) -> list[Any]:
     """A fit's numbers in a fixed order."""
     values = [getattr(fit, each.name) for each in fields(fit)]
     return [sorted(value.items()) if isinstance(value, Mapping) else value for value in values]
-
-
-def load_profile(name_or_path: str | Path) -> DeviceProfile:
-    """The profile of a shipped name or of a folder. Raises ProfileError naming file and line or key."""
-    from autocompress.device.profile_files.store import read_profile
-
-    return read_profile(profile_folder(name_or_path))
-
-
-def profile_folder(name_or_path: str | Path) -> Path:
-    """The folder of a profile, or its `profile.yaml`. Raises ProfileError."""
-    path = files.find("hardware_profiles", name_or_path)
-    if path is None:
-        known = files.names("hardware_profiles")
-        raise ProfileError(
-            f"there is no device profile {str(name_or_path)!r}",
-            why="it is neither a folder nor the name of a profile that ships with autocompress",
-            fix=f"make one with: autocompress profile. Shipped: {', '.join(known) or 'none'}",
-        )
-    return path.parent if path.is_file() else path

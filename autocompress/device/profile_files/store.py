@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from autocompress import files
 from autocompress.cost.layouts import Layouts
 from autocompress.cost.model import file_features_count
 from autocompress.device.profile.latency_table import LatencyTable, Row
@@ -26,6 +27,8 @@ __all__ = [
     "MOST_BYTES",
     "PROFILE",
     "VALIDATION",
+    "load_profile",
+    "profile_folder",
     "read_profile",
     "write_profile",
     "write_validation",
@@ -280,3 +283,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list, set)):
         return [_plain(item) for item in value]
     return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def load_profile(name_or_path: str | Path) -> DeviceProfile:
+    """Return the profile of a shipped name or of a folder. Raises ProfileError naming file, line or key."""
+    return read_profile(profile_folder(name_or_path))
+
+
+def profile_folder(name_or_path: str | Path) -> Path:
+    """Return the folder of a profile, or its `profile.yaml`. Raises ProfileError."""
+    path = files.find("hardware_profiles", name_or_path)
+    if path is None:
+        known = files.names("hardware_profiles")
+        raise ProfileError(
+            f"there is no device profile {str(name_or_path)!r}",
+            why="it is neither a folder nor the name of a profile that ships with autocompress",
+            fix=f"make one with: autocompress profile. Shipped: {', '.join(known) or 'none'}",
+        )
+    return path.parent if path.is_file() else path

@@ -12,18 +12,27 @@ will have: rounded, and changed by the layers before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from autocompress.graph.module import WEIGHT_LEVELS, GraphModule, fake_quantize_weight
-from autocompress.graph.network import GRID_BITS, Node, Param
+from autocompress.graph.levels import LEAST_SCALE, WEIGHT_LEVELS
+from autocompress.graph.module import GraphModule, fake_quantize_weight
+from autocompress.graph.network import GRID_BITS, Node
 from autocompress.graph.replace_layer import groups_of
-from autocompress.graph.straight_through import LEAST_STEP, on_grid
+from autocompress.graph.straight_through import on_grid
 from autocompress.problem.splits import Split
-from autocompress.students.calibration.compensation import batch_that_fits
-from autocompress.students.calibration.layer_inputs import input_rows, places, solvable_layers, visited
+from autocompress.students.calibration.layer_inputs import (
+    Values,
+    batch_that_fits,
+    bias_tensor,
+    layer_outputs,
+    layer_rows,
+    matrices,
+    product,
+    solvable_layers,
+    visited,
+)
 
 ROWS = 4096
 STEPS = 500
@@ -54,19 +63,20 @@ def fit_rounding(
     if not layers or not (adaptive or biases):
         return
     images, _ = next(iter(examples.batches(batch_that_fits(network, reference.source_network))))
-    targets = _outputs(reference, layers, images, rows, means=not adaptive)
+    # The mean of the rows is enough for the mean of what a layer computes.
+    targets = layer_outputs(reference, layers, images, rows, weight=_rounded, means=not adaptive)
 
-    def fit(node: Node, values: dict[str, Any]) -> None:
+    def fit(node: Node, values: Values) -> None:
         if node.name not in targets:
             return
-        inputs = _inputs(student, node, values, rows, means=not adaptive)
-        target = targets.pop(node.name)
-        bias = student.tensor_named(node.args[2].name) if _has_bias(node) else None
+        inputs = layer_rows(student, node, values[node.inputs[0]].float(), rows)
+        inputs = inputs if adaptive else inputs.mean(0, keepdim=True)
+        target, bias = targets.pop(node.name), bias_tensor(student, node)
         if adaptive:
             _adapt(student, node, inputs, target if bias is None else target - bias)
         if biases and bias is not None:
-            used = _matrices(_rounded(student, node), groups_of(node))
-            bias += (target - _product(inputs, used)).mean(0) - bias
+            used = matrices(_rounded(student, node), groups_of(node))
+            bias += (target - product(inputs, used)).mean(0) - bias
 
     visited(student, [images], fit)
 
@@ -75,52 +85,12 @@ def _is_rounded(student: GraphModule, node: Node) -> bool:
     return node.bits == 8 and student.source_network.quantizer_of(node.inputs[0]) is not None
 
 
-def _has_bias(node: Node) -> bool:
-    return len(node.args) > 2 and isinstance(node.args[2], Param)
-
-
-def _inputs(module: GraphModule, node: Node, values: dict[str, Any], rows: int, means: bool) -> Tensor:
-    """What the layer multiplies at sampled places, `(rows, groups, fan_in)`; their mean alone, as one row, is
-    enough for the mean of what it computes."""
-    value = values[node.args[0].node].float()
-    shape = tuple(module.tensor_named(node.args[1].name).shape)
-    found = input_rows(node, value, shape, places(node, value, rows))
-    return found.mean(0, keepdim=True) if means else found
-
-
-def _outputs(
-    module: GraphModule, layers: list[Node], images: Tensor, rows: int, means: bool
-) -> dict[str, Tensor]:
-    """What the layers compute for `_inputs`: `(rows, channels)`."""
-    wanted = {node.name for node in layers}
-    found: dict[str, Tensor] = {}
-
-    def record(node: Node, values: dict[str, Any]) -> None:
-        if node.name in wanted:
-            inputs = _inputs(module, node, values, rows, means)
-            product = _product(inputs, _matrices(_rounded(module, node), groups_of(node)))
-            bias = module.tensor_named(node.args[2].name) if _has_bias(node) else 0
-            found[node.name] = product + bias
-
-    visited(module, [images], record)
-    return found
-
-
 def _rounded(module: GraphModule, node: Node) -> Tensor:
     """The weight as the layer uses it in this module."""
     weight = module.tensor_named(node.args[1].name)
     if node.grid is not None:
         return on_grid(weight, module.tensor_named(node.grid.step), node.grid.form)
     return fake_quantize_weight(weight) if _is_rounded(module, node) else weight
-
-
-def _matrices(weight: Tensor, groups: int) -> Tensor:
-    return weight.reshape(groups, len(weight) // groups, -1)
-
-
-def _product(inputs: Tensor, matrices: Tensor) -> Tensor:
-    """`(rows, groups, fan_in)` times `(groups, out, fan_in)` is `(rows, groups · out)`."""
-    return torch.einsum("rgi,goi->rgo", inputs, matrices).reshape(len(inputs), -1)
 
 
 @dataclass(frozen=True)
@@ -138,12 +108,12 @@ class _Lattice:
 
 def _lattice(student: GraphModule, node: Node, flat: Tensor) -> _Lattice | None:
     if node.grid is None:
-        scale = (flat.abs().amax(1, keepdim=True) / WEIGHT_LEVELS).clamp_min(LEAST_STEP)
+        scale = (flat.abs().amax(1, keepdim=True) / WEIGHT_LEVELS).clamp_min(LEAST_SCALE)
         return _Lattice(scale, 0.0, -WEIGHT_LEVELS, WEIGHT_LEVELS)
     if node.grid.form == "ternary":
         return None
     half = 2 ** (GRID_BITS[node.grid.form] - 1)
-    steps = student.tensor_named(node.grid.step).detach().clamp_min(LEAST_STEP)[:, None]
+    steps = student.tensor_named(node.grid.step).detach().clamp_min(LEAST_SCALE)[:, None]
     return _Lattice(2 * steps, 0.5, -half, half - 1)
 
 
@@ -182,8 +152,8 @@ class _Error:
         self._power = outputs.square().mean(1)
 
     def __call__(self, weight: Tensor) -> Tensor:
-        matrices = _matrices(weight, len(self._gram))
-        squares = (matrices @ self._gram * matrices).sum(-1) - 2 * (matrices * self._cross).sum(-1)
+        own = matrices(weight, len(self._gram))
+        squares = (own @ self._gram * own).sum(-1) - 2 * (own * self._cross).sum(-1)
         return (squares + self._power).flatten().clamp_min(0)
 
 

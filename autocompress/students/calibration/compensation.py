@@ -10,8 +10,7 @@ the step of least error, so every layer is fitted to the network as it will be.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -19,17 +18,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.graph.module import GraphModule
-from autocompress.graph.network import BINARIZE, Network, Node, Param
-from autocompress.graph.replace_layer import groups_of
+from autocompress.graph.network import BINARIZE, Network, Node
+from autocompress.graph.replace_layer import channel_axis, groups_of
 from autocompress.graph.straight_through import best_binary_step
 from autocompress.problem.splits import Split
-from autocompress.students.calibration.layer_inputs import input_rows, places, solvable_layers, visited
+from autocompress.students.calibration.layer_inputs import (
+    Values,
+    batch_that_fits,
+    bias_tensor,
+    layer_outputs,
+    layer_rows,
+    matrices,
+    product,
+    solvable_layers,
+    weight_of,
+)
 from autocompress.transforms.families.low_bit import fit_steps
 
 ROWS = 8192
 RIDGE = 0.1
 SINGLE_RIDGE = 0.01
-LARGEST_VALUE_BYTES = 2**28
 
 KeptChannels = Mapping[str, NDArray[np.bool_]]
 """Layer → which of the teacher's output channels the student has; without an entry all of them."""
@@ -57,7 +65,7 @@ def compensate(
     images, _ = next(iter(examples.batches(batch_that_fits(network, reference))))
     targets = layer_outputs(teacher, layers, images, rows)
 
-    def fit(node: Node, values: dict[str, Any]) -> None:
+    def fit(node: Node, values: Values) -> None:
         if node.op == BINARIZE:
             student.tensor_named(node.params[0]).fill_(best_binary_step(values[node.inputs[0]]))
         if node.name in targets:
@@ -109,7 +117,7 @@ def changed_values(network: Network, reference: Network) -> frozenset[str]:
 
 
 def _outputs_match(node: Node, old: Node, kept: KeptChannels) -> bool:
-    axis = _channel_axis(node)
+    axis = channel_axis(node)
     if (node.op == "linear") != (old.op == "linear") or len(node.shape) != len(old.shape):
         return False
     count = int(kept[node.name].sum()) if node.name in kept else old.shape[axis]
@@ -118,66 +126,10 @@ def _outputs_match(node: Node, old: Node, kept: KeptChannels) -> bool:
     return count == node.shape[axis] and rest == old_rest
 
 
-def _channel_axis(node: Node) -> int:
-    return -1 if node.op == "linear" else 1
-
-
-def batch_that_fits(*networks: Network) -> int:
-    """How many examples the largest value of the networks leaves room for: 256 MiB of float32."""
-    sizes = (
-        4 * int(np.prod(node.shape))
-        for network in networks
-        for node in network.nodes
-        if node.shape and not isinstance(node.shape[0], tuple)
-    )
-    return max(1, LARGEST_VALUE_BYTES // max(sizes, default=1))
-
-
-def layer_outputs(
-    teacher: GraphModule, layers: Iterable[Node], images: Tensor, limit: int = ROWS
-) -> dict[str, Tensor]:
-    """What the teacher computes in these layers, at up to `limit` sampled places: `(rows, channels)`."""
-    wanted = {node.name for node in layers}
-    found: dict[str, Tensor] = {}
-
-    def record(node: Node, values: dict[str, Any]) -> None:
-        if node.name in wanted:
-            weight, bias = _parameters(teacher, node)
-            rows = _rows(teacher.source_network, node, values[node.args[0].node], limit)
-            found[node.name] = _product(rows, _matrices(weight, groups_of(node))) + (
-                0 if bias is None else bias
-            )
-
-    visited(teacher, [images], record)
-    return found
-
-
-def _rows(network: Network, node: Node, value: Tensor, limit: int) -> Tensor:
-    shape = network.params[node.args[1].name].shape  # type: ignore[union-attr]
-    return input_rows(node, value, shape, places(node, value, limit))
-
-
-def _product(rows: Tensor, matrices: Tensor) -> Tensor:
-    """`(rows, groups, fan_in)` times `(groups, out, fan_in)` is `(rows, groups · out)`."""
-    return torch.einsum("rgi,goi->rgo", rows, matrices).reshape(len(rows), -1)
-
-
-def _matrices(weight: Tensor, groups: int) -> Tensor:
-    return weight.reshape(groups, len(weight) // groups, -1)
-
-
-def _parameters(module: GraphModule, node: Node) -> tuple[Tensor, Tensor | None]:
-    bias = node.args[2] if len(node.args) > 2 else None
-    return (
-        module.tensor_named(node.args[1].name),
-        module.tensor_named(bias.name) if isinstance(bias, Param) else None,
-    )
-
-
 def fit_layer(
     student: GraphModule,
     node: Node,
-    values: Mapping[str, Any],
+    values: Values,
     target: Tensor,
     kept: KeptChannels,
     ridge: float = RIDGE,
@@ -188,11 +140,11 @@ def fit_layer(
     `values` holds the input that the layer has in the student, for the images of the target.
     """
     network, groups = student.source_network, groups_of(node)
-    weight, bias = _parameters(student, node)
-    rows = _rows(network, node, values[node.args[0].node], limit)
+    weight, bias = weight_of(student, node), bias_tensor(student, node)
+    rows = layer_rows(student, node, values[node.inputs[0]], limit)
     keep = kept.get(node.name)
     target = target if keep is None else target[:, torch.from_numpy(keep)]
-    error = target - _product(rows, _matrices(weight, groups)) - (0 if bias is None else bias)
+    error = target - product(rows, matrices(weight, groups)) - (0 if bias is None else bias)
     free_mean = bias is not None or is_normalised(network, node)
     row_mean, error_mean = rows.mean(0), error.mean(0)
     if free_mean:
@@ -201,7 +153,7 @@ def fit_layer(
     weight += change.reshape(weight.shape)
     refit_step(student, node)
     if bias is not None:
-        bias += error_mean - _product(row_mean[None], change)[0]
+        bias += error_mean - product(row_mean[None], change)[0]
 
 
 def refit_step(module: GraphModule, node: Node) -> None:

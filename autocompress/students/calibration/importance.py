@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from autocompress.graph.module import GraphModule
 from autocompress.graph.network import Node, Param, Weights
+from autocompress.graph.replace_layer import channel_axis
 from autocompress.problem.splits import Batch
 from autocompress.problem.teacher import eval_mode
 
@@ -137,7 +138,7 @@ def output_curvature(
     `(1, 1)`. Zero for a layer that no output depends on.
     """
     wanted = {node.name: node for node in layers}
-    sizes = {name: node.shape[_channel_axis(node)] for name, node in wanted.items()}
+    sizes = {name: node.shape[channel_axis(node)] for name, node in wanted.items()}
     shapes = {name: size if size <= largest else 1 for name, size in sizes.items()}
     totals = {name: np.zeros((size, size)) for name, size in shapes.items()}
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +166,7 @@ def _add_curvature(
         for name, gradient in zip(values, gradients, strict=True):
             if gradient is None:
                 continue
-            rows = gradient.movedim(_channel_axis(wanted[name]), -1).flatten(0, -2)
+            rows = gradient.movedim(channel_axis(wanted[name]), -1).flatten(0, -2)
             if len(totals[name]) == rows.shape[1]:
                 totals[name] += (rows.mT @ rows).double().cpu().numpy()
             else:
@@ -185,10 +186,6 @@ def _with_values(
     if module.source_network.output in names:
         held[module.source_network.output] = outputs
     return outputs, held
-
-
-def _channel_axis(node: Node) -> int:
-    return -1 if node.op == "linear" else 1
 
 
 def _batch_norm_scales(module: nn.Module) -> frozenset[str]:

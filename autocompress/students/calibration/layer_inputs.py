@@ -19,10 +19,18 @@ from torch.nn import functional
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.module import GraphModule
 from autocompress.graph.network import Network, Node, Param, Ref
-from autocompress.graph.replace_layer import conv_args
+from autocompress.graph.replace_layer import bias_of, conv_args, groups_of
+
+CALIBRATION_BATCH = 128
+"""Images in a batch of calibration data."""
 
 LARGEST_FAN_IN = 8192
 """Above this the matrices of a layer are not formed: 8192² doubles are half a GiB."""
+
+LARGEST_VALUE_BYTES = 2**28
+
+Values = dict[str, Any]
+"""What the nodes of a network computed, by their names: tensors, and tuples of them."""
 
 
 def solvable_layers(network: Network) -> tuple[Node, ...]:
@@ -82,6 +90,72 @@ def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -
     return (padding[1], padding[1], padding[0], padding[0])
 
 
+def layer_rows(module: GraphModule, node: Node, value: Tensor, limit: int) -> Tensor:
+    """Return what a layer multiplies at up to `limit` places of `value`: `(rows, groups, fan_in)`."""
+    shape = tuple(weight_of(module, node).shape)
+    return input_rows(node, value, shape, places(node, value, limit))
+
+
+def weight_of(module: GraphModule, node: Node) -> Tensor:
+    """Return the weight of a layer as the module keeps it."""
+    return module.tensor_named(node.args[1].name)
+
+
+def bias_tensor(module: GraphModule, node: Node) -> Tensor | None:
+    """Return the bias of a layer; None where it has none that is a parameter."""
+    bias = bias_of(node)
+    return module.tensor_named(bias.name) if isinstance(bias, Param) else None
+
+
+def matrices(weight: Tensor, groups: int) -> Tensor:
+    """Return a layer's weight as `(groups, out, fan_in)`."""
+    return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def product(rows: Tensor, matrices: Tensor) -> Tensor:
+    """Return rows `(rows, groups, fan_in)` times matrices `(groups, out, fan_in)`: `(rows, groups · out)`."""
+    return torch.einsum("rgi,goi->rgo", rows, matrices).reshape(len(rows), -1)
+
+
+def layer_outputs(
+    module: GraphModule,
+    layers: Iterable[Node],
+    images: Tensor,
+    limit: int,
+    *,
+    weight: Callable[[GraphModule, Node], Tensor] = weight_of,
+    means: bool = False,
+) -> dict[str, Tensor]:
+    """Return what these layers compute at up to `limit` sampled places: `{layer: (rows, channels)}`.
+
+    `weight` gives the weight as a layer uses it. With `means` there is one row, the mean over the places.
+    """
+    wanted = {node.name for node in layers}
+    found: dict[str, Tensor] = {}
+
+    def record(node: Node, values: Values) -> None:
+        if node.name in wanted:
+            rows = layer_rows(module, node, values[node.inputs[0]].float(), limit)
+            rows = rows.mean(0, keepdim=True) if means else rows
+            bias = bias_tensor(module, node)
+            outputs = product(rows, matrices(weight(module, node), groups_of(node)))
+            found[node.name] = outputs if bias is None else outputs + bias
+
+    visited(module, [images], record)
+    return found
+
+
+def batch_that_fits(*networks: Network) -> int:
+    """Return how many examples the largest value of the networks leaves room for: 256 MiB of float32."""
+    sizes = (
+        4 * int(np.prod(node.shape))
+        for network in networks
+        for node in network.nodes
+        if node.shape and not isinstance(node.shape[0], tuple)
+    )
+    return max(1, LARGEST_VALUE_BYTES // max(sizes, default=1))
+
+
 @dataclass(frozen=True)
 class Moments:
     """Of a layer's input rows: `second` is the mean of row · rowᵀ, `(groups, fan_in, fan_in)` float64."""
@@ -102,7 +176,7 @@ def collect_moments(
     totals: dict[str, Tensor] = {}
     counts = dict.fromkeys(wanted, 0)
 
-    def add(node: Node, values: dict[str, Any]) -> None:
+    def add(node: Node, values: Values) -> None:
         if node.name not in wanted:
             return
         value = values[node.args[0].node]
@@ -116,9 +190,7 @@ def collect_moments(
     return {name: Moments((totals[name] / counts[name]).cpu().numpy(), counts[name]) for name in wanted}
 
 
-def visited(
-    module: GraphModule, images: Iterable[Tensor], visit: Callable[[Node, dict[str, Any]], None]
-) -> None:
+def visited(module: GraphModule, images: Iterable[Tensor], visit: Callable[[Node, Values], None]) -> None:
     """Runs the module in eval mode on every batch of images, with `visit` before each node."""
     before = module.training
     module.eval()

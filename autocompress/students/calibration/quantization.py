@@ -15,10 +15,9 @@ from autocompress.problem.splits import Batch, Split
 from autocompress.problem.teacher import eval_mode
 from autocompress.students.calibration.activation_ranges import Method, observe, ranges_of
 from autocompress.students.calibration.adaround import fit_rounding
+from autocompress.students.calibration.layer_inputs import CALIBRATION_BATCH
 from autocompress.transforms.families.equalise import equalised
 from autocompress.transforms.families.quantize import plan, with_ranges
-
-BATCH = 128
 
 
 def quantized(
@@ -44,7 +43,7 @@ def quantized(
         weights = equalised(network, weights)
     rounded = build(network, weights)
     reference = reference or rounded
-    batches = list(examples.batches(BATCH))
+    batches = list(examples.batches(CALIBRATION_BATCH))
     methods = get_args(Method) if settings.ranges == "auto" else (settings.ranges,)
     seen = observe(rounded, values, batches)
     binary = {

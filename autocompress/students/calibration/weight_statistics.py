@@ -7,19 +7,17 @@ from collections.abc import Mapping
 from autocompress.graph.module import GraphModule
 from autocompress.problem.splits import Split
 from autocompress.students.calibration.importance import saliency
-from autocompress.students.calibration.layer_inputs import collect_moments, solvable_layers
+from autocompress.students.calibration.layer_inputs import CALIBRATION_BATCH, collect_moments, solvable_layers
 from autocompress.transforms.families.sparsity import Evidence, Thinning
-
-BATCH = 128
 
 
 def evidence(module: GraphModule, examples: Split, thinnings: Mapping[str, Thinning]) -> Evidence:
     """What the methods of these layers need to know of `module`, and no more, on the examples."""
     methods = {thinning.method for thinning in thinnings.values()}
-    scores = saliency(module, examples.batches(BATCH), "obd") if "obd" in methods else {}
+    scores = saliency(module, examples.batches(CALIBRATION_BATCH), "obd") if "obd" in methods else {}
     wanted = {name for name, thinning in thinnings.items() if thinning.method == "obs"}
     nodes = [node for node in solvable_layers(module.source_network) if node.name in wanted]
     if not nodes:
         return Evidence(scores, {})
-    moments = collect_moments(module, nodes, (images for images, _ in examples.batches(BATCH)))
+    moments = collect_moments(module, nodes, (images for images, _ in examples.batches(CALIBRATION_BATCH)))
     return Evidence(scores, {name: one.second for name, one in moments.items()})

@@ -7,7 +7,7 @@ and decay included, and zeros get none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from autocompress.graph.module import GraphModule
-from autocompress.transforms.arrays.masks import global_masks, gradual_density
 
 
 class Held:
@@ -108,35 +107,3 @@ def _pooled(flat: Tensor, roots: Tensor, fixed: Tensor) -> Callable[[Tensor], Te
         return (sums / scale)[index].reshape(gradient.shape).masked_fill(zero, 0.0)
 
     return pooled
-
-
-class GradualPruning:
-    """Prunes more and more while a student trains: give it to `distil` as `progress`.
-
-    Magnitudes are compared over all `names` together. Density falls from 1 to `density` over the share
-    `until` of the steps (Zhu and Gupta 2017, arXiv:1710.01878), by new masks every `every` steps.
-    Between them pruned weights are set to zero again after each step; one whose gradients would make it
-    larger than a kept one comes back with the next masks (Guo et al. 2016, arXiv:1608.04493).
-    """
-
-    def __init__(
-        self, student: GraphModule, names: Sequence[str], density: float, until: float = 0.7, every: int = 20
-    ) -> None:
-        self._tensors = {name: student.tensor_named(name) for name in names}
-        self._density, self._until, self._every = density, until, every
-        self._masks = {name: torch.ones_like(tensor) for name, tensor in self._tensors.items()}
-
-    def __call__(self, done: int, total: int, _loss: float) -> None:
-        share = done / max(1.0, self._until * total)
-        if done % self._every == 0 and share < 1 + self._every / (self._until * total):
-            scores = {name: tensor.detach().cpu().numpy() for name, tensor in self._tensors.items()}
-            masks = global_masks(scores, gradual_density(self._density, share))
-            self._masks = {name: torch.from_numpy(mask).float() for name, mask in masks.items()}
-        with torch.no_grad():
-            for name, tensor in self._tensors.items():
-                tensor.mul_(self._masks[name].to(tensor.device))
-
-    @property
-    def masks(self) -> dict[str, NDArray[np.bool_]]:
-        """Those of the last step."""
-        return {name: mask.cpu().numpy() > 0 for name, mask in self._masks.items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from autocompress.problem.splits import Split, TensorSplit
 from autocompress.problem.teacher import eval_mode
 from autocompress.students.training.losses import ClassLoss, FeatureLoss, Loss, label_loss
 from autocompress.students.training.precision import (
-    DeviceName,
-    Precision,
     autocast,
     device_named,
     layout_for,
@@ -29,6 +27,7 @@ from autocompress.students.training.precision import (
     uses_bfloat16,
     without_tf32,
 )
+from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.teacher_cache import TeacherOutputs
 
 Progress = Callable[[int, int, float], None]
@@ -66,102 +65,45 @@ def distil(
     student: nn.Module,
     teacher: nn.Module | TeacherOutputs | None,
     data: Data,
+    settings: DistillSettings,
     *,
-    epochs: float,
-    batch_size: int = 128,
-    learning_rate: float | None = None,
-    temperature: float = 4.0,
-    alpha: float = 0.9,
     loss: Loss | None = None,
     features: FeatureLoss | None = None,
-    augment: bool = True,
-    seed: int = 0,
-    precision: Precision = "auto",
-    train_on: DeviceName = "auto",
     progress: Progress | None = None,
-    time_limit_s: float | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Distilled:
-    """Trains `student` in place on `data.train` and leaves it in eval mode; the teacher is not changed.
+    """Train `student` in place on `data.train` and leave it in eval mode; the teacher is not changed.
 
-    One cycle of the learning rate (Smith and Topin 2018, arXiv:1708.07120) over `epochs`, which may
-    be a fraction; `time_limit_s` shortens the cycle after a few steps were timed. Networks with batch norms
+    One cycle of the learning rate (Smith and Topin 2018, arXiv:1708.07120). Networks with batch norms
     learn by SGD with Nesterov momentum, those with layer norms by AdamW, and those whose batch norms
     are folded away (for quantization-aware distillation) by SGD at a lower rate; biases and norms do
-    not decay. `learning_rate` is the highest of the cycle, by default one that suits the optimiser.
+    not decay.
 
-    The loss is `ClassLoss(temperature, alpha)` unless another is given; without a teacher it is the
+    The loss is the `ClassLoss` of the settings unless another is given; without a teacher it is the
     cross-entropy with the labels. `features` needs a student and a teacher that are GraphModules.
     A `TeacherOutputs` shared by calls with one seed and batch size computes the teacher once for all.
-    It trains on a GPU where torch sees one, unless `train_on` says "cpu"; the student comes back to where it
-    was. On the processor equal arguments give equal weights, except under `time_limit_s`; on a GPU sums may
-    come out in another order. `stop()` is asked at every step.
+    The student comes back to the device where it was. On the processor equal arguments give equal weights,
+    except under a time limit; on a GPU sums may come out in another order. `stop()` is asked at every step.
 
     Raises DivergedError when the loss is not finite, InputError for a GPU that is not there.
     """
-    device = device_named(train_on)
+    device = device_named(settings.train_on)
     answers = TeacherOutputs(teacher) if isinstance(teacher, nn.Module) else teacher
-    half = uses_bfloat16(precision, device)
+    half = uses_bfloat16(settings.precision, device)
     with placed(student, device), nullcontext() if half else without_tf32(device):
         run = _Run(
             student=student,
             answers=answers,
-            all_answers=_all_answers(answers, data.train, batch_size, augment, epochs, device),
-            loss=loss or (ClassLoss(temperature, alpha) if answers else label_loss),
+            all_answers=_all_answers(answers, data.train, settings, device),
+            split=data.train,
+            settings=settings,
+            loss=loss or (ClassLoss(settings.temperature, settings.alpha) if answers else label_loss),
             features=features,
             device=device,
             bfloat16=half,
             layout=layout_for(student, next(data.train.batches(2))[0].to(device)),
         )
-        return _trained(
-            run, data.train, epochs, batch_size, learning_rate, augment, seed, progress, time_limit_s, stop
-        )
-
-
-def _trained(
-    run: _Run,
-    split: Split,
-    epochs: float,
-    batch_size: int,
-    learning_rate: float | None,
-    augment: bool,
-    seed: int,
-    progress: Progress | None,
-    time_limit_s: float | None,
-    stop: Callable[[], bool] | None,
-) -> Distilled:
-    student = run.student
-    optimizer, default_rate = make_optimizer(student, learning_rate)
-    rate = default_rate if learning_rate is None else learning_rate
-    steps_per_epoch = len(split.order(batch_size, False, 0, True))
-    total = max(1, round(epochs * steps_per_epoch))
-    clock = _Clock(total, time_limit_s)
-    losses: list[list[float]] = []
-    student.train()
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if run.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for epoch, step, positions, images, labels in _passes(split, batch_size, augment, seed):
-            if clock.done >= clock.total or (stop is not None and stop()):
-                break
-            set_learning_rate(optimizer, rate * one_cycle(clock.done / clock.total))
-            images, labels = run.laid_out(images), labels.to(run.device)
-            told = run.told(positions, (seed, batch_size, augment, epoch, step), images)
-            value = run.step(optimizer, images, labels if told is None else told, labels)
-            _check_loss(value, clock.done, rate)
-            losses.extend([] for _ in range(epoch + 1 - len(losses)))
-            losses[epoch].append(value)
-            clock.tick()
-            if progress:
-                progress(clock.done, clock.total, value)
-    student.eval()
-    return Distilled(
-        losses=tuple(sum(values) / len(values) for values in losses if values),
-        seconds=clock.seconds,
-        steps=clock.done,
-        learning_rate=rate,
-        precision="bfloat16" if run.bfloat16 else "float32",
-        finished=clock.done >= clock.total,
-    )
+        return run.train(progress, stop)
 
 
 def one_cycle(share: float) -> float:
@@ -181,9 +123,10 @@ def make_optimizer(
     """(optimiser, the highest learning rate that suits it); see `distil` for the choice."""
     kinds = _norms_of(student)
     if "layer" in kinds:
-        rate = learning_rate or ADAMW_LEARNING_RATE
+        rate = ADAMW_LEARNING_RATE if learning_rate is None else learning_rate
         return torch.optim.AdamW(_groups(student, ADAMW_WEIGHT_DECAY), lr=rate), rate
-    rate = learning_rate or (SGD_LEARNING_RATE if "batch" in kinds else FOLDED_LEARNING_RATE)
+    rate = SGD_LEARNING_RATE if "batch" in kinds else FOLDED_LEARNING_RATE
+    rate = rate if learning_rate is None else learning_rate
     groups = _groups(student, SGD_WEIGHT_DECAY)
     return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, nesterov=True), rate
 
@@ -215,29 +158,35 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def _passes(
-    split: Split, batch_size: int, augment: bool, seed: int
-) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
-    """Endless (epoch, step in it, positions, images, labels), shuffled anew in every epoch."""
+class _Step(NamedTuple):
+    """One batch of a pass; `positions` are those of its images in the split."""
+
+    epoch: int
+    number: int
+    positions: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+def _steps(split: Split, settings: DistillSettings) -> Iterator[_Step]:
+    """Yield batches without end, shuffled anew in every epoch."""
+    size, augment = settings.batch_size, settings.augment
     for epoch in count():
-        order_seed = seed * 10_007 + epoch
-        order = split.order(batch_size, True, order_seed, True)
-        batches = split.batches(batch_size, shuffle=True, augment=augment, seed=order_seed, drop_last=True)
-        for step, (positions, (images, labels)) in enumerate(zip(order, batches, strict=True)):
-            yield epoch, step, positions, images, labels
+        seed = settings.seed * 10_007 + epoch
+        order = split.order(size, True, seed, True)
+        batches = split.batches(size, shuffle=True, augment=augment, seed=seed, drop_last=True)
+        for number, (positions, (images, labels)) in enumerate(zip(order, batches, strict=True)):
+            yield _Step(epoch, number, positions, images, labels)
 
 
 def _all_answers(
-    answers: TeacherOutputs | None,
-    split: Split,
-    batch_size: int,
-    augment: bool,
-    epochs: float,
-    device: torch.device,
+    answers: TeacherOutputs | None, split: Split, settings: DistillSettings, device: torch.device
 ) -> Tensor | None:
-    """The teacher's outputs for all images where they do not change from epoch to epoch."""
-    fixed = isinstance(split, TensorSplit) and not (augment and split.augmentation != "none")
-    return answers.of_all(split, batch_size, device) if answers and fixed and epochs >= 1 else None
+    """Return the teacher's outputs for all images where they do not change from epoch to epoch."""
+    fixed = isinstance(split, TensorSplit) and not (settings.augment and split.augmentation != "none")
+    if answers is None or not fixed or settings.epochs < 1:
+        return None
+    return answers.of_all(split, settings.batch_size, device)
 
 
 @dataclass
@@ -264,28 +213,71 @@ class _Clock:
 
 @dataclass
 class _Run:
+    """Hold what every step of one training needs."""
+
     student: nn.Module
     answers: TeacherOutputs | None
     all_answers: Tensor | None
+    split: Split
+    settings: DistillSettings
     loss: Loss
     features: FeatureLoss | None
     device: torch.device
     bfloat16: bool
     layout: torch.memory_format
 
-    def told(self, positions: Tensor, key: tuple[object, ...], images: Tensor) -> Tensor | None:
-        """The teacher's outputs for a batch; None without a teacher."""
+    def train(self, progress: Progress | None, stop: Callable[[], bool] | None) -> Distilled:
+        """Carry out all steps."""
+        settings, student = self.settings, self.student
+        optimizer, rate = make_optimizer(student, settings.learning_rate)
+        steps_per_epoch = len(self.split.order(settings.batch_size, False, 0, True))
+        clock = _Clock(max(1, round(settings.epochs * steps_per_epoch)), settings.time_limit_s)
+        losses: list[list[float]] = []
+        student.train()
+        with torch.random.fork_rng(devices=self._gpus):
+            torch.manual_seed(settings.seed)
+            for step in _steps(self.split, settings):
+                if clock.done >= clock.total or (stop is not None and stop()):
+                    break
+                set_learning_rate(optimizer, rate * one_cycle(clock.done / clock.total))
+                value = self._step(optimizer, step)
+                _check_loss(value, clock.done, rate)
+                losses.extend([] for _ in range(step.epoch + 1 - len(losses)))
+                losses[step.epoch].append(value)
+                clock.tick()
+                if progress:
+                    progress(clock.done, clock.total, value)
+        student.eval()
+        return Distilled(
+            losses=tuple(sum(values) / len(values) for values in losses if values),
+            seconds=clock.seconds,
+            steps=clock.done,
+            learning_rate=rate,
+            precision="bfloat16" if self.bfloat16 else "float32",
+            finished=clock.done >= clock.total,
+        )
+
+    @property
+    def _gpus(self) -> list[int]:
+        return [torch.cuda.current_device()] if self.device.type == "cuda" else []
+
+    def _answer(self, step: _Step, images: Tensor) -> Tensor | None:
+        """Return the teacher's outputs for a batch; None without a teacher."""
         if self.all_answers is not None:
-            return self.all_answers[positions.to(self.device)]
-        return self.answers.outputs(key, images) if self.answers else None
+            return self.all_answers[step.positions.to(self.device)]
+        if self.answers is None:
+            return None
+        settings = self.settings
+        key = (settings.seed, settings.batch_size, settings.augment, step.epoch, step.number)
+        return self.answers.outputs(key, images)
 
-    def laid_out(self, images: Tensor) -> Tensor:
-        """On the device, in the layout that suits the student."""
-        return images.to(self.device).contiguous(memory_format=self.layout)
-
-    def step(self, optimizer: torch.optim.Optimizer, images: Tensor, told: Tensor, labels: Tensor) -> float:
+    def _step(self, optimizer: torch.optim.Optimizer, step: _Step) -> float:
+        """Change the student's weights once; return the loss before."""
+        images = step.images.to(self.device).contiguous(memory_format=self.layout)
+        labels = step.labels.to(self.device)
+        answer = self._answer(step, images)
         with autocast(self.bfloat16, self.device):
-            loss = self._loss(images, told, labels)
+            loss = self._loss(images, labels if answer is None else answer, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), GRADIENT_NORM)

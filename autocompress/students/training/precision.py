@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.problem.teacher import eval_mode
-
-Precision = Literal["auto", "float32", "bfloat16"]
-
+from autocompress.students.training.settings import Precision
 
 CPU = torch.device("cpu")
-DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 def device_named(name: str) -> torch.device:

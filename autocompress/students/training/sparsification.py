@@ -15,7 +15,7 @@ When `UNTIL` of the steps are done the best stay, exactly as many as wanted, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.graph.module import GraphModule
-from autocompress.transforms.arrays.masks import gradual_density
+from autocompress.transforms.arrays.masks import Mask, global_masks, gradual_density
 
 UNTIL = 0.6
 METHODS = ("l1", "l0", "decay", "gradual")
@@ -215,21 +215,68 @@ class _Gated:
 
 
 class _Pruning(_Shrinking):
-    """What is zero is chosen anew every few steps, and until then set to zero after each."""
+    """Set the smallest to zero, few at first and ever more."""
 
     def __init__(self, tensor: Tensor, density: float, channels: bool) -> None:
         super().__init__(tensor, density, channels)
-        self._steps, self._kept = 0, torch.ones(())
+        self._zeros = _GrowingZeros([tensor], density, channels)
+
+    def step(self, share: float, steps_left: float) -> None:
+        self._zeros.step(share, steps_left)
+
+
+class _GrowingZeros:
+    """Choose what of some tensors is zero anew every few steps, and set it to zero after each.
+
+    Sizes are compared with those of all the tensors.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], density: float, channels: bool = False) -> None:
+        self._tensors, self._density, self._channels = tensors, density, channels
+        self._steps, self._kept = 0, [torch.ones(()) for _ in tensors]
 
     def step(self, share: float, steps_left: float) -> None:
         steps = steps_left / (1 - share)
         if self._steps % min(_STEPS_A_MASK, max(1, round(steps / _LEAST_MASKS))) == 0:
-            sizes = _sizes(self._tensor, self._channels)
-            edge = _threshold(sizes, gradual_density(self._density, share))
-            self._kept = _broadcast((sizes >= edge).to(self._tensor), self._tensor)
+            sizes = [_sizes(tensor, self._channels) for tensor in self._tensors]
+            everything = torch.cat([one.flatten() for one in sizes])
+            edge = _threshold(everything, gradual_density(self._density, share))
+            pairs = zip(sizes, self._tensors, strict=True)
+            self._kept = [_broadcast((one >= edge).to(tensor), tensor) for one, tensor in pairs]
         self._steps += 1
         with torch.no_grad():
-            self._tensor.mul_(self._kept)
+            for tensor, kept in zip(self._tensors, self._kept, strict=True):
+                tensor.mul_(kept)
+
+
+class GradualPruning:
+    """Prune by the method `gradual` with magnitudes compared over all `names` together: give it to `distil`
+    as `progress`.
+
+    Density falls from 1 to `density` over the share `until` of the steps. Then the largest stay, exactly as
+    many as wanted.
+    """
+
+    def __init__(
+        self, student: GraphModule, names: Sequence[str], density: float, until: float = 0.7
+    ) -> None:
+        self._tensors = {name: student.tensor_named(name) for name in names}
+        self._density, self._until = density, until
+        self._zeros = _GrowingZeros(list(self._tensors.values()), density)
+        self.masks: dict[str, Mask] = {}
+        """Known when the density is reached: True where a weight stays."""
+
+    def __call__(self, done: int, total: int, _loss: float = 0.0) -> None:
+        share = done / max(1.0, self._until * total)
+        if share < 1:
+            self._zeros.step(share, self._until * total - done)
+            return
+        if not self.masks:
+            values = {name: tensor.detach().cpu().numpy() for name, tensor in self._tensors.items()}
+            self.masks = global_masks(values, self._density)
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.mul_(torch.from_numpy(self.masks[name]).to(tensor.device))
 
 
 _PRESSURES: dict[str, Callable[[Tensor, float, bool], Pressure]] = {

@@ -10,6 +10,7 @@ from autocompress.graph.network import Network, Param, Weights
 from autocompress.problem.data import Data
 from autocompress.students.calibration.layer_inputs import solvable_layers
 from autocompress.students.training.distill import distil
+from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.sparsification import Thinner
 
 TRAINED = {"slimming": "l1", "l0": "l0", "decay": "decay"}
@@ -36,15 +37,10 @@ def trained_importance(teacher: GraphModule, data: Data, method: str, seed: int 
     thinner = Thinner(
         student, method, dict.fromkeys(pressed, (SHARE, _largest)), channels=True, until=_PAST_THE_END
     )
-    steps = len(data.train.order(128, False, 0, True))
+    steps = len(data.train.order(DistillSettings.batch_size, False, 0, True))
+    epochs = min(MOST_EPOCHS, MOST_STEPS / max(1, steps))
     distil(
-        student,
-        teacher,
-        data,
-        epochs=min(MOST_EPOCHS, MOST_STEPS / max(1, steps)),
-        seed=seed,
-        train_on="cpu",
-        progress=thinner,
+        student, teacher, data, DistillSettings(epochs=epochs, seed=seed, train_on="cpu"), progress=thinner
     )
     return {name: np.array(found) for name, found in thinner.scores().items()}
 

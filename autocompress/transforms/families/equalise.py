@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Param, Weights
-from autocompress.graph.replace_layer import conv_args
+from autocompress.graph.replace_layer import bias_of, conv_args
 
 ROUNDS = 10
 """Chains of depthwise layers need several until all agree."""
@@ -66,7 +66,7 @@ def _is_plain(network: Network, node: Node) -> bool:
         return False
     if any(len(network.param_users[name]) > 1 for name in node.params):
         return False
-    if not isinstance(node.args[1], Param) or not isinstance(_bias(node), (Param, type(None))):
+    if not isinstance(node.args[1], Param) or not isinstance(bias_of(node), (Param, type(None))):
         return False
     return node.op == "linear" or conv_args(node).groups == 1 or _is_depthwise(network, node)
 
@@ -86,13 +86,9 @@ def _equalise(first: Node, second: Node, weights: Weights) -> None:
     factor = np.where(alive, np.sqrt(written * read) / np.where(alive, read, 1), 1.0)
     weights[writes] = (weights[writes] / _along(factor, weights[writes], 0)).astype(np.float32)
     weights[reads] = (weights[reads] * _along(factor, weights[reads], axis)).astype(np.float32)
-    bias = _bias(first)
+    bias = bias_of(first)
     if isinstance(bias, Param):
         weights[bias.name] = (weights[bias.name] / factor).astype(np.float32)
-
-
-def _bias(node: Node) -> Any:
-    return node.args[2] if len(node.args) > 2 else None
 
 
 def _largest(weight: NDArray[Any], axis: int) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from autocompress.graph.network import (
     redirect,
     unique_name,
 )
+from autocompress.graph.replace_layer import bias_of
 from autocompress.transforms.families.low_bit import scaled
 
 _LAYERS = ("conv2d", "conv2d.padding", "conv1d", "linear")
@@ -83,7 +84,7 @@ def _fold(layer: Node, norm: Node, params: dict[str, ParamSpec], weights: Weight
     """The layer that computes both; adds its bias to `params`, and folds into `weights` in place."""
     weight = layer.args[1]
     assert isinstance(weight, Param)
-    bias = layer.args[2] if len(layer.args) > 2 else None
+    bias = bias_of(layer)
     if bias is None:
         bias = Param(_bias_name(weight.name, params))
         params[bias.name] = ParamSpec((params[weight.name].shape[0],))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref, Shape, Weights
-from autocompress.graph.replace_layer import POINTWISE, ConvArgs, output_shape
+from autocompress.graph.replace_layer import POINTWISE, ConvArgs, bias_of, output_shape
 
 Array = NDArray[Any]
 
@@ -99,7 +99,7 @@ class Chain:
             if values is not None:
                 assert value is not None
                 values[name] = np.ascontiguousarray(value.reshape(spec.shape), dtype=spec.dtype)
-        bias = self.old.args[2] if len(self.old.args) > 2 else None
+        bias = bias_of(self.old)
         if isinstance(bias, Param):
             self._add_bias(bias, params, values)
         elif isinstance(bias, Ref):

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.graph.levels import LEAST_SCALE, WEIGHT_LEVELS
 from autocompress.graph.network import GRID_BITS, Network, Weights
 
 Floats = NDArray[np.float32]
 
-LARGEST_INTEGER = 127
-LEAST_STEP = 1e-12
 TERNARY = "ternary"
 _SHARES = 24
 _ROUNDS = 10
@@ -43,7 +42,7 @@ def fit_steps(weight: NDArray[Any], form: str) -> Floats:
     """Steps of least squared error for a weight `(out, …)`: `(out,)`, or `(2 · out,)` for `ternary`."""
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     found = _ternary_scales(rows) if form == TERNARY else _odd_steps(np.abs(rows), largest_odd(form))
-    return np.maximum(found, LEAST_STEP).astype(np.float32)
+    return np.maximum(found, LEAST_SCALE).astype(np.float32)
 
 
 def _odd_steps(magnitudes: NDArray[np.float64], largest: int) -> NDArray[np.float64]:
@@ -51,7 +50,7 @@ def _odd_steps(magnitudes: NDArray[np.float64], largest: int) -> NDArray[np.floa
     best_error = np.full(len(magnitudes), np.inf)
     best = np.zeros(len(magnitudes))
     for share in np.linspace(_LEAST_SHARE, 1.0, _SHARES) if largest > 1 else (1.0,):
-        step = np.maximum(share * magnitudes.max(1, initial=0) / largest, LEAST_STEP)
+        step = np.maximum(share * magnitudes.max(1, initial=0) / largest, LEAST_SCALE)
         odd = np.minimum(2 * np.floor(magnitudes / step[:, None] / 2) + 1, largest)
         step = (magnitudes * odd).sum(1) / (odd * odd).sum(1)
         error = ((magnitudes - odd * step[:, None]) ** 2).sum(1)
@@ -70,7 +69,7 @@ def _ternary_scales(rows: NDArray[np.float64]) -> NDArray[np.float64]:
             scale = np.where(taken, side, 0).sum(1) / np.maximum(taken.sum(1), 1)
             threshold = scale[:, None] / 2
         scales.append(scale)
-    least = np.maximum(*scales) / LARGEST_INTEGER
+    least = np.maximum(*scales) / WEIGHT_LEVELS
     return np.concatenate([np.maximum(scale, least) for scale in scales])
 
 
@@ -80,7 +79,7 @@ def levels_of(weight: NDArray[Any], steps: Floats, form: str) -> NDArray[np.int8
     if form == TERNARY:
         negative, positive = (_column(part, weight) for part in _halves(steps))
         return (weight > positive / 2).astype(np.int8) - (weight < -negative / 2).astype(np.int8)
-    odd = 2 * np.floor(weight / _column(np.maximum(steps, LEAST_STEP), weight) / 2) + 1
+    odd = 2 * np.floor(weight / _column(np.maximum(steps, LEAST_SCALE), weight) / 2) + 1
     odd = np.clip(odd, -largest_odd(form), largest_odd(form))
     return ((odd + np.sign(odd)) / 2).astype(np.int8)
 
@@ -100,12 +99,12 @@ def integers_of(
     would be below `least_scale` that is taken, and the integers are rounded to it.
     """
     if form == TERNARY:
-        negative, positive = (np.maximum(part, LEAST_STEP) for part in _halves(steps))
-        scales = np.maximum(negative, positive) / np.float32(LARGEST_INTEGER)
+        negative, positive = (np.maximum(part, LEAST_SCALE) for part in _halves(steps))
+        scales = np.maximum(negative, positive) / np.float32(WEIGHT_LEVELS)
         sides = [_column(np.maximum(np.rint(part / scales), 1), levels) for part in (negative, positive)]
         integers = np.where(levels < 0, -sides[0], np.where(levels > 0, sides[1], 0))
     else:
-        scales = np.maximum(steps, LEAST_STEP)
+        scales = np.maximum(steps, LEAST_SCALE)
         integers = 2 * levels.astype(np.int64) - np.sign(levels)
     wanted = np.maximum(scales, least_scale).astype(np.float32)
     if (wanted > scales).any():

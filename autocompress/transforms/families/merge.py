@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref, Weights, prune_dead, unique_name
-from autocompress.graph.replace_layer import conv_args
+from autocompress.graph.replace_layer import bias_of, conv_args
 from autocompress.transforms.families.fold import fold_batch_norms
 
 KEEP, MERGE = "keep", "merge"
@@ -85,7 +85,7 @@ def merge(network: Network, weights: Weights | None, layer: str) -> tuple[Networ
         raise ValueError(f"{layer} cannot be merged: {found}")
     first, second = network.by_name[layer], network.by_name[found.second]
     params, values = dict(network.params), None if weights is None else dict(weights)
-    weight, biases = second.args[1], [_bias(first), _bias(second)]
+    weight, biases = second.args[1], [bias_of(first), bias_of(second)]
     bias = biases[1]
     if bias is None and biases[0] is not None:
         bias = Param(unique_name(f"{second.name}.bias", params))
@@ -112,10 +112,6 @@ def merge(network: Network, weights: Weights | None, layer: str) -> tuple[Networ
     nodes = [merged if node.name == second.name else node for node in network.nodes]
     network = prune_dead(replace(network, nodes=tuple(nodes), params=params))
     return network, None if values is None else {name: values[name] for name in network.params}
-
-
-def _bias(node: Node) -> Param | None:
-    return node.args[2] if len(node.args) > 2 else None
 
 
 def _merged_bias(values: Weights, weight: Param, biases: list[Param | None]) -> NDArray[np.float32]:

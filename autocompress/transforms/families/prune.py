@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from autocompress.graph.coupling import Coupling, Group
 from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import Network, Node, Weights
+from autocompress.graph.replace_layer import channel_axis
 
 Keep = NDArray[np.bool_]
 
@@ -66,7 +67,7 @@ def kept_outputs(coupling: Coupling, keep: Keep) -> dict[str, Keep]:
     kept: dict[str, Keep] = {}
     for node in coupling.network.nodes:
         if node.op in WEIGHTED:
-            labels = coupling.values[node.name][-1 if node.op == "linear" else 1]
+            labels = coupling.values[node.name][channel_axis(node)]
             if labels is not None and not keep[labels].all():
                 kept[node.name] = keep[labels]
     return kept

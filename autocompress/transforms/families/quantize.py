@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.graph.levels import ACTIVATION_LEVELS, BIAS_LIMIT, LEAST_SCALE, WEIGHT_LEVELS
 from autocompress.graph.network import (
     BINARIZE,
     INPUT,
@@ -31,55 +32,12 @@ from autocompress.graph.network import (
     grid_form,
     unique_name,
 )
+from autocompress.graph.operations import CONVOLUTIONS, LAYERS, EightBits, known
 from autocompress.problem.candidate import Option
 from autocompress.transforms.families.low_bit import fit_steps, integers_of, levels_of, step_count
 
-WEIGHT_LEVELS = 127
-ACTIVATION_LEVELS = 255
-MINIMUM_SCALE = 1e-12
-
-_CONVOLUTIONS = frozenset(("conv2d", "conv2d.padding"))
-_LAYERS = _CONVOLUTIONS | {"linear"}
-_SPLITS = frozenset({"split.Tensor", "split_with_sizes", "chunk", "unbind.int"})
-_MOVES = frozenset(
-    {
-        *(
-            "view",
-            "reshape",
-            "_unsafe_view",
-            "flatten.using_ints",
-            "unflatten.int",
-            "permute",
-            "transpose.int",
-        ),
-        *(
-            "unsqueeze",
-            "squeeze",
-            "squeeze.dim",
-            "squeeze.dims",
-            "expand",
-            "slice.Tensor",
-            "select.int",
-            "roll",
-        ),
-        *("flip", "pad", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "getitem"),
-        "max_pool2d",
-    }
-)
-"""Only move data: their output has their input's quantizer, and they run on the integers themselves."""
-
 _ARITHMETIC = frozenset({"add.Tensor", "mul.Tensor"})
-_POOLS = frozenset({"adaptive_avg_pool2d", "mean.dim"})
-NOT_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", BINARIZE})
-_KEEP_SIGNS = (_MOVES - {"pad", "constant_pad_nd"}) | _POOLS | {"avg_pool2d"}
-_ACTIVATIONS = frozenset(
-    {
-        *("relu", "relu6", "hardtanh", "leaky_relu", "sigmoid", "tanh"),
-        *("hardsigmoid", "hardswish", "silu", "gelu"),
-    }
-)
-_JOINS = _MOVES | _ARITHMETIC | _POOLS | _ACTIVATIONS | {"avg_pool2d", "cat"}
-"""Keep a chain of 8-bit layers in integers; most of them have integer kernels."""
+_TRANSPARENT = (EightBits.MOVES, EightBits.JOINS)
 
 
 def runs_in_int8(network: Network, node: Node) -> bool:
@@ -118,14 +76,16 @@ def plan(
     for node in network.nodes:
         if _wants_int8(node):
             planned.add(node.inputs[0])
-            if node.op in _CONVOLUTIONS:
+            if node.op in CONVOLUTIONS:
                 planned.add(carrier(network, node))
     if not planned:
         return frozenset()
     joining = [node for node in network.nodes if _joins(network, node)]
+    rounded_first = [node for node in reversed(joining) if _is_rounded_first(network, node)]
     size = -1
     while len(planned) != size:
         size = len(planned)
+        planned.update(node.inputs[0] for node in rounded_first if node.name in planned)
         for node in joining:
             planned |= _joined(network, node, planned, follows)
     return frozenset(planned)
@@ -145,8 +105,8 @@ def with_ranges(
     chosen: dict[str, Quantizer] = {}
     for name in (INPUT, *(node.name for node in network.nodes)):
         if name in planned:
-            source = _source(network, name)
-            chosen[name] = chosen[source] if source in chosen else _quantizer(network, name, ranges)
+            inherited = _inherited(network, name, chosen)
+            chosen[name] = _quantizer(network, name, ranges) if inherited is None else inherited
     nodes = [
         node if node.quantizer is chosen.get(node.name) else node.but(quantizer=chosen.get(node.name))
         for node in network.nodes
@@ -167,7 +127,7 @@ def with_bits(
     nodes: list[Node] = []
     for node in network.nodes:
         option = chosen.get(node.name, 32)
-        if option == 32 or node.op not in _LAYERS or not isinstance(node.args[1], Param):
+        if option == 32 or node.op not in LAYERS or not isinstance(node.args[1], Param):
             nodes.append(node)
             continue
         form = grid_form(option)
@@ -203,11 +163,14 @@ def never_negative(network: Network, value: str) -> bool:
     node = network.by_name.get(value)
     if node is None:
         return False
-    if node.op == "hardtanh":
-        return _clips_at_zero(node)
-    if node.op in _KEEP_SIGNS:
-        return never_negative(network, node.inputs[0])
-    return node.op in NOT_NEGATIVE
+    if known(node.op).keeps_sign:
+        return all(never_negative(network, name) for name in node.inputs)
+    return makes_not_negative(node)
+
+
+def makes_not_negative(node: Node) -> bool:
+    """Whether the output of an operation is never below zero, whatever it reads."""
+    return known(node.op).never_negative or _clips_at_zero(node)
 
 
 def layer_integers(
@@ -231,7 +194,7 @@ def quantize_weight(
     """
     flat = np.moveaxis(weight, axis, 0).astype(np.float32).reshape(weight.shape[axis], -1)
     scale = np.abs(flat).max(axis=1, initial=0) / np.float32(WEIGHT_LEVELS)
-    scale = np.maximum(np.maximum(scale, least_scale), MINIMUM_SCALE).astype(np.float32)
+    scale = np.maximum(np.maximum(scale, least_scale), LEAST_SCALE).astype(np.float32)
     column = np.expand_dims(scale, tuple(range(1, weight.ndim)))
     column = np.moveaxis(column, 0, axis)
     integers = np.rint(weight.astype(np.float32) / column)
@@ -256,11 +219,11 @@ def least_weight_scale(bias: NDArray[Any] | None, input_scale: float) -> NDArray
 
     Matters for channels whose weights are all but zero and whose bias is not.
     """
-    return 0.0 if bias is None else np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
+    return 0.0 if bias is None else np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LIMIT)
 
 
 def _wants_int8(node: Node) -> bool:
-    if node.bits != 8 or node.op not in _LAYERS:
+    if node.bits != 8 or node.op not in LAYERS:
         return False
     return isinstance(node.args[0], Ref) and isinstance(node.args[1], Param)
 
@@ -293,23 +256,41 @@ def _joined(network: Network, node: Node, planned: set[str], follows: bool | Non
     return {target} if leads_on or _is_global_pool(node) else set()
 
 
+def _is_rounded_first(network: Network, node: Node) -> bool:
+    """Whether data that are moved and then rounded are better rounded and then moved."""
+    source = node.inputs[0]
+    alone = network.users[source] == (node.name,) and source != network.output
+    return known(node.op).rounds_first and alone
+
+
 def reads_integers(network: Network, value: str) -> bool:
     """Return whether something that reads a value works on integers where it can."""
     return any(_works_on_integers(network, network.by_name[user]) for user in network.users[value])
 
 
 def _works_on_integers(network: Network, node: Node) -> bool:
-    return _wants_int8(node) or node.op in _SPLITS or _joins(network, node)
+    return _wants_int8(node) or known(node.op).splits or _joins(network, node)
 
 
 def _joins(network: Network, node: Node) -> bool:
-    if node.op not in _JOINS or node.params or not node.inputs:
+    row = known(node.op)
+    if (
+        row.in_8_bits not in _TRANSPARENT
+        or row.splits
+        or not node.inputs
+        or _reads_float_params(network, node)
+    ):
         return False
     if node.op in _ARITHMETIC:
         return len(node.inputs) == 2 and not node.kwargs
     if node.op == "mean.dim":
         return _is_global_pool(node)
-    return node.op != "getitem" or network.by_name[node.inputs[0]].op in _SPLITS
+    return node.op != "getitem" or known(network.by_name[node.inputs[0]].op).splits
+
+
+def _reads_float_params(network: Network, node: Node) -> bool:
+    """Whether an operand is a constant that would have to be rounded; positions to pick are not."""
+    return any(network.params[name].dtype.startswith(("float", "bfloat")) for name in node.params)
 
 
 def _is_global_pool(node: Node) -> bool:
@@ -323,12 +304,15 @@ def _operands(network: Network, node: Node) -> tuple[str, ...]:
     return network.by_name[node.inputs[0]].inputs[:1] if node.op == "getitem" else node.inputs
 
 
-def _source(network: Network, name: str) -> str:
-    """The value whose quantizer `name` must share, or ''."""
+def _inherited(network: Network, name: str, chosen: Mapping[str, Quantizer]) -> Quantizer | None:
+    """The quantizer that a value takes over: its data were only moved, or joined to others with the same."""
     node = network.by_name.get(name)
-    if node is None or node.op not in _MOVES or not _joins(network, node):
-        return ""
-    return _operands(network, node)[0]
+    if node is None or not (known(node.op).moves_data or known(node.op).concatenates):
+        return None
+    if not _joins(network, node):
+        return None
+    first, *others = (chosen.get(operand) for operand in _operands(network, node))
+    return first if all(other is first for other in others) else None
 
 
 def _quantizer(network: Network, name: str, ranges: Mapping[str, tuple[float, float]]) -> Quantizer:
@@ -338,5 +322,5 @@ def _quantizer(network: Network, name: str, ranges: Mapping[str, tuple[float, fl
     low, high = min(low, 0.0), max(high, 0.0)
     if name in network.by_name and network.by_name[name].op == BINARIZE:
         return Quantizer.binary(high)
-    scale = float(np.float32(max((high - low) / ACTIVATION_LEVELS, MINIMUM_SCALE)))
+    scale = float(np.float32(max((high - low) / ACTIVATION_LEVELS, LEAST_SCALE)))
     return Quantizer(scale, min(max(round(-low / scale), 0), ACTIVATION_LEVELS))
