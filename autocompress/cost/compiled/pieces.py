@@ -6,20 +6,24 @@ piece alone: its operations, and what they read as nodes that compute nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autocompress.cost.cache import Cache
 from autocompress.cost.kernels import elements
 from autocompress.cost.layouts import layout_of_convolution
 from autocompress.graph.network import INPUT, Network, Node, Param
-from autocompress.graph.operations import CONVOLUTIONS, LAYERS, MOVES, POINTWISE, VIEWS
-from autocompress.problem.candidate import Candidate, Option
+from autocompress.graph.operations import BINARY, CONVOLUTIONS, LAYERS, MOVES, POINTWISE, VIEWS
+from autocompress.problem.candidate import Candidate, Option, WidthSettings, settings_of
 from autocompress.transforms.apply import apply
 from autocompress.transforms.families.fold import fold_batch_norms
+from autocompress.transforms.families.prune import keep_mask, kept_count
 from autocompress.transforms.sites import BoundSpace
 
 READ = "read"
@@ -36,18 +40,18 @@ _SIZELESS = (
 )
 """Become the same operations whatever their sizes are."""
 
-_FREE_VIEWS = VIEWS - {"squeeze.dim"}
+_VIEWS = frozenset(op for op in VIEWS if not op.startswith("squeeze"))
 _ADDITIONS = frozenset({"add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor"})
 _POOLS = frozenset({"mean.dim", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"})
-NEVER_CLOSES = frozenset(op for op in MOVES | VIEWS if op != "max_pool2d") | {
-    "getitem",
-    "to.dtype",
-    "dropout",
-}
+
+COUNTED = LAYERS | POINTWISE | BINARY | _POOLS | {"batch_norm", "layer_norm"}
+"""Depend on how many channels there are, not on which."""
+
+NEVER_CLOSES = (MOVES | VIEWS | {"getitem", "to.dtype", "dropout"}) - {"max_pool2d"}
 """What must not compute a section's output: it shares memory, is left out, or changes with its reader."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Version:
     """A piece after a choice: `nodes` in shipped form but for quantizers, within `network`, which also has the
     nodes that stand for what they read. Versions of one `form` become the same operations."""
@@ -57,6 +61,14 @@ class Version:
     form: int
     renamed: Mapping[str, str]
     """Where the value of a node of the teacher is found that folding took away."""
+
+    stored: Any = None
+    kernels: dict[Any, tuple[float, int]] = field(default_factory=dict)
+    """What `rows` worked out of it."""
+
+    @cached_property
+    def computes(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self.nodes)
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
@@ -71,19 +83,42 @@ class Version:
         return {INPUT: elements(self.network.input_shape), **known}
 
 
+class Axis:
+    """Channels of which several sites decide: how many there are is all that matters where nothing cuts them
+    in parts."""
+
+    def __init__(self, bound: BoundSpace, labels: NDArray[np.int64], sites: Sequence[int]) -> None:
+        self.bound, self.labels, self.sites = bound, labels, tuple(sites)
+        self.key = itemgetter(*self.sites)
+        self.known: dict[Any, int] = {}
+
+    def count(self, options: Sequence[Option]) -> int:
+        """Return how many channels these options leave."""
+        key = self.key(options)
+        found = self.known.get(key)
+        if found is None:
+            counts = {}
+            for at in self.sites:
+                site = self.bound.free[at]
+                width = settings_of(site, WidthSettings)
+                counts[site.target] = kept_count(width.size, float(options[at]), width.round_to)
+            found = self.known[key] = int(keep_mask(self.bound.coupling, counts, None)[self.labels].sum())
+        return found
+
+
 @dataclass(eq=False)
 class Piece:
-    """`sites` are the positions of the sites that decide about it among those of the whole space."""
+    """`sites` are the positions of the sites that decide about it among those of the whole space, `key` those
+    of the options and the counts of channels from which what becomes of it follows."""
 
     bound: BoundSpace
     names: tuple[str, ...]
     sites: tuple[int, ...]
+    key: Callable[[Sequence[Option]], Any]
     block: int
     forms: dict[Any, int]
     known: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
-
-    def __post_init__(self) -> None:
-        self.key = itemgetter(*self.sites) if self.sites else lambda _: ()
+    equal: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
 
     def version(self, options: Sequence[Option]) -> Version:
         """Return what these options, one for each site of the whole space, make of the piece."""
@@ -95,6 +130,10 @@ class Piece:
         chosen = zip(self.bound.sites, self.sites, strict=True)
         candidate = Candidate.of({site.name: options[at] for site, at in chosen})
         network, _ = fold_batch_norms(*apply(self.bound, None, candidate))
+        content = network.nodes, tuple(network.params.items())
+        found = self.equal.get(content)
+        if found is not None:
+            return found
         nodes = tuple(node for node in network.nodes if node.op != READ)
         form = tuple(self._form(network, node) for node in nodes)
         renamed = {
@@ -102,7 +141,8 @@ class Piece:
             for name in self.names
             if name not in network.by_name
         }
-        return Version(network, nodes, self.forms.setdefault(form, len(self.forms)), renamed)
+        version = Version(network, nodes, self.forms.setdefault(form, len(self.forms)), renamed)
+        return self.equal.keep(content, version)
 
     def _form(self, network: Network, node: Node) -> tuple[Any, ...]:
         """Return all of a node that decides which operations a runtime makes of it, but no more of its sizes
@@ -117,7 +157,7 @@ class Piece:
             return (*form, node.args[:6], layout)
         if node.op in _SIZELESS:
             return (*form, node.args)
-        if node.op in _FREE_VIEWS:
+        if node.op in _VIEWS:
             return (*form, node.inputs)
         if node.op in _ADDITIONS:
             return (*form, node.args, len({node.shape, *shapes}) == 1)

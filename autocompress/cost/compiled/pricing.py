@@ -32,10 +32,9 @@ class SumPricer:
     def __init__(self, bound: BoundSpace, cost_model: CostModel) -> None:
         self.cost_model = cost_model
         self.layouts = cost_model.device.layouts
-        self.sections = cut(bound, self.layouts.float_block)
-        self._at = {site.name: at for at, site in enumerate((*bound.free, *bound.sites))}
-        self._at.update({site.name: at for at, site in enumerate(bound.free)})
-        self._defaults = [site.default for site in (*bound.free, *bound.sites)]
+        self.sections, self.axes = cut(bound, self.layouts.float_block)
+        self._at = {site.name: at for at, site in enumerate(bound.free)}
+        self._defaults = [site.default for site in bound.free]
         self._legal = {(site.name, option) for site in bound.sites for option in site.options}
         self._joined: Cache[tuple[Form, ...], Form] = Cache(MOST_FORMS)
         self._slots: dict[Slot, Slot] = {}
@@ -48,10 +47,7 @@ class SumPricer:
         """
         if not self._legal.issuperset(candidate.choices):
             raise KeyError(f"the space does not have all of {candidate.choices}")
-        options = self._defaults.copy()
-        for name, option in candidate.choices:
-            options[self._at[name]] = option
-        runs = self._runs(options)
+        runs = self._runs(self._options(candidate))
         forms = [form for form, _ in runs]
         is_rounded = _rounded(forms)
         rows: list[Row] = []
@@ -68,6 +64,15 @@ class SumPricer:
                     live.append(own + _bytes(versions, others) if others else own)
             entry = lowered.leaves
         return self.cost_model.cost(_amounts(rows, max(live), is_rounded[0]))
+
+    def _options(self, candidate: Candidate) -> list[Option]:
+        """Return the option of each free site, and the number of channels of each axis behind them."""
+        options = self._defaults.copy()
+        for name, option in candidate.choices:
+            at = self._at.get(name)
+            if at is not None:
+                options[at] = option
+        return options + [axis.count(options) for axis in self.axes]
 
     def _runs(self, options: Sequence[Option]) -> list[tuple[Form, list[Version]]]:
         """Return the sections, joined where one depends on what reads its output, and their pieces."""
@@ -122,8 +127,9 @@ def _bytes(versions: Sequence[Version], carried: Carried) -> int:
 def _amounts(rows: Sequence[Row], live_bytes: int, rounds_input: bool) -> Amounts:
     counts, channels, kernels_us, coded_bytes, _ = zip(*rows, strict=True)
     total = [sum(column) for column in zip(*counts, strict=True)]
-    macs, parameters, weight_bytes, nodes, convolutions, letters, low_layers, low_letters = total[:8]
-    low_channels, quantizers, tensors, stored, stored_letters, coded_layers = total[8:]
+    macs, quantizers, parameters, weight_bytes, nodes, convolutions, letters = total[:7]
+    low_layers, low_letters, low_channels, tensors, stored, stored_letters, coded_layers = total[7:]
+    coded = fsum(chain.from_iterable(coded_bytes)) if coded_layers else 0.0
     return Amounts(
         fsum(chain.from_iterable(kernels_us)),
         macs,
@@ -141,5 +147,5 @@ def _amounts(rows: Sequence[Row], live_bytes: int, rounds_input: bool) -> Amount
             quantizers + rounds_input,
             tensors,
         ),
-        PackedContent(nodes, stored, stored_letters, coded_layers, fsum(chain.from_iterable(coded_bytes))),
+        PackedContent(nodes, stored, stored_letters, coded_layers, coded),
     )

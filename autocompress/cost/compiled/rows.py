@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from autocompress.cost.compiled.pieces import Version
@@ -11,14 +11,15 @@ from autocompress.cost.kernels import kernel_of
 from autocompress.cost.memory import weight_bytes
 from autocompress.cost.model import CostModel, file_content, trainable_parameters
 from autocompress.cost.packed_size import coded_bytes, packed_content
-from autocompress.graph.network import INPUT, Network, Quantizer
+from autocompress.graph.network import Network, Quantizer
 
-_ANY_QUANTIZER = Quantizer(1.0, 0)
+_ANY = Quantizer(1.0, 0)
 
 
 class Row(NamedTuple):
-    """What a piece of some sizes adds: `counts` as in `COUNTS`, the channels of its layers of 8 bits, what
-    its kernels take, what its parameters take in a coded file, and for each cut the bytes alive."""
+    """What a piece of some sizes adds: sums of `Amounts` in the order of `pricing`, the channels of its
+    layers of 8 bits, what its kernels take, what its parameters take in a coded file, and for each cut the
+    bytes alive."""
 
     counts: tuple[int, ...]
     channels: frozenset[int]
@@ -52,53 +53,64 @@ class Slot:
 
     def row(self, version: Version, cost_model: CostModel) -> Row:
         """Return what a version of the piece adds. Raises ProfileError for a kernel of an unknown kind."""
-        network = self._rounded(version.network)
-        kernels = [kernel_of(network, _operation(network, made)) for made in self.operations]
-        file = file_content(network, [network.by_name[node.name] for node in version.nodes])
-        packed = packed_content(network)
-        counts = (
-            sum(kernel.macs for kernel in kernels),
-            trainable_parameters(network),
-            weight_bytes(network),
-            *(file.nodes, file.convolutions, file.letters, file.low_layers, file.low_letters),
-            *(file.low_channels, file.quantizers, file.tensors),
-            *(packed.tensors, packed.letters, packed.coded_layers),
-        )
+        known = version.stored
+        if known is None:
+            known = version.stored = stored(version)
+        kernels = [_kernel(made, version, cost_model) for made in self.operations]
         sizes = version.elements
-        live = tuple(
-            max(sum(sizes[name] * (1 if name in self.rounded else 4) for name in alive) for alive in cut)
+        live = [
+            max([sum([sizes[name] * (1 if name in self.rounded else 4) for name in alive]) for alive in cut])
             for cut in self.cuts
-        )
+        ]
+        macs = sum([kernel[1] for kernel in kernels])
+        quantizers = len(self.rounded.intersection(version.computes))
         found = Row(
-            counts,
-            file.distinct_channels,
-            tuple(map(cost_model.kernel_us, kernels)),
-            tuple(coded_bytes(network)),
-            live,
+            (macs, quantizers, *known.counts),
+            known.channels,
+            tuple([kernel[0] for kernel in kernels]),
+            known.coded_bytes,
+            tuple(live),
         )
         self.rows[version] = found
         return found
 
-    def _rounded(self, network: Network) -> Network:
-        nodes = tuple(
-            node.but(quantizer=_ANY_QUANTIZER if node.name in self.rounded else None)
-            for node in network.nodes
-        )
-        entry = _ANY_QUANTIZER if INPUT in self.rounded else None
-        return Network(network.input_shape, nodes, network.output, network.params, entry)
+
+class Stored(NamedTuple):
+    """What a version of a piece adds to files, whatever its surroundings."""
+
+    counts: tuple[int, ...]
+    channels: frozenset[int]
+    coded_bytes: tuple[float, ...]
+
+
+def stored(version: Version) -> Stored:
+    """Return what a version of a piece adds to files: a layer of 8 bits has its input rounded anywhere."""
+    network = replace(
+        version.network.with_nodes(node.but(quantizer=_ANY) for node in version.network.nodes),
+        input_quantizer=_ANY,
+    )
+    file = file_content(network, [network.by_name[name] for name in version.computes])
+    packed = packed_content(network)
+    counts = (
+        *(trainable_parameters(network), weight_bytes(network)),
+        *(file.nodes, file.convolutions, file.letters, file.low_layers, file.low_letters),
+        *(file.low_channels, file.tensors, packed.tensors, packed.letters, packed.coded_layers),
+    )
+    return Stored(counts, file.distinct_channels, tuple(coded_bytes(network)))
+
+
+def _kernel(made: Made, version: Version, cost_model: CostModel) -> tuple[float, int]:
+    """Return what an operation of a piece takes in µs, and its multiply-adds."""
+    found = version.kernels.get(made)
+    if found is None:
+        kernel = kernel_of(version.network, _operation(version.network, made))
+        found = version.kernels[made] = cost_model.kernel_us(kernel), kernel.macs
+    return found
 
 
 def _operation(network: Network, made: Made) -> Operation:
+    """Return an operation as far as its kernel follows from it."""
     node = None if made.converts else network.by_name[made.value]
-    return Operation(
-        made.kind,
-        made.precision,
-        [],
-        "",
-        network.shape_of(made.value),
-        made.nodes,
-        node,
-        made.activation,
-        made.layout,
-        made.adds,
-    )
+    shape = network.shape_of(made.value)
+    more = (made.nodes, node, made.activation, made.layout, made.adds)
+    return Operation(made.kind, made.precision, [], "", shape, *more)

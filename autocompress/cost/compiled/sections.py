@@ -6,14 +6,16 @@ lies (`fused_graph.Crossing`), whether it is rounded, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.cost.cache import Cache
-from autocompress.cost.compiled.pieces import NEVER_CLOSES, Piece, alone
+from autocompress.cost.compiled.pieces import COUNTED, NEVER_CLOSES, Axis, Piece, alone
 from autocompress.cost.fused_graph import is_number
 from autocompress.graph.blocks import Block
 from autocompress.graph.coupling_rules import axes_in
@@ -84,8 +86,9 @@ class Section:
         return Skeleton(self, pieces, aliases, network.output)
 
 
-def cut(bound: BoundSpace, float_block: int) -> tuple[Section, ...]:
-    """Return the sections of a network under a space. Raises Uncuttable."""
+def cut(bound: BoundSpace, float_block: int) -> tuple[tuple[Section, ...], tuple[Axis, ...]]:
+    """Return the sections of a network under a space, and the axes whose numbers of channels their pieces
+    want behind the options of the free sites. Raises Uncuttable."""
     network = bound.network
     _check_space(bound)
     _check_names(network)
@@ -101,7 +104,7 @@ def cut(bound: BoundSpace, float_block: int) -> tuple[Section, ...]:
     if sum(len(section.blocks) for section in sections) != len(sites.droppable(tuple(network.by_name))):
         raise Uncuttable("a block that may be dropped reaches over a place where the network could be cut")
     _check_params(network, [piece.names for section in sections for piece in section.pieces])
-    return tuple(sections)
+    return tuple(sections), tuple(sites.axes.values())
 
 
 def _stretches(network: Network) -> Iterator[tuple[str, ...]]:
@@ -162,6 +165,7 @@ class _Sites:
 
     def __init__(self, bound: BoundSpace) -> None:
         self.bound = bound
+        self.axes: dict[bytes, Axis] = {}
         self.groups = {group.name: group for group in bound.coupling.groups}
         self.at = {site.name: at for at, site in enumerate(bound.free)}
         self._of_atom = np.full(bound.coupling.atom_count + 1, -1)
@@ -186,15 +190,36 @@ class _Sites:
     def of(self, *names: str) -> set[int]:
         """Return the positions of the sites that decide about any of these nodes."""
         found: set[int] = set()
-        coupling = self.bound.coupling
-        for node in (self.bound.network.by_name[name] for name in names):
-            found |= self._of_layer.get(node.name, set())
-            axes = [coupling.values[name] for name in (node.name, *node.inputs)]
-            axes += [coupling.params[name] for name in node.params if name in coupling.params]
-            for labels in axes_in(axes):
-                if labels is not None:
-                    found.update(self._of_atom[labels].tolist())
-        return found - {-1}
+        for name in names:
+            found |= self._of_layer.get(name, set())
+            found.update(*(self._of_labels(labels) for labels in self._labels(name)))
+        return found
+
+    def _labels(self, name: str) -> Iterator[NDArray[np.int64]]:
+        """Yield the atoms on each axis of what a node computes, reads and has as parameters."""
+        node, coupling = self.bound.network.by_name[name], self.bound.coupling
+        axes = [coupling.values[value] for value in (name, *node.inputs)]
+        axes += [coupling.params[param] for param in node.params if param in coupling.params]
+        return (labels for labels in axes_in(axes) if labels is not None)
+
+    def _of_labels(self, labels: NDArray[np.int64]) -> set[int]:
+        return set(self._of_atom[labels].tolist()) - {-1}
+
+    def _key(self, names: Sequence[str]) -> Callable[[Sequence[Option]], Any]:
+        """Return what picks the options that tell versions of a piece apart; of channels that several sites
+        decide about, their number."""
+        found = set().union(*(self._of_layer.get(name, ()) for name in names))
+        for name in names:
+            counted = self.bound.network.by_name[name].op in COUNTED
+            for labels in self._labels(name):
+                sites = self._of_labels(labels)
+                found |= {self._axis(labels, sites)} if counted and len(sites) > 1 else sites
+        return itemgetter(*sorted(found)) if found else lambda _: ()
+
+    def _axis(self, labels: NDArray[np.int64], sites: set[int]) -> int:
+        """Return the position of the number of these channels behind the options."""
+        found = self.axes.setdefault(labels.tobytes(), Axis(self.bound, labels, sorted(sites)))
+        return len(self.bound.free) + [*self.axes.values()].index(found)
 
     def piece(self, names: tuple[str, ...], float_block: int, forms: dict[object, int]) -> Piece:
         network = alone(self.bound.network, names)
@@ -204,7 +229,7 @@ class _Sites:
         blocks = {site.target: self._within(site, names) for site in sites if site.kind == "block"}
         coupling = self.bound.coupling.within(network, groups)
         bound = BoundSpace(network, coupling, blocks, sites, quantize=self.bound.quantize)
-        return Piece(bound, names, tuple(positions), float_block, forms)
+        return Piece(bound, names, tuple(positions), self._key(names), float_block, forms)
 
     def _within(self, site: Site, names: Sequence[str]) -> Block:
         """Return a block of which there are only these nodes, to be replaced and never to be dropped."""
