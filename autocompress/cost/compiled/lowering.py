@@ -26,18 +26,14 @@ Carried = tuple[tuple[int, str, int], ...]
 """Values of other pieces that are alive meanwhile: the piece, the name there, bytes a number."""
 
 
-class Ends(NamedTuple):
-    """Whether the input and the output of sections are rounded, and whether what reads the output works on
-    integers; None where nothing does."""
-
-    before: bool
-    behind: bool
-    follows: bool | None
+Ends = tuple[bool, bool, bool | None]
+"""Whether the input and the output of sections are rounded, and whether what reads the output works on
+integers; None where nothing does."""
 
 
 class Lowered(NamedTuple):
-    """For each piece what is made of it, and for each of its slot's `cuts` what else is alive then; and how
-    the output is left."""
+    """For each piece what is made of it, and for each of its slot's `cuts` what else is alive then, or nothing
+    where that is nothing; and how the output is left."""
 
     slots: tuple[Slot, ...]
     carried: tuple[tuple[Carried, ...], ...]
@@ -48,14 +44,16 @@ class Lowered(NamedTuple):
 class Form:
     """Sections in a row, joined into one, by the forms of their pieces.
 
-    `network` has the sizes of those that came first. `names` tell for each piece under which name the values
+    `skeleton` is that of the first section, `network` has the sizes of the pieces that came first. `names` tell for each piece under which name the values
     lie here that the piece reads under a name of its own.
     """
 
+    skeleton: Skeleton
     network: Network
     piece_of: dict[str, int]
     names: tuple[dict[str, str], ...]
-    rounds: dict[Ends, Ends] = field(default_factory=dict)
+    rounds: dict[Ends, tuple[bool, bool]] = field(default_factory=dict)
+    planned: dict[Ends, frozenset[str]] = field(default_factory=dict)
     lowered: dict[tuple[Ends, Crossing | None], Lowered] = field(default_factory=dict)
 
     @classmethod
@@ -80,7 +78,7 @@ class Form:
                 piece_of.update((node.name, len(found)) for node in version.nodes)
                 found.append(names)
             value = here.get(skeleton.output, skeleton.output)
-        return cls(Network(shape, tuple(nodes), value, params), piece_of, tuple(found))
+        return cls(sections[0][0], Network(shape, tuple(nodes), value, params), piece_of, tuple(found))
 
     @cached_property
     def opens(self) -> bool:
@@ -99,25 +97,24 @@ class Form:
         """Whether something that reads the input works on integers where it can."""
         return reads_integers(self.network, INPUT)
 
-    def round(self, ends: Ends) -> Ends:
-        """Return the ends with those rounded that have to be, given that these are."""
-        planned = self._planned(ends)
-        found = Ends(INPUT in planned, self.network.output in planned, ends.follows)
+    def round(self, ends: Ends) -> tuple[bool, bool]:
+        """Return whether the input and the output have to be rounded, given that they are or are not yet."""
+        before, behind, follows = ends
+        known = {INPUT: before, self.network.output: behind}
+        planned = plan(
+            self.network, frozenset(name for name, is_rounded in known.items() if is_rounded), follows
+        )
+        found = INPUT in planned, self.network.output in planned
+        self.planned[*found, follows] = planned
         self.rounds[ends] = found
         return found
-
-    def _planned(self, ends: Ends) -> frozenset[str]:
-        known = {INPUT} if ends.before else set[str]()
-        return plan(
-            self.network, frozenset({*known, self.network.output} if ends.behind else known), ends.follows
-        )
 
     def lower(self, ends: Ends, entry: Crossing | None, layouts: Layouts, slots: dict[Slot, Slot]) -> Lowered:
         """Return what is made of the pieces, between such ends, of an input that lies so (None: the whole
         network's); equal slots are one of `slots`."""
-        planned = self._planned(ends)
+        planned = self.planned[ends]
         network = rounded(self.network, planned, entry is not None and entry.from_zero)
-        operations, leaves = section_operations(network, layouts, Section(entry, ends.follows is None))
+        operations, leaves = section_operations(network, layouts, Section(entry, ends[2] is None))
         made: list[list[Made]] = [[] for _ in self.names]
         for operation in operations:
             piece, one = self._made(operation)
@@ -137,7 +134,8 @@ class Form:
             is_rounded = frozenset(name for value, name in own.items() if value in planned)
             slot = Slot(tuple(operations_of), is_rounded, tuple(map(tuple, cuts_of.values())))
             found.append(slots.setdefault(slot, slot))
-        lowered = Lowered(tuple(found), tuple(map(tuple, cuts)), leaves)
+        others = tuple(tuple(cuts_of) if any(cuts_of) else () for cuts_of in cuts)
+        lowered = Lowered(tuple(found), others, leaves)
         self.lowered[ends, entry] = lowered
         return lowered
 

@@ -62,9 +62,10 @@ class Version:
     renamed: Mapping[str, str]
     """Where the value of a node of the teacher is found that folding took away."""
 
+    alone: Any = None
     stored: Any = None
     kernels: dict[Any, tuple[float, int]] = field(default_factory=dict)
-    """What `rows` worked out of it."""
+    """What `lowering` and `rows` made of it: its form where it is a section by itself, and what it adds."""
 
     @cached_property
     def computes(self) -> tuple[str, ...]:
@@ -120,11 +121,9 @@ class Piece:
     known: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
     equal: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
 
-    def version(self, options: Sequence[Option]) -> Version:
-        """Return what these options, one for each site of the whole space, make of the piece."""
-        key = self.key(options)
-        found = self.known.get(key)
-        return self.known.keep(key, self._made(options)) if found is None else found
+    def make(self, options: Sequence[Option]) -> Version:
+        """Return what these options, as `SumPricer` lists them, make of the piece, and remember it."""
+        return self.known.keep(self.key(options), self._made(options))
 
     def _made(self, options: Sequence[Option]) -> Version:
         chosen = zip(self.bound.sites, self.sites, strict=True)

@@ -9,7 +9,7 @@ from math import fsum
 from autocompress.cost.cache import Cache
 from autocompress.cost.compiled.lowering import Carried, Ends, Form
 from autocompress.cost.compiled.pieces import Version
-from autocompress.cost.compiled.rows import Row, Slot
+from autocompress.cost.compiled.rows import Counts, Row, Slot
 from autocompress.cost.compiled.sections import Skeleton, cut
 from autocompress.cost.fused_graph import Crossing
 from autocompress.cost.model import Amounts, CostModel, FileContent
@@ -20,7 +20,7 @@ from autocompress.transforms.sites import BoundSpace
 MOST_FORMS = 20_000
 """Of a section, or of several joined into one."""
 
-Part = tuple[Skeleton, Sequence[Version]]
+Part = tuple[Form, Sequence[Version]]
 
 
 class SumPricer:
@@ -47,23 +47,19 @@ class SumPricer:
         """
         if not self._legal.issuperset(candidate.choices):
             raise KeyError(f"the space does not have all of {candidate.choices}")
-        runs = self._runs(self._options(candidate))
-        forms = [form for form, _ in runs]
-        is_rounded = _rounded(forms)
+        forms, versions = self._forms(self._options(candidate))
+        ends = _ends(forms)
         rows: list[Row] = []
         live: list[int] = []
         entry: Crossing | None = None
-        for at, (form, versions) in enumerate(runs):
-            follows = forms[at + 1].reads_integers if at + 1 < len(forms) else None
-            ends = Ends(is_rounded[at], is_rounded[at + 1], follows)
-            lowered = form.lowered.get((ends, entry)) or form.lower(ends, entry, self.layouts, self._slots)
-            for slot, carried, version in zip(lowered.slots, lowered.carried, versions, strict=True):
+        for form, pieces, end in zip(forms, versions, ends, strict=True):
+            lowered = form.lowered.get((end, entry)) or form.lower(end, entry, self.layouts, self._slots)
+            slots, carried, entry = lowered
+            for slot, others, version in zip(slots, carried, pieces, strict=True):
                 row = slot.rows.get(version) or slot.row(version, self.cost_model)
                 rows.append(row)
-                for own, others in zip(row.live_bytes, carried, strict=True):
-                    live.append(own + _bytes(versions, others) if others else own)
-            entry = lowered.leaves
-        return self.cost_model.cost(_amounts(rows, max(live), is_rounded[0]))
+                live.append(_most(row, others, pieces) if others else row[5])
+        return self.cost_model.cost(_amounts(rows, max(live), ends[0][0]))
 
     def _options(self, candidate: Candidate) -> list[Option]:
         """Return the option of each free site, and the number of channels of each axis behind them."""
@@ -74,78 +70,101 @@ class SumPricer:
                 options[at] = option
         return options + [axis.count(options) for axis in self.axes]
 
-    def _runs(self, options: Sequence[Option]) -> list[tuple[Form, list[Version]]]:
-        """Return the sections, joined where one depends on what reads its output, and their pieces."""
-        runs: list[tuple[list[Part], list[Form], list[Version]]] = []
+    def _forms(self, options: Sequence[Option]) -> tuple[list[Form], list[list[Version]]]:
+        """Return the forms and the pieces of sections, joined where one depends on what reads its output."""
+        forms: list[Form] = []
+        versions: list[list[Version]] = []
+        joined: dict[int, list[Part]] = {}
+        closed = True
         for section in self.sections:
-            skeleton = section.skeleton(options)
-            if not skeleton.pieces:
+            skeleton = section.skeleton(options) if section.blocks else section.whole
+            pieces = [piece.known.get(piece.key(options)) or piece.make(options) for piece in skeleton.pieces]
+            if not pieces:
                 continue
-            versions = [piece.version(options) for piece in skeleton.pieces]
-            key = tuple([version.form for version in versions])
-            form = skeleton.forms.get(key)
+            form = pieces[0].alone if len(pieces) == 1 else None
             if form is None:
-                form = skeleton.forms.keep(key, Form.of([(skeleton, versions)]))
-            if runs and not (form.opens and runs[-1][1][-1].closes):
-                parts, forms, all_versions = runs[-1]
-                parts.append((skeleton, versions))
+                form = _form(skeleton, pieces)
+            if form.opens and closed:
                 forms.append(form)
-                all_versions += versions
+                versions.append(pieces)
             else:
-                runs.append(([(skeleton, versions)], [form], [*versions]))
-        return [(self._join(parts, forms), versions) for parts, forms, versions in runs]
+                at = len(forms) - 1
+                joined.setdefault(at, [(forms[at], versions[at])]).append((form, pieces))
+                versions[at] = versions[at] + pieces
+            closed = form.closes
+        for at, parts in joined.items():
+            forms[at] = self._join(parts)
+        return forms, versions
 
-    def _join(self, parts: Sequence[Part], forms: Sequence[Form]) -> Form:
-        if len(forms) == 1:
-            return forms[0]
-        key = tuple(forms)
+    def _join(self, parts: Sequence[Part]) -> Form:
+        key = tuple([form for form, _ in parts])
         found = self._joined.get(key)
-        return self._joined.keep(key, Form.of(parts)) if found is None else found
+        if found is None:
+            made = [(form.skeleton, versions) for form, versions in parts]
+            found = self._joined.keep(key, Form.of(made))
+        return found
 
 
-def _rounded(forms: Sequence[Form]) -> list[bool]:
-    """Return which values between sections are rounded, the input and the output included: the fewest with
-    which every section has those that it needs."""
+def _form(skeleton: Skeleton, versions: Sequence[Version]) -> Form:
+    """Return the form of a section, which a piece that is alone in it remembers."""
+    key = tuple([version.form for version in versions])
+    form = skeleton.forms.get(key)
+    if form is None:
+        form = skeleton.forms.keep(key, Form.of([(skeleton, versions)]))
+    if len(versions) == 1:
+        versions[0].alone = form
+    return form
+
+
+def _ends(forms: Sequence[Form]) -> list[Ends]:
+    """Return how sections end, where the fewest values between them are rounded with which every section has
+    those that it needs."""
+    follows = [*[form.reads_integers for form in forms[1:]], None]
     found = [False] * (len(forms) + 1)
-    last = len(forms) - 1
     changed = True
     while changed:
         changed = False
         for at, form in enumerate(forms):
-            ends = Ends(found[at], found[at + 1], forms[at + 1].reads_integers if at < last else None)
-            wanted = form.rounds.get(ends) or form.round(ends)
-            if wanted != ends:
-                found[at], found[at + 1] = wanted.before, wanted.behind
+            ends = found[at], found[at + 1], follows[at]
+            before, behind = form.rounds.get(ends) or form.round(ends)
+            if before is not ends[0] or behind is not ends[1]:
+                found[at], found[at + 1] = before, behind
                 changed = True
-    return found
+    return [*zip(found[:-1], found[1:], follows, strict=True)]
 
 
-def _bytes(versions: Sequence[Version], carried: Carried) -> int:
-    return sum([versions[piece].elements[name] * size for piece, name, size in carried])
+def _most(row: Row, carried: Sequence[Carried], versions: Sequence[Version]) -> int:
+    """Return the most bytes alive while a piece is computed, with those of other pieces."""
+    most = 0
+    for total, others in zip(row.live_bytes, carried, strict=True):
+        for piece, name, size in others:
+            total += versions[piece].elements[name] * size
+        most = max(most, total)
+    return most
 
 
 def _amounts(rows: Sequence[Row], live_bytes: int, rounds_input: bool) -> Amounts:
-    counts, channels, kernels_us, coded_bytes, _ = zip(*rows, strict=True)
-    total = [sum(column) for column in zip(*counts, strict=True)]
-    macs, quantizers, parameters, weight_bytes, nodes, convolutions, letters = total[:7]
-    low_layers, low_letters, low_channels, tensors, stored, stored_letters, coded_layers = total[7:]
-    coded = fsum(chain.from_iterable(coded_bytes)) if coded_layers else 0.0
+    counts, channels, kernels_us, coded_bytes, _, _ = zip(*rows, strict=True)
+    total = Counts.unpacked(sum(counts))
+    coded = fsum(chain.from_iterable(coded_bytes)) if total.coded_layers else 0.0
+    file = FileContent(
+        nodes=total.nodes,
+        convolutions=total.convolutions,
+        letters=total.letters,
+        low_layers=total.low_layers,
+        low_letters=total.low_letters,
+        low_channels=total.low_channels,
+        distinct_channels=frozenset().union(*channels),
+        quantizers=total.quantizers + rounds_input,
+        tensors=total.tensors,
+    )
+    packed = PackedContent(total.nodes, total.stored, total.stored_letters, total.coded_layers, coded)
     return Amounts(
-        fsum(chain.from_iterable(kernels_us)),
-        macs,
-        parameters,
-        weight_bytes,
-        live_bytes,
-        FileContent(
-            nodes,
-            convolutions,
-            letters,
-            low_layers,
-            low_letters,
-            low_channels,
-            frozenset().union(*channels),
-            quantizers + rounds_input,
-            tensors,
-        ),
-        PackedContent(nodes, stored, stored_letters, coded_layers, coded),
+        kernels_us=fsum(chain.from_iterable(kernels_us)),
+        macs=total.macs,
+        parameters=total.parameters,
+        weight_bytes=total.weight_bytes,
+        live_bytes=live_bytes,
+        file=file,
+        packed=packed,
     )

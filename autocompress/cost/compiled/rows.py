@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from struct import Struct
 from typing import NamedTuple
 
 from autocompress.cost.compiled.pieces import Version
@@ -17,15 +18,47 @@ _ANY = Quantizer(1.0, 0)
 
 
 class Row(NamedTuple):
-    """What a piece of some sizes adds: sums of `Amounts` in the order of `pricing`, the channels of its
-    layers of 8 bits, what its kernels take, what its parameters take in a coded file, and for each cut the
-    bytes alive."""
+    """What a piece of some sizes adds: `counts` as `packed`, the channels of its layers of 8 bits, what its
+    kernels take, what its parameters take in a coded file, for each cut the bytes alive, and the most of
+    these."""
 
-    counts: tuple[int, ...]
+    counts: int
     channels: frozenset[int]
     kernels_us: tuple[float, ...]
     coded_bytes: tuple[float, ...]
     live_bytes: tuple[int, ...]
+    most_bytes: int
+
+
+class Counts(NamedTuple):
+    """What adds up over pieces."""
+
+    macs: int
+    quantizers: int
+    parameters: int
+    weight_bytes: int
+    nodes: int
+    convolutions: int
+    letters: int
+    low_layers: int
+    low_letters: int
+    low_channels: int
+    tensors: int
+    stored: int
+    stored_letters: int
+    coded_layers: int
+
+    def packed(self) -> int:
+        """Return them as one integer, of which one addition adds all: 64 bits each."""
+        return int.from_bytes(_LAYOUT.pack(*self), "little")
+
+    @classmethod
+    def unpacked(cls, total: int) -> Counts:
+        """Return them from such an integer."""
+        return cls(*_LAYOUT.unpack(total.to_bytes(_LAYOUT.size, "little")))
+
+
+_LAYOUT = Struct(f"<{len(Counts._fields)}Q")
 
 
 class Made(NamedTuple):
@@ -65,11 +98,12 @@ class Slot:
         macs = sum([kernel[1] for kernel in kernels])
         quantizers = len(self.rounded.intersection(version.computes))
         found = Row(
-            (macs, quantizers, *known.counts),
+            Counts(macs, quantizers, *known.counts).packed(),
             known.channels,
             tuple([kernel[0] for kernel in kernels]),
             known.coded_bytes,
             tuple(live),
+            max(live, default=0),
         )
         self.rows[version] = found
         return found

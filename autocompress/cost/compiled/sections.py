@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -62,6 +63,11 @@ class Section:
     """Those that may be dropped, each with the position of its site."""
 
     known: dict[tuple[bool, ...], Skeleton] = field(default_factory=dict)
+
+    @cached_property
+    def whole(self) -> Skeleton:
+        """The section with all of its blocks."""
+        return self._without([False] * len(self.blocks))
 
     def skeleton(self, options: Sequence[Option]) -> Skeleton:
         """Return what is left of the section by the choices at its blocks."""
