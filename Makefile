@@ -23,7 +23,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 tests: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadscope
 
 bench: $(READY)
 	$(BIN)/python benchmarks/all.py

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autocompress.api import (
         bench,
+        check,
         compress,
         doctor,
         front,
@@ -82,6 +83,7 @@ __all__ = [
     "TooManyFailuresError",
     "__version__",
     "bench",
+    "check",
     "compress",
     "diff_profiles",
     "doctor",
@@ -103,6 +105,7 @@ __all__ = [
 _MODULES = {
     "api": (
         "bench",
+        "check",
         "compress",
         "doctor",
         "front",

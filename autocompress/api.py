@@ -21,6 +21,7 @@ from autocompress.progress import Console
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.pipeline.before_search.candidate_check import NetworkCheck
     from autocompress.pipeline.bench_again import MeasuredAgain
     from autocompress.pipeline.budget_queries import Answer, Answers
     from autocompress.problem.budgets import Budgets
@@ -127,6 +128,38 @@ def inspect(
         packed,
         view.basis,
         view.relative_error,
+    )
+
+
+def check(
+    teacher: str | nn.Module,
+    data: Any = None,
+    space: str | Path = "joint",
+    input_size: InputSize | None = None,
+    candidates: int = 8,
+    runtime: str = "onnxruntime",
+    seed: int = 0,
+    console: Console | None = None,
+) -> NetworkCheck:
+    """Try whether a network goes through what a search does to it: opened, changed, exported, run, compared.
+
+    So many random joint candidates are made beside the teacher itself; nothing is trained, timed or written.
+    `passed` of what is returned is the answer. Raises InputError where the teacher cannot be used at all.
+    """
+    from autocompress.problem.space import load_space
+
+    loaded_space = load_space(space)
+    from autocompress.pipeline.before_search.candidate_check import check_network
+
+    return check_network(
+        teacher,
+        loaded_space,
+        data=data,
+        input_size=input_size,
+        candidates=candidates,
+        runtime=runtime,
+        seed=seed,
+        console=console or Console(),
     )
 
 
@@ -316,7 +349,7 @@ def doctor() -> dict[str, Any]:
     """What this machine can do: processor, precisions, threads, runtimes, versions, problems."""
     from autocompress.device.measure.machine import doctor as examine
 
-    return examine()
+    return examine().to_json()
 
 
 def versions() -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Runs the benchmarks behind the first rows of the README: times of commands, and the demo; `make bench`."""
+"""Runs the benchmarks behind the first table of docs/results.md: demo and times of commands; `make bench`."""
 
 from __future__ import annotations
 

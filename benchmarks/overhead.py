@@ -3,7 +3,7 @@
     python benchmarks/overhead.py                    all three parts
     python benchmarks/overhead.py --parts tune
 
-optuna: 10,000 trials that do nothing, 40 sites, 3 objectives, asked for and told by `study.Study` and by
+optuna: 10,000 trials that do nothing, 40 sites, 3 objectives, asked for and told by our `Study` and by
 Optuna alone with the same sampler, distributions and values, all in memory. Processor time, taken in turns.
 tune:   trials that do nothing through Ray Tune on one reused worker.
 memory: a whole search in this process, 1,100 real trials of a toy network on a few handwritten digits: how
@@ -65,7 +65,7 @@ def study_alone(sampler: str) -> Callable[[], None]:
 
 
 def study_here(sampler: str) -> tuple[Callable[[], None], Callable[[], int]]:
-    """The same by `study.Study`; also how many proposals it passed over because they were known."""
+    """The same by `optuna_study.Study`; also how many proposals it passed over because they were known."""
     from autocompress.search.proposers.optuna_study import Study
 
     study, rng = Study(sites(), OBJECTIVES, sampler=sampler, seed=0), random.Random(0)

@@ -2,10 +2,10 @@
 
     python benchmarks/packed_size.py --teacher cifar_resnet.py:load,depth=20 --input 3,32,32
 
-First the numbers that the estimate is made of (`autocompress/packed.py`): bits a weight of single layers by
-codebook, density and precision, and bytes of headers. Then candidates drawn at random from a space of widths,
-bits, densities and codebooks: each is cut from the teacher, folded, shared and coded, and its bytes are
-compared with the estimate, which sees shapes and choices alone.
+First the numbers that the estimate is made of (`autocompress/cost/packed_size.py`): bits a weight of single
+layers by codebook, density and precision, and bytes of headers. Then candidates drawn at random from a space
+of widths, bits, densities and codebooks: each is cut from the teacher, folded, shared and coded, and its
+bytes are compared with the estimate, which sees shapes and choices alone.
 """
 
 from __future__ import annotations

@@ -29,14 +29,17 @@ from autocompress.cost.kernels import Kernel, kernels
 from autocompress.cost.model import CostModel
 from autocompress.device.measure.latency import machine_lock
 from autocompress.device.measure.layout_probe import detect_layouts
-from autocompress.device.measure.log import FILE, Measurements, Timed
+from autocompress.device.measure.log import FILE, LogSetting, Measurements, Timed
 from autocompress.device.measure.quiet_gate import Gate, QuietSettings
-from autocompress.device.profile.fitting import rows, summary, without_drift
+from autocompress.device.profile.fitting import rows, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.validation import Prediction, summary
 from autocompress.device.profile_files.store import write_profile
-from autocompress.device.profiler import Bench, Sample, profile_from
+from autocompress.device.profiler import Bench, ProfileSubject, Sample, profile_from
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import INPUT, Network, Ref
@@ -125,13 +128,13 @@ def examine(case: Case, tested: int) -> list[dict[str, Any]]:
         for way, predict in ways.items():
             networks = [by_name[timed[index].name].network for index in chosen]
             pairs = zip(truth, map(predict, networks), strict=True)
-            points = [{"measured_ms": a, "predicted_ms": b} for a, b in pairs if np.isfinite(b)]
+            points = [Prediction("", precision, a, b) for a, b in pairs if np.isfinite(b)]
             one = summary(points)
-            found.append({"network": case.name, "precision": precision, "way": way, **one})
+            found.append({"network": case.name, "precision": precision, "way": way, **vars(one)})
             print(
-                f"    {way:24} {one['count']:3} networks, mean error {one['mean_error']:6.1%}"
-                f"  within 5 % {one['within_5_percent']:6.1%}  within 10 % {one['within_10_percent']:6.1%}"
-                f"  rank {one['rank_correlation'] or 0:.4f}",
+                f"    {way:24} {one.count:3} networks, mean error {one.mean_error:6.1%}"
+                f"  within 5 % {one.within_5_percent:6.1%}  within 10 % {one.within_10_percent:6.1%}"
+                f"  rank {one.rank_correlation or 0:.4f}",
                 flush=True,
             )
     show_bytes(profile, test)
@@ -170,7 +173,7 @@ class Together:
         self.chooser = Chooser(bound, layouts, runtime.precisions, 1, SEED, wanted)
         self.drawn = list(profile_samples(bound, networks - wanted, SEED, 1))
         self.gate = Gate(runtime.load(self.drawn[0].model, THREADS))
-        setting = {"runtime": "onnxruntime", "threads": THREADS, "batch": 1, "reference": self.drawn[0].name}
+        setting = LogSetting("onnxruntime", THREADS, 1, self.drawn[0].name)
         progress = Counter("networks measured", networks)
         self.profiling, self.testing = (
             Bench(runtime, THREADS, layouts, Measurements(path / FILE, setting, resume=True),
@@ -193,11 +196,11 @@ class Together:
             asked = self.chooser(LatencyTable(rows(self.profiling.measured(every))))
             every += asked
         self.testing.run(waiting, self.gate)
-        profile = profile_from(
-            self.profiling.measured(every), every, {sample.name for sample in self.drawn}, name="device",
-            runtime="onnxruntime", threads=THREADS, batch=1, device={}, source={},
-            layouts=self.profiling.layouts,
-        )  # fmt: skip
+        subject = ProfileSubject(
+            "device", "onnxruntime", THREADS, 1, DeviceDescription(), Origin(), self.profiling.layouts
+        )
+        measured, drawn = self.profiling.measured(every), {sample.name for sample in self.drawn}
+        profile = profile_from(measured, every, subject, drawn)
         write_profile(self.device, profile)
         return profile, seconds / 60
 

@@ -13,7 +13,7 @@ import pytest
 from places import ROOT, TESTS
 
 import autocompress
-from autocompress import files
+from autocompress import errors, files
 from autocompress.cli.main import main
 from autocompress.problem.space import load_space
 
@@ -146,12 +146,25 @@ def test_nothing_that_was_read_is_executed(file: Path):
         assert ast.unparse(node.func) not in ("torch.save", "yaml.load"), f"line {node.lineno}"
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_every_error_says_a_way_out(file: Path):
+    kinds = {kind.__name__ for kind in vars(errors).values() if isinstance(kind, type)} - {
+        "AutocompressError"
+    }
+    without = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:
+            keywords = {keyword.arg for keyword in node.keywords}
+            without += [] if keywords & {"fix", None} else [f"line {node.lineno}"]
+    assert without == []
+
+
 @pytest.mark.parametrize("name", files.names("hardware_profiles"))
 def test_every_shipped_profile_loads_with_its_validation(name: str):
     from autocompress.device.profile_files.store import load_profile
 
     profile = load_profile(name)
-    assert profile.validation["count"] >= (15 if profile.device.get("gpu") else 40)
+    assert profile.validation.count >= (15 if profile.device.gpu else 40)
     assert profile.table.rows
 
 

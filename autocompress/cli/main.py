@@ -11,20 +11,20 @@ from typing import Any
 
 import click
 
+from autocompress.cli.goals import check
 from autocompress.cli.options import (
-    DATA_HELP,
     FOLDER,
     FORMAT,
     INPUT_SIZE,
     RUN,
-    RUNTIME_HELP,
     SPACE,
-    TEACHER_HELP,
+    profile_options,
     search_options,
 )
 from autocompress.cli.profile import COMMANDS
 from autocompress.cli.support import Commands, one_of, resumable, to_stdout
 from autocompress.errors import NothingFeasibleError
+from autocompress.pipeline.options import DATA_HELP, TEACHER_HELP
 from autocompress.problem.specs import InputSize
 from autocompress.progress import Console
 
@@ -65,7 +65,10 @@ def main() -> None:
     """
 
 
-@main.command(short_help="Every decision about a teacher, before any time is spent.")
+main.add_command(check)
+
+
+@main.command(short_help="Show what can be changed in a teacher, and what is locked.")
 @click.option("--teacher", required=True, help=TEACHER_HELP)
 @SPACE
 @click.option("--device", help="Device profile, a name or folder: adds predicted costs.")
@@ -96,28 +99,7 @@ def inspect(
 
 
 @main.group(invoke_without_command=True, short_help="Measure the device.")
-@click.option("--teacher", help=TEACHER_HELP + "  [required]")
-@SPACE
-@click.option("--runtime", default="onnxruntime", show_default=True, help=RUNTIME_HELP)
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of one inference."
-)
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images of one inference."
-)
-@click.option(
-    "--networks",
-    type=click.IntRange(min=1),
-    default=120,
-    show_default=True,
-    help="Networks of the space to measure, 8 at least; each random one is also predicted from the others.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides which networks.")
-@click.option("--data", help=DATA_HELP + " Only its image size matters here.")
-@INPUT_SIZE
-@click.option("-o", "--output", type=FOLDER, help="Folder to write the profile to.  [required]")
-@click.option("--resume", is_flag=True, help="Go on with a profile that was interrupted.")
-@click.option("--overwrite", is_flag=True, help="Measure everything again.")
+@profile_options
 @click.pass_context
 def profile(ctx: click.Context, /, **options: Any) -> None:
     """Measures this machine: kernel times on random networks of a space, and how well they predict.
@@ -148,7 +130,7 @@ for command in COMMANDS:
     profile.add_command(command)
 
 
-@main.command(short_help="Search, distil, export, measure, certify.")
+@main.command(short_help="Find, train and certify students under budgets.")
 @search_options
 def search(
     latency: str | None,
@@ -207,7 +189,7 @@ def resume(run: Path, add_trials: int) -> None:
     _print_front(found, "table")
 
 
-@main.command(short_help="The certified students of a run.")
+@main.command(short_help="Show the certified students of a run.")
 @RUN
 @click.option("--latency", metavar="CONDITION", help="Such as '<=1.5ms' or '<40%' (of the teacher).")
 @click.option("--memory", metavar="CONDITION", help="Such as '<=8MiB'.")
@@ -256,7 +238,7 @@ def front(
 @click.option(
     "--solve",
     is_flag=True,
-    help="Answer other budgets from the run's scores instead: a candidate, not a student. -o is a file then.",
+    help="Find a candidate for other budgets by the run's scores instead, untrained. -o is a file then.",
 )
 @FORMAT
 @click.pass_context
@@ -322,7 +304,7 @@ def bench(student: Path, output_format: str) -> None:
         raise click.exceptions.Exit(NothingFeasibleError.exit_code)
 
 
-@main.command(short_help="A student as one small coded file.")
+@main.command(short_help="Write a student as one small coded file.")
 @click.argument("student", type=FOLDER)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: STUDENT/student.acz]"
@@ -350,7 +332,7 @@ def pack(student: Path, output: Path | None, coder: str) -> None:
     click.echo(f"{path}: {size_bytes:,} bytes")
 
 
-@main.command(short_help="One offline HTML file about a run.")
+@main.command(short_help="Write one offline HTML file about a run.")
 @RUN
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN/report.html]"
@@ -367,7 +349,7 @@ def report(run: Path, output: Path | None) -> None:
     click.echo(api.report(run, output))
 
 
-@main.command(short_help="What this machine can do.")
+@main.command(short_help="Show what this machine can do.")
 @FORMAT
 def doctor(output_format: str) -> None:
     """Shows what this machine can do: processor, precisions, threads, runtimes, versions, problems.
@@ -383,7 +365,7 @@ def doctor(output_format: str) -> None:
     to_stdout(found, lambda: doctor_table(found), output_format)
 
 
-@main.command(short_help="How far a run is.")
+@main.command(short_help="Show how far a run is, and what was decided.")
 @RUN
 @FORMAT
 def status(run: Path, output_format: str) -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from autocompress.cli.support import duration_s, input_size
-from autocompress.pipeline.options import SearchOptions, Typed
+from autocompress.pipeline.options import (
+    DATA_HELP,
+    INPUT_SIZE_HELP,
+    TEACHER_HELP,
+    CheckRequest,
+    ImportRequest,
+    KitRequest,
+    ProfileRequest,
+    SearchOptions,
+    Typed,
+    typed_fields,
+)
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Any]
@@ -27,43 +38,36 @@ FORMAT = click.option(
 SPACE = click.option(
     "--space", default="joint", show_default=True, help="Search space: a shipped name or a YAML file."
 )
-INPUT_SIZE = click.option(
-    "--input-size",
-    callback=input_size,
-    metavar="PIXELS",
-    help="Size of the input images, where neither --data nor the teacher says it: 64 for squares, 32x96 for "
-    "32 high and 96 wide, 1x32x96 with the channels.",
-)
+INPUT_SIZE = click.option("--input-size", callback=input_size, metavar="PIXELS", help=INPUT_SIZE_HELP)
 RUN = click.argument("run", type=FOLDER)
-TEACHER_HELP = "timm:NAME[,key=value…], package.module:callable, or file.py:callable."
-RUNTIME_HELP = (
-    "What runs the networks: onnxruntime, openvino, torch, torch-cuda, …; `doctor` says which are installed, "
-    "and docs/runtimes.md what each can do."
-)
-DATA_HELP = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, package.module:callable, or file.py:callable."
 
 
 def options_of(kind: type) -> list[Decorator]:
     """Return one option of a command for each field of a dataclass of `pipeline.options` that has help."""
-    return [_option(one, one.metadata["typed"]) for one in fields(kind) if "typed" in one.metadata]
+    return [_option(one, typed) for one, typed in typed_fields(kind)]
 
 
 def _option(one: Field[Any], typed: Typed) -> Decorator:
-    flag = typed.flag or "--" + one.name.replace("_", "-")
     note = f"  [default: {typed.by_default}]" if typed.by_default else ""
-    details: dict[str, Any] = {"callback": duration_s, "metavar": "TIME"} if typed.is_duration else {}
+    details: dict[str, Any] = {"type": _type(one, typed), "metavar": typed.metavar}
+    if typed.is_duration:
+        details = {"callback": duration_s, "metavar": "TIME"}
+    if typed.is_image_size:
+        details = {"callback": input_size, "metavar": typed.metavar}
     return click.option(
-        flag,
+        typed.flag_of(one.name),
         one.name,
-        type=None if typed.is_duration else _type(one, typed),
         default=one.default,
-        show_default=one.default is not None,
+        show_default=one.default not in (None, ()),
+        multiple=typed.is_repeated,
         help=typed.help + note,
-        **{"metavar": typed.metavar, **details},
+        **details,
     )
 
 
 def _type(one: Field[Any], typed: Typed) -> Any:
+    if typed.is_path:
+        return FOLDER
     if typed.choices:
         return click.Choice(list(typed.choices))
     if "float" in str(one.type):
@@ -112,104 +116,49 @@ def with_options(command: Command, options: Sequence[Decorator]) -> Command:
     return command
 
 
+def profile_options(command: Command) -> Command:
+    """Add every option of `profile`, none of which a sub-command of it requires."""
+    options: list[Decorator] = [
+        click.option("--teacher", help=TEACHER_HELP + "  [required]"),
+        SPACE,
+        *options_of(ProfileRequest),
+        click.option("-o", "--output", type=FOLDER, help="Folder to write the profile to.  [required]"),
+        click.option("--resume", is_flag=True, help="Go on with a profile that was interrupted."),
+        click.option("--overwrite", is_flag=True, help="Measure everything again."),
+    ]
+    return with_options(command, options)
+
+
 def kit_options(command: Command) -> Command:
-    """Every option of `profile kit`."""
-    positive = click.IntRange(min=1)
-    options = [
+    """Add every option of `profile kit`."""
+    options: list[Decorator] = [
         click.option("--teacher", required=True, help=TEACHER_HELP),
         SPACE,
-        click.option(
-            "--runtime",
-            type=click.Choice(["onnxruntime", "openvino"]),
-            default="onnxruntime",
-            show_default=True,
-            help="What runs the networks there.",
-        ),
-        click.option(
-            "--threads", type=positive, default=1, show_default=True, help="Threads of one inference."
-        ),
-        click.option("--batch", type=positive, default=1, show_default=True, help="Images of one inference."),
-        click.option(
-            "--networks",
-            type=positive,
-            default=40,
-            show_default=True,
-            help="Random networks of the space, 8 at least.",
-        ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Decides which networks."),
-        click.option("--data", help=DATA_HELP + " Only its image size matters here."),
-        INPUT_SIZE,
+        *options_of(KitRequest),
         click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the kit to."),
         click.option("--resume", is_flag=True, help="Go on with the kit of that folder."),
         click.option("--overwrite", is_flag=True, help="Replace the kit of that folder."),
-        click.option(
-            "--ssh", metavar="HOST", help="Run it there, as HOST or USER@HOST, and import the results."
-        ),
-        click.option(
-            "--ssh-option",
-            "ssh_options",
-            metavar="KEY=VALUE",
-            multiple=True,
-            help="Option of ssh, such as Port=2222.",
-        ),
-        click.option(
-            "--python",
-            default="python3",
-            show_default=True,
-            help="Python of the host, with numpy and the runtime.",
-        ),
-        click.option(
-            "--profile", type=FOLDER, help="With --ssh: folder of the profile.  [default: OUTPUT/profile]"
-        ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def import_options(command: Command) -> Command:
-    """Every option of `profile import`."""
-    positive = click.IntRange(min=1)
-    options = [
-        click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path)),
-        click.option(
-            "--kind",
-            type=click.Choice(["onnxruntime", "openvino", "trtexec", "tflite", "torch"]),
-            help="Tool that wrote the dumps.  [default: found out]",
-        ),
-        click.option(
-            "--model",
-            "models",
-            multiple=True,
-            type=click.Path(path_type=Path),
-            help="Profiled model of a kit, once for each dump, in order.",
-        ),
-        click.option("--teacher", help="Profiled network, where it is no model of a kit. " + TEACHER_HELP),
-        click.option(
-            "--latency",
-            "latencies",
-            multiple=True,
-            metavar="TIME",
-            help="Latency of each whole network: 1.2ms, 800us.",
-        ),
-        click.option("--kit", type=FOLDER, help="Kit that results.jsonl is of, where it lies elsewhere."),
-        click.option(
-            "--threads",
-            type=positive,
-            default=1,
-            show_default=True,
-            help="Threads that a dump was made with.",
-        ),
-        click.option(
-            "--batch", type=positive, default=1, show_default=True, help="Images of one inference of a dump."
-        ),
-        click.option(
-            "--device-name", metavar="TEXT", help="What a dump was made on.  [default: name of OUTPUT]"
-        ),
-        INPUT_SIZE,
+    """Add every option of `profile import`."""
+    options: list[Decorator] = [
+        click.argument("sources", nargs=-1, required=True, type=FOLDER),
+        *options_of(ImportRequest),
         click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the profile to."),
         click.option("--overwrite", is_flag=True, help="Replace the profile of that folder."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
+
+
+def check_options(command: Command) -> Command:
+    """Add every option of `profile validate`."""
+    options: list[Decorator] = [
+        *options_of(CheckRequest),
+        click.option(
+            "--update", is_flag=True, help="Write what was found into the profile's validation.json."
+        ),
+    ]
+    return with_options(command, options)

@@ -8,19 +8,11 @@ from typing import Any
 
 import click
 
-from autocompress.cli.options import (
-    DATA_HELP,
-    FOLDER,
-    FORMAT,
-    INPUT_SIZE,
-    TEACHER_HELP,
-    import_options,
-    kit_options,
-)
+from autocompress.cli.options import FOLDER, FORMAT, check_options, import_options, kit_options
 from autocompress.cli.support import one_of, to_stdout
 
 
-@click.command("show")
+@click.command("show", short_help="Print a profile, and check all of its files.")
 @click.argument("name")
 @FORMAT
 def show_profile(name: str, output_format: str) -> None:
@@ -39,17 +31,19 @@ def show_profile(name: str, output_format: str) -> None:
 
     found = load_profile(name)
     fields = ("name", "runtime", "threads", "batch", "device", "validation", "fingerprint")
-    data: dict[str, Any] = {field: getattr(found, field) for field in fields}
+    data: dict[str, object] = {field: getattr(found, field) for field in fields}
+    data["device"] = dict(found.device.values)
+    data["validation"] = found.validation.to_json()
     data["sources"] = [dataclasses.asdict(source) for source in found.sources]
     data["fit"] = dataclasses.asdict(found.fit)
-    data["coverage"] = coverage(found)
+    data["coverage"] = [one.to_json() for one in coverage(found)]
     data["precisions"] = [
         {**dataclasses.asdict(gain), "never_faster": gain.never_faster} for gain in precision_gains(found)
     ]
     to_stdout(data, lambda: profile_report(found), output_format)
 
 
-@click.command("diff")
+@click.command("diff", short_help="Compare two profiles.")
 @click.argument("first")
 @click.argument("second")
 @FORMAT
@@ -69,21 +63,9 @@ def diff_profiles(first: str, second: str, output_format: str) -> None:
     to_stdout(found, lambda: difference_table(found), output_format)
 
 
-@click.command("validate")
+@click.command("validate", short_help="Check a profile again on its device.")
 @click.argument("name")
-@click.option("--teacher", help=TEACHER_HELP + "  [default: the profile's own, where timm has it]")
-@click.option("--space", help="Search space: a shipped name or a YAML file.  [default: the profile's own]")
-@click.option(
-    "--networks",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    help="New random networks of the space to measure, 3 at least.",
-)
-@click.option("--seed", type=int, default=1000, show_default=True, help="Decides which networks.")
-@click.option("--data", help=DATA_HELP + " Only its image size matters here.")
-@INPUT_SIZE
-@click.option("--update", is_flag=True, help="Write what was found into the profile's validation.json.")
+@check_options
 @FORMAT
 def validate_profile(name: str, output_format: str, **options: Any) -> None:
     """Checks the device profile NAME on this machine, on networks that it was not made from.
@@ -104,7 +86,7 @@ def validate_profile(name: str, output_format: str, **options: Any) -> None:
         click.echo(f"the validation of {name} was replaced", err=True)
 
 
-@click.command("merge")
+@click.command("merge", short_help="Join the profiles of several networks.")
 @click.argument("profiles", nargs=-1, required=True)
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the merged profile to.")
 @click.option("--overwrite", is_flag=True, help="Replace a profile that is there.")
@@ -125,7 +107,7 @@ def merge_profiles(profiles: tuple[str, ...], output: Path, overwrite: bool) -> 
     click.echo(f"the profile is in {output}", err=True)
 
 
-@click.command("kit")
+@click.command("kit", short_help="Write a folder to measure another device with.")
 @kit_options
 def make_kit(**options: Any) -> None:
     """Writes a folder to measure a device with that autocompress cannot run on.
@@ -149,7 +131,7 @@ def make_kit(**options: Any) -> None:
     to_stdout(None, lambda: profile_table(measured), "table")
 
 
-@click.command("import")
+@click.command("import", short_help="Make a profile of a kit's results or a profiler's log.")
 @import_options
 def import_profile(**options: Any) -> None:
     """Makes a device profile of a measured kit, or of what a vendor's profiler wrote.
@@ -167,14 +149,14 @@ def import_profile(**options: Any) -> None:
 
     measured = api_profile.profile_import(**options)
     to_stdout(None, lambda: profile_table(measured), "table")
-    found = measured.validation.get("import", {})
-    for entry in found.get("unknown_operators", ()):
+    gaps = measured.validation.imported
+    for one in gaps.unknown_operators if gaps else ():
         click.echo(
-            f"unknown operator, counted with its neighbour: {entry['operator']}, "
-            f"{entry['count']} times, {entry['total_us']:g} µs together",
+            f"unknown operator, counted with its neighbour: {one.operator}, "
+            f"{one.count} times, {one.total_us:g} µs together",
             err=True,
         )
-    for text in found.get("kernels_not_found", ()):
+    for text in gaps.kernels_not_found if gaps else ():
         click.echo(f"not found in the dump, and not priced: {text}", err=True)
 
 

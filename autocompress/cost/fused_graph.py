@@ -10,13 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from autocompress.cost.opaque_work import complex_values
 from autocompress.graph.network import BINARIZE, INPUT, Network, Node, Quantizer
-from autocompress.graph.operations import CLIPS, CONCATENATIONS, CONVOLUTIONS, LAYERS, MOVES, PRODUCTS, having
+from autocompress.graph.operations import (
+    CLIPS,
+    CONCATENATIONS,
+    CONVOLUTIONS,
+    LAYERS,
+    MOVES,
+    PRODUCTS,
+    WEIGHTED,
+    having,
+    is_opaque,
+)
 
 _FUSED_BEHIND_FLOAT = having(lambda row: row.fuses)
 _VALUES_AND_INDICES = frozenset({"max_pool2d_with_indices", "adaptive_max_pool2d"})
 _LEFT_OUT = frozenset(
-    "slice.Tensor pad constant_pad_nd squeeze squeeze.dim squeeze.dims expand to.dtype dropout".split()
+    "slice.Tensor pad constant_pad_nd squeeze squeeze.dim squeeze.dims expand dropout".split()
 )
 """Are no operation of the exported graph where they change no shape."""
 
@@ -88,6 +99,8 @@ class _Splitter:
         self.quantizers: dict[str, Quantizer | None] = {section.reads: network.input_quantizer}
         self.parts: dict[str, str] = {}
         self.padded: dict[str, str] = {}
+        self.complex = complex_values(network)
+        self.waiting: dict[str, tuple[Node, ...]] = {}
 
     def run(self) -> list[Operation]:
         network = self.network
@@ -97,13 +110,15 @@ class _Splitter:
         for node in network.nodes:
             if node.name in absorbed or not any(name in self.tensor for name in node.inputs):
                 continue
-            if node.op == "getitem" or _does_nothing(network, node):
+            if (node.op == "getitem" and node.name not in self.complex) or _does_nothing(network, node):
                 self._alias(node)
             elif self._pads_convolution(node):
                 self.padded[network.users[node.name][0]] = node.name
                 self._alias(node)
             elif self._vanishes(node) or self._scales_convolution(node):
                 self._let_vanish(node)
+            elif node.name in self.complex:
+                self._wait(node)
             elif not is_number(node):
                 activation = self._activation(node)
                 if activation is not None:
@@ -164,10 +179,23 @@ class _Splitter:
         """Whether rounding to integers clips at zero and so does what this activation does."""
         return node.op in CLIPS and node.quantizer is not None and node.quantizer.zero_point == 0
 
+    def _wait(self, node: Node) -> None:
+        """What computes complex numbers runs within the operation that makes real ones of them."""
+        before = (one for name in node.inputs for one in self.waiting.get(name, ()))
+        self.waiting[node.name] = (*dict.fromkeys(before), node)
+        self.tensor[node.name] = node.name
+
+    def _read_by(self, node: Node) -> tuple[list[str], tuple[str, ...]]:
+        """Return the values that an operation reads, those that waited for it too, and the names of these."""
+        waited = [one for name in node.inputs for one in self.waiting.get(name, ())]
+        names = [name for one in (*waited, node) for name in one.inputs if name not in self.waiting]
+        values = [name for name in names if name in self.tensor]
+        return values, tuple(dict.fromkeys(one.name for one in waited))
+
     def _operation(self, node: Node, activation: Node | None) -> None:
         result = node if activation is None else activation
         integer = self._is_integer(node, result)
-        values = [name for name in node.inputs if name in self.tensor]
+        values, waited = self._read_by(node)
         stay = values if integer else self._read_as_integers(node, values)
         reads = [self.tensor[name] if name in stay else self._float(name) for name in values]
         moved = node.op in MOVES or node.op in CONCATENATIONS
@@ -175,8 +203,9 @@ class _Splitter:
         names = (node.name,) if activation is None else (node.name, activation.name)
         if node.name in self.padded:
             names = (self.padded[node.name], *names)
+        names = (*waited, *names)
         name = "" if activation is None else activation.op
-        if not integer and node.op in LAYERS and self._is_guarded(node):
+        if not integer and node.op in WEIGHTED and self._is_guarded(node):
             name = "leaky_relu"
         precision = "int8" if integer else "fp32"
         shape = node.shape[0] if node.op in _VALUES_AND_INDICES else node.shape
@@ -218,7 +247,7 @@ class _Splitter:
             return True
         if node.op in PRODUCTS:
             return all(stored)
-        if node.op == BINARIZE:
+        if node.op == BINARIZE or is_opaque(node.op):
             return False
         return result.quantizer is not None and all(stored)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from math import prod
 from typing import Any
 
 from autocompress.cost.fused_graph import Operation
 from autocompress.cost.layouts import Layouts, operations
+from autocompress.cost.opaque_work import weight_uses
 from autocompress.graph.network import Network, Node, Param, Ref
-from autocompress.graph.operations import CONVOLUTIONS, VIEWS
+from autocompress.graph.operations import CONVOLUTIONS, TRANSPOSED, VIEWS, is_opaque
 
 CONVERSIONS = frozenset(
     {"quantize", "dequantize", "to_blocked", "from_blocked", "to_channels_last", "to_channels_first"}
 )
 _PRODUCTS = frozenset({"matmul", "bmm", "scaled_dot_product_attention"})
-_WEIGHTED = frozenset({"conv", "linear"})
+_WEIGHTED = frozenset({"conv", "conv_transpose", "linear"})
+OPAQUE = "opaque:"
+"""What the names of kernels begin with whose operation has no row in `graph.operations`."""
 _OWN_GROUPS = _WEIGHTED | CONVERSIONS | {"product", "add"}
 
 
@@ -23,14 +27,16 @@ _OWN_GROUPS = _WEIGHTED | CONVERSIONS | {"product", "add"}
 class Kernel:
     """One unit of execution; equal kernels take equal time.
 
-    `precision` is `fp32` or `int8`. `height` and `width` are those of the output; for a linear
+    `precision` is `fp32` or `int8`. `height` and `width` are those of the output, a signal being an image one
+    pixel wide and a volume one of its slices one above the other; for a linear
     layer or product `height` counts the rows that share the weight. `layout` says of a float
     convolution whether it works on blocks of channels (`blocked`), turns plain images into such
     (`to_blocked`) or does neither, and of a pooling by maxima how its images lie: one of integers takes
     dozens of times longer where their channels are not last. `adds` is 1 when a convolution adds another
-    value to its result, or a normalisation to its input. `in_elements` and `out_elements` count numbers read
-    and written, weights aside. `nodes` are the network's nodes that it carries out; they do not count for
-    equality.
+    value to its result, or a normalisation to its input. Of an opaque operation `in_channels` are the weights
+    that it multiplies by, and `height` counts how often; both are unknown of most. `in_elements` and
+    `out_elements` count numbers read and written, weights aside. `nodes` are the network's nodes that it
+    carries out; they do not count for equality.
     """
 
     op: str
@@ -54,9 +60,11 @@ class Kernel:
     def macs(self) -> int:
         """Multiply-adds; a multiply-add counts one."""
         taps = self.kernel_height * self.kernel_width
+        if self.op == "conv_transpose":
+            return self.in_elements * self.out_channels * taps // self.groups
         if self.op in _WEIGHTED or self.op == "product":
             return self.out_elements * self.in_channels * taps // self.groups
-        return 0
+        return self.height * self.in_channels if self.op.startswith(OPAQUE) else 0
 
     @property
     def weights(self) -> int:
@@ -122,12 +130,14 @@ def kernel_of(network: Network, operation: Operation) -> Kernel:
             out_elements=count,
             nodes=operation.nodes,
         )
-    if node.op in CONVOLUTIONS:
+    if node.op in CONVOLUTIONS | TRANSPOSED:
         return _convolution(network, operation, node)
     if node.op == "linear":
         return _linear(network, operation, node)
     if node.op in _PRODUCTS:
         return _product(network, operation, node)
+    if is_opaque(node.op):
+        return _opaque(network, operation, node)
     height, width = _map_size(node.shape)
     return Kernel(
         "reshape" if node.op in VIEWS else node.op.partition(".")[0],
@@ -151,18 +161,19 @@ def _map_size(shape: Any) -> tuple[int, int]:
 
 def _convolution(network: Network, operation: Operation, node: Node) -> Kernel:
     source = _read_shape(network, operation, node)
-    weight = _weight_shape(network, node)
+    height, width = _as_image(node.shape[2:])
+    kernel_height, kernel_width = _as_image(_weight_shape(network, node)[2:])
     groups = node.args[6] if len(node.args) > 6 else 1
     stride = node.args[3] if len(node.args) > 3 else 1
     return Kernel(
-        "conv",
+        "conv_transpose" if node.op in TRANSPOSED else "conv",
         operation.precision,
         in_channels=source[1],
         out_channels=node.shape[1],
-        height=node.shape[2],
-        width=node.shape[3],
-        kernel_height=weight[2],
-        kernel_width=weight[3],
+        height=height,
+        width=width,
+        kernel_height=kernel_height,
+        kernel_width=kernel_width,
         stride=stride[0] if isinstance(stride, tuple) else int(stride),  # type: ignore[arg-type]
         groups=int(groups),  # type: ignore[arg-type]
         activation=operation.activation,
@@ -172,6 +183,11 @@ def _convolution(network: Network, operation: Operation, node: Node) -> Kernel:
         out_elements=elements(node.shape),
         nodes=operation.nodes,
     )
+
+
+def _as_image(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Return height and width of what may have fewer spatial axes than two, or more."""
+    return (sizes[0], 1) if len(sizes) == 1 else (prod(sizes[:-1]), sizes[-1])
 
 
 def _linear(network: Network, operation: Operation, node: Node) -> Kernel:
@@ -202,6 +218,29 @@ def _product(network: Network, operation: Operation, node: Node) -> Kernel:
         out_channels=node.shape[-1],
         height=elements(node.shape[:-1]),
         in_elements=sum(elements(shape) for shape in shapes),
+        out_elements=elements(node.shape),
+        nodes=operation.nodes,
+    )
+
+
+def _opaque(network: Network, operation: Operation, node: Node) -> Kernel:
+    """Return the kernel of an operation that runs as it is: of its name, and told apart by its shapes.
+
+    Where others wait for it, the kernel has the first one's name.
+    """
+    names = frozenset(operation.nodes)
+    within = [one for one in network.nodes if one.name in names]
+    reads = dict.fromkeys(value for one in within for value in one.inputs if value not in names)
+    op = next(one.op for one in within if is_opaque(one.op))
+    times, weights = weight_uses(network, node)
+    height, width = (times, 1) if times else _map_size(node.shape)
+    return Kernel(
+        f"{OPAQUE}{op.removeprefix('aten::')}",
+        operation.precision,
+        in_channels=weights,
+        height=height,
+        width=width,
+        in_elements=sum(elements(network.shape_of(value)) for value in reads),
         out_elements=elements(node.shape),
         nodes=operation.nodes,
     )

@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.cost.cache import Cache
 from autocompress.cost.kernels import Kernel, elements, kernels
 from autocompress.cost.layouts import Layouts
 from autocompress.cost.memory import live_bytes, low_bit_layers, weight_bytes
@@ -22,8 +21,6 @@ from autocompress.cost.packed_size import PackedContent, packed_content, packed_
 from autocompress.graph.network import Network, Node
 from autocompress.graph.operations import CONVOLUTIONS
 from autocompress.problem.candidate import Cost
-
-MOST_KERNELS = 200_000
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class CostModel:
 
     def __init__(self, device: DeviceTable) -> None:
         self.device = device
-        self._known: Cache[Kernel, float] = Cache(MOST_KERNELS)
+        self._known: dict[Kernel, float] = {}
 
     def price(self, network: Network) -> Cost:
         """Return the predicted cost of a network in shipped form.
@@ -160,7 +157,9 @@ class CostModel:
     def kernel_us(self, kernel: Kernel) -> float:
         """Return a kernel's share of a latency. Raises ProfileError when nothing is known of its kind."""
         known = self._known.get(kernel)
-        return self._known.keep(kernel, self.device.kernel_us(kernel)) if known is None else known
+        if known is None:
+            known = self._known[kernel] = self.device.kernel_us(kernel)
+        return known
 
 
 def trainable_parameters(network: Network) -> int:

@@ -7,12 +7,11 @@ anew. Networks drawn at random come first; then those are asked for whose kernel
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,16 +21,16 @@ from autocompress.cost.memory import weight_bytes
 from autocompress.cost.model import file_features
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.latency import machine_lock
-from autocompress.device.measure.layout_probe import detect_layouts
-from autocompress.device.measure.log import FILE, Measurements, Timed, Timing
+from autocompress.device.measure.log import FILE, LogSetting, Measurements, Timed, Timing
 from autocompress.device.measure.quiet_gate import Gate, QuietLatency, QuietSettings
 from autocompress.device.measure.statistics import drift
 from autocompress.device.profile.fitting import fitted, rows, validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Source, kernels_fingerprint, with_sources
+from autocompress.device.profile.sources import Origin, ProfileSource, kernels_fingerprint, with_sources
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.runtimes.base import Runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.graph.network import Network
 
@@ -59,7 +58,7 @@ More = Callable[[LatencyTable], Sequence["Sample"]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One exported network of the space; `network` is its shipped form, `name` identifies it."""
+    """Hold one exported network of the space; `network` is its shipped form, `name` identifies it."""
 
     name: str
     network: Network
@@ -67,21 +66,39 @@ class Sample:
     precision: str
 
 
+@dataclass(frozen=True)
+class ProfileSubject:
+    """Hold what a profile is of: a device with a runtime and its setting, and where the networks come from.
+
+    `layouts` is how the runtime lays out values there.
+    """
+
+    name: str
+    runtime: str
+    threads: int
+    batch: int
+    device: DeviceDescription
+    origin: Origin
+    layouts: Layouts
+
+    def log_setting(self, reference: str) -> LogSetting:
+        """Return what raw results of it share; `reference` names the network that tells quiet moments."""
+        space, seed = self.origin.space_fingerprint, self.origin.seed
+        return LogSetting(self.runtime, self.threads, self.batch, reference, space, seed)
+
+
 def make_profile(
     samples: Sequence[Sample],
     runtime: Runtime,
-    threads: int,
-    batch: int,
     output: Path,
+    subject: ProfileSubject,
     *,
-    device: Mapping[str, Any],
-    source: Mapping[str, Any],
     more: More | None = None,
     progress: Callable[[int], None] | None = None,
     resume: bool = False,
     settings: QuietSettings | None = None,
 ) -> DeviceProfile:
-    """Measures the samples and writes the profile into `output`.
+    """Measure the samples and write the profile of the `subject` into `output`.
 
     Each sample's measurement is on disk before the next begins; with `resume` those are not
     repeated. The first sample, the teacher, is the reference that tells quiet moments from disturbed
@@ -90,36 +107,19 @@ def make_profile(
 
     Raises NoisyDeviceError when the machine is too noisy, ProfileError when files cannot be used.
     """
-    layouts = detect_layouts(runtime, threads)
-    setting = {
-        "runtime": runtime.name,
-        "threads": threads,
-        "batch": batch,
-        "reference": samples[0].name,
-        "space": source.get("space_fingerprint"),
-        "seed": source.get("seed"),
-    }
+    threads, layouts, reference = subject.threads, subject.layouts, samples[0].name
     try:
-        known = Measurements(output / FILE, setting, resume=resume)
-        bench = Bench(
-            runtime, threads, layouts, known, samples[0].name, settings or QuietSettings(), progress
-        )
+        known = Measurements(output / FILE, subject.log_setting(reference), resume=resume)
+        bench = Bench(runtime, threads, layouts, known, reference, settings or QuietSettings(), progress)
         with machine_lock():
             every = bench.run_all(samples, more)
     except OSError as error:
-        raise ProfileError(f"{output} cannot be written", why=error.strerror or str(error)) from error
-    profile = profile_from(
-        bench.measured(every),
-        every,
-        {sample.name for sample in samples},
-        name=output.name,
-        runtime=runtime.name,
-        threads=threads,
-        batch=batch,
-        device=device,
-        source=source,
-        layouts=layouts,
-    )
+        raise ProfileError(
+            f"{output} cannot be written",
+            why=error.strerror or str(error),
+            fix="make room there, and go on with --resume",
+        ) from error
+    profile = profile_from(bench.measured(every), every, subject, {sample.name for sample in samples})
     write_profile(output, profile)
     return profile
 
@@ -127,49 +127,43 @@ def make_profile(
 def profile_from(
     timed: Sequence[Timed],
     samples: Sequence[Sample],
+    subject: ProfileSubject,
     drawn: Container[str] | None = None,
-    *,
-    name: str,
-    runtime: str,
-    threads: int,
-    batch: int,
-    device: Mapping[str, Any],
-    source: Mapping[str, Any],
-    layouts: Layouts,
 ) -> DeviceProfile:
-    """The profile that measurements of the samples make; the first sample is the teacher.
+    """Return the profile that measurements of the samples make; the first sample is the teacher.
 
     Only networks that were `drawn` at random (all, when not given) tell how well it predicts.
     """
     latencies_us = without_drift(timed)
     table, fit = fitted(timed, latencies_us)
-    made = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "networks": len(timed),
-        "teacher_latency_ms": next(item.latency_ms for item in timed if item.name == samples[0].name),
-        "reference_drift": drift([item.reference_ms for item in timed]),
-        "kernels_fingerprint": kernels_fingerprint(kernels(samples[0].network, layouts)),
-    }
+    source = ProfileSource(
+        **vars(subject.origin),
+        fit=fit,
+        kernels_fingerprint=kernels_fingerprint(kernels(samples[0].network, subject.layouts)),
+        networks=len(timed),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        teacher_latency_ms=next(item.latency_ms for item in timed if item.name == samples[0].name),
+        reference_drift=drift([item.reference_ms for item in timed]),
+    )
     found = validation(timed, latencies_us, drawn)
-    sources = (Source.from_mapping({**source, **made}, fit),)
     return DeviceProfile(
-        name=name,
-        runtime=runtime,
-        threads=threads,
-        batch=batch,
-        device=device,
-        sources=sources,
-        layouts=layouts,
+        name=subject.name,
+        runtime=subject.runtime,
+        threads=subject.threads,
+        batch=subject.batch,
+        device=subject.device,
+        sources=(source,),
+        layouts=subject.layouts,
         table=table,
         fit=fit,
         file_coefficients=file_coefficients(samples),
-        validation=with_sources(found, sources),
+        validation=with_sources(found, (source,)),
     )
 
 
 @dataclass
 class Bench:
-    """Measures what is not known yet, and comes back to what was disturbed.
+    """Measure what is not known yet, and come back to what was disturbed.
 
     `reference` names the network that tells quiet moments. Without `by_kernel` only whole networks are
     timed, as is enough to check predictions.
@@ -187,7 +181,7 @@ class Bench:
     _left_out: int = 0
 
     def run_all(self, samples: Sequence[Sample], more: More | None) -> list[Sample]:
-        """Measures the samples, the first of which is the reference, and what `more` asks for; gives both."""
+        """Measure the samples, the first of which is the reference, and what `more` asks for; return both."""
         every = list(samples)
         gate = Gate(self.runtime.load(samples[0].model, self.threads), self.settings)
         self.run(samples, gate)
@@ -200,18 +194,18 @@ class Bench:
         return every
 
     def _known_at_first(self, samples: Sequence[Sample]) -> list[Timed]:
-        """What was known before anything else was measured. A resumed profiling may have measured since what
-        was left out then, and must ask for the same networks as before."""
+        """Return what was known before anything else was measured. A resumed profiling may have measured
+        since what was left out then, and must ask for the same networks as before."""
         names = {sample.name for sample in samples}
         return list(takewhile(lambda item: item.name in names, self.known.found))
 
     def measured(self, samples: Sequence[Sample]) -> list[Timed]:
-        """What is known of these samples, in the order in which it was measured."""
+        """Return what is known of these samples, in the order in which it was measured."""
         names = {sample.name for sample in samples}
         return [item for item in self.known.found if item.name in names]
 
     def run(self, samples: Sequence[Sample], gate: Gate) -> None:
-        """Measures the samples; leaves out what cannot be measured even in the last round.
+        """Measure the samples; leave out what cannot be measured even in the last round.
 
         Raises NoisyDeviceError when that is the reference, or more than `MOST_LEFT_OUT` of all asked for.
         """
@@ -252,8 +246,8 @@ class Bench:
             self.progress(len(self.known.found))
 
     def _time(self, sample: Sample, gate: Gate, patience: int) -> tuple[Timed | None, str]:
-        """The measurement, or why it has to be taken again. In the last round it is taken from a machine that
-        is slower than before, too, as the times it would have had before, by the reference."""
+        """Return the measurement, or why it has to be taken again. In the last round it is taken from a
+        machine that is slower than before, too, as the times it would have had before, by the reference."""
         last = patience == PATIENCE[-1]
         settings = replace(self.settings, most_blocks=patience * self.settings.most_blocks)
         if last:
@@ -282,8 +276,8 @@ class Bench:
     def _loads(
         self, sample: Sample, gate: Gate, settings: QuietSettings, first: QuietLatency
     ) -> list[QuietLatency] | None:
-        """Latencies of the model loaded again and again, since where its data come to lie matters, until
-        their mean is known well enough; None when there were too few quiet moments."""
+        """Return latencies of the model loaded again and again, since where its data come to lie matters,
+        until their mean is known well enough; None when there were too few quiet moments."""
         found = [first]
         while len(found) < MOST_LOADS:
             again = self._latency(sample, gate, settings)
@@ -298,7 +292,7 @@ class Bench:
     def _timings(
         self, sample: Sample, latency_ms: float, gate: Gate, patience: int, tolerance: float
     ) -> tuple[Timing, ...] | None:
-        """Kernel by kernel between two quiet moments; None when there were none."""
+        """Return the times kernel by kernel, read between two quiet moments; None when there were none."""
         if not self.by_kernel:
             return ()
         runs = max(8, min(PROFILED_RUNS, round(PROFILED_S / latency_ms * 1e3)))
@@ -311,13 +305,13 @@ class Bench:
         return None
 
     def _slower(self, timed: Timed) -> float:
-        """How many times as long the reference took as usual."""
+        """Return how many times as long the reference took as usual."""
         usual = [item.reference_ms for item in self.known.found]
         return float(timed.reference_ms / np.median(usual)) if usual else 1.0
 
 
 def file_coefficients(samples: Sequence[Sample]) -> tuple[float, ...]:
-    """Overhead of exported files over their weights, by least squares of relative errors."""
+    """Return the overhead of exported files over their weights, by least squares of relative errors."""
     features = np.stack([file_features(sample.network) for sample in samples])
     sizes = np.array([len(sample.model) for sample in samples], dtype=np.float64)
     overhead = sizes - np.array([weight_bytes(sample.network) for sample in samples])

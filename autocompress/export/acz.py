@@ -1,7 +1,7 @@
 """A student in one small file, `student.acz`, and back: its network and its weights, coded without loss.
 
 What a student's weights have in common makes the file small: few distinct values (shared weights), many
-zeros (sparse weights), 8-bit integers. Each tensor takes the form of `coding.tensors` with the fewest
+zeros (sparse weights), 8-bit integers. Each tensor takes the form of `export.coding.tensors` with the fewest
 bytes. The file is smaller on disk and nothing else: weights are decoded to the same floats.
 """
 
@@ -25,7 +25,8 @@ from autocompress.export.coding.records import body_of, smallest
 from autocompress.export.coding.tensors import Scaled, Stored, shared_values
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights, from_json, to_json
-from autocompress.graph.operations import KNOWN
+from autocompress.graph.operations import KNOWN, is_opaque
+from autocompress.graph.operators import UnknownOperatorError, operator_named
 from autocompress.transforms.families.low_bit import from_levels, to_levels
 from autocompress.transforms.families.quantize import quantize_weight, weights_in_int8
 
@@ -69,7 +70,7 @@ def save_acz(
 
 
 def load_acz(source: Path | bytes, limit_bytes: int = LIMIT_BYTES) -> GraphModule:
-    """The student as a module in eval mode. Raises StudentError, naming the file; see `coding.container`."""
+    """Return the student as a module in eval mode. Raises StudentError, naming the file; see `container`."""
     with _opened(source) as (stream, where):
         header, tensors = container.read(stream, where, limit_bytes)
         network = _network(header, where)
@@ -146,11 +147,24 @@ UNUSABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, Overflo
 
 
 def known_network(data: Any) -> Network:
-    """The network that `network.to_json` described, of known operations only. Raises one of `UNUSABLE`."""
+    """Return the network that `network.to_json` described, of operations that are known or registered here.
+
+    Raises one of `UNUSABLE`, or StudentError for an operator that this process has not registered.
+    """
     network = from_json(data)
-    unknown = sorted({node.op for node in network.nodes} - KNOWN)
+    ops = {node.op for node in network.nodes} - KNOWN
+    unknown = sorted(op for op in ops if not is_opaque(op))
     if unknown:
         raise ValueError(f"it names operations outside the list: {unknown}")
+    for op in sorted(ops):
+        try:
+            operator_named(op)
+        except UnknownOperatorError as error:
+            raise StudentError(
+                f"the student needs the operator {op}, which cannot be used here",
+                why=error.why,
+                fix=error.fix,
+            ) from error
     return network
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.export import onnx_layers, onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
-from autocompress.export.onnx_registry import Tensor, call, rule_for
+from autocompress.export.onnx_parts import Samples, Waiting, export_part, graphs_in, has_parts, reads_of
+from autocompress.export.onnx_registry import NotExpressibleError, Tensor, call, rule_for
 from autocompress.graph.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
 from autocompress.graph.network import (
     BINARIZE,
@@ -56,7 +57,7 @@ Array = NDArray[Any]
 def to_onnx(network: Network, weights: Weights, *, batch: int = 1) -> onnx.ModelProto:
     """The network as an ONNX model with one input `input` of shape `(batch, …)` and one `output`.
 
-    Batch norms should have been folded (`transforms.fold`); those that are left are exported as such.
+    Batch norms should have been folded (`families.fold`); those that are left are exported as such.
     A value with a quantizer is rounded to uint8; a layer of 8 bits whose input has a quantizer gets
     int8 weights with one scale for each output channel and an int32 bias.
 
@@ -82,6 +83,12 @@ class Emitter:
     _integers: dict[str, Tensor] = field(default_factory=dict)
     _node_names: dict[str, int] = field(default_factory=dict)
     _tensor_count: int = 0
+    opset: int = OPSET
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Return what the network's values are in one run."""
+        return Samples(self)
 
     def run(self) -> onnx.ModelProto:
         self.values[INPUT] = self.quantized(
@@ -97,18 +104,27 @@ class Emitter:
 
     def op(self, kind: str, *inputs: str, name: str, outputs: int = 1, **attributes: Any) -> Any:
         """Adds one ONNX node and returns the name of its output (a list when `outputs` > 1)."""
-        names = [self._new_name() for _ in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, name=self._unique(name), **attributes))
+        names = [self.new_name() for _ in range(outputs)]
+        self.add_node(helper.make_node(kind, inputs, names, **attributes), name)
         return names[0] if outputs == 1 else names
+
+    def add_node(self, node: onnx.NodeProto, name: str) -> None:
+        """Add a node whose inputs and outputs have the file's names."""
+        node.name = self._unique(name)
+        self.nodes.append(node)
 
     def constant(self, value: Any, dtype: Any = None) -> str:
         """The name of an initializer; equal constants share one."""
         array = np.ascontiguousarray(np.asarray(value, dtype=dtype)).reshape(np.shape(value))
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = self._new_name("c")
+            self._constants[key] = self.new_name("c")
             self._initializers[self._constants[key]] = array
         return self._constants[key]
+
+    def constant_named(self, name: str) -> Array | None:
+        """Return the constant of this name in the file, if it is one."""
+        return self._initializers.get(name)
 
     def in_int8(self, node: Node) -> bool:
         """Whether a layer computes in 8 bits."""
@@ -213,10 +229,19 @@ class Emitter:
         args = tuple(map_args(self.resolve, arg) for arg in node.args)
         kwargs = {key: map_args(self.resolve, value) for key, value in node.kwargs}
         if node.op == "getitem":
-            return self._finish(node, args[0][args[1]])
+            return Waiting(node) if isinstance(args[0], Waiting) else self._finish(node, args[0][args[1]])
         leaves = list(flatten(args, kwargs))
-        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        if not any(isinstance(leaf, (Tensor, Waiting)) for leaf in leaves):
             return _compute(node, args, kwargs)
+        if has_parts(node):
+            return self._finish(node, export_part(self, node))
+        try:
+            return self._by_rule(node, args, kwargs, leaves)
+        except NotExpressibleError:
+            return self._finish(node, export_part(self, node))
+
+    def _by_rule(self, node: Node, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+        """What the operation's own exporter writes. Raises NotExpressibleError."""
         rule = rule_for(node)
         quantizer = _kept_quantizer(node, leaves)
         if quantizer is None:
@@ -256,7 +281,8 @@ class Emitter:
         count = self._node_names[name] = self._node_names.get(name, 0) + 1
         return name if count == 1 else f"{name}{count}"
 
-    def _new_name(self, kind: str = "t") -> str:
+    def new_name(self, kind: str = "t") -> str:
+        """Return a name for a tensor of the file."""
         self._tensor_count += 1
         return f"{kind}{self._tensor_count}"
 
@@ -264,7 +290,7 @@ class Emitter:
         nodes = _live(self.nodes, output.name)
         for node in nodes:
             _rename(node, output.name, OUTPUT_NAME)
-        read = {name for node in nodes for name in node.input}
+        read = {name for node in nodes for name in reads_of(node)}
         constants = [(name, array) for name, array in self._initializers.items() if name in read]
         graph = helper.make_graph(
             nodes,
@@ -304,7 +330,7 @@ def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The value of a node that does not depend on the input."""
     import torch
 
-    from autocompress.graph.operations import dtype_named, implementation
+    from autocompress.graph.operators import dtype_named, implementation
 
     def to_torch(leaf: Any) -> Any:
         if isinstance(leaf, str):
@@ -326,12 +352,15 @@ def _live(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
     needed, live = {output}, []
     for node in reversed(nodes):
         if needed.intersection(node.output):
-            needed.update(node.input)
+            needed.update(reads_of(node))
             live.append(node)
     return live[::-1]
 
 
 def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
+    for graph in graphs_in(node):
+        for inner in graph.node:
+            _rename(inner, old, new)
     for names in (node.input, node.output):
         for index, name in enumerate(names):
             if name == old:

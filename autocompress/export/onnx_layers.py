@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.export.onnx_registry import Tensor, exports, not_expressible
 from autocompress.graph.network import Node
@@ -28,7 +29,7 @@ def pair(value: Pair, rank: int = 2) -> tuple[int, ...]:
     return values * rank if len(values) == 1 else values
 
 
-@exports("conv2d", "conv1d", "conv2d.padding")
+@exports("conv1d", "conv1d.padding", "conv2d", "conv2d.padding")
 def conv(
     e: Emitter,
     node: Node,
@@ -47,6 +48,30 @@ def conv(
     attributes |= {"strides": pair(stride, rank), "dilations": dilations}
     inputs = e.layer_inputs(node, x, weight, bias)
     result = e.op("Conv", *inputs, name=node.name, **_without_defaults(attributes))
+    return e.kept_in_float(node, x, result)
+
+
+@exports("conv_transpose1d", "conv_transpose2d.input")
+def transposed_conv(
+    e: Emitter,
+    node: Node,
+    x: Tensor,
+    weight: Any,
+    bias: Any = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+) -> str:
+    kernel = tuple(weight.shape[2:])
+    rank = len(kernel)
+    attributes = {"kernel_shape": kernel, "pads": _pads(padding, kernel, ()), "group": groups}
+    attributes |= {"strides": pair(stride, rank), "dilations": pair(dilation, rank)}
+    if any(pair(output_padding, rank)):
+        attributes["output_padding"] = pair(output_padding, rank)
+    inputs = [e.name(part) for part in (x, weight, bias) if part is not None]
+    result = e.op("ConvTranspose", *inputs, name=node.name, **_without_defaults(attributes))
     return e.kept_in_float(node, x, result)
 
 
@@ -275,11 +300,31 @@ def adaptive_pool(e: Emitter, node: Node, x: Tensor, output_size: Pair) -> Any:
     elif tuple(sizes) == tuple(spatial):
         result = e.op("Identity", x.name, name=node.name)
     elif any(size % out for size, out in zip(spatial, sizes, strict=True)):
-        raise not_expressible(node, f"its input of {spatial} is no multiple of its output of {sizes}")
+        if kind == "MaxPool":
+            raise not_expressible(node, f"its input of {spatial} is no multiple of its output of {sizes}")
+        result = _averaged_unevenly(e, node, x, sizes)
     else:
         kernel = [size // out for size, out in zip(spatial, sizes, strict=True)]
         result = e.op(kind, x.name, name=node.name, kernel_shape=kernel, strides=kernel)
     return [result] if kind == "MaxPool" else result
+
+
+def _averaged_unevenly(e: Emitter, node: Node, x: Tensor, sizes: Sequence[int]) -> str:
+    """Averages over windows of several sizes are products with a matrix of shares, one for each axis."""
+    shares = [_shares(size, out) for size, out in zip(x.shape[2:], sizes, strict=True)]
+    if len(shares) == 1:
+        return e.op("MatMul", x.name, e.name(np.ascontiguousarray(shares[0].T)), name=node.name)
+    rows = e.op("MatMul", e.name(shares[0]), x.name, name=f"{node.name}/rows")
+    return e.op("MatMul", rows, e.name(np.ascontiguousarray(shares[1].T)), name=node.name)
+
+
+def _shares(size: int, out: int) -> NDArray[np.float32]:
+    """Return `(out, size)`: how much each position counts in each of the windows that torch averages over."""
+    shares = np.zeros((out, size), np.float32)
+    for index in range(out):
+        start, end = index * size // out, -(-(index + 1) * size // out)
+        shares[index, start:end] = 1 / (end - start)
+    return shares
 
 
 @exports("avg_pool2d", "avg_pool1d")

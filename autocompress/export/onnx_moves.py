@@ -127,6 +127,11 @@ def select(e: Emitter, node: Node, x: Tensor, dim: int, index: int) -> str:
     return e.op("Gather", x.name, e.constant(index, np.int64), name=node.name, axis=dim)
 
 
+@exports("embedding")
+def embedding(e: Emitter, node: Node, table: Any, positions: Any, *_: Any) -> str:
+    return e.op("Gather", e.name(table), e.name(positions), name=node.name, axis=0)
+
+
 @exports("index_select")
 def index_select(e: Emitter, node: Node, x: Tensor, dim: int, index: Any) -> str:
     return e.op("Gather", x.name, e.constant(index, np.int64), name=node.name, axis=dim)

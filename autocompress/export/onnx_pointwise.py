@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import TensorProto
 
 from autocompress.export.onnx_registry import Tensor, exports, not_expressible
 from autocompress.graph.network import BINARIZE, Node
+from autocompress.graph.operators import DTYPE_PREFIX
 
 if TYPE_CHECKING:
     from autocompress.export.onnx import Emitter
@@ -158,6 +160,52 @@ def rsub(e: Emitter, node: Node, a: Any, b: Any, alpha: float = 1) -> str:
 @exports("where.self")
 def where(e: Emitter, node: Node, condition: Any, a: Any, b: Any) -> str:
     return e.op("Where", e.name(condition), e.name(a), e.name(b), name=node.name)
+
+
+_COMPARISONS = {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal"}
+_LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
+
+
+@exports(
+    "eq.Scalar", "ne.Scalar", "gt.Scalar", "lt.Scalar", "ge.Scalar", "le.Scalar", "eq.Tensor", "ne.Tensor",
+    "gt.Tensor", "lt.Tensor", "ge.Tensor", "le.Tensor",
+)  # fmt: skip
+def comparison(e: Emitter, node: Node, a: Any, b: Any) -> str:
+    kind = node.op.partition(".")[0]
+    names = (e.name(_as_float(a)), e.name(_as_float(b)))
+    if kind == "ne":
+        return e.op("Not", e.op("Equal", *names, name=f"{node.name}/equal"), name=node.name)
+    return e.op(_COMPARISONS[kind], *names, name=node.name)
+
+
+@exports(
+    "logical_and", "logical_or", "logical_xor", "bitwise_and.Tensor", "bitwise_or.Tensor",
+    "bitwise_xor.Tensor", "__and__.Tensor", "__or__.Tensor",
+)  # fmt: skip
+def logic(e: Emitter, node: Node, a: Any, b: Any) -> str:
+    kind = node.op.partition(".")[0].strip("_").rpartition("_")[2]
+    return e.op(_LOGIC[kind], e.name(a), e.name(b), name=node.name)
+
+
+@exports("logical_not", "bitwise_not")
+def negation(e: Emitter, node: Node, x: Tensor) -> str:
+    return e.op("Not", x.name, name=node.name)
+
+
+_ONNX_TYPES = {
+    "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16, "int64": TensorProto.INT64, "int32": TensorProto.INT32,
+    "int16": TensorProto.INT16, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8,
+    "bool": TensorProto.BOOL,
+}  # fmt: skip
+
+
+@exports("to.dtype")
+def cast(e: Emitter, node: Node, x: Tensor, dtype: str, *_: Any) -> str:
+    kind = dtype.removeprefix(DTYPE_PREFIX)
+    if kind not in _ONNX_TYPES:
+        raise not_expressible(node, f"ONNX has no {kind}")
+    return e.op("Cast", x.name, name=node.name, to=_ONNX_TYPES[kind])
 
 
 @exports("masked_fill.Scalar")

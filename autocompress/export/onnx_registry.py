@@ -72,9 +72,13 @@ def call(node: Node, rule: Exporter, emitter: Any, args: tuple[Any, ...], kwargs
     return rule(emitter, node, *args, **kwargs)
 
 
-def not_expressible(node: Node, why: str) -> TeacherError:
+class NotExpressibleError(TeacherError):
+    """An operation has an exporter, but not with these arguments."""
+
+
+def not_expressible(node: Node, why: str) -> NotExpressibleError:
     """The error for an operation that has an exporter, but not with these arguments."""
-    return TeacherError(
+    return NotExpressibleError(
         f"operation {node.op} cannot be exported to ONNX with these arguments",
         where=node.name,
         why=f"{why}; its arguments are {node.args} {dict(node.kwargs) or ''}".rstrip(),

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import INPUT, Network, Node, unique_name
+from autocompress.graph.operations import WEIGHTED
 
 _CANDIDATE_SOURCES = 200
 

@@ -14,7 +14,7 @@ atoms that reach it, with the reason. The idea of dependency groups is that of D
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,18 +24,24 @@ from numpy.typing import NDArray
 
 from autocompress.graph import coupling_rules
 from autocompress.graph.coupling_rules import Atoms, Axes
-from autocompress.graph.network import INPUT, Network, Node, Param, Ref, flatten
+from autocompress.graph.network import INPUT, Network, Node, Param
+from autocompress.graph.operations import WEIGHTED
+from autocompress.graph.replace_layer import input_axis, output_axis
 
 IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group lies in one parameter: `indices[i]` are the positions of its i-th atom on `axis`."""
+    """Where a group lies in one parameter: `indices[i]` are the positions of its i-th atom on `axis`.
+
+    `makes` says that the parameter computes the channels there; where it does not, it reads them.
+    """
 
     param: str
     axis: int
     indices: IntArray
+    makes: bool
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,15 @@ class Coupling:
     chosen: tuple[Group, ...] | None = None
 
     @cached_property
+    def output_axes(self) -> dict[str, int]:
+        """Weight of a layer → its axis of outputs."""
+        return {
+            node.args[1].name: output_axis(node)
+            for node in self.network.nodes
+            if node.op in WEIGHTED and isinstance(node.args[1], Param)
+        }
+
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         return tuple(_groups(self)) if self.chosen is None else self.chosen
 
@@ -96,19 +111,8 @@ def couple(network: Network) -> Coupling:
 
 
 def _visit(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
-    rule = coupling_rules.rule_for(node.op)
-    if rule is not None:
-        return rule(node, network, values, atoms)
-    for arg in flatten(node.args, dict(node.kwargs)):
-        if isinstance(arg, Ref):
-            for labels in coupling_rules.axes_in(values[arg.node]):
-                atoms.lock(
-                    labels, f"reaches {node.op} at {node.name}, through which channels are not followed"
-                )
-        elif isinstance(arg, Param):
-            for labels in atoms.of_param(arg.name, network.params[arg.name].shape):
-                atoms.lock(labels, f"is an operand of {node.op} at {node.name}")
-    return coupling_rules.untracked(node.shape)
+    rule = coupling_rules.rule_for(node.op) or coupling_rules.not_followed
+    return rule(node, network, values, atoms)
 
 
 def _groups(coupling: Coupling) -> Iterable[Group]:
@@ -142,11 +146,16 @@ def _group(
     positions: Mapping[tuple[str, int], Mapping[int, list[int]]],
     taken: set[str],
 ) -> Group | None:
-    producers = _layers_reading(coupling, signature, axis=0)
+    producers = _layers(coupling, signature, output_axis)
     if not producers:
         return None
     places = tuple(
-        Place(param, axis, np.array([positions[param, axis][atom] for atom in members]))
+        Place(
+            param,
+            axis,
+            np.array([positions[param, axis][atom] for atom in members]),
+            axis == coupling.output_axes.get(param, 0),
+        )
         for param, axis, _ in signature
     )
     name = next((producer for producer in producers if producer not in taken), "")
@@ -155,19 +164,20 @@ def _group(
     locked = next((coupling.locks[atom] for atom in members if atom in coupling.locks), "")
     if not locked and len(members) < 2:
         locked = "has a single channel"
-    consumers = _layers_reading(coupling, signature, axis=1)
+    consumers = _layers(coupling, signature, input_axis)
     layers = tuple(dict.fromkeys((*producers, *consumers)))
     return Group(name, np.array(members), places, layers, locked)
 
 
-def _layers_reading(coupling: Coupling, signature: tuple[tuple[str, int, int], ...], axis: int) -> list[str]:
-    """Convolutions and linear layers that have the group on this axis of their weight, in order."""
-    network = coupling.network
-    params = {param for param, at, _ in signature if at == axis}
+def _layers(
+    coupling: Coupling, signature: tuple[tuple[str, int, int], ...], axis_of: Callable[[Node], int]
+) -> list[str]:
+    """Layers that have the group on this axis of their weight, in order."""
+    places = {(param, axis) for param, axis, _ in signature}
     return [
         node.name
-        for node in network.nodes
-        if node.op in coupling_rules.WEIGHTED
+        for node in coupling.network.nodes
+        if node.op in WEIGHTED
         and isinstance(node.args[1], Param)
-        and node.args[1].name in params
+        and (node.args[1].name, axis_of(node)) in places
     ]

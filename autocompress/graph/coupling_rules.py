@@ -12,15 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.graph.network import Network, Node, Param, Ref, Shape
-from autocompress.graph.operations import BINARY, POINTWISE, POOLING, REDUCTION
+from autocompress.graph.network import Network, Node, Param, Ref, Shape, flatten
+from autocompress.graph.operations import (
+    BINARY,
+    CONVOLUTIONS,
+    POINTWISE,
+    POOLING,
+    REDUCTION,
+    TRANSPOSED,
+    short_name,
+)
 
 Labels = NDArray[np.int64] | None
 Axes = tuple[Labels, ...]
 Rule = Callable[[Node, Network, Mapping[str, Any], "Atoms"], Any]
 
-WEIGHTED = frozenset({"conv2d", "conv2d.padding", "linear"})
-_CONVOLUTIONS = frozenset({"conv2d", "conv2d.padding"})
 _SPLIT = "is split by a reshape"
 _ATTENTIONS = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
 _ON_THE_WAY_TO_HEADS = frozenset(
@@ -114,9 +120,29 @@ def axes_in(axes: Any) -> Iterator[Labels]:
             yield axis
 
 
-def untracked(shape: Any) -> Any:
-    """Axes on which nothing is followed, for an output of this shape or these shapes."""
-    return tuple(untracked(size) if isinstance(size, tuple) else None for size in shape)
+def not_followed(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
+    """Lock every axis that an operation without a rule touches: of what it reads, and of what it computes."""
+    op = short_name(node.op)
+    for arg in flatten(node.args, dict(node.kwargs)):
+        if isinstance(arg, Ref):
+            for labels in axes_in(values[arg.node]):
+                atoms.lock(labels, f"reaches {op} at {node.name}, through which channels are not followed")
+        elif isinstance(arg, Param):
+            for labels in atoms.of_param(arg.name, network.params[arg.name].shape):
+                atoms.lock(labels, f"is an operand of {op} at {node.name}")
+    return _locked(
+        node.shape, atoms, f"is computed by {op} at {node.name}, through which channels are not followed"
+    )
+
+
+def _locked(shape: Any, atoms: Atoms, reason: str) -> Any:
+    """Return locked atoms on all axes but the batch's, of an output of this shape or these shapes."""
+    if any(isinstance(size, tuple) for size in shape):
+        return tuple(_locked(part, atoms, reason) for part in shape)
+    axes = tuple(atoms.new(size) if size > 1 else None for size in shape)
+    for labels in axes:
+        atoms.lock(labels, reason)
+    return axes
 
 
 _RULES: dict[str, Rule] = {}
@@ -155,7 +181,7 @@ def _shape_of(arg: Any, network: Network) -> Shape:
     return shape
 
 
-@_rule(_CONVOLUTIONS)
+@_rule(CONVOLUTIONS)
 def _convolution(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     weight, bias = node.args[1], _argument(node, 2, name="bias")
@@ -184,6 +210,33 @@ def _convolution_output(
     out = atoms.new(shape[0])
     atoms.lock(out, f"leaves the grouped convolution {node.name}")
     return out
+
+
+@_rule(TRANSPOSED)
+def _transposed_convolution(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+    axes = _axes_of(node.args[0], network, values, atoms)
+    weight, bias = node.args[1], _argument(node, 2, name="bias")
+    if not isinstance(weight, Param):
+        return _weight_is_computed(node, network, values, atoms)
+    shape = network.params[weight.name].shape
+    groups, inputs = _argument(node, 6, 1, "groups"), axes[1]
+    if groups == 1:
+        bound = atoms.bind_param(
+            weight.name, (inputs, atoms.new(shape[1]), *(None for _ in shape[2:])), node.name
+        )
+        out = bound[1]
+    else:
+        if groups != shape[0]:
+            atoms.lock(inputs, f"enters the grouped convolution {node.name}")
+        bound = atoms.bind_param(weight.name, (inputs, *(None for _ in shape[1:])), node.name)
+        out = atoms.new(node.shape[1])
+        if groups == shape[0] and bound[0] is not None:
+            out = np.repeat(bound[0], shape[1])
+        else:
+            atoms.lock(out, f"leaves the grouped convolution {node.name}")
+    if isinstance(bias, Param):
+        atoms.bind_param(bias.name, (out,), node.name)
+    return (axes[0], out, *(None for _ in shape[2:]))
 
 
 def _weight_is_computed(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:

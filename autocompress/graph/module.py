@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autocompress.graph.levels import ACTIVATION_LEVELS, LEAST_SCALE, WEIGHT_LEVELS
 from autocompress.graph.network import BINARIZE, INPUT, Network, Node, Param, Quantizer, Ref, Weights
-from autocompress.graph.operations import dtype_named, implementation
+from autocompress.graph.operators import dtype_named, implementation
 from autocompress.graph.straight_through import learned_affine, on_grid
 
 USUAL_MOMENTUM = 0.1
@@ -27,7 +27,8 @@ USUAL_MOMENTUM = 0.1
 def build(network: Network, weights: Weights) -> GraphModule:
     """A fresh module in eval mode; the arrays are copied.
 
-    Raises KeyError for an operation outside `graph.operations.KNOWN` and for a missing parameter.
+    Raises KeyError for an operation that `graph.operators` knows no function for, and for a missing
+    parameter.
     """
     return GraphModule(network, weights).eval()
 

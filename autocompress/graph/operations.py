@@ -4,18 +4,16 @@ Coupling asks how an operation treats the axes of its input, quantization whethe
 through it, pricing which of its forms a runtime executes, and export whether it may be written on the
 integers themselves. They all read it here, so that what is priced is what is exported.
 
-The list is closed on purpose: a student folder from a stranger can name only these, all of which are pure
-functions of tensors. `binarize` is our own; only students have it.
+An operation without a row is an opaque node: its `op` is the full name of a registered operator,
+`namespace::name.overload`, which runs as it is and locks the channels that it touches. `binarize` is our own;
+only students have it.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cache
-from typing import Any
 
 from autocompress.graph.network import BINARIZE
 
@@ -50,7 +48,7 @@ class KnownOperation:
     time. `rounds_first`: a runtime rounds what it moves before it moves it. `keeps_sign`: the output has no
     number below zero where no input has. `never_negative`: it never has. `clips`: rounding to integers can
     do the same. `fuses`: a float layer takes it along. `any_layout`: works on images with their channels
-    last as well as first.
+    last as well as first. `compares`: its output holds truth values.
     """
 
     name: str
@@ -65,6 +63,7 @@ class KnownOperation:
     clips: bool = False
     fuses: bool = False
     any_layout: bool = False
+    compares: bool = False
 
     @property
     def moves_data(self) -> bool:
@@ -84,6 +83,7 @@ _RESHAPE = replace(_VIEW, axes=Axes.RESHAPE)
 _SPLIT = replace(_MOVE, splits=True)
 _POINTWISE = KnownOperation("", Axes.POINTWISE, any_layout=True)
 _ACTIVATION = replace(_POINTWISE, in_8_bits=EightBits.JOINS)
+_TRUTH = KnownOperation("", Axes.POINTWISE, compares=True)
 _BINARY = KnownOperation("", Axes.BINARY, any_layout=True)
 _JOINING = replace(_BINARY, in_8_bits=EightBits.JOINS)
 _POOL = KnownOperation("", Axes.POOLING)
@@ -93,9 +93,10 @@ _OTHER = KnownOperation("")
 _CONCATENATION = replace(_OTHER, in_8_bits=EightBits.JOINS, concatenates=True, keeps_sign=True)
 
 _ROWS: tuple[Iterator[KnownOperation], ...] = (
-    _LAYER.named("conv2d conv2d.padding linear"),
+    _LAYER.named("conv1d conv1d.padding conv2d conv2d.padding linear"),
     _PRODUCT.named("matmul bmm"),
-    _OTHER.named("conv1d conv_transpose2d.input addmm scaled_dot_product_attention"),
+    _OTHER.named("conv_transpose1d conv_transpose2d.input"),
+    _OTHER.named("addmm scaled_dot_product_attention"),
     _OTHER.named("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"),
     # Activations.
     replace(_ACTIVATION, never_negative=True, clips=True, fuses=True).named("relu relu6"),
@@ -110,16 +111,19 @@ _ROWS: tuple[Iterator[KnownOperation], ...] = (
         cos pow.Tensor_Scalar floor round to.dtype dropout"""
     ),
     _OTHER.named("softmax.int _softmax log_softmax.int cumsum"),
+    # Comparisons and truth values.
+    _TRUTH.named("eq.Scalar ne.Scalar gt.Scalar lt.Scalar ge.Scalar le.Scalar logical_not bitwise_not"),
+    replace(_TRUTH, axes=Axes.BINARY).named(
+        """eq.Tensor ne.Tensor gt.Tensor lt.Tensor ge.Tensor le.Tensor logical_and logical_or logical_xor
+        bitwise_and.Tensor bitwise_or.Tensor bitwise_xor.Tensor __and__.Tensor __or__.Tensor"""
+    ),
     # Arithmetic.
     _JOINING.named("add.Tensor mul.Tensor"),
     _BINARY.named(
         """sub.Tensor div.Tensor maximum minimum add.Scalar mul.Scalar sub.Scalar div.Scalar rsub.Scalar
-        pow.Tensor_Tensor where.self"""
+        pow.Tensor_Tensor where.self masked_fill.Scalar"""
     ),
-    _OTHER.named(
-        """div.Tensor_mode pow.Scalar outer masked_fill.Scalar bitwise_not logical_not eq.Scalar ne.Scalar
-        gt.Scalar lt.Scalar ge.Scalar le.Scalar einsum"""
-    ),
+    _OTHER.named("div.Tensor_mode pow.Scalar outer einsum"),
     # Poolings and reductions.
     replace(_AVERAGE, any_layout=True).named("adaptive_avg_pool2d"),
     _AVERAGE.named("avg_pool2d"),
@@ -170,6 +174,24 @@ OPERATIONS = _table()
 KNOWN = frozenset(OPERATIONS)
 
 
+OPAQUE = "::"
+"""What the names of operators that have no row contain."""
+
+
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+"""Short names of whole recurrent layers, whose weights work once a step."""
+
+
+def is_opaque(op: str) -> bool:
+    """Return whether a node's operation is the full name of an operator instead of a known one."""
+    return OPAQUE in op
+
+
+def short_name(op: str) -> str:
+    """Return an operation's name for people: without its namespace and its overload."""
+    return op.rpartition(OPAQUE)[2].partition(".")[0]
+
+
 def known(op: str) -> KnownOperation:
     """The row of an operation; one that says nothing for an operation that has none."""
     return OPERATIONS.get(op, _OTHER)
@@ -185,9 +207,14 @@ BINARY = having(lambda row: row.axes is Axes.BINARY)
 POOLING = having(lambda row: row.axes is Axes.POOLING)
 REDUCTION = having(lambda row: row.axes is Axes.REDUCTION)
 RESHAPE = having(lambda row: row.axes is Axes.RESHAPE)
+COMPARISONS = having(lambda row: row.compares)
 VIEWS = having(lambda row: row.is_view)
 LAYERS = having(lambda row: row.in_8_bits is EightBits.LAYER)
 CONVOLUTIONS = LAYERS - {"linear"}
+TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d.input"})
+"""Convolutions whose weight has its inputs on the first axis and its outputs on the second."""
+WEIGHTED = LAYERS | TRANSPOSED
+"""Operations that are layers: their second argument is a weight."""
 PRODUCTS = having(lambda row: row.in_8_bits is EightBits.PRODUCT)
 MOVES = having(lambda row: row.moves_data)
 CLIPS = having(lambda row: row.clips)
@@ -198,44 +225,3 @@ SILENT = frozenset(
     feature_alpha_dropout _assert_tensor_metadata _assert_scalar""".split()
 )
 """Operations that change nothing at inference; the trace leaves them out."""
-
-
-@cache
-def implementation(op: str) -> Callable[..., Any]:
-    """The function that computes `op`. Raises KeyError for a name outside the list."""
-    if op not in KNOWN:
-        raise KeyError(op)
-    if op == "getitem":
-        return operator.getitem
-    if op.startswith("operator."):
-        return {"mul": operator.mul, "floordiv": operator.floordiv, "add": operator.add, "sub": operator.sub}[
-            op.removeprefix("operator.")
-        ]
-    if op == BINARIZE:
-        from autocompress.graph.straight_through import binarized
-
-        return binarized
-    import torch
-
-    name, _, overload = op.partition(".")
-    return getattr(getattr(torch.ops.aten, name), overload or "default")
-
-
-_DTYPE_PREFIX = "dtype:"
-
-
-def dtype_name(dtype: Any) -> str:
-    """How a network writes a torch dtype that is an argument of an operation."""
-    return _DTYPE_PREFIX + str(dtype).removeprefix("torch.")
-
-
-def dtype_named(text: str) -> Any:
-    """The torch dtype that `dtype_name` wrote, or the text itself if it is no dtype. Raises KeyError."""
-    if not text.startswith(_DTYPE_PREFIX):
-        return text
-    import torch
-
-    name = text.removeprefix(_DTYPE_PREFIX)
-    if name not in {"float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"}:
-        raise KeyError(text)
-    return getattr(torch, name)

@@ -1,6 +1,6 @@
 """Weights rounded in training, with gradients that pass straight through and steps that are learned.
 
-What `transforms.grid` says of the values holds here; both round a weight to the same one.
+What `transforms.families.low_bit` says of the values holds here; both round a weight to the same one.
 """
 
 from __future__ import annotations

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import operator
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,8 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 
 from autocompress.errors import TeacherError
+from autocompress.graph.capture.exporting import exported
+from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
+from autocompress.graph.capture.rewriting import op_name
 from autocompress.graph.module import build, resolve
 from autocompress.graph.network import (
     INPUT,
@@ -34,11 +36,18 @@ from autocompress.graph.network import (
     prune_dead,
     unique_name,
 )
-from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, dtype_name, implementation
-
-_NAMED_AFTER_MODULE = frozenset(
-    {"conv2d", "conv2d.padding", "linear", "batch_norm", "layer_norm", "group_norm"}
+from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, WEIGHTED, short_name
+from autocompress.graph.operators import (
+    UnknownOperatorError,
+    dtype_name,
+    implementation,
+    opaque_name,
+    with_exact_types,
 )
+
+logger = logging.getLogger(__name__)
+
+_NAMED_AFTER_MODULE = WEIGHTED | {"batch_norm", "layer_norm", "group_norm"}
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
@@ -49,35 +58,31 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Wei
         input_shape: shape of one example, for an image `(C, H, W)`.
 
     Raises:
-        TeacherError: the module cannot be captured, uses an operation outside
-            `graph.operations.KNOWN`, or its trace computes something else than the module does.
+        TeacherError: the module cannot be captured, uses an operation that is no pure function of
+            tensors, or its trace computes something else than the module does.
     """
     module = copy.deepcopy(module).float().cpu().eval()
-    exported = _export(module, input_shape)
-    network, weights = _Rewriter(exported).rewrite((1, *input_shape))
-    network = prune_dead(_fold_constants(network, weights))
+    program = exported(module, input_shape)
+    if is_known(program):
+        try:
+            return _traced(module, program, input_shape)
+        except TeacherError as problem:  # Values changed in place are seen in functional form alone.
+            logger.debug("%s: lowered", problem)
+    autocast = has_autocast(program)
+    program = lowered(program)
+    return _traced(program.module() if autocast else module, program, input_shape)
+
+
+def _traced(
+    module: nn.Module, program: torch.export.ExportedProgram, input_shape: tuple[int, ...]
+) -> tuple[Network, Weights]:
+    rewriter = _Rewriter(program)
+    network, weights = rewriter.rewrite((1, *input_shape))
+    network = with_exact_types(_fold_constants(network, weights), rewriter.types)
+    network = prune_dead(network)
     weights = {name: weights[name] for name in network.params}
     _check_faithful(module, network, weights)
     return network, weights
-
-
-def _export(module: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, *input_shape)
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            return torch.export.export(
-                module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
-            )
-    except Exception as error:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise TeacherError(
-            "the teacher cannot be traced",
-            where=type(module).__name__,
-            why=f"torch.export: {first_line[:300]}",
-            fix="make forward() take one tensor of any batch size, without branches on the values of tensors",
-        ) from error
 
 
 @dataclass
@@ -90,6 +95,7 @@ class _Rewriter:
     params: dict[str, ParamSpec] = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    types: dict[str, Any] = field(default_factory=dict)
 
     def rewrite(self, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
         output: Any = None
@@ -101,7 +107,10 @@ class _Rewriter:
             elif fx_node.op == "output":
                 output = self._output(fx_node)
             else:
-                raise TeacherError(f"the teacher's graph holds a {fx_node.op} node, which is not supported")
+                raise TeacherError(
+                    f"the teacher's graph holds a {fx_node.op} node, which is not supported",
+                    fix="remove calls of other modules' code from forward(), such as higher-order operators",
+                )
         return Network(input_shape, tuple(self.nodes), output, self.params), self.weights
 
     def _placeholder(self, fx_node: fx.Node) -> None:
@@ -127,11 +136,9 @@ class _Rewriter:
         self.names[fx_node.name] = Param(name)
 
     def _call(self, fx_node: fx.Node) -> None:
-        op = _op_name(fx_node.target)
-        in_place = op.partition(".")[0].endswith("_") and not op.startswith("_")
-        if in_place:
-            head, _, overload = op.partition(".")
-            op = head.removesuffix("_") + ("." + overload if overload else "")
+        op = op_name(fx_node.target)
+        in_place = without_underscore(op)
+        op = in_place or op
         if op in SILENT or _is_noop(op, fx_node):
             if fx_node.args:
                 self.names[fx_node.name] = self._arg(fx_node.args[0])
@@ -146,11 +153,7 @@ class _Rewriter:
             ones = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == 1]
             op, args = "squeeze.dims", (args[0], ones)
         if op not in KNOWN:
-            raise TeacherError(
-                f"the teacher uses the operation {op}, which autocompress does not know",
-                where=_module_of(fx_node) or "forward()",
-                fix="replace it by ordinary tensor operations, or move it out of the model",
-            )
+            op = _opaque(fx_node)
         node = self._node(fx_node, op, args)
         self.nodes.append(node)
         self.names[fx_node.name] = Ref(node.name)
@@ -172,6 +175,7 @@ class _Rewriter:
         module = _module_of(fx_node)
         name = unique_name(_node_name(op, module), self.taken)
         self.taken.add(name)
+        self.types[name] = _type(fx_node.meta["val"])
         return Node(name, op, args, _shape(fx_node.meta["val"]), kwargs, module)
 
     def _arg(self, arg: Any) -> Any:
@@ -186,7 +190,12 @@ class _Rewriter:
         return arg
 
     def _output(self, fx_node: fx.Node) -> str:
-        results: Any = fx_node.args[0]
+        kinds = [one.kind for one in self.exported.graph_signature.output_specs]
+        results: Any = [
+            value
+            for value, kind in zip(fx_node.args[0], kinds, strict=True)  # type: ignore[arg-type]
+            if kind is OutputKind.USER_OUTPUT
+        ]
         spec = self.exported.call_spec.out_spec
         if spec is None or not spec.is_leaf() or not isinstance(results[0], fx.Node):
             kind = type(results[0]) if spec is None or spec.is_leaf() else spec.type
@@ -196,7 +205,10 @@ class _Rewriter:
             )
         result = self.names[results[0].name]
         if not isinstance(result, Ref):
-            raise TeacherError("the teacher returns a parameter, not something computed from its input")
+            raise TeacherError(
+                "the teacher returns a parameter, not something computed from its input",
+                fix="return what forward() computes from its input",
+            )
         return result.node
 
 
@@ -236,13 +248,16 @@ def _evaluate(node: Node, constants: Mapping[str, str], weights: Weights) -> Any
     return implementation(node.op)(*(resolve(arg, {}, tensors) for arg in args), **kwargs)
 
 
-def _op_name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        name = target.name().removeprefix("aten::")
-        return name.removesuffix(".default")
-    if target is operator.getitem:
-        return "getitem"
-    return f"operator.{getattr(target, '__name__', str(target))}"
+def _opaque(fx_node: fx.Node) -> str:
+    try:
+        return opaque_name(fx_node.target)
+    except UnknownOperatorError as error:
+        raise TeacherError(
+            f"the teacher uses {error.op}, which cannot be kept in a network",
+            where=_module_of(fx_node) or "forward()",
+            why=error.why,
+            fix=error.fix,
+        ) from error
 
 
 def _is_noop(op: str, fx_node: fx.Node) -> bool:
@@ -276,7 +291,7 @@ def _node_name(op: str, module: str) -> str:
     if op in _NAMED_AFTER_MODULE and module:
         name = module
     else:
-        name = ".".join(part for part in (module, op.partition(".")[0].strip("_")) if part)
+        name = ".".join(part for part in (module, short_name(op).strip("_")) if part)
     name = "".join(char if char.isalnum() or char in "._" else "_" for char in name)
     return name if name[0].isalpha() or name[0] == "_" else f"_{name}"
 
@@ -287,6 +302,13 @@ def _shape(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(_at_batch_one(size) for size in value.shape)
     return ()
+
+
+def _type(value: Any) -> Any:
+    """The name of a value's dtype; a tuple for several, and nothing for a number."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_type(item) for item in value)
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else ""
 
 
 def _at_batch_one(size: int | torch.SymInt) -> int:
@@ -304,7 +326,11 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
         try:
             actual = build(network, weights)(x).double()
         except Exception as error:
-            raise TeacherError("the teacher's trace does not run", why=str(error)[:300]) from error
+            raise TeacherError(
+                "the teacher's trace does not run",
+                why=str(error)[:300],
+                fix="remove what depends on values or on the batch size from forward()",
+            ) from error
     difference, scale = float((expected - actual).abs().max()), float(expected.abs().max())
     if not difference <= 1e-4 * max(scale, 1e-6):
         raise TeacherError(
@@ -317,5 +343,5 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> No
 def layers(network: Network) -> Iterator[Node]:
     """The convolutions and linear layers whose weight is a parameter, in execution order."""
     for node in network.nodes:
-        if node.op in ("conv2d", "conv2d.padding", "linear") and isinstance(node.args[1], Param):
+        if node.op in WEIGHTED and isinstance(node.args[1], Param):
             yield node

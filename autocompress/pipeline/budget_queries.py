@@ -36,12 +36,12 @@ from autocompress.transforms.sites import BoundSpace, bind
 class Answer:
     """The candidate that is expected to lose least within limits; predicted, not trained or measured.
 
-    `expected_damage` is the sum of its choices' scores, by the measure that the run found to rank best.
+    `summed_sensitivity` is the sum of its choices' scores, by the measure that the run found to rank best.
     """
 
     candidate: Candidate
     predicted: Cost
-    expected_damage: float
+    summed_sensitivity: float
     limits: Limits
 
     def to_json(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Answer:
             "key": self.candidate.key,
             "choices": self.candidate.to_json(),
             "predicted": self.predicted.to_json(),
-            "expected_damage": self.expected_damage,
+            "summed_sensitivity": self.summed_sensitivity,
             "limits": self.limits.to_json(),
         }
 

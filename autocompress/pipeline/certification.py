@@ -265,7 +265,7 @@ class StudentCertifier:
             runtime=runtime,
             threads=threads,
             batch=self.device.batch,
-            device=device_description(runtime, threads),
+            device=device_description(runtime, threads).values,
         )
 
 

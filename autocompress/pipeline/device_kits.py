@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -27,17 +26,18 @@ from autocompress.device.kit.folder import RESULTS as RESULTS_FILE
 from autocompress.device.kit.kit_profile import profile_from_kit
 from autocompress.device.kit.remote import Host, run_remotely
 from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile.sources import Origin
 from autocompress.device.profile_files.store import PROFILE, write_profile
 from autocompress.device.profiler import Sample
 from autocompress.errors import InputError, ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.export.student_folder import SPEC, read_spec
 from autocompress.graph.network import from_json
+from autocompress.pipeline.options import ImportRequest, KitRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher
-from autocompress.pipeline.profile_device import check_asked, profile_samples, source_of
+from autocompress.pipeline.profile_device import check_asked, origin_of, profile_samples
 from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space
-from autocompress.problem.specs import InputSize
 from autocompress.progress import Console
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -48,46 +48,50 @@ def make_kit(
     teacher: str | nn.Module,
     space: Space,
     output: Path,
-    runtime: str,
-    threads: int,
-    batch: int,
-    networks: int,
-    seed: int,
-    data: Any,
-    input_size: InputSize | None,
+    request: KitRequest,
     *,
     overwrite: bool,
     resume: bool,
     console: Console,
     settings: KitSettings | None = None,
 ) -> Kit:
-    """See `api_profile.profile_kit`. With `resume` a kit that is there is kept, if it is the same."""
-    if runtime not in RUNTIMES:
+    """Write a kit; see `api_profile.profile_kit`. With `resume` one that is there is kept, if it is the same.
+
+    Raises ProfileError for a runtime that no kit has, too few networks, and a folder that is there.
+    """
+    if request.runtime not in RUNTIMES:
         raise ProfileError(
-            f"a kit cannot run {runtime!r}", fix=f"use one of: {', '.join(RUNTIMES)}, or import a dump"
+            f"a kit cannot run {request.runtime!r}",
+            fix=f"use one of: {', '.join(RUNTIMES)}, or import a dump",
         )
-    check_asked(networks, output, "folder", free=overwrite or resume)
-    opened = open_teacher(teacher, data, input_size)
-    source = source_of(opened, space, seed)
+    check_asked(request.networks, output, "folder", free=overwrite or resume)
+    opened = open_teacher(teacher, request.data, request.input_size)
+    origin = origin_of(opened, space, request.seed)
     if resume and (output / MANIFEST).exists():
-        return _same_kit(read_kit(output), source, runtime, threads, batch, networks)
+        return _same_kit(read_kit(output), origin, request)
     if overwrite and output.exists():
         _remove_kit(output)
     bound = bound_space(opened, space)
-    with console.stage("exporting", networks) as stage:
+    with console.stage("exporting", request.networks) as stage:
         samples = []
-        for sample in profile_samples(bound, networks, seed, batch):
+        for sample in profile_samples(bound, request.networks, request.seed, request.batch):
             samples.append(sample)
             stage.update(len(samples))
     return write_kit(
-        output, samples, runtime=runtime, threads=threads, batch=batch, source=source, settings=settings
+        output,
+        samples,
+        runtime=request.runtime,
+        threads=request.threads,
+        batch=request.batch,
+        origin=origin,
+        settings=settings,
     )
 
 
 def measure_kit_over_ssh(
     kit: Kit, host: Host, output: Path, console: Console, *, overwrite: bool
 ) -> DeviceProfile:
-    """Runs the kit on the host and writes the profile of its results into `output`."""
+    """Run the kit on the host and write the profile of its results into `output`."""
     _check_free(output, overwrite=overwrite)
     with console.stage(f"measuring on {host.name}", len(kit.entries)) as stage:
         run_remotely(kit, host, kit.runtime, kit.threads, lambda done, total: stage.update(done, total))
@@ -97,7 +101,7 @@ def measure_kit_over_ssh(
 def import_kit(
     path: Path, output: Path, *, kit: Path | None = None, overwrite: bool = False
 ) -> DeviceProfile:
-    """The profile of a kit's results: `path` is its folder or its results.jsonl. Raises ProfileError."""
+    """Return the profile of a kit's results: `path` is its folder or its results.jsonl. Raises ProfileError."""
     _check_free(output, overwrite=overwrite)
     results = path / RESULTS_FILE if path.is_dir() else path
     opened = read_kit(kit or results.parent)
@@ -107,21 +111,14 @@ def import_kit(
 
 
 def import_dumps(
-    dumps: Sequence[Path],
-    output: Path,
-    *,
-    kind: str | None = None,
-    models: Sequence[Path] = (),
-    teacher: str | nn.Module | None = None,
-    latencies: Sequence[str] = (),
-    threads: int = 1,
-    batch: int = 1,
-    device_name: str | None = None,
-    input_size: InputSize | None = None,
-    overwrite: bool = False,
+    dumps: Sequence[Path], output: Path, request: ImportRequest, *, overwrite: bool = False
 ) -> DeviceProfile:
-    """The profile of dumps of vendors' tools, each with the model that was profiled. Raises ProfileError."""
+    """Write and return the profile of dumps of vendors' tools, each with the model that was profiled.
+
+    Raises ProfileError.
+    """
     _check_free(output, overwrite=overwrite)
+    models, latencies, teacher = request.models, request.latencies, request.teacher
     for dump in dumps:
         if not dump.is_file():
             raise ProfileError(
@@ -138,13 +135,13 @@ def import_dumps(
             "a dump says which operators ran, not what they are",
             fix="give --model with the profiled file of a kit, once for each dump, or --teacher",
         )
-    parsed = [parse_dump(dump, kind) for dump in dumps]
+    parsed = [parse_dump(dump, request.kind) for dump in dumps]
     kinds = {found for found, _ in parsed}
     if len(kinds) > 1:
         raise ProfileError(
             f"the dumps are of several tools: {', '.join(sorted(kinds))}", fix="import those of one tool"
         )
-    samples = [_sample(path) for path in models] or [_of_teacher(teacher, input_size, batch)] * len(dumps)
+    samples = [_sample(Path(path)) for path in models] or [_of_teacher(request)] * len(dumps)
     times = [_latency_ms(text) for text in latencies] if latencies else [None] * len(dumps)
     measured = [
         Measured(path, tuple(operators), sample, latency_ms)
@@ -154,16 +151,16 @@ def import_dumps(
         measured,
         kinds.pop(),
         name=output.resolve().name,
-        threads=threads,
-        batch=batch,
-        device={"cpu": device_name or output.resolve().name},
+        threads=request.threads,
+        batch=request.batch,
+        device=request.device_name or output.resolve().name,
     )
     write_profile(output, profile)
     return profile
 
 
 def _sample(path: Path) -> Sample:
-    """A model of a kit, or the model.onnx of a student's folder."""
+    """Return a model of a kit, or the model.onnx of a student's folder."""
     data = read_bytes(path, MOST_MODEL_BYTES)
     if METADATA.encode() not in data and path.with_name(SPEC).is_file():
         network, model = from_json(read_spec(path.parent)["network"]), data
@@ -172,10 +169,11 @@ def _sample(path: Path) -> Sample:
     return Sample(path.stem, network, model, "")
 
 
-def _of_teacher(teacher: str | nn.Module | None, input_size: InputSize | None, batch: int) -> Sample:
-    assert teacher is not None
-    network, weights = open_teacher(teacher, None, input_size).shipped
-    return Sample("teacher", network, to_onnx(network, weights, batch=batch).SerializeToString(), "fp32")
+def _of_teacher(request: ImportRequest) -> Sample:
+    assert request.teacher is not None
+    network, weights = open_teacher(request.teacher, None, request.input_size).shipped
+    model = to_onnx(network, weights, batch=request.batch).SerializeToString()
+    return Sample("teacher", network, model, "fp32")
 
 
 def _latency_ms(text: str) -> float:
@@ -190,9 +188,10 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
         raise ProfileError(f"the profile folder {output} exists", fix="give --overwrite, or another folder")
 
 
-def _same_kit(kit: Kit, source: dict[str, Any], runtime: str, threads: int, batch: int, networks: int) -> Kit:
-    wanted = {**source, "runtime": runtime, "threads": threads, "batch": batch, "networks": networks}
-    there = {**kit.source, "runtime": kit.runtime, "threads": kit.threads, "batch": kit.batch}
+def _same_kit(kit: Kit, origin: Origin, request: KitRequest) -> Kit:
+    names = ("runtime", "threads", "batch", "networks")
+    wanted = {**origin.to_json(), **{name: getattr(request, name) for name in names}}
+    there = {**kit.origin.to_json(), "runtime": kit.runtime, "threads": kit.threads, "batch": kit.batch}
     there["networks"] = len(kit.entries)
     differ = [name for name, value in wanted.items() if there.get(name) != value]
     if differ:
@@ -205,7 +204,7 @@ def _same_kit(kit: Kit, source: dict[str, Any], runtime: str, threads: int, batc
 
 
 def _remove_kit(folder: Path) -> None:
-    """Only a kit is replaced: another folder was named by mistake."""
+    """Remove a kit, and only a kit: another folder was named by mistake."""
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} is not a kit and is not replaced", fix="give another --output")
     shutil.rmtree(folder)

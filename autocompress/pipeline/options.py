@@ -6,13 +6,18 @@ heavy is imported here: the command line's `--help` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from autocompress.errors import InputError
+from autocompress.problem.specs import InputSize
 from autocompress.students.training.settings import DeviceName, DistillSettings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Options = TypeVar("Options")
 
@@ -26,7 +31,8 @@ class Typed:
 
     `least` is the smallest number, `above` one that it must be above. `flag` is the option's name where that
     is not the field's; `by_default` says in words what None does. An option that `is_duration` is typed as
-    `90s`, `30m` or `1.5h`.
+    `90s`, `30m` or `1.5h`, one that `is_image_size` as `64` or `32x96`; one that `is_repeated` may be given
+    several times and is a tuple.
     """
 
     help: str
@@ -37,6 +43,28 @@ class Typed:
     flag: str = ""
     by_default: str = ""
     is_duration: bool = False
+    is_path: bool = False
+    is_image_size: bool = False
+    is_repeated: bool = False
+
+    def flag_of(self, name: str) -> str:
+        """Return the option as it is typed for the field `name`."""
+        return self.flag or "--" + name.replace("_", "-")
+
+
+def typed_fields(kind: type | object) -> list[tuple[Field[Any], Typed]]:
+    """Return the fields of an options dataclass that the command line takes, and how it takes them."""
+    found = fields(kind)  # type: ignore[arg-type]
+    return [(one, one.metadata["typed"]) for one in found if "typed" in one.metadata]
+
+
+def flags_given(options: object) -> list[str]:
+    """Return the flags of the options whose values are not the defaults, in their order."""
+    return [
+        typed.flag_of(one.name)
+        for one, typed in typed_fields(options)
+        if (value := getattr(options, one.name)) != one.default and not (typed.is_repeated and not value)
+    ]
 
 
 def option(default: Any, help: str, **details: Any) -> Any:
@@ -98,7 +126,7 @@ class SearchOptions:
     )
     sampler: str = option(
         "engine",
-        "What proposes candidates: the surrogate of autocompress, or a sampler of Optuna.",
+        "What proposes candidates: engine, the Bayesian optimiser of autocompress, or one of Optuna.",
         choices=("engine", "tpe", "nsga2", "nsga3", "gp", "random"),
     )
     seed: int = option(DistillSettings.seed, "Seed of everything random.")
@@ -113,7 +141,7 @@ class SearchOptions:
         None, "Passes over the data for a finalist.", above=0, by_default="by its size"
     )
     quantized_epochs: float | None = None
-    students: int = option(4, "Finalists to certify.", least=1)
+    students: int = option(4, "Finalists to train longest, measure and certify.", least=1)
     batch_size: int = option(DistillSettings.batch_size, "Images of a training step.", least=1)
     cache_memory_mib: int = option(
         1536,
@@ -128,15 +156,14 @@ class SearchOptions:
         above=0,
         by_default="chosen for the kind of network",
     )
-    train_on: DeviceName = option(  # noqa: RUF009
+    train_on: DeviceName = option(
         DistillSettings.train_on,
         "Where students are trained: auto takes the GPU that torch sees, else the processor.",
         choices=get_args(DeviceName),
     )
     time_limit_s: float | None = option(
         None,
-        "What the search should take: 90s, 30m, 1.5h. Decides how much is scored, tried, promoted and "
-        "distilled.",
+        "What the search should take: 90s, 30m, 1.5h. Decides how much is scored, tried and trained longer.",
         flag="--time",
         is_duration=True,
     )
@@ -172,3 +199,115 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}", fix="give 1 or more")
+
+
+TEACHER_HELP = "timm:NAME[,key=value…], package.module:callable, or file.py:callable."
+RUNTIME_HELP = (
+    "What runs the networks: onnxruntime, openvino, torch, torch-cuda, …; `doctor` says which are installed, "
+    "and docs/runtimes.md what each can do."
+)
+DATA_HELP = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, package.module:callable, or file.py:callable."
+INPUT_SIZE_HELP = (
+    "Size of the input images, where neither --data nor the teacher says it: 64 for squares, 32x96 for "
+    "32 high and 96 wide, 1x32x96 with the channels."
+)
+
+
+def _input_size() -> Any:
+    return option(None, INPUT_SIZE_HELP, is_image_size=True, metavar="PIXELS")
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What to measure a device with: the runtime and its setting, and which random networks of a space.
+
+    `data` only says the size of the images.
+    """
+
+    runtime: str = option("onnxruntime", RUNTIME_HELP)
+    threads: int = option(1, "Threads of one inference.", least=1)
+    batch: int = option(1, "Images of one inference.", least=1)
+    networks: int = option(
+        120,
+        "Networks of the space to measure, 8 at least; each random one is also predicted from the others.",
+        least=1,
+    )
+    seed: int = option(0, "Decides which networks.")
+    data: Any = option(None, DATA_HELP + " Only its image size matters here.")
+    input_size: InputSize | None = _input_size()
+
+
+@dataclass(frozen=True)
+class KitRequest(ProfileRequest):
+    """What a kit measures a device with, and where to run it: `ssh` names a host, None runs it nowhere."""
+
+    runtime: str = option("onnxruntime", "What runs the networks there.", choices=("onnxruntime", "openvino"))
+    networks: int = option(40, "Random networks of the space, 8 at least.", least=1)
+    ssh: str | None = option(
+        None, "Run it there, as HOST or USER@HOST, and import the results.", metavar="HOST"
+    )
+    ssh_options: Sequence[str] = option(
+        (), "Option of ssh, such as Port=2222.", flag="--ssh-option", metavar="KEY=VALUE", is_repeated=True
+    )
+    python: str = option("python3", "Python of the host, with numpy and the runtime.")
+    profile: str | Path | None = option(
+        None, "With --ssh: folder of the profile.", by_default="OUTPUT/profile", is_path=True
+    )
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What a vendor's dumps were made of, with and on; `kit` is the only one that a measured kit needs.
+
+    `models` are the profiled models, one for each dump, or `teacher` is the one that all are of; `latencies`
+    are those of the whole networks as typed, such as `1.2ms`, one for each dump or none.
+    """
+
+    kind: str | None = option(
+        None,
+        "Tool that wrote the dumps.",
+        choices=("onnxruntime", "openvino", "trtexec", "tflite", "torch"),
+        by_default="found out",
+    )
+    models: Sequence[str | Path] = option(
+        (),
+        "Profiled model of a kit, once for each dump, in order.",
+        flag="--model",
+        is_path=True,
+        is_repeated=True,
+    )
+    teacher: str | nn.Module | None = option(
+        None, "Profiled network, where it is no model of a kit. " + TEACHER_HELP
+    )
+    latencies: Sequence[str] = option(
+        (),
+        "Latency of each whole network: 1.2ms, 800us.",
+        flag="--latency",
+        metavar="TIME",
+        is_repeated=True,
+    )
+    kit: str | Path | None = option(
+        None, "Kit that results.jsonl is of, where it lies elsewhere.", is_path=True
+    )
+    threads: int = option(1, "Threads that a dump was made with.", least=1)
+    batch: int = option(1, "Images of one inference of a dump.", least=1)
+    device_name: str | None = option(
+        None, "What a dump was made on.", metavar="TEXT", by_default="name of OUTPUT"
+    )
+    input_size: InputSize | None = _input_size()
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """Which new random networks to check a device profile on; None is what the profile was measured on."""
+
+    teacher: str | nn.Module | None = option(
+        None, TEACHER_HELP, by_default="the profile's own, where timm has it"
+    )
+    space: str | Path | None = option(
+        None, "Search space: a shipped name or a YAML file.", by_default="the profile's own"
+    )
+    networks: int = option(20, "New random networks of the space to measure, 3 at least.", least=1)
+    seed: int = option(1000, "Decides which networks.")
+    data: Any = option(None, DATA_HELP + " Only its image size matters here.")
+    input_size: InputSize | None = _input_size()

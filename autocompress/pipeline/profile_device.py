@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,15 +14,16 @@ from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.machine import device_description, usable_cores
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profiler import Sample, make_profile
+from autocompress.device.profile.sources import Origin
+from autocompress.device.profiler import ProfileSubject, Sample, make_profile
 from autocompress.device.runtimes.base import check_transparent, get_runtime
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network
+from autocompress.pipeline.options import ProfileRequest
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import Space
-from autocompress.problem.specs import InputSize
 from autocompress.problem.teacher import Teacher
 from autocompress.progress import Console
 from autocompress.transforms.apply import deployed_network
@@ -44,29 +44,35 @@ def measure_profile(
     teacher: str | nn.Module,
     space: Space,
     output: Path,
-    runtime: str,
-    threads: int,
-    batch: int,
-    networks: int,
-    seed: int,
-    data: Any,
-    input_size: InputSize | None,
+    request: ProfileRequest,
     *,
     overwrite: bool,
     resume: bool,
     console: Console,
 ) -> DeviceProfile:
-    """See `api_profile.profile`. Raises ProfileError for a folder that exists and for too few networks."""
+    """Measure this machine; see `api_profile.profile`.
+
+    Raises ProfileError for a folder that exists and for too few networks.
+    """
+    threads, batch, networks, seed = request.threads, request.batch, request.networks, request.seed
     check_asked(networks, output, "profile folder", free=overwrite or resume)
     check_threads(threads)
-    engine = get_runtime(runtime)
+    engine = get_runtime(request.runtime)
     check_transparent(engine)
-    opened = open_teacher(teacher, data, input_size)
+    opened = open_teacher(teacher, request.data, request.input_size)
     bound = bound_space(opened, space)
-    source = {**source_of(opened, space, seed), "network": network_name(opened.teacher)}
+    subject = ProfileSubject(
+        output.name,
+        request.runtime,
+        threads,
+        batch,
+        device_description(request.runtime, threads),
+        replace(origin_of(opened, space, seed), network=network_name(opened.teacher)),
+        detect_layouts(engine, threads),
+    )
     chooser = Chooser(
         bound,
-        detect_layouts(engine, threads),
+        subject.layouts,
         engine.precisions,
         batch,
         seed,
@@ -77,11 +83,8 @@ def measure_profile(
         return make_profile(
             drawn,
             engine,
-            threads,
-            batch,
             output,
-            device=device_description(runtime, threads),
-            source=source,
+            subject,
             more=chooser,
             progress=lambda done: stage.update(done, networks),
             resume=resume and not overwrite,
@@ -89,7 +92,7 @@ def measure_profile(
 
 
 def check_asked(networks: int, output: Path, kind: str, *, free: bool) -> None:
-    """Raises ProfileError for too few networks, and for an output that is there unless it is `free`."""
+    """Raise ProfileError for too few networks, and for an output that is there unless it is `free`."""
     if networks < FEWEST_NETWORKS:
         raise ProfileError(
             f"{networks} networks are too few to profile and validate with",
@@ -102,7 +105,7 @@ def check_asked(networks: int, output: Path, kind: str, *, free: bool) -> None:
 
 
 def check_threads(threads: int) -> None:
-    """Raises ProfileError for more threads than this process may use CPUs."""
+    """Raise ProfileError for more threads than this process may use CPUs."""
     usable = usable_cores()
     if usable is not None and threads > usable:
         raise ProfileError(
@@ -112,21 +115,21 @@ def check_threads(threads: int) -> None:
         )
 
 
-def source_of(opened: OpenedTeacher, space: Space, seed: int) -> dict[str, Any]:
-    """What a profile says of the network and the space that its candidates come from."""
-    return {
-        "space": space.name,
-        "space_fingerprint": space.fingerprint,
-        "network": opened.teacher.name,
-        "teacher_fingerprint": opened.teacher.fingerprint,
-        "input_shape": list(opened.network.input_shape),
-        "seed": seed,
-    }
+def origin_of(opened: OpenedTeacher, space: Space, seed: int) -> Origin:
+    """Return what a profile says of the network and the space that its candidates come from."""
+    return Origin(
+        network=opened.teacher.name,
+        space=space.name,
+        space_fingerprint=space.fingerprint,
+        teacher_fingerprint=opened.teacher.fingerprint,
+        input_shape=tuple(opened.network.input_shape),
+        seed=seed,
+    )
 
 
 @dataclass
 class Chooser:
-    """Asks for the networks of whose kernels the least is known: active learning of the latency table.
+    """Ask for the networks of whose kernels the least is known: active learning of the latency table.
 
     From a pool of random candidates, one after the other is taken whose predicted latency is the least
     certain, supposing that the kernels of those taken before are known by then.
@@ -142,7 +145,7 @@ class Chooser:
     pool: dict[str, tuple[str, Candidate, tuple[Kernel, ...]]] = field(default_factory=dict)
 
     def __call__(self, table: LatencyTable) -> Sequence[Sample]:
-        """The next samples; none when as many as wanted were asked for."""
+        """Return the next samples; none when as many as wanted were asked for."""
         count = min(-(-self.wanted // CHOICE_ROUNDS), self.wanted - self.asked)
         if count <= 0:
             return []
@@ -161,7 +164,7 @@ class Chooser:
         return found
 
     def _drawn(self) -> dict[str, tuple[str, Candidate, tuple[Kernel, ...]]]:
-        """Candidates by key, without the ones that profiling begins with."""
+        """Return candidates by key, without the ones that profiling begins with."""
         count = POOL * self.wanted
         drawn = samples(self.bound, count, self.seed + 1, self.precisions)
         return {
@@ -175,7 +178,7 @@ class Chooser:
 
 
 def _doubts(table: LatencyTable, found: Sequence[Kernel]) -> dict[Kernel, float]:
-    """For each kernel that was not measured, the share of the latency by which it may be wrong."""
+    """Return for each kernel that was not measured the share of the latency by which it may be wrong."""
     total, doubts = 0.0, {}
     for kernel in found:
         try:
@@ -190,8 +193,8 @@ def _doubts(table: LatencyTable, found: Sequence[Kernel]) -> dict[Kernel, float]
 
 
 def network_name(teacher: Teacher) -> str:
-    """How a profile names a network: a spec from which it can be built again where timm has it, without
-    its weights, which no time depends on; else its own name."""
+    """Return how a profile names a network: a spec from which it can be built again where timm has it,
+    without its weights, which no time depends on; else its own name."""
     if not teacher.spec.startswith("timm:"):
         return teacher.name
     head, *options = teacher.spec.split(",")
@@ -202,7 +205,7 @@ def network_name(teacher: Teacher) -> str:
 def profile_samples(
     bound: BoundSpace, count: int, seed: int, batch: int, precisions: Sequence[str] = ("fp32", "int8")
 ) -> Iterator[Sample]:
-    """Exported random candidates, the teacher in the runtime's precisions first; weights are random."""
+    """Return exported random candidates, the teacher in the runtime's precisions first; weights are random."""
     for precision, candidate in samples(bound, count, seed, precisions):
         yield _sample(precision, candidate, deployed_network(bound, candidate), batch)
 

@@ -25,6 +25,7 @@ from autocompress.pipeline.certification import (
     examine,
     measured_student,
 )
+from autocompress.pipeline.options import SearchOptions
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
 from autocompress.pipeline.request import Request
 from autocompress.pipeline.scoring import Scoring
@@ -60,7 +61,7 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
         _config(request, prepared),
         {
             **environment_record(request.options.seed),
-            "device": device_description(prepared.device.runtime, prepared.device.threads),
+            "device": dict(device_description(prepared.device.runtime, prepared.device.threads).values),
         },
         resume=resume,
         overwrite=overwrite,
@@ -91,7 +92,7 @@ class _Prepared:
 
 
 def _prepare(request: Request, console: Console) -> _Prepared:
-    _check_training(request)
+    _check_training(request.options)
     opened = open_teacher(
         request.teacher,
         request.data,
@@ -107,9 +108,8 @@ def _prepare(request: Request, console: Console) -> _Prepared:
     return _Prepared(opened, pricer, device)
 
 
-def _check_training(request: Request) -> None:
-    """Raises InputError for a GPU that is not there, or that no worker was given."""
-    options = request.options
+def _check_training(options: SearchOptions) -> None:
+    """Raise InputError for a GPU that is not there, or that no worker was given."""
     if not options.is_distributed:
         device_named(options.train_on)
     elif options.train_on == "cuda" and not options.gpus_per_trial:

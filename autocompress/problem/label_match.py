@@ -97,7 +97,11 @@ def _class_map(data: Data, outputs: int, output_names: Sequence[str]) -> list[in
         table = _read_map(given, data.name)
         lacking = next((name for name in data.class_names if name not in table), None)
         if lacking is not None or not data.class_names:
-            raise DataError(f"{given} does not name the class {lacking!r}", where=data.name)
+            raise DataError(
+                f"{given} does not name the class {lacking!r}",
+                where=data.name,
+                fix="add the class, or give class_map for all classes of the data",
+            )
         values: list[Any] = [table[name] for name in data.class_names]
     else:
         values = list(given) if isinstance(given, tuple) else [given]

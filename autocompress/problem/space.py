@@ -97,7 +97,7 @@ class Space:
         quantize = self.quantize.written()
         return {"name": self.name, **about, **({"quantize": quantize} if quantize else {}), "rules": rules}
 
-    def rule_for_layer(self, name: str, kind: str, kernel: int | tuple[int, int] | None = None) -> LayerRule:
+    def rule_for_layer(self, name: str, kind: str, kernel: int | tuple[int, ...] | None = None) -> LayerRule:
         """What may change in the layer `name` (a module path) of kind conv, linear or depthwise."""
         fitting = [i for i, rule in enumerate(self.rules) if rule.target.fits_layer(name, kind, kernel)]
         locked = self._lock_reason(fitting)

@@ -159,10 +159,12 @@ class Match(Part):
             raise ValueError("asks for the kernel of a linear layer, which has none")
         return self
 
-    def fits_layer(self, name: str, kind: str, kernel: int | tuple[int, int] | None) -> bool:
+    def fits_layer(self, name: str, kind: str, kernel: int | tuple[int, ...] | None) -> bool:
+        """Say whether a layer fits; `kernel` is its size along every axis, or one size for all."""
         if self.block or (self.layer not in (None, "any", kind)):
             return False
-        if self.kernel and kernel not in (self.kernel, (self.kernel, self.kernel)):
+        sizes = {kernel} if isinstance(kernel, int) else set(kernel or ())
+        if self.kernel and sizes != {self.kernel}:
             return False
         return self.fits_name(name)
 
@@ -208,7 +210,7 @@ class Sparsity(Part):
 
 
 class Quantize(Part):
-    """How layers get their 8 bits before any training; see `quality.quantization`."""
+    """How layers get their 8 bits before any training; see `students.calibration.quantization`."""
 
     ranges: RangeMethod = "mse"
     equalise: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
 from autocompress.problem import specs
+from autocompress.problem.plain_module import deep_copy, plain
 from autocompress.problem.weights.checkpoints import load_weights
 from autocompress.problem.weights.model_folders import is_model_folder, open_folder
 
@@ -71,7 +71,7 @@ def load_teacher(spec: str | nn.Module | Teacher) -> Teacher:
     if isinstance(spec, Teacher):
         return spec
     if isinstance(spec, nn.Module):
-        return _finish(copy.deepcopy(spec), type(spec).__name__, "")
+        return _finish(deep_copy(spec), type(spec).__name__, "")
     if not isinstance(spec, str):
         raise TeacherError(
             f"a teacher cannot be made from a {type(spec).__name__}", fix="give an nn.Module or a spec string"
@@ -148,11 +148,19 @@ def _check_output(module: nn.Module, output: Any, num_classes: int | None) -> tu
         )
     shape = tuple(output.shape)
     if shape[:1] != (CHECK_BATCH,):
-        raise TeacherError(f"the teacher's output {shape} has no batch axis of {CHECK_BATCH}", where=where)
+        raise TeacherError(
+            f"the teacher's output {shape} has no batch axis of {CHECK_BATCH}",
+            where=where,
+            fix="keep the first axis of the input in forward()",
+        )
     if num_classes is not None:
         check_classes(shape[1:], num_classes, where)
     if not bool(torch.isfinite(output).all()):
-        raise TeacherError("the teacher computes NaN or infinity on a random input", where=where)
+        raise TeacherError(
+            "the teacher computes NaN or infinity on a random input",
+            where=where,
+            fix="check the teacher's weights, and its input's mean and std",
+        )
     return shape[1:]
 
 
@@ -196,7 +204,7 @@ def fingerprint(module: nn.Module) -> str:
 def _finish(
     module: nn.Module, name: str, spec: str, note: str = "", class_names: tuple[str, ...] = ()
 ) -> Teacher:
-    module = module.to("cpu", torch.float32).eval()
+    module = plain(module)
     _check_finite(module, spec or name)
     settings = getattr(module, "pretrained_cfg", None)
     hints = _preprocessing(module, settings if isinstance(settings, Mapping) else {})
@@ -258,7 +266,7 @@ def _from_callable(spec: specs.Spec) -> tuple[nn.Module, str]:
     if not isinstance(made, nn.Module):
         made = specs.call(replace(spec, options=options), made, TeacherError)
     if isinstance(made, nn.Module):
-        module = copy.deepcopy(made)
+        module = deep_copy(made)
         return module, "" if weights is None else _load(module, str(weights), spec, key)
     raise TeacherError(
         f"{spec.target} returned a {type(made).__name__}, not an nn.Module",
@@ -272,7 +280,9 @@ def _from_timm(spec: specs.Spec) -> tuple[nn.Module, str]:
     weights, pretrained = options.pop("weights", None), bool(options.pop("pretrained", False))
     key = options.pop("weights_key", None)
     if weights is not None and pretrained:
-        raise TeacherError("weights=FILE and pretrained exclude each other", where=spec.text)
+        raise TeacherError(
+            "weights=FILE and pretrained exclude each other", where=spec.text, fix="give one of them"
+        )
     if weights is not None:
         _weights_file(str(weights), spec)
     _check_timm_name(spec)

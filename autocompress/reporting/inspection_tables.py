@@ -32,7 +32,7 @@ def inspection_table(inspection: Inspection) -> Group:
     parts: list[RenderableType] = [_choices_table(inspection)]
     for title, reasons in _left_out(inspection):
         if reasons:
-            parts.append(_reasons_table(title, reasons))
+            parts.append(reasons_table(title, reasons))
     if inspection.conclusion:
         parts.append(Text(inspection.conclusion, style="yellow"))
     if inspection.teacher_cost and inspection.smallest:
@@ -77,7 +77,7 @@ def _add_columns(table: Table, headings: Sequence[str]) -> None:
         table.add_column(heading, justify="right" if heading == "sites" else "left", overflow="fold")
 
 
-def _reasons_table(title: str, reasons: Sequence[Reason]) -> Table:
+def reasons_table(title: str, reasons: Sequence[Reason]) -> Table:
     """Return a table in which reasons that differ in numbers alone share a row."""
     table = new_table(title)
     _add_columns(table, (*_HEADINGS, "reason"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autocompress.device.profile.validation import Validation
 from autocompress.device.profile.widths import coverage, precision_gains
 from autocompress.reporting.tables import escaped, new_table, properties, row
 from autocompress.reporting.units import UNKNOWN, known, milliseconds, percent, plain, significant
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from autocompress.device.profile.profile import DeviceProfile
+    from autocompress.device.profile.validation import PredictionErrors
 
 _DEVICE = {"cpu": "processor", "version": "runtime version", "cpu_quota": "CPU quota"}
 _SHOWN = (
@@ -47,8 +49,8 @@ def profile_table(profile: DeviceProfile) -> Table:
         row(table, "measured on", ", ".join(part for part in parts if part) or UNKNOWN)
     table.add_section()
     for name in _SHOWN:
-        if name in profile.device:
-            row(table, _DEVICE.get(name, name.replace("_", " ")), plain(profile.device[name]))
+        if name in profile.device.values:
+            row(table, _DEVICE.get(name, name.replace("_", " ")), plain(profile.device.values[name]))
     table.add_section()
     for label, text in _validation(profile.validation):
         row(table, label, text)
@@ -59,14 +61,15 @@ def _size(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape[1:]))
 
 
-def _validation(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Errors on networks that were held out, each left out where it was not computed."""
-    if not found.get("count"):
+def _validation(found: PredictionErrors) -> list[tuple[str, str]]:
+    """Return errors on networks that were held out, each left out where it was not computed."""
+    if not found.count:
         return [("validation", "none: no network was held out")]
-    rows = [("networks held out", plain(found["count"]))]
-    rows += [(label, percent(found[name], 1)) for name, label in _ERRORS if known(found.get(name))]
-    if known(found.get("rank_correlation")):
-        rows.append(("rank correlation", f"{found['rank_correlation']:.3f}"))
+    rows = [("networks held out", plain(found.count))]
+    errors = found.numbers
+    rows += [(label, percent(errors[name], 1)) for name, label in _ERRORS if known(errors.get(name))]
+    if known(found.rank_correlation):
+        rows.append(("rank correlation", f"{found.rank_correlation:.3f}"))
     return rows
 
 
@@ -97,23 +100,21 @@ def profile_report(profile: DeviceProfile) -> Group:
     return Group(*parts)
 
 
-def _by_precision(validation: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"all": validation, **validation.get("by_precision", {})} if validation.get("count") else {}
+def _by_precision(validation: Validation) -> Mapping[str, PredictionErrors]:
+    return {"all": validation, **validation.by_precision} if validation.count else {}
 
 
-def _errors_table(title: str, errors: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
+def _errors_table(title: str, errors: Sequence[tuple[str, str, PredictionErrors]]) -> Table:
     table = new_table(title)
     for heading in ("network", "precision"):
         table.add_column(heading)
     for heading in ("networks", "mean", "largest", "± 5 %", "± 10 %", "rank"):
         table.add_column(heading, justify="right", no_wrap=True)
     for network, kind, found in errors:
-        rank = found.get("rank_correlation")
-        shares = [
-            percent(found.get(name), 1)
-            for name in ("mean_error", "largest_error", "within_5_percent", "within_10_percent")
-        ]
-        cells = (network, kind, plain(found.get("count")), *shares, f"{rank:.3f}" if known(rank) else UNKNOWN)
+        rank = found.rank_correlation
+        numbers = (found.mean_error, found.largest_error, found.within_5_percent, found.within_10_percent)
+        shares = [percent(number, 1) for number in numbers]
+        cells = (network, kind, plain(found.count), *shares, f"{rank:.3f}" if known(rank) else UNKNOWN)
         table.add_row(*map(escaped, cells))
     return table
 
@@ -127,19 +128,14 @@ def _coverage_table(profile: DeviceProfile) -> Table:
         numbers = heading in ("rows", "widths")
         table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for found in coverage(profile):
-        channels, times = found["out_channels"], found["median_us"]
-        words = [found["steps_in_words"]]
-        words += [
-            f"{cliff['channels']} width {cliff['width']} takes {cliff['time_us']:.1f} µs, "
-            f"{cliff['wider']} {cliff['wider_us']:.1f} µs"
-            for cliff in found["cliffs"][:1]
-        ]
+        channels, times, widths = found.out_channels, found.median_us, found.widths
+        words = [widths.words, *(cliff.words for cliff in widths.cliffs[:1])] if widths else []
         cells = (
-            found["kind"],
-            found["precision"],
-            str(found["rows"]),
+            found.kind,
+            found.precision,
+            str(found.rows),
             f"{channels[0]}–{channels[1]}" if channels else "",
-            plain(found["widths"]) if found["widths"] else "",
+            plain(len(widths.widths)) if widths else "",
             f"{significant(times[0], 2)}–{significant(times[1], 2)}",
             "; ".join(filter(None, words)),
         )
@@ -191,5 +187,7 @@ def revalidation_table(found: Mapping[str, Any]) -> Group:
     measured = [point["measured_ms"] for point in found["networks"]]
     if measured:
         row(table, "measured", f"{milliseconds(min(measured))} to {milliseconds(max(measured))}")
-    errors = [(found["network"], kind, one) for kind, one in _by_precision(found).items()]
+    errors = [
+        (found["network"], kind, one) for kind, one in _by_precision(Validation.from_json(found)).items()
+    ]
     return Group(table, _errors_table("errors of predictions for networks measured now", errors))

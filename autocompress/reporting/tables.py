@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from autocompress.runs.front import Front
 
 _NUMBER = re.compile(r"\d+")
+_COUNTED = {"infeasible": "left out: over a budget", "promoted": "trained longer"}
+"""Counts of a run in words for people."""
 
 
 def front_table(front: Front) -> Table:
@@ -79,7 +81,7 @@ def answer_table(answer: Answer) -> Table:
     row(table, "memory", size(predicted.peak_memory_bytes))
     row(table, "file size", size(predicted.file_bytes))
     row(table, "packed size", size(predicted.packed_bytes))
-    row(table, "expected damage", f"{significant(answer.expected_damage)}, summed over its choices")
+    row(table, "sensitivity", f"{significant(answer.summed_sensitivity)}, summed over its choices")
     row(table, "limits", limits(answer.limits))
     table.add_section()
     groups: dict[tuple[str, str], list[str]] = {}
@@ -113,7 +115,7 @@ def status_table(status: Status) -> Table:
     """Return how far a run is and what it decided."""
     table = properties(status["run"])
     for name, value in status["counts"].items():
-        row(table, name, str(value))
+        row(table, _COUNTED.get(name, name), str(value))
     row(table, "certified", str(status["certified"]))
     ended = f"finished, exit code {status['exit_code']}"
     row(table, "state", ended if status["finished"] else "under way, or interrupted")

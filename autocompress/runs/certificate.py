@@ -70,7 +70,10 @@ def read_certificate(path: Path) -> Certificate:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise StudentError(
-            "the student has no readable measurement", where=str(path), why=str(error)
+            "the student has no readable measurement",
+            where=str(path),
+            why=str(error),
+            fix="copy the student folder again, or pick it again from its run",
         ) from error
     if not isinstance(data, dict) or "measurement" not in data:
         raise StudentError(
@@ -80,5 +83,8 @@ def read_certificate(path: Path) -> Certificate:
         return Certificate.from_json(data)
     except (KeyError, TypeError, ValueError, AutocompressError) as error:
         raise StudentError(
-            "the student's measurement is not one of autocompress", where=str(path), why=str(error)
+            "the student's measurement is not one of autocompress",
+            where=str(path),
+            why=str(error),
+            fix="copy the student folder again, or pick it again from its run",
         ) from error

@@ -151,7 +151,12 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RunError("the run's record cannot be read", where=str(path), why=str(error)) from error
+        raise RunError(
+            "the run's record cannot be read",
+            where=str(path),
+            why=str(error),
+            fix="give a run folder that can be read",
+        ) from error
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

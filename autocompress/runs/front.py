@@ -43,8 +43,8 @@ class Front:
     ) -> Any:
         """The candidate, trained or not, that is expected to lose least within these limits.
 
-        An `answers.Answer`, computed from the run's scores without evaluating anything; limits that are
-        not given are the run's own. Raises NothingFeasibleError, which names the nearest miss.
+        A `budget_queries.Answer`, computed from the run's scores without evaluating anything; limits that
+        are not given are the run's own. Raises NothingFeasibleError, which names the nearest miss.
         """
         if self.answer is None:
             raise InputError(

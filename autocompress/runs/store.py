@@ -326,7 +326,12 @@ def read_run(root: str | Path) -> RunRecord:
     try:
         environment = json.loads(paths.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError("the run's environment cannot be read", where=str(root), why=str(error)) from error
+        raise RunError(
+            "the run's environment cannot be read",
+            where=str(root),
+            why=str(error),
+            fix="restore environment.json from a copy, or start a new run",
+        ) from error
     lines, broken = read_events(paths.events)
     events: list[Event] = []
     damaged = set(broken)
@@ -432,9 +437,18 @@ def _read_config(paths: RunPaths) -> dict[str, Any]:
         config = plain(read_document(paths.config, MOST_CONFIG_BYTES).data)
     except StrictYamlError as error:
         where = f"{paths.config}, line {error.line}" if error.line else str(paths.config)
-        raise RunError("the run's configuration cannot be read", where=where, why=error.message) from error
+        raise RunError(
+            "the run's configuration cannot be read",
+            where=where,
+            why=error.message,
+            fix="restore the file from a copy, or start a new run",
+        ) from error
     if not isinstance(config, dict):
-        raise RunError("the run's configuration is not a mapping", where=str(paths.config))
+        raise RunError(
+            "the run's configuration is not a mapping",
+            where=str(paths.config),
+            fix="restore the file from a copy, or start a new run",
+        )
     return config
 
 

@@ -89,7 +89,8 @@ class Stages:
         """Take over what a longer training brought."""
         key = trial.candidate.key
         if not result.ok:
-            self._decide(f"{result.stage} of {key} failed: {result.error}")
+            what = "training longer" if result.stage == Stage.PROMOTION else "the last distillation"
+            self._decide(f"{what} of {key} failed: {result.error}")
         elif result.values.get("interrupted"):
             pass
         elif result.stage == Stage.PROMOTION:
@@ -123,7 +124,7 @@ class Stages:
         self._rungs, why = self.time_budget.affordable(asked, elapsed_s)
         reason = enough or f"{len(known)} candidates evaluated"
         steps = ", ".join(f"{rung.count} to {rung.epochs:.2g} epochs" for rung in self._rungs)
-        plan = f"promoting {steps}" if self._rungs else f"distilling the best {self.plan.students} at once"
+        plan = f"training {steps}" if self._rungs else f"distilling the best {self.plan.students} at once"
         text = f"{reason} → {plan}" + (f" ({why})" if why else "")
         self.record(Decision(text=text, reason=reason, trials=self.plan.trials))
 

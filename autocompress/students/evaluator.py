@@ -1,6 +1,6 @@
 """Carries out the tasks of a search in whatever process it is made: trials, promotions and finals.
 
-In the owner's process it is made from the objects at hand; in workers by `quality/remote.py`.
+In the owner's process it is made from the objects at hand; in workers by `students/remote.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Replaced blocks and layers take what they learned from the teacher's (`blockwise`), once for each choice.
 The candidate runs once over calibration images. On the way every layer whose input is no longer the
-teacher's is fitted to what the teacher computes (`compensate`), batch norms after the first change take
+teacher's is fitted to what the teacher computes (`compensation`), batch norms after the first change take
 the statistics that they meet, and ranges for 8-bit values are collected. What lies before the first
 change keeps the teacher's weights and statistics. Then it is evaluated on held-out training images, batch
 by batch, and stopped where it cannot reach its rival any more (`racing`). Both passes go on from the end

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.module import GraphModule
 from autocompress.graph.network import INPUT, Network, Node
+from autocompress.graph.operations import WEIGHTED
 
 PREFIX_BYTES = 512 * 2**20
 LARGEST_SHARE = 0.25

@@ -195,8 +195,9 @@ def _ranks(
     mask = _keep_mask(bound, candidate, saliency) if moments else None
     turned = {site.target for site in bound.of_kind("structure") if candidate.get(site) != structured.DENSE}
     for site in bound.of_kind("rank"):
-        keep, layer = candidate.get(site), site.target
-        if keep == "full" or layer not in network.by_name or layer in separated or layer in turned:
+        keep = candidate.get(site)
+        layer = next((name for name in site.layers if name in network.by_name), "")
+        if keep == "full" or not layer or layer in separated or layer in turned:
             continue
         second, rank = None, settings_of(site, RankSettings)
         if mask is not None and rank.data_aware and layer in moments:
@@ -224,5 +225,6 @@ def _bits(
     for site in bound.of_kind("bits"):
         choice = candidate.get(site)
         if choice != site.default:
-            chosen.update(dict.fromkeys(_parts(network, site.target), choice))
+            for layer in site.layers:
+                chosen.update(dict.fromkeys(_parts(network, layer), choice))
     return quantize.with_bits(network, weights, chosen) if chosen else (network, weights)

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Weights
+from autocompress.graph.replace_layer import output_axis
 from autocompress.problem.candidate import Candidate, Option, RankSettings, settings_of
 from autocompress.transforms.arrays import factors
+from autocompress.transforms.families.low_rank import as_image
 from autocompress.transforms.sites import BoundSpace
 
 RULES: dict[str, Callable[[NDArray[np.floating]], int]] = {
@@ -32,7 +34,8 @@ def rank_start(bound: BoundSpace, weights: Weights, rule: str = "vbmf") -> Candi
     where none does."""
     choices: dict[str, Option] = {}
     for site in bound.of_kind("rank"):
-        weight = weights[bound.network.by_name[site.target].params[0]]
+        node = bound.network.by_name[site.target]
+        weight = weights[node.params[0]].swapaxes(0, output_axis(node))
         wanted = needed_share(weight, settings_of(site, RankSettings).method, rule)
         enough = [option for option in site.options if option != site.default and float(option) >= wanted]
         choices[site.name] = min(enough, key=float, default=site.default)
@@ -48,5 +51,6 @@ def needed_share(weight: NDArray[np.floating], method: str, rule: str = "vbmf") 
     elif method == "tucker2":
         matrices = [weight.reshape(out, -1), np.moveaxis(weight, 1, 0).reshape(into, -1)]
     else:
-        matrices = [weight.transpose(1, 2, 0, 3).reshape(into * weight.shape[2], -1)]
+        image = weight.reshape(out, into, *as_image(weight.shape[2:]))
+        matrices = [image.transpose(1, 2, 0, 3).reshape(into * image.shape[2], -1)]
     return max(RULES[rule](matrix) / min(matrix.shape) for matrix in matrices) or 1.0

@@ -15,9 +15,9 @@ import numpy as np
 
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import XNOR, Network, Node, Param, Ref, grid_form
-from autocompress.graph.replace_layer import conv_args
+from autocompress.graph.operations import LAYERS, WEIGHTED
+from autocompress.graph.replace_layer import conv_args, uses_of
 from autocompress.problem.candidate import (
     BITS,
     PACKED_KINDS,
@@ -211,7 +211,7 @@ def bind(space: Space, network: Network) -> BoundSpace:
         *(binder.block(block) for block in blocks.values()),
     ]
     for node in network.nodes:
-        if node.op in WEIGHTED:
+        if node.op in WEIGHTED and binder.is_first(node):
             sites += [binder.rank(node), binder.structure(node), binder.bits(node)]
             sites += [binder.merge(node), binder.sparsity(node), binder.codebook(node)]
     names = {node.module for node in network.nodes if node.op in WEIGHTED and node.module}
@@ -231,7 +231,7 @@ class _Binder:
     def width(self, group: Group) -> Site:
         rule = self._layer_rule(self.network.by_name[group.layers[0]])
         name = f"width:{group.name}"
-        producers = {place.param for place in group.places if place.axis == 0}
+        producers = {place.param for place in group.places if place.makes}
         for node in self.network.nodes:
             if node.op in WEIGHTED and set(node.params) & producers:
                 locked = self._lock_reason(node)
@@ -279,21 +279,34 @@ class _Binder:
         rules = {name: self._layer_rule(self.network.by_name[name]) for name in block.layers}
         return [name for name, rule in rules.items() if rule is not None and rule.locked]
 
+    def is_first(self, node: Node) -> bool:
+        """Say whether no layer before this one has the same weight: it stands for all that have it."""
+        weight = node.args[1]
+        return not isinstance(weight, Param) or uses_of(self.network, node.name)[0] is node
+
+    def _uses(self, node: Node) -> tuple[str, ...]:
+        """Names of all the layers that have the weight of this one."""
+        if not isinstance(node.args[1], Param):
+            return (node.name,)
+        return tuple(use.name for use in uses_of(self.network, node.name))
+
     def rank(self, node: Node) -> Site:
-        name = f"rank:{node.name}"
+        name, layers = f"rank:{node.name}", self._uses(node)
         rule = self._layer_rule(node)
-        locked = self._lock_reason(node) or _reads_a_constant(node)
+        locked = self._lock_reason(node) or self._unlike_uses(node)
+        if not locked and len({_form(self.network.by_name[one]) for one in layers}) > 1:
+            locked = "its weight is used with several strides or paddings"
         if not locked and (rule is None or rule.rank is None):
             locked = "no rule gives it a rank"
         if locked or rule is None or rule.rank is None:
-            return _locked(name, "rank", node.name, "full", (node.name,), locked)
-        shape = self.network.params[node.args[1].name].shape  # type: ignore[union-attr]
+            return _locked(name, "rank", node.name, "full", layers, locked)
+        shape = low_rank.dense_shape(self.network, node)
         wanted, round_to = rule.rank.method, rule.rank.round_to
         method = low_rank.method_for(node, shape, wanted)
         if not method:
             grouped = not low_rank.method_for(node, shape)
             why = "it is a grouped convolution" if grouped else f"{wanted} does not apply to it"
-            return _locked(name, "rank", node.name, "full", (node.name,), why)
+            return _locked(name, "rank", node.name, "full", layers, why)
         dense = int(np.prod(shape))
         options: list[Option] = []
         for keep in sorted(keep for keep in rule.rank.keep if keep != "full"):
@@ -301,9 +314,9 @@ class _Binder:
             if low_rank.parameters(shape, rank, method) < dense:
                 options.append(keep)
         if not options:
-            return _locked(name, "rank", node.name, "full", (node.name,), "no rank offered has fewer weights")
+            return _locked(name, "rank", node.name, "full", layers, "no rank offered has fewer weights")
         settings = RankSettings(method, round_to, rule.rank.data_aware)
-        return _site(name, "rank", node.name, [*options, "full"], "full", (node.name,), settings)
+        return _site(name, "rank", node.name, [*options, "full"], "full", layers, settings)
 
     def structure(self, node: Node) -> Site | None:
         """None where no rule asks for one: most layers are not matrices, and most spaces do not ask."""
@@ -311,7 +324,7 @@ class _Binder:
         if rule is None or set(rule.structure) <= {structured.DENSE}:
             return None
         name, target, layers = f"structure:{node.name}", node.name, (node.name,)
-        locked = self._lock_reason(node) or _reads_a_constant(node)
+        locked = self._lock_reason(node) or self._shared(node) or _reads_a_constant(node)
         shape = self.network.params[node.args[1].name].shape  # type: ignore[union-attr]
         fewest: dict[str, int] = {}
         reasons = []
@@ -329,23 +342,21 @@ class _Binder:
         return _site(name, "structure", target, options, structured.DENSE, layers)
 
     def bits(self, node: Node) -> Site:
-        name = f"bits:{node.name}"
+        name, layers = f"bits:{node.name}", self._uses(node)
         rule = self._layer_rule(node)
-        locked = self._lock_reason(node) or _reads_a_constant(node)
+        locked = self._lock_reason(node) or self._unlike_uses(node) or _in_floats_only(node)
         if not locked and (rule is None or not rule.bits):
             locked = "no rule gives it bit-widths"
         if locked or rule is None or set(rule.bits) == {32}:
-            return _locked(
-                name, "bits", node.name, 32, (node.name,), locked or "the rule offers 32 bits only"
-            )
+            return _locked(name, "bits", node.name, 32, layers, locked or "the rule offers 32 bits only")
         options: list[Option] = [option for option in BITS if option in (*rule.bits, 32)]
         if XNOR in options and not never_negative(self.network, node.inputs[0]):
             options.remove(XNOR)
             why = "what it reads can be negative, as behind a relu it cannot"
             if len(options) == 1:
-                return _locked(name, "bits", node.name, 32, (node.name,), f"xnor alone is offered, and {why}")
+                return _locked(name, "bits", node.name, 32, layers, f"xnor alone is offered, and {why}")
             self.dropped.append((name, XNOR, why))
-        return _site(name, "bits", node.name, options, 32, (node.name,))
+        return _site(name, "bits", node.name, options, 32, layers)
 
     def merge(self, node: Node) -> Site | None:
         """None where no rule asks for it."""
@@ -369,7 +380,9 @@ class _Binder:
         if rule is None or rule.sparsity is None or set(rule.sparsity.keep) == {1.0}:
             return None
         name, layers = f"sparsity:{node.name}", (node.name,)
-        locked = self._lock_reason(node) or _reads_a_constant(node)
+        locked = (
+            self._lock_reason(node) or self._shared(node) or _in_floats_only(node) or _reads_a_constant(node)
+        )
         inputs = self.network.params[node.args[1].name].shape[1]  # type: ignore[union-attr]
         options: list[Option] = [
             option for option in rule.sparsity.keep if (n_of_m(option) or (1, 1))[1] <= inputs
@@ -387,7 +400,9 @@ class _Binder:
         if rule is None or set(rule.codebook) <= {NONE}:
             return None
         name, layers = f"codebook:{node.name}", (node.name,)
-        locked = self._lock_reason(node) or _reads_a_constant(node)
+        locked = (
+            self._lock_reason(node) or self._shared(node) or _in_floats_only(node) or _reads_a_constant(node)
+        )
         weights = int(np.prod(self.network.params[node.args[1].name].shape))  # type: ignore[union-attr]
         options: list[Option] = [
             option for option in rule.codebook if option == NONE or 2 * int(option) <= weights
@@ -406,7 +421,7 @@ class _Binder:
         if node.op != "linear":
             groups = conv_args(node).groups
             depthwise = groups > 1 and shape[1] == 1
-            kind, kernel = ("depthwise" if depthwise else "conv"), (shape[2], shape[3])
+            kind, kernel = ("depthwise" if depthwise else "conv"), shape[2:]
         rule = self.space.rule_for_layer(node.module or node.name, kind, kernel)
         self.matched.update(rule.matched)
         return rule
@@ -415,17 +430,34 @@ class _Binder:
         rule = self._layer_rule(node)
         if rule is None:
             return "its weight is computed in forward()"
-        if rule.locked:
-            return rule.locked
+        return rule.locked
+
+    def _shared(self, node: Node) -> str:
         (weight,) = (arg.name for arg in node.args[1:2] if isinstance(arg, Param))
-        if len(self.network.param_users[weight]) > 1:
-            return "its weight is shared with another layer"
-        return ""
+        return "its weight is shared with another layer" if len(self.network.param_users[weight]) > 1 else ""
+
+    def _unlike_uses(self, node: Node) -> str:
+        """Why a choice cannot hold for all that read the weight of a layer; empty where it can."""
+        (weight,) = (arg.name for arg in node.args[1:2] if isinstance(arg, Param))
+        uses = uses_of(self.network, node.name)
+        if len(uses) != len(self.network.param_users[weight]) or len({use.op for use in uses}) > 1:
+            return "its weight is shared with a layer of another kind"
+        locked = (self._lock_reason(use) or _reads_a_constant(use) for use in uses)
+        return next((reason for reason in locked if reason), "")
 
 
 def _round_to(group: Group, channels: int) -> int:
     """The multiple of atoms kept: an attention's head brings at least as many channels by itself."""
     return 1 if group.places[0].indices.shape[1] >= channels else channels
+
+
+def _in_floats_only(node: Node) -> str:
+    """Why a layer keeps its 32 bits; empty for those that runtimes have in 8."""
+    return "" if node.op in LAYERS else "no runtime computes a transposed convolution in 8 bits"
+
+
+def _form(node: Node) -> object:
+    return None if node.op == "linear" else conv_args(node)
 
 
 def _reads_a_constant(node: Node) -> str:

@@ -28,7 +28,8 @@ from autocompress.export.onnx import to_onnx
 from autocompress.export.onnx_registry import RULES
 from autocompress.graph.module import resolve
 from autocompress.graph.network import INPUT, Network, Node, Param, ParamSpec, Ref, Weights, flatten
-from autocompress.graph.operations import BINARY, KNOWN, LAYERS, MOVES, POINTWISE, implementation
+from autocompress.graph.operations import BINARY, COMPARISONS, KNOWN, LAYERS, MOVES, POINTWISE
+from autocompress.graph.operators import implementation
 from autocompress.transforms.apply import deployed
 from autocompress.transforms.sampling import random_weights
 
@@ -44,10 +45,11 @@ PARAMS: dict[str, ParamSpec] = {
 }
 CONV = (A, Param("kernel"), None, (1, 1), (1, 1), (1, 1), 1)
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(POINTWISE, (A,)),
-    **dict.fromkeys(BINARY, (A, B)),
+    **dict.fromkeys(POINTWISE - COMPARISONS - {"to.dtype"}, (A,)),
+    **dict.fromkeys(BINARY - COMPARISONS, (A, B)),
     "conv2d": CONV,
     "conv2d.padding": (A, Param("kernel"), None, (1, 1), "same"),
+    "conv_transpose2d.input": CONV[:5],
     "linear": (A, Param("matrix")),
     "matmul": (A, B),
     "scaled_dot_product_attention": (A, B, C),
@@ -117,7 +119,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 FOLDED = {
     "batch_norm": "is folded into a layer before anything is priced",
     "max_pool2d_with_indices": "is traced as max_pool2d where its values alone are read",
-    "conv1d": "no images",
+    "conv1d": "no images; see test_layer_kinds",
+    "conv1d.padding": "no images; see test_layer_kinds",
+    "conv_transpose1d": "no images; see test_layer_kinds",
     "mean": "one number, which no layer reads",
     "adaptive_avg_pool1d": "no images",
     "avg_pool1d": "no images",
@@ -126,6 +130,9 @@ FOLDED = {
     "addmm": "no images",
     "t": "no images; as transpose.int",
     "expand_as": "is traced as expand",
+    "embedding": "reads positions in a table",
+    "to.dtype": "reads or writes something else than floats",
+    **dict.fromkeys(COMPARISONS, "truth values, which no layer reads"),
 }
 """Operations with an exporter that do not stand between two convolutions."""
 

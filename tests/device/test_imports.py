@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from kit_samples import kit_samples, small_kit
 from priced_networks import small_resnet
 
+from autocompress.api_profile import profile_import
 from autocompress.cli.main import main
 from autocompress.cost.kernels import CONVERSIONS, kernels
 from autocompress.cost.layouts import Layouts
@@ -25,10 +26,10 @@ from autocompress.device.imports.operators import attribute_operators
 from autocompress.device.imports.parsing import KINDS, OperatorTime, get_parser, parse_dump
 from autocompress.device.imports.torch import _repeated
 from autocompress.device.kit.folder import Kit
+from autocompress.device.profile.validation import UnknownOperator
 from autocompress.device.profile_files.store import load_profile
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import ProfileError
-from autocompress.pipeline.device_kits import import_dumps
 
 PLAIN = Layouts(0, False)
 RUNS = 3000
@@ -87,14 +88,14 @@ def test_a_real_onnxruntime_profile(kit: Kit, tmp_path: Path, index: int):
     for operator in operators:
         times = sorted(event["dur"] for event in events if event["name"] == f"{operator.name}_kernel_time")
         assert operator.time_us == pytest.approx(sum(times[5:15]) / 10)
-    profile = import_dumps([dump], tmp_path / "p", models=[model_of(kit, index)])
+    profile = profile_import([dump], tmp_path / "p", models=[model_of(kit, index)])
     found = [row.kernel for row in load_profile(tmp_path / "p").table.rows]
     expected = kernels(kit_samples()[index].network, profile.layouts)
     assert {kernel for kernel in found if kernel.macs} == {kernel for kernel in expected if kernel.macs}
     assert {kernel for kernel in found if kernel.op in CONVERSIONS} == {
         kernel for kernel in expected if kernel.op in CONVERSIONS
     }
-    assert profile.validation["import"]["kernels_not_found"] == []
+    assert profile.validation.imported.kernels_not_found == ()
     assert profile.runtime == "onnxruntime"
 
 
@@ -120,13 +121,13 @@ def test_real_openvino_counters(kit: Kit, openvino_reports: dict[str, Path], tmp
     kind, operators = parse_dump(dumps[0])
     assert kind == "openvino"
     assert sum(operator.op == "Convolution" for operator in operators) == 5
-    profile = import_dumps(dumps, tmp_path / "p", models=[model_of(kit, 0), model_of(kit, 1)])
+    profile = profile_import(dumps, tmp_path / "p", models=[model_of(kit, 0), model_of(kit, 1)])
     loaded = load_profile(tmp_path / "p")
     for index in (0, 1):
         for kernel in kernels(kit_samples()[index].network, profile.layouts):
             if kernel.macs:
                 assert loaded.kernel_us(kernel) > 0
-    assert profile.validation["import"]["kernels_not_found"] == []
+    assert profile.validation.imported.kernels_not_found == ()
     assert loaded.relative_error == pytest.approx(0.1)
 
 
@@ -164,13 +165,11 @@ def test_a_real_torch_trace(tmp_path: Path, stepped: bool):
     assert ops.count("batch_norm") == 5
     assert ops[-1] == "linear"
     assert {operator.count for operator in operators} == {5 if stepped else 7}
-    profile = import_dumps([tmp_path / "trace.json"], tmp_path / "p", teacher=small_module(), input_size=16)
+    profile = profile_import([tmp_path / "trace.json"], tmp_path / "p", teacher=small_module(), input_size=16)
     rows = {row.kernel: row.median_us for row in load_profile(tmp_path / "p").table.rows}
     assert sum(kernel.op == "conv" for kernel in rows) >= 2
-    assert [entry["operator"] for entry in profile.validation["import"]["unknown_operators"]] == [
-        "batch_norm"
-    ]
-    assert profile.validation["import"]["kernels_not_found"] == []
+    assert [one.operator for one in profile.validation.imported.unknown_operators] == ["batch_norm"]
+    assert profile.validation.imported.kernels_not_found == ()
 
 
 def small_module() -> torch.nn.Module:
@@ -194,14 +193,17 @@ def test_trtexec_layers_are_named_after_what_was_fused(kit: Kit, tmp_path: Path)
     kind, operators = parse_dump(path)
     assert kind == "trtexec"
     assert {(operator.time_us, operator.count) for operator in operators} == {(100.0, 100)}
-    profile = import_dumps([path], tmp_path / "p", models=[model_of(kit, 0)], device_name="Orin")
+    profile = profile_import([path], tmp_path / "p", models=[model_of(kit, 0)], device_name="Orin")
     assert profile.runtime == "tensorrt"
-    assert profile.device["cpu"] == "Orin"
+    assert profile.device.cpu == "Orin"
     total_us = sum(row.median_us * row.count for row in profile.table.rows)
     assert total_us == pytest.approx(100 * (len(first) + 1), rel=0.2)
-    assert profile.validation["import"]["unknown_operators"] == [
+    assert profile.validation.imported.unknown_operators == (UnknownOperator(names[0], 1, 100.0),)
+    written = json.loads((tmp_path / "p" / "validation.json").read_text())
+    assert written["import"]["unknown_operators"] == [
         {"operator": names[0], "count": 1, "total_us": 100.0},
     ]
+    assert load_profile(tmp_path / "p").validation == profile.validation
 
 
 def test_later_trtexec_says_medians_and_older_ones_sums(tmp_path: Path):
@@ -372,31 +374,31 @@ def trtexec_dumps(kit: Kit, folder: Path) -> tuple[list[Path], list[Path], list[
 
 def test_without_latencies_nothing_is_fitted_or_validated(kit: Kit, tmp_path: Path):
     dumps, models, _ = trtexec_dumps(kit, tmp_path)
-    profile = import_dumps(dumps[:2], tmp_path / "p", models=models[:2])
+    profile = profile_import(dumps[:2], tmp_path / "p", models=models[:2])
     assert set(profile.fit.scales.values()) == {1.0}
     assert set(profile.fit.overheads_us.values()) == {0.0}
     assert profile.constant_us == 0
-    assert profile.validation["error95"] is None
-    assert profile.validation["note"].startswith("not validated")
+    assert profile.validation.error95 is None
+    assert profile.validation.note.startswith("not validated")
 
 
 def test_few_latencies_set_the_scale_and_many_validate(kit: Kit, tmp_path: Path):
     dumps, models, sums = trtexec_dumps(kit, tmp_path)
     latencies = [f"{0.8 * total!r}ms" for total in sums]
-    few = import_dumps(dumps[:2], tmp_path / "few", models=models[:2], latencies=latencies[:2])
+    few = profile_import(dumps[:2], tmp_path / "few", models=models[:2], latencies=latencies[:2])
     assert list(few.fit.scales.values()) == pytest.approx([0.8] * len(few.fit.scales))
-    assert few.validation["error95"] is None
+    assert few.validation.error95 is None
     assert few.sources[0].teacher_latency_ms == pytest.approx(0.8 * sums[0])
-    many = import_dumps(dumps, tmp_path / "many", models=models, latencies=latencies)
-    assert many.validation["count"] + len(many.validation["unpredicted"]) == len(dumps)
-    assert load_profile(tmp_path / "many").validation["error95"] is not None
+    many = profile_import(dumps, tmp_path / "many", models=models, latencies=latencies)
+    assert many.validation.count + len(many.validation.unpredicted) == len(dumps)
+    assert load_profile(tmp_path / "many").validation.error95 is not None
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3, 0.2, 4.0])
 def test_a_latency_in_another_unit_is_noticed(kit: Kit, tmp_path: Path, factor: float):
     dumps, models, sums = trtexec_dumps(kit, tmp_path)
     with pytest.raises(ProfileError, match="contradict"):
-        import_dumps(dumps[:1], tmp_path / "p", models=models[:1], latencies=[f"{factor * sums[0]!r}ms"])
+        profile_import(dumps[:1], tmp_path / "p", models=models[:1], latencies=[f"{factor * sums[0]!r}ms"])
 
 
 # What cannot be used

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from kit_samples import COUNT, QUICKLY, SOURCE, kit_samples, small_kit
+from kit_samples import COUNT, ORIGIN, QUICKLY, kit_samples, small_kit
 from places import NETWORKS
 
 from autocompress import api_profile
@@ -27,14 +27,17 @@ from autocompress.cli.main import main
 from autocompress.device.kit import folder as kit_folder
 from autocompress.device.kit.folder import Kit, read_kit, read_results
 from autocompress.device.kit.remote import Host, run_remotely
+from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.machine import machine
 from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile_files.store import load_profile
-from autocompress.device.profiler import make_profile
+from autocompress.device.profiler import ProfileSubject, make_profile
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import InputError, NoisyDeviceError, ProfileError
 from autocompress.pipeline.device_kits import import_kit
 
+HERE = DeviceDescription(vars(machine()))
 SCRIPT = Path(kit_folder.__file__).with_name("measure_kit.py")
 
 
@@ -64,9 +67,8 @@ def kit(measured: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
     runtime = get_runtime("onnxruntime")
-    return make_profile(
-        kit_samples(), runtime, 1, 1, tmp_path_factory.mktemp("direct"), device=machine(), source=SOURCE
-    )
+    subject = ProfileSubject("direct", runtime.name, 1, 1, HERE, ORIGIN, detect_layouts(runtime, 1))
+    return make_profile(kit_samples(), runtime, tmp_path_factory.mktemp("direct"), subject)
 
 
 def rows_of(profile: DeviceProfile) -> dict[Any, Any]:
@@ -109,12 +111,12 @@ def test_a_kit_gives_the_profile_that_measuring_directly_gives(
     assert profile.sources[0].teacher_latency_ms
     loaded = load_profile(tmp_path / "p")
     assert loaded.fingerprint == profile.fingerprint
-    loaded.check_here(machine())
+    loaded.check_here(HERE)
 
 
 def test_the_device_is_described_as_it_describes_itself(measured: Path):
     found = json.loads((measured / "device.json").read_text())
-    assert {**found, **machine()} == found
+    assert {**found, **HERE.values} == found
     runtime = get_runtime("onnxruntime").describe(1)
     assert {**found, **runtime} == found
 
@@ -430,7 +432,7 @@ def test_a_kit_run_over_ssh_gives_the_same_kernels(host: Host, direct: DevicePro
     profile = import_kit(kit.folder, tmp_path / "p")
     assert rows_of(profile).keys() == rows_of(direct).keys()
     assert profile.layouts == direct.layouts
-    assert profile.device["cpu"] == machine()["cpu"]
+    assert profile.device.cpu == machine().cpu
 
 
 def test_what_goes_wrong_over_ssh_is_said(host: Host, tmp_path: Path):

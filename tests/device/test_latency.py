@@ -19,7 +19,7 @@ import pytest
 from places import ROOT
 
 from autocompress.device.measure import latency as measuring
-from autocompress.device.measure.latency import CERTIFY, Settings, machine_lock, measure, pin
+from autocompress.device.measure.latency import CERTIFY, LatencySettings, machine_lock, measure, pin
 from autocompress.device.measure.statistics import (
     LEAST_HALF_WIDTH,
     Measurement,
@@ -29,7 +29,7 @@ from autocompress.device.measure.statistics import (
 )
 from autocompress.errors import AutocompressError, InputError, NoisyDeviceError
 
-SETTINGS = Settings(blocks=6, block_s=0.1, block_runs=10, warm_up_s=0.1)
+SETTINGS = LatencySettings(blocks=6, block_s=0.1, block_runs=10, warm_up_s=0.1)
 
 
 class Clock:
@@ -236,7 +236,7 @@ def test_a_fresh_process_reports_what_it_measured(own_lock: Path, tmp_path: Path
     del own_lock
     model = tmp_path / "model.onnx"
     model.write_bytes(relu_model())
-    lenient = Settings(2, 0.01, 5, warm_up_s=0.01, most_spread=10, most_drift=10)
+    lenient = LatencySettings(2, 0.01, 5, warm_up_s=0.01, most_spread=10, most_drift=10)
     found = measuring.measure_in_fresh_process(model, model, settings=lenient)
     assert found.runs >= 10
     assert found.latency_ms > 0
@@ -249,7 +249,7 @@ def test_noise_in_a_fresh_process_is_the_same_error(own_lock: Path, tmp_path: Pa
     del own_lock
     model = tmp_path / "model.onnx"
     model.write_bytes(relu_model())
-    impossible = Settings(2, 0.01, 5, warm_up_s=0.01, most_spread=-1, attempts=1)
+    impossible = LatencySettings(2, 0.01, 5, warm_up_s=0.01, most_spread=-1, attempts=1)
     with pytest.raises(NoisyDeviceError, match="too noisy"):
         measuring.measure_in_fresh_process(model, settings=impossible)
 

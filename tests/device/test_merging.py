@@ -14,7 +14,9 @@ from autocompress.device.profile.diff import profile_difference
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.merging import merge_profiles, weighted_median
 from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.validation import Prediction, Validation
 from autocompress.device.profile_files.store import read_profile, write_profile
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
 OTHER = Fit({"conv.fp32": 0.6, "add.fp32": 1.1}, {"conv.fp32": 0.5, "add.fp32": 2.0}, 4.0)
@@ -33,9 +35,9 @@ def other(factor: float = 1.0, count: int = 15) -> DeviceProfile:
         )
         for row in example().table.rows[1:]
     ]
-    points = [{"network": "n", "precision": "fp32", "measured_ms": 1.0, "predicted_ms": 1.02}]
+    points = (Prediction("n", "fp32", 1.0, 1.02),)
     own = source(network="vit", fit=OTHER, networks=6, input_shape=(1, 3, 224, 224))
-    validation = {"count": 1, "error95": 0.02, "networks": points}
+    validation = Validation(count=1, error95=0.02, networks=points)
     return replace(example(), sources=(own,), fit=OTHER, table=LatencyTable(rows), validation=validation)
 
 
@@ -79,10 +81,10 @@ def test_a_source_whose_kernels_moved_is_trusted_less():
     become 0.9 · 34 - 4.5 = 26.1."""
     merged = merge_profiles([example(), other(1.5)])
     shift = 26.1 / 17.1 - 1
-    assert merged.validation_of(0)["pooling_shift"] == pytest.approx(shift)
-    assert merged.validation_of(0)["error95"] == pytest.approx((0.04**2 + (1.96 * shift) ** 2) ** 0.5)
-    assert merged.validation_of(1)["error95"] == 0.02
-    assert merged.relative_error == merged.validation_of(0)["error95"]
+    assert merged.validation_of(0).pooling_shift == pytest.approx(shift)
+    assert merged.validation_of(0).error95 == pytest.approx((0.04**2 + (1.96 * shift) ** 2) ** 0.5)
+    assert merged.validation_of(1).error95 == 0.02
+    assert merged.relative_error == merged.validation_of(0).error95
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_a_source_whose_kernels_moved_is_trusted_less():
         {"threads": 2},
         {"batch": 8},
         {"layouts": Layouts(16, False)},
-        {"device": {"cpu": "Another"}},
+        {"device": DeviceDescription({"cpu": "Another"})},
     ],
 )
 def test_other_devices_and_settings_are_not_merged(change: dict[str, object]):
@@ -104,21 +106,23 @@ def test_other_devices_and_settings_are_not_merged(change: dict[str, object]):
 
 
 def test_a_difference_by_hand():
-    slower = replace(other(1.2), threads=2, device={"cpu": "An Example", "governor": "powersave"})
+    slower = replace(
+        other(1.2), threads=2, device=DeviceDescription({"cpu": "An Example", "governor": "powersave"})
+    )
     found = profile_difference(example(), slower)
-    assert found["settings"] == {
-        "threads": [1, 2],
-        "usable_cores": [2, None],
-        "governor": [None, "powersave"],
+    assert found.settings == {
+        "threads": (1, 2),
+        "usable_cores": (2, None),
+        "governor": (None, "powersave"),
     }
-    assert found["kernels"] == {"in_common": 2, "only_in_first": 1, "only_in_second": 0}
-    assert found["all"]["median_ratio"] == pytest.approx(1.2)
-    assert found["families"]["conv.fp32"]["beyond_10_percent"] == 1.0
+    assert (found.in_common, found.only_in_first, found.only_in_second) == (2, 1, 0)
+    assert found.every.median_ratio == pytest.approx(1.2)
+    assert found.families["conv.fp32"].beyond_10_percent == 1.0
     same = profile_difference(example(), example())
-    assert same["settings"] == {}
-    assert (same["all"]["median_ratio"], same["all"]["beyond_5_percent"]) == (1.0, 0.0)
+    assert same.settings == {}
+    assert (same.every.median_ratio, same.every.beyond_5_percent) == (1.0, 0.0)
     nothing = replace(other(), table=LatencyTable([]))
-    assert profile_difference(example(), nothing)["all"] == {"count": 0, "median_ratio": None}
+    assert profile_difference(example(), nothing).to_json()["all"] == {"count": 0, "median_ratio": None}
 
 
 def test_merging_does_not_write_over_a_profile(tmp_path: Path):

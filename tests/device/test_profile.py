@@ -16,6 +16,7 @@ from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile import latency_table
 from autocompress.device.profile.profile import Fit
+from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.store import (
     KERNELS,
     PROFILE,
@@ -24,6 +25,7 @@ from autocompress.device.profile_files.store import (
     read_profile,
     write_profile,
 )
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
 
@@ -233,7 +235,7 @@ def test_a_validation_that_says_nothing_is_refused(folder: Path, text: str):
 
 
 def test_a_profile_that_was_not_validated_is_not_trusted_much():
-    assert replace(example(), validation={}).relative_error == 0.1
+    assert replace(example(), validation=Validation()).relative_error == 0.1
 
 
 def test_it_is_for_one_runtime_thread_count_and_batch():
@@ -246,26 +248,26 @@ def test_it_is_for_one_runtime_thread_count_and_batch():
 
 
 def test_it_is_used_on_its_own_machine_only():
-    example().check_here({"cpu": "An Example", "usable_cores": 1})
+    example().check_here(DeviceDescription({"cpu": "An Example", "usable_cores": 1}))
     with pytest.raises(ProfileError, match="another machine"):
-        example().check_here({"cpu": "Another", "usable_cores": 8})
-    hidden = replace(example(), device={"cpu": "AMD EPYC", "cpu_id": "25-17-1"})
-    hidden.check_here({"cpu": "AMD EPYC", "cpu_id": "25-17-1"})
+        example().check_here(DeviceDescription({"cpu": "Another", "usable_cores": 8}))
+    hidden = replace(example(), device=DeviceDescription({"cpu": "AMD EPYC", "cpu_id": "25-17-1"}))
+    hidden.check_here(DeviceDescription({"cpu": "AMD EPYC", "cpu_id": "25-17-1"}))
     with pytest.raises(ProfileError, match="another machine"):
-        hidden.check_here({"cpu": "AMD EPYC", "cpu_id": "26-2-1"})
+        hidden.check_here(DeviceDescription({"cpu": "AMD EPYC", "cpu_id": "26-2-1"}))
     with pytest.raises(ProfileError, match="another machine"):
-        replace(example(), device={}).check_here({"cpu": "An Example"})
+        replace(example(), device=DeviceDescription({})).check_here(DeviceDescription({"cpu": "An Example"}))
     with pytest.raises(ProfileError, match="4 threads"):
-        replace(example(), threads=4).check_here({"cpu": "An Example", "usable_cores": 2})
+        replace(example(), threads=4).check_here(DeviceDescription({"cpu": "An Example", "usable_cores": 2}))
 
 
 def test_a_profile_of_a_gpu_holds_for_that_gpu_on_any_processor():
-    profile = replace(example(), device={"cpu": "An Example", "gpu": "A GPU"})
-    profile.check_here({"cpu": "Another", "gpu": "A GPU"})
+    profile = replace(example(), device=DeviceDescription({"cpu": "An Example", "gpu": "A GPU"}))
+    profile.check_here(DeviceDescription({"cpu": "Another", "gpu": "A GPU"}))
     with pytest.raises(ProfileError, match="another machine"):
-        profile.check_here({"cpu": "An Example", "gpu": "Another GPU"})
+        profile.check_here(DeviceDescription({"cpu": "An Example", "gpu": "Another GPU"}))
     with pytest.raises(ProfileError, match="another machine"):
-        profile.check_here({"cpu": "An Example"})
+        profile.check_here(DeviceDescription({"cpu": "An Example"}))
 
 
 def test_a_kernel_is_scaled_and_relieved_of_the_profiler():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from places import GOLDEN
+from places import GOLDEN, ROOT
 from profile_samples import FIT, cell, edit, example, source
 
 from autocompress import files
@@ -19,6 +19,7 @@ from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit
 from autocompress.device.profile.sources import kernels_fingerprint
+from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.store import (
     KERNELS,
     PROFILE,
@@ -52,7 +53,7 @@ def test_format_2_is_read():
     assert [one.network for one in found.sources] == ["load", "timm:resnet18"]
     first, second = (one.fit.scales["conv.fp32"] for one in found.sources)
     assert second == pytest.approx(1.02 * first)
-    assert found.validation_of(1)["error95"] == pytest.approx(0.05)
+    assert found.validation_of(1).error95 == pytest.approx(0.05)
     assert found.fingerprint == "602834b9aa02c592"
 
 
@@ -63,6 +64,17 @@ def test_every_shipped_profile_is_the_same_when_it_is_written_again(name: str, t
     again = load_profile(tmp_path / name)
     assert again.table.rows == found.table.rows
     assert again.fingerprint == found.fingerprint
+    assert again.validation == found.validation
+    written = (tmp_path / name / VALIDATION).read_bytes()
+    assert written == (ROOT / "hardware_profiles" / name / VALIDATION).read_bytes()
+
+
+def test_what_a_later_version_adds_to_a_validation_is_kept(golden: Path):
+    data = json.loads((golden / VALIDATION).read_text())
+    data["later"], data["sources"][0]["later"] = [1], 2
+    (golden / VALIDATION).write_text(json.dumps(data))
+    write_profile(golden, read_profile(golden))
+    assert json.loads((golden / VALIDATION).read_text()) == data
 
 
 @pytest.mark.parametrize("name", ["profile-1", "profile-2"])
@@ -233,8 +245,8 @@ SECOND_FIT = Fit({"conv.fp32": 0.7}, {"conv.fp32": 1.0}, 1.0)
 
 def of_two() -> DeviceProfile:
     other = source(network="resnet56", teacher_fingerprint="t2", fit=SECOND_FIT, networks=4)
-    summaries = [{"count": 2, "error95": 0.03}, {"count": 4, "error95": 0.06}]
-    validation = {"count": 6, "error95": 0.05, "sources": summaries}
+    summaries = (Validation(count=2, error95=0.03), Validation(count=4, error95=0.06))
+    validation = Validation(count=6, error95=0.05, sources=summaries)
     return replace(example(), sources=(source(), other), validation=validation)
 
 

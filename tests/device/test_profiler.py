@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,22 @@ from autocompress.cost.model import CostModel, file_features
 from autocompress.device import profiler
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.layout_probe import detect_layouts
-from autocompress.device.measure.log import FILE, Measurements, Timed, Timing
+from autocompress.device.measure.log import FILE, LogSetting, Measurements, Timed, Timing
 from autocompress.device.measure.quiet_gate import QuietLatency, QuietSettings
-from autocompress.device.profile.fitting import summary, validation, without_drift
+from autocompress.device.profile.fitting import validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
+from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.validation import Prediction, PredictionErrors, summary
 from autocompress.device.profile_files.store import load_profile
-from autocompress.device.profiler import Sample, make_profile
+from autocompress.device.profiler import ProfileSubject, Sample, make_profile
 from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import NoisyDeviceError, ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network
 from autocompress.transforms.sampling import random_weights
 
+SETTING = LogSetting("onnxruntime", 1, 1, "n0")
 OVERHEAD_US, CONSTANT_US = 1.7, 5.0
 FEW_BYTES = 400
 
@@ -52,7 +57,6 @@ class Device:
         self.trouble: Callable[[int], float] = lambda _: 1.0
         monkeypatch.setattr(profiler, "Gate", lambda reference, _settings: MadeUpGate(self, reference))
         monkeypatch.setattr(profiler, "attribute", self.attribute)
-        monkeypatch.setattr(profiler, "detect_layouts", lambda *_: Layouts(16))
 
     def load(self, model: bytes, _threads: int) -> Any:
         return model
@@ -108,8 +112,10 @@ def samples() -> list[Sample]:
 
 
 def profile(device: Device, samples: list[Sample], folder: Path, seed: int = 0, **options: Any) -> Any:
-    described = {"device": {"cpu": "none"}, "source": {"space": "joint", "seed": seed}}
-    return make_profile(samples, device, 1, 1, folder, **described, **options)
+    origin = Origin(space="joint", seed=seed)
+    described = DeviceDescription({"cpu": "none"})
+    subject = ProfileSubject(folder.name, device.name, 1, 1, described, origin, Layouts(16))
+    return make_profile(samples, device, folder, subject, **options)
 
 
 @pytest.fixture
@@ -119,9 +125,9 @@ def device(monkeypatch: pytest.MonkeyPatch, samples: list[Sample]) -> Device:
 
 def test_latencies_of_unseen_networks_are_predicted(device: Device, samples: list[Sample], tmp_path: Path):
     made = profile(device, samples[:24], tmp_path / "p")
-    assert made.validation["count"] == 24
-    assert made.validation["mean_error"] < 0.03
-    assert made.validation["unpredicted"] == []
+    assert made.validation.count == 24
+    assert made.validation.mean_error < 0.03
+    assert made.validation.unpredicted == ()
     price = CostModel(load_profile(tmp_path / "p")).price
     for sample in samples[24:]:
         assert price(sample.network).latency_ms == pytest.approx(device.latency_ms(sample.model), rel=0.1)
@@ -205,10 +211,10 @@ def test_with_another_seed_nothing_is_resumed(device: Device, samples: list[Samp
 
 
 def test_measurements_of_another_setting_are_not_mixed_in(tmp_path: Path):
-    Measurements(tmp_path / FILE, {"threads": 1}, resume=False)
+    Measurements(tmp_path / FILE, SETTING, resume=False)
     with pytest.raises(ProfileError, match="not of this profiling"):
-        Measurements(tmp_path / FILE, {"threads": 2}, resume=True)
-    assert Measurements(tmp_path / FILE, {"threads": 2}, resume=False).found == []
+        Measurements(tmp_path / FILE, replace(SETTING, threads=2), resume=True)
+    assert Measurements(tmp_path / FILE, replace(SETTING, threads=2), resume=False).found == []
 
 
 def test_what_was_disturbed_is_measured_again_later(device: Device, samples: list[Sample], tmp_path: Path):
@@ -327,8 +333,8 @@ def test_what_is_asked_for_is_measured_but_does_not_validate(
 
     made = profile(device, samples[:8], tmp_path / "p", more=more)
     assert made.sources[0].networks == 11
-    assert made.validation["count"] + len(made.validation["unpredicted"]) == 8
-    assert {point["network"] for point in made.validation["networks"]} <= {f"n{i}" for i in range(8)}
+    assert made.validation.count + len(made.validation.unpredicted) == 8
+    assert {point.network for point in made.validation.networks} <= {f"n{i}" for i in range(8)}
     assert tables == sorted(tables)
     assert tables[-1] == len(made.table.rows)
 
@@ -346,17 +352,17 @@ def test_slow_drift_is_taken_out_and_the_noise_of_the_reference_is_not_put_in():
 
 def test_errors_are_summed_up():
     points = [
-        {"measured_ms": measured, "predicted_ms": predicted}
+        Prediction("n", "fp32", measured, predicted)
         for measured, predicted in ((1.0, 1.02), (2.0, 1.8), (4.0, 4.8))
     ]
     found = summary(points)
-    assert found["count"] == 3
-    assert found["mean_error"] == pytest.approx((0.02 + 0.1 + 0.2) / 3)
-    assert found["largest_error"] == pytest.approx(0.2)
-    assert found["within_5_percent"] == pytest.approx(1 / 3)
-    assert found["rank_correlation"] == pytest.approx(1.0)
-    assert found["error95"] == pytest.approx(1.96 * ((0.02**2 + 0.1**2 + 0.2**2) / 3) ** 0.5)
-    assert summary([]) == {"count": 0, "error95": None}
+    assert found.count == 3
+    assert found.mean_error == pytest.approx((0.02 + 0.1 + 0.2) / 3)
+    assert found.largest_error == pytest.approx(0.2)
+    assert found.within_5_percent == pytest.approx(1 / 3)
+    assert found.rank_correlation == pytest.approx(1.0)
+    assert found.error95 == pytest.approx(1.96 * ((0.02**2 + 0.1**2 + 0.2**2) / 3) ** 0.5)
+    assert summary([]) == PredictionErrors()
 
 
 def test_a_network_with_a_kernel_of_its_own_is_listed_as_unpredicted():
@@ -366,8 +372,8 @@ def test_a_network_with_a_kernel_of_its_own_is_listed_as_unpredicted():
         for i in range(8)
     ]
     found = validation(items, without_drift(items))
-    assert [entry["network"] for entry in found["unpredicted"]] == ["n3"]
-    assert found["count"] == 7
+    assert [entry.network for entry in found.unpredicted] == ["n3"]
+    assert found.count == 7
 
 
 def test_all_time_that_a_real_profiler_saw_is_given_to_kernels(samples: list[Sample]):

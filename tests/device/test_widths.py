@@ -66,8 +66,8 @@ def test_a_single_width_says_so():
     assert found.steps == {"in": None, "out": None}
     assert found.words == "a single width was measured, so nothing is known of steps"
     (row,) = coverage(profile({kernel(16): 5.0}))
-    assert row["steps_in_words"] == found.words
-    assert (row["out_channels"], row["median_us"]) == ([16, 16], [5.0, 5.0])
+    assert row.widths == found
+    assert (row.out_channels, row.median_us) == ((16, 16), (5.0, 5.0))
 
 
 def test_too_few_pairs_claim_nothing():

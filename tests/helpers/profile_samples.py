@@ -11,14 +11,18 @@ from autocompress.cost.layouts import Layouts
 from autocompress.cost.model import file_features_count
 from autocompress.device.profile import latency_table
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import Source
+from autocompress.device.profile.sources import ProfileSource
+from autocompress.device.profile.validation import Validation
+from autocompress.device.runtimes.description import DeviceDescription
 
 FIT = Fit({"conv.fp32": 0.9}, {"conv.fp32": 1.5}, 2.0)
 
 
-def source(**changes: Any) -> Source:
+def source(**changes: Any) -> ProfileSource:
     known = {"space_fingerprint": "abc", "teacher_fingerprint": "t1", "input_shape": (1, 3, 32, 32)}
-    return Source(**{"network": "resnet20", "space": "joint", "fit": FIT, "networks": 2, **known, **changes})
+    return ProfileSource(
+        **{"network": "resnet20", "space": "joint", "fit": FIT, "networks": 2, **known, **changes}
+    )
 
 
 def example() -> DeviceProfile:
@@ -49,13 +53,13 @@ def example() -> DeviceProfile:
         runtime="onnxruntime",
         threads=1,
         batch=1,
-        device={"cpu": "An Example", "usable_cores": 2},
+        device=DeviceDescription({"cpu": "An Example", "usable_cores": 2}),
         sources=(source(),),
         layouts=Layouts(8, False),
         table=latency_table.LatencyTable(rows),
         fit=FIT,
         file_coefficients=tuple(float(value) for value in range(file_features_count())),
-        validation={"count": 2, "mean_error": 0.01, "error95": 0.04},
+        validation=Validation(count=2, mean_error=0.01, error95=0.04),
     )
 
 

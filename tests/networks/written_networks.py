@@ -36,7 +36,7 @@ def net(function: Callable[[Any, Tensor], Any], **parts: nn.Module | Tensor) -> 
     module = Net(function, **parts)
     generator = torch.Generator().manual_seed(0)
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
             for tensor in part.state_dict().values():
                 if tensor.is_floating_point():
                     tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)

@@ -88,14 +88,14 @@ def test_the_answer_keeps_the_new_and_the_old_limits(run: Path, pricer: Pricer, 
     assert DROPPED not in answer.candidate.choices
 
 
-def test_more_room_is_never_more_damage(run: Path, pricer: Pricer):
+def test_more_room_is_never_more_sensitivity(run: Path, pricer: Pricer):
     answers = Answers.of(run)
-    damages = [
-        answers.solve(latency_ms=share * pricer.teacher.latency_ms).expected_damage
+    sums = [
+        answers.solve(latency_ms=share * pricer.teacher.latency_ms).summed_sensitivity
         for share in (0.5, 0.6, 0.75, 0.9)
     ]
-    assert damages == sorted(damages, reverse=True)
-    assert damages[0] > damages[-1]
+    assert sums == sorted(sums, reverse=True)
+    assert sums[0] > sums[-1]
 
 
 def test_limits_as_typed_are_relative_to_the_teacher(run: Path, pricer: Pricer):
@@ -131,7 +131,7 @@ def test_the_command_prints_and_writes_the_candidate(run: Path, tmp_path: Path):
     assert {"latency_ms", "latency_ms_ci95", "peak_memory_bytes", "file_bytes"} <= printed["predicted"].keys()
     assert CliRunner().invoke(main, ["pick", *options]).exit_code == 2
     table = CliRunner().invoke(main, ["pick", str(run), "--solve", "--latency", "60%"])
-    assert printed["key"] in table.stdout and "expected damage" in table.stdout
+    assert printed["key"] in table.stdout and "sensitivity" in table.stdout
     missing = CliRunner().invoke(main, ["pick", str(run), "--latency", "60%"])
     assert missing.exit_code == 2 and "--output" in missing.output
 

@@ -18,10 +18,12 @@ from autocompress.cli.main import main
 from autocompress.cost.model import CostModel
 from autocompress.device.measure.log import Timed
 from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile.validation import PredictionErrors, Unpredicted, Validation
 from autocompress.device.profile_files.store import PROFILE, load_profile, write_profile
 from autocompress.device.profiler import Sample
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
-from autocompress.pipeline.profile_check import compared, updated
+from autocompress.pipeline.profile_check import ProfileCheck, compared, updated
 from autocompress.pipeline.profile_device import profile_samples
 
 
@@ -57,7 +59,7 @@ def validate(device: Path, made: Path, **options: Any) -> dict[str, Any]:
 def test_new_networks_are_measured_and_predicted(device: Path, made: Path):
     before = (device / "validation.json").read_bytes()
     found = validate(device, made)
-    known = {point["network"] for point in load_profile(device).validation["networks"]}
+    known = {point.network for point in load_profile(device).validation.networks}
     names = [point["network"] for point in found["networks"]]
     assert len(names) == len(set(names)) >= 6
     assert not known & set(names)
@@ -71,36 +73,52 @@ def test_an_update_replaces_the_validation_and_nothing_else(device: Path, made: 
     before = load_profile(device)
     found = validate(device, made, update=True)
     after = load_profile(device)
-    assert after.validation["networks"] == found["networks"]
-    assert found["count"] < before.validation["count"]
-    assert after.validation["error95"] == max(found["error95"], before.validation["error95"])
+    assert after.validation.to_json()["networks"] == found["networks"]
+    assert found["count"] < before.validation.count
+    assert after.validation.error95 == max(found["error95"], before.validation.error95)
     assert after.table.rows == before.table.rows
     assert after.fingerprint == before.fingerprint
 
 
+def checked(source: int | None, found: Validation, network: str = "small") -> ProfileCheck:
+    return ProfileCheck(
+        profile="p", network=network, space="small", basis="not measured", seed=0, measured_at="now",
+        device=DeviceDescription(), claimed_error95=0.1, source=source, found=found,
+    )  # fmt: skip
+
+
 def test_an_update_of_one_source_makes_the_totals_of_all(device: Path):
     profile = load_profile(device)
-    first = {"count": 20, "mean_error": 0.02, "largest_error": 0.2, "within_5_percent": 0.9,
-             "within_10_percent": 1.0, "rank_correlation": 0.9, "error95": 0.08}  # fmt: skip
-    second = {**first, "count": 60, "mean_error": 0.04, "largest_error": 0.1, "error95": 0.05}
-    second["by_precision"] = {"int8": {"count": 60, "mean_error": 0.04}}
+    first = Validation(
+        count=20,
+        mean_error=0.02,
+        largest_error=0.2,
+        within_5_percent=0.9,
+        within_10_percent=1.0,
+        rank_correlation=0.9,
+        error95=0.08,
+    )
+    by_precision = {"int8": PredictionErrors(count=60, mean_error=0.04)}
+    second = replace(
+        first, count=60, mean_error=0.04, largest_error=0.1, error95=0.05, by_precision=by_precision
+    )
+    unpredicted = (Unpredicted("another", "fp32", "nothing like it"),)
     merged = replace(
         profile,
         sources=(profile.sources[0], replace(profile.sources[0], network="another")),
-        validation={**first, "count": 80, "sources": [first, second], "unpredicted": ["another"]},
+        validation=replace(first, count=80, sources=(first, second), unpredicted=unpredicted),
     )
-    found = {**first, "count": 10, "mean_error": 0.01, "error95": 0.03, "source": 0, "networks": [],
-             "measured_at": "now"}  # fmt: skip
+    found = checked(0, replace(first, count=10, mean_error=0.01, error95=0.03))
     after = updated(device, merged, found).validation
-    assert after["count"] == 70
-    assert after["mean_error"] == pytest.approx((10 * 0.01 + 60 * 0.04) / 70)
-    assert after["largest_error"] == 0.2
-    assert after["sources"][0]["error95"] == 0.08, "a check of fewer networks made the error smaller"
-    assert after["error95"] == 0.08
-    assert after["by_precision"]["int8"]["count"] == 60
-    assert after["unpredicted"] == ["another"]
+    assert after.count == 70
+    assert after.mean_error == pytest.approx((10 * 0.01 + 60 * 0.04) / 70)
+    assert after.largest_error == 0.2
+    assert after.sources[0].error95 == 0.08, "a check of fewer networks made the error smaller"
+    assert after.error95 == 0.08
+    assert after.by_precision["int8"].count == 60
+    assert after.unpredicted == unpredicted
     with pytest.raises(ProfileError, match="checked on no network"):
-        updated(device, merged, {**found, "count": 0, "error95": None})
+        updated(device, merged, checked(0, Validation()))
 
 
 def test_another_seed_measures_other_networks(device: Path, made: Path):
@@ -125,27 +143,32 @@ def test_errors_are_those_of_the_predictions(sampled: tuple[DeviceProfile, list[
         for sample, factor in zip(samples, [1.0, 1.0, 1.0, 1.0, 1.25, 1.0, 1.0, 1.0], strict=True)
     ]
     found = compared(profile, samples, timed)
-    assert found["count"] == 8
-    assert found["largest_error"] == pytest.approx(0.2)
-    assert found["mean_error"] == pytest.approx(0.2 / 8)
-    assert found["within_5_percent"] == pytest.approx(7 / 8)
+    assert found.count == 8
+    assert found.largest_error == pytest.approx(0.2)
+    assert found.mean_error == pytest.approx(0.2 / 8)
+    assert found.within_5_percent == pytest.approx(7 / 8)
     fewer = compared(profile, samples, timed, frozenset({samples[4].name}))
-    assert fewer["count"] == 7
-    assert fewer["largest_error"] == pytest.approx(0.0, abs=1e-9)
+    assert fewer.count == 7
+    assert fewer.largest_error == pytest.approx(0.0, abs=1e-9)
     left_out = compared(profile, samples, timed[:3])
-    assert left_out["count"] == 3
+    assert left_out.count == 3
 
 
 def test_a_network_that_no_source_speaks_for_updates_nothing(device: Path):
     profile = load_profile(device)
-    found = {"source": None, "network": "another", "basis": "not measured"}
+    found = checked(None, Validation(), "another")
     with pytest.raises(ProfileError, match="no source for 'another'"):
         updated(device, profile, found)
 
 
 def test_another_machine_is_refused_before_anything_is_measured(device: Path, made: Path):
     profile = load_profile(device)
-    write_profile(device, replace(profile, device={**profile.device, "cpu": "another", "cpu_id": "0-0-0"}))
+    write_profile(
+        device,
+        replace(
+            profile, device=DeviceDescription({**profile.device.values, "cpu": "another", "cpu_id": "0-0-0"})
+        ),
+    )
     with pytest.raises(ProfileError, match="measured on another machine"):
         validate(device, made)
 

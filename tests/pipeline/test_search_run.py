@@ -3,122 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from any_noise import PATIENT, take_any_noise
-from places import NETWORKS, ROOT
-from priced_networks import SPACE
+from priced_networks import small_resnet
+from small_search import CALM, Setting, compress, environment
 
 import autocompress as ac
 from autocompress import api
-from autocompress.device.measure import latency as measure
 from autocompress.export.student_folder import is_intact, read_spec
-from autocompress.pipeline import bench_again as rebench
 from autocompress.pipeline import certification as certify
 from autocompress.problem.data import load_data
 from autocompress.progress import Console
 from autocompress.runs.store import read_run
-
-TEACHER = """
-import sys
-sys.path.insert(0, "{networks}")
-import torch
-from priced_networks import small_resnet
-from safetensors.torch import load_file
-
-def trained():
-    model = small_resnet(in_channels=3, classes=10)
-    model.load_state_dict(load_file("{folder}/teacher.safetensors"))
-    return model
-"""
-CALM = replace(measure.CERTIFY, blocks=3, block_s=0.1, most_spread=1.0, most_drift=1.0)
-"""Whether the machine is calm enough to certify is not what is tested here."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A trained teacher and a profile of this machine for it, as a user would name them."""
-
-    folder: Path
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {
-            "teacher": f"{self.folder}/teacher.py:trained",
-            "data": "digits",
-            "space": str(self.folder / "space.yaml"),
-            "device": str(self.folder / "device"),
-        }
-
-    def command(self, run: Path, *more: str) -> list[str]:
-        options = [part for name, value in self.options.items() for part in (f"--{name}", value)]
-        plan = "--latency 97% --size 70% --trials 6 --students 1 --trial-epochs 0.3 --distill-epochs 1"
-        return [
-            sys.executable,
-            "-m",
-            "autocompress",
-            "search",
-            *options,
-            *plan.split(),
-            "--run",
-            str(run),
-            *more,
-        ]
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    from priced_networks import small_resnet
-    from safetensors.torch import save_file
-
-    from autocompress.students.training.distill import distil
-    from autocompress.students.training.settings import DistillSettings
-
-    folder = tmp_path_factory.mktemp("setting")
-    (folder / "space.yaml").write_text(SPACE)
-    (folder / "teacher.py").write_text(TEACHER.format(networks=NETWORKS, folder=folder))
-    model = small_resnet(in_channels=3, classes=10)
-    distil(model, None, load_data("digits"), DistillSettings(epochs=6, batch_size=32, precision="float32"))
-    save_file(model.state_dict(), folder / "teacher.safetensors")
-    found = Setting(folder)
-    names = {name: found.options[name] for name in ("teacher", "data", "space")}
-    with pytest.MonkeyPatch.context() as patch:
-        take_any_noise(patch, PATIENT)
-        ac.profile(**names, output=folder / "device", networks=12, console=Console(quiet=True))
-    return found
-
-
-@pytest.fixture(autouse=True)
-def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certify, "CERTIFY", CALM)
-    monkeypatch.setattr(rebench, "CERTIFY", CALM)
-
-
-def compress(setting: Setting, run: Path, **changes: Any) -> ac.Front:
-    budgets = ac.Budgets(latency_ratio=0.97, size_ratio=0.7)
-    plan = {"trials": 4, "students": 2, "trial_epochs": 0.5, "distill_epochs": 4}
-    options = {**setting.options, "budgets": budgets, **plan, "console": Console(quiet=True), **changes}
-    return ac.compress(run=run, **options)
-
-
-@pytest.fixture(scope="module")
-def finished(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "first"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certify, "CERTIFY", CALM)
-        compress(setting, run)
-    return run
 
 
 def test_a_search_in_one_shot_decides_by_what_it_measures(setting: Setting, tmp_path: Path):
@@ -137,7 +39,7 @@ def test_a_search_in_one_shot_decides_by_what_it_measures(setting: Setting, tmp_
     promoted = [event for event in record.events if event.name == "promoted"]
     assert len(promoted) == 2 and {event.rung for event in promoted} == {1}
     decisions = " | ".join(api.status(run)["decisions"])
-    for said in ("random joint candidates at", "as many as were asked for → promoting 2", "an epoch takes"):
+    for said in ("random joint candidates at", "as many as were asked for → training 2", "an epoch takes"):
         assert said in decisions
     assert not (run / "distilled" / "rungs").exists()
 
@@ -306,7 +208,6 @@ def test_the_same_seed_gives_the_same_trials(setting: Setting, finished: Path, t
 def test_own_modules_and_datasets_from_python(setting: Setting, tmp_path: Path):
     """The teacher is used as it is and not changed; datasets are any that give (image, label)."""
     import torch
-    from priced_networks import small_resnet
     from safetensors.torch import load_file
 
     from autocompress.problem.teacher import fingerprint
@@ -324,50 +225,3 @@ def test_own_modules_and_datasets_from_python(setting: Setting, tmp_path: Path):
     assert fingerprint(model) == before
     with pytest.raises(ac.RunError, match="object"):
         ac.resume(tmp_path / "own")
-
-
-def test_two_workers_find_and_certify_too(setting: Setting, tmp_path: Path):
-    front = compress(setting, tmp_path / "run", workers=2)
-    assert front.students
-    trials = read_run(tmp_path / "run").trials
-    assert [trial.name for trial in trials] == ["trial_finished"] * 4
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
-
-
-def test_kill_9_at_twenty_random_moments_loses_and_repeats_nothing(setting: Setting, tmp_path: Path):
-    """Every trial that was finished before a kill is there after it, once, with the same result."""
-    run, rng = tmp_path / "run", random.Random(0)
-    known: dict[int, dict[str, Any]] = {}
-    for _ in range(20):
-        more = ["--resume"] if (run / "events.jsonl").is_file() else []
-        process = subprocess.Popen(
-            setting.command(run, *more),
-            env=environment(),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        events = run / "events.jsonl"
-        size = events.stat().st_size if events.is_file() else 0
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            if events.is_file() and events.stat().st_size > size:
-                break
-            time.sleep(0.02)
-        time.sleep(rng.random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for trial in read_run(run).trials if events.is_file() else ():
-            before = known.setdefault(trial.trial, trial)
-            assert before == trial
-        if read_run(run).exit_code == 0:
-            break
-    front = ac.resume(run, console=Console(quiet=True))
-    assert front.students
-    record = read_run(run)
-    assert record.damaged == ()
-    finished = [event.candidate for event in record.events if event.name == "trial_finished"]
-    assert len(finished) == len(set(finished)) == 6
-    assert {trial.trial for trial in record.trials} >= set(known)

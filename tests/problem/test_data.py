@@ -5,12 +5,10 @@ import pytest
 import torch
 from make_images import CLASSES, image, write_folder, write_tar
 from PIL import Image
-from places import DATA
 from torch.utils.data import Dataset, TensorDataset
 
 from autocompress.errors import DataError
 from autocompress.problem.data import Data, LazySplit, load_data
-from autocompress.problem.sources import source as data_images
 from autocompress.problem.splits import Normalisation, TensorSplit, augment_batch, spread
 from autocompress.problem.teacher import Preprocessing
 
@@ -181,11 +179,10 @@ def test_the_size_is_the_users_then_the_files_then_the_teachers(tmp_path: Path):
     assert "size=" in error_of(f"imagefolder:{root}")
 
 
-def test_images_too_large_for_memory_are_read_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_images_too_large_for_memory_are_read_when_asked_for(tmp_path: Path):
     path = write_tar(tmp_path / "a.tar", 10)
     eager = load_data(f"imagefolder:{path},size=12")
-    monkeypatch.setattr(data_images, "IN_MEMORY_BYTES", 1000)
-    lazy = load_data(f"imagefolder:{path},size=12")
+    lazy = load_data(f"imagefolder:{path},size=12", cache_memory_bytes=1000)
     assert isinstance(lazy.train, LazySplit)
     for (a, la), (b, lb) in zip(eager.train.batches(5), lazy.train.batches(5), strict=True):
         assert torch.equal(a, b) and torch.equal(la, lb)
@@ -232,10 +229,14 @@ def test_a_callable_of_a_file_gives_the_datasets(tmp_path: Path):
         "def load(n=10):\n"
         "    d = TensorDataset(torch.zeros(n, 1, 4, 4), torch.arange(n) % 2)\n"
         "    return d, d\n"
-        "def one():\n    return load()[0]\n"
+        "def one(n=10):\n    return load(n)[0]\n"
+        "def none():\n    return 3\n"
     )
     assert load_data(f"{tmp_path}/mine.py:load,n=12").train.size == 12
-    assert "returned a TensorDataset" in error_of(f"{tmp_path}/mine.py:one")
+    held_out = load_data(f"{tmp_path}/mine.py:one,n=100")
+    assert held_out.train.size + held_out.validation.size < 100
+    assert "few" in error_of(f"{tmp_path}/mine.py:one")
+    assert "has the type int, not a map-style dataset" in error_of(f"{tmp_path}/mine.py:none")
 
 
 def pairs(*labels: object, shape: tuple[int, ...] = (1, 4, 4)) -> list[tuple[torch.Tensor, object]]:
@@ -324,12 +325,3 @@ def test_mnist_and_cifar_from_shared_data(shared_data: Path):
     assert (data.train.size, data.validation.size, data.test.size) == (55_000, 5_000, 10_000)
     assert data.input_shape == (1, 28, 28)
     assert data.validation.labels.bincount().min() > 400
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip(
-            f"needs the test data, which is not at {DATA}; AUTOCOMPRESS_TEST_DATA names another place"
-        )
-    return DATA

@@ -143,7 +143,7 @@ def test_weights_that_do_not_fit_name_the_parameter(tmp_path: Path):
     message = error_of(f"timm:test_resnet,num_classes=10,weights={tmp_path}/w.safetensors")
     assert "do not fit" in message and "fc.weight" in message
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    assert "do not fit" in error_of(f"timm:test_resnet,weights={tmp_path}/junk.safetensors")
+    assert "is no whole safetensors file" in error_of(f"timm:test_resnet,weights={tmp_path}/junk.safetensors")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -14,6 +14,8 @@ import pytest
 from report_run import LIMITS, STUDENTS, TEACHER, cost, started, student, trials, whole_run, write_run
 
 from autocompress.api import Inspection
+from autocompress.device.profile.validation import Validation
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import RunError
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Cost, Site
@@ -172,8 +174,8 @@ def test_profile_table_says_how_well_it_predicts() -> None:
         batch=1,
         table=SimpleNamespace(rows=range(345)),
         sources=[SimpleNamespace(network="resnet20", space="joint", input_shape=(1, 3, 32, 32))],
-        device={"cpu": "[Xeon]", "features": ["AVX2"], "version": "1.32.0"},
-        validation={"count": 12, "mean_error": 0.031, "within_5_percent": 0.75, "rank_correlation": None},
+        device=DeviceDescription({"cpu": "[Xeon]", "features": ["AVX2"], "version": "1.32.0"}),
+        validation=Validation(count=12, mean_error=0.031, within_5_percent=0.75),
     )
     text = text_of(profile_tables.profile_table(profile))
     for expected in (
@@ -189,7 +191,7 @@ def test_profile_table_says_how_well_it_predicts() -> None:
     ):
         assert expected in text
     assert "rank correlation" not in text
-    profile.validation = {"count": 0, "error95": None}
+    profile.validation = Validation()
     assert "no network was held out" in text_of(profile_tables.profile_table(profile))
 
 

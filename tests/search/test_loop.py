@@ -241,7 +241,7 @@ def test_a_third_climbs_each_rung_from_where_it_was(bench: Bench):
     (decision,) = [e.text for e in read_run(bench.root).decisions if "→" in e.text]
     assert (
         decision
-        == "14 candidates evaluated, as many as were asked for → promoting 12 to 3 epochs, 4 to 9 epochs"
+        == "14 candidates evaluated, as many as were asked for → training 12 to 3 epochs, 4 to 9 epochs"
     )
 
 

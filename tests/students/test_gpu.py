@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from autocompress.errors import InputError
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
+from autocompress.pipeline.options import SearchOptions
 from autocompress.pipeline.search_run import _check_training
 from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
@@ -84,12 +85,12 @@ def test_without_a_gpu_it_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_workers_that_are_given_no_gpu_cannot_train_on_one():
-    asked = SimpleNamespace(workers=2, ray_address=None, gpus_per_trial=0.0, train_on="cuda")
+    asked = SearchOptions(workers=2, gpus_per_trial=0.0, train_on="cuda")
     with pytest.raises(InputError, match="workers are given none") as caught:
         _check_training(asked)
     assert "--gpus-per-trial" in str(caught.value)
-    _check_training(SimpleNamespace(**{**vars(asked), "gpus_per_trial": 0.5}))
-    _check_training(SimpleNamespace(**{**vars(asked), "train_on": "auto"}))
+    _check_training(replace(asked, gpus_per_trial=0.5))
+    _check_training(replace(asked, train_on="auto"))
 
 
 @gpu

@@ -88,7 +88,12 @@ def test_a_configuration_survives_json(workshop: Workshop) -> None:
     hints = Preprocessing((3, 8, 8), mean=(0.5, 0.5, 0.5), fixed=True)
     settings = DistillSettings(batch_size=64, learning_rate=0.01, seed=3, train_on="cpu", time_limit_s=9.0)
     made = RemoteConfig(
-        workshop.bound.network, parse_space(SPACE), Path("/here"), settings, 2, DataSpec("digits", hints)
+        workshop.bound.network,
+        parse_space(SPACE),
+        Path("/here"),
+        settings,
+        2,
+        DataSpec("digits", hints, 10, ()),
     )
     again = RemoteConfig.from_json(json.loads(json.dumps(made.to_json())))
     assert again.settings == settings and again.data == made.data

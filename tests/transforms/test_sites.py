@@ -285,23 +285,18 @@ def test_every_locked_site_has_its_reason() -> None:
         fc=nn.Linear(6, 2),
     )
     space, _ = bound(module, LOCKS)
-    locked, shared = "locked by rules[3] of the space 'locks'", "its weight is shared with another layer"
+    locked = "locked by rules[3] of the space 'locks'"
     assert {site.name: site.locked for site in space.sites if site.locked} == {
         "width:stem": locked,
         "width:grouped": "leaves the grouped convolution grouped",
-        "width:plain": shared,
         "width:fc": "no rule gives it a width",
         "rank:stem": locked,
         "rank:grouped": "it is a grouped convolution",
         "rank:point": "tucker2 does not apply to it",
         "rank:short": "tucker2 does not apply to it",
-        "rank:shared": shared,
-        "rank:shared_1": shared,
         "rank:fc": "no rule gives it a rank",
         "bits:stem": locked,
         "bits:plain": "the rule offers 32 bits only",
-        "bits:shared": shared,
-        "bits:shared_1": shared,
         "bits:fc": "no rule gives it bit-widths",
     }
     assert {site.name: site.options for site in space.of_kind("block")} == {

@@ -17,7 +17,7 @@ from autocompress.cost.compiled.sections import Skeleton, Uncuttable
 from autocompress.cost.fused_graph import Crossing, Operation, Section, is_number
 from autocompress.cost.layouts import Layouts, section_operations
 from autocompress.cost.memory import alive_values
-from autocompress.graph.network import INPUT, Network, Node, redirect
+from autocompress.graph.network import INPUT, Network, Node, ParamSpec, redirect
 from autocompress.graph.operations import LAYERS
 from autocompress.transforms.apply import rounded
 from autocompress.transforms.families.quantize import plan, reads_integers
@@ -32,8 +32,8 @@ integers; None where nothing does."""
 
 
 class Lowered(NamedTuple):
-    """For each piece what is made of it, and for each of its slot's `cuts` what else is alive then, or nothing
-    where that is nothing; and how the output is left."""
+    """For each piece what is made of it, and what else is alive at each of its slot's `cuts` (an empty tuple
+    for nothing at any); and how the output is left."""
 
     slots: tuple[Slot, ...]
     carried: tuple[tuple[Carried, ...], ...]
@@ -44,8 +44,8 @@ class Lowered(NamedTuple):
 class Form:
     """Sections in a row, joined into one, by the forms of their pieces.
 
-    `skeleton` is that of the first section, `network` has the sizes of the pieces that came first. `names` tell for each piece under which name the values
-    lie here that the piece reads under a name of its own.
+    `skeleton` is that of the first section; `network` has the sizes of the pieces that came first. `names`
+    tell for each piece under which name the values lie here that it reads under names of its own.
     """
 
     skeleton: Skeleton
@@ -60,7 +60,9 @@ class Form:
     def of(cls, sections: Sequence[tuple[Skeleton, Sequence[Version]]]) -> Form:
         """Join sections, all of which have pieces."""
         nodes: list[Node] = []
-        params, piece_of, found = {}, {}, []
+        params: dict[str, ParamSpec] = {}
+        piece_of: dict[str, int] = {}
+        found: list[dict[str, str]] = []
         value, shape = INPUT, ()
         for skeleton, versions in sections:
             here = {old: new for version in versions for old, new in version.renamed.items()}

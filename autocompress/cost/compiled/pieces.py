@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.cost.cache import Cache
+from autocompress.cost.compiled.cache import Cache
 from autocompress.cost.kernels import elements
 from autocompress.cost.layouts import layout_of_convolution
 from autocompress.graph.network import INPUT, Network, Node, Param
@@ -53,8 +53,8 @@ NEVER_CLOSES = (MOVES | VIEWS | {"getitem", "to.dtype", "dropout"}) - {"max_pool
 
 @dataclass(eq=False)
 class Version:
-    """A piece after a choice: `nodes` in shipped form but for quantizers, within `network`, which also has the
-    nodes that stand for what they read. Versions of one `form` become the same operations."""
+    """A piece after a choice: `nodes` in shipped form but for quantizers, within `network`, which also has
+    nodes for what they read. Versions of one `form` become the same operations."""
 
     network: Network
     nodes: tuple[Node, ...]

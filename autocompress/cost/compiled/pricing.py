@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from math import fsum
 
-from autocompress.cost.cache import Cache
+from autocompress.cost.compiled.cache import Cache
 from autocompress.cost.compiled.lowering import Carried, Ends, Form
 from autocompress.cost.compiled.pieces import Version
 from autocompress.cost.compiled.rows import Counts, Row, Slot

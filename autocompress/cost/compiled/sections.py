@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.cost.cache import Cache
+from autocompress.cost.compiled.cache import Cache
 from autocompress.cost.compiled.pieces import COUNTED, NEVER_CLOSES, Axis, Piece, alone
 from autocompress.cost.fused_graph import is_number
 from autocompress.graph.blocks import Block
 from autocompress.graph.coupling_rules import axes_in
 from autocompress.graph.network import INPUT, XNOR, Network, Node, redirect
-from autocompress.graph.operations import LAYERS
+from autocompress.graph.operations import LAYERS, WEIGHTED, is_opaque
 from autocompress.problem.candidate import Option, Site
 from autocompress.transforms.apply import CHAIN_SUFFIXES
 from autocompress.transforms.families import depth
@@ -83,7 +83,7 @@ class Section:
             if gone and block.add in network.by_name:
                 network, _ = depth.drop(network, None, block)
         pieces = tuple(piece for piece in self.pieces if piece.names[-1] in network.by_name)
-        aliases = {}
+        aliases: dict[str, str] = {}
         for node in network.nodes:
             before = self.network.by_name[node.name].inputs
             aliases.update((old, new) for old, new in zip(before, node.inputs, strict=True) if old != new)
@@ -245,7 +245,9 @@ class _Sites:
 
 
 def _check_space(bound: BoundSpace) -> None:
-    """Raise Uncuttable where a choice at one layer may change what another one reads."""
+    """Raise Uncuttable where what becomes of a node may depend on nodes far away."""
+    if any(is_opaque(node.op) for node in bound.network.nodes):
+        raise Uncuttable("an operation is not known")
     if bound.of_kind("merge") or any(XNOR in site.options for site in bound.free):
         raise Uncuttable("a layer may merge with another, or its input become binary")
     chosen = [bound.blocks[site.target] for site in bound.of_kind("block")]
@@ -255,7 +257,7 @@ def _check_space(bound: BoundSpace) -> None:
 
 def _check_names(network: Network) -> None:
     """Raise Uncuttable where what a layer may be given could be taken for another node or parameter."""
-    layers = {node.name: node for node in network.nodes if node.op in LAYERS}
+    layers = {node.name: node for node in network.nodes if node.op in WEIGHTED}
     for name in network.by_name:
         if layers.keys() & _prefixes(name):
             raise Uncuttable(f"{name} is named like a part of a layer")
@@ -282,6 +284,7 @@ def _check_params(network: Network, pieces: Sequence[Sequence[str]]) -> None:
             raise Uncuttable("a parameter is shared")
     for node in network.nodes:
         source = network.by_name.get(node.inputs[0]) if node.inputs else None
-        if node.op == "batch_norm" and source is not None and source.op in LAYERS:
-            if piece_of[node.name] != piece_of[source.name]:
-                raise Uncuttable("a batch norm is not with its layer")
+        if node.op != "batch_norm" or source is None or source.op not in WEIGHTED:
+            continue
+        if piece_of[node.name] != piece_of[source.name]:
+            raise Uncuttable("a batch norm is not with its layer")

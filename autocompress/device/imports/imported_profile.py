@@ -6,11 +6,10 @@ validated. A few latencies correct the common scale. Enough of them give what a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,10 @@ from autocompress.device.measure.log import Timed
 from autocompress.device.profile.fitting import fitted, rows, validation
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import Source, kernels_fingerprint, with_sources
+from autocompress.device.profile.sources import ProfileSource, kernels_fingerprint, with_sources
+from autocompress.device.profile.validation import ImportGaps, UnknownOperator, Validation
 from autocompress.device.profiler import Sample, file_coefficients
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
 FEWEST_VALIDATED = 8
@@ -31,15 +32,12 @@ MOST_LISTED = 50
 SCALES = (0.3, 3.0)
 """A latency further than this from the sum of its operators was typed in another unit."""
 
-IMPORT = "import"
-"""The key of a profile's validation with what an import could not use."""
-
 _REORDERS = ("ReorderInput", "ReorderOutput")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One dump: what it is of, what it says, and the latency of the whole network where it is known."""
+    """Hold one dump: what it is of, what it says, and the latency of the whole network where it is known."""
 
     path: Path
     operators: tuple[OperatorTime, ...]
@@ -48,9 +46,11 @@ class Measured:
 
 
 def profile_from_dumps(
-    measured: Sequence[Measured], kind: str, *, name: str, threads: int, batch: int, device: Mapping[str, Any]
+    measured: Sequence[Measured], kind: str, *, name: str, threads: int, batch: int, device: str
 ) -> DeviceProfile:
-    """The profile; its validation lists, under `import`, operators that are not known and
+    """Return the profile of dumps made on the `device` of that name.
+
+    Its validation lists, under `import`, operators that are not known and
     kernels that were not found.
 
     Raises ProfileError when a dump is not of its network, or latencies and dumps contradict each other.
@@ -60,7 +60,7 @@ def profile_from_dumps(
     timed = [_timed(item, found) for item, found in zip(measured, attributed, strict=True)]
     table, fit, checked = _fit(timed, measured)
     samples = [item.sample for item in measured]
-    source = Source(
+    source = ProfileSource(
         network="",
         space="",
         fit=fit,
@@ -70,23 +70,19 @@ def profile_from_dumps(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher_latency_ms=measured[0].latency_ms,
     )
-    found = {
-        "tool": kind,
-        "unknown_operators": _unknown(attributed),
-        "kernels_not_found": _missing(attributed),
-    }
+    gaps = ImportGaps(kind, _unknown(attributed), _missing(attributed))
     return DeviceProfile(
         name=name,
         runtime=get_parser(kind).RUNTIME,
         threads=threads,
         batch=batch,
-        device={"runtime": get_parser(kind).RUNTIME, **device},
+        device=DeviceDescription({"runtime": get_parser(kind).RUNTIME, "cpu": device}),
         sources=(source,),
         layouts=layouts,
         table=table,
         fit=fit,
         file_coefficients=file_coefficients(samples),
-        validation={**with_sources(checked, (source,)), IMPORT: found},
+        validation=replace(with_sources(checked, (source,)), imported=gaps),
     )
 
 
@@ -119,12 +115,12 @@ def _timed(item: Measured, found: Attributed) -> Timed:
 
 
 def precision_of(found: Sequence[Kernel]) -> str:
-    """`fp32`, `int8` or `mixed`, by the layers that compute."""
+    """Return `fp32`, `int8` or `mixed`, by the layers that compute."""
     kinds = {kernel.precision for kernel in found if kernel.macs}
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
-def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyTable, Fit, dict[str, Any]]:
+def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyTable, Fit, Validation]:
     known = [item.latency_ms for item in measured if item.latency_ms is not None]
     if len(known) == len(measured) >= FEWEST_VALIDATED:
         latencies_us = np.array([item.latency_ms for item in timed]) * 1e3
@@ -141,11 +137,12 @@ def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyT
     scale = float(np.median(ratios)) if ratios else 1.0
     note = f"not validated: that takes latencies of {FEWEST_VALIDATED} whole networks, {len(known)} are known"
     fit = Fit(dict.fromkeys(groups, scale), dict.fromkeys(groups, 0.0), 0.0)
-    return table, fit, {"count": 0, "error95": None, "note": note}
+    return table, fit, Validation(note=note)
 
 
 def _layouts(kind: str, measured: Sequence[Measured]) -> Layouts:
-    """Only ONNX Runtime shows its reorderings as operators; whether it has blocks, not how large they are."""
+    """Return how the tool's runtime lays out values. Only ONNX Runtime shows its reorderings as operators;
+    whether it has blocks, not how large they are."""
     ops = {operator.op for item in measured for operator in item.operators}
     if kind != "onnxruntime":
         return Layouts(0, False)
@@ -153,23 +150,22 @@ def _layouts(kind: str, measured: Sequence[Measured]) -> Layouts:
     return Layouts(block, "QLinearConv" in ops and "Transpose" in ops)
 
 
-def _unknown(attributed: Sequence[Attributed]) -> list[dict[str, Any]]:
-    """Operators by kind, the slowest first: how many there are, and what they take together."""
+def _unknown(attributed: Sequence[Attributed]) -> tuple[UnknownOperator, ...]:
+    """Return operators by kind, the slowest first: how many there are, and what they take together."""
     found: dict[str, list[float]] = {}
     for item in attributed:
         for operator in item.unknown:
             found.setdefault((operator.op or operator.name)[:80], []).append(operator.time_us)
     ordered = sorted(found.items(), key=lambda entry: -sum(entry[1]))
-    return [
-        {"operator": name, "count": len(times), "total_us": round(sum(times), 3)}
-        for name, times in ordered[:MOST_LISTED]
-    ]
+    return tuple(
+        UnknownOperator(name, len(times), round(sum(times), 3)) for name, times in ordered[:MOST_LISTED]
+    )
 
 
-def _missing(attributed: Sequence[Attributed]) -> list[str]:
+def _missing(attributed: Sequence[Attributed]) -> tuple[str, ...]:
     texts = {
         f"{kernel.op} {kernel.precision} ({', '.join(kernel.nodes)})"
         for item in attributed
         for kernel in item.missing
     }
-    return sorted(texts)[:MOST_LISTED]
+    return tuple(sorted(texts)[:MOST_LISTED])

@@ -15,7 +15,7 @@ def recognises(dump: Dump) -> bool:
 
 
 def parse(dump: Dump) -> list[OperatorTime]:
-    """Nodes by name. The file counts whole microseconds of each run."""
+    """Return nodes by name. The file counts whole microseconds of each run."""
     times: dict[str, list[float]] = {}
     ops: dict[str, str] = {}
     for event in dump.json:

@@ -7,7 +7,7 @@ implementation and take no time of their own; half of the clock's step is counte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from autocompress.device.imports.parsing import Dump, OperatorTime, middle_mean
@@ -23,7 +23,7 @@ def recognises(dump: Dump) -> bool:
 
 
 def parse(dump: Dump) -> list[OperatorTime]:
-    """Layers by name, over all infer requests."""
+    """Return layers by name, over all infer requests."""
     lines = _of_json(dump.json) if isinstance(dump.json, dict) else _of_csv(dump.text)
     times: dict[str, list[float]] = {}
     kinds: dict[str, str] = {}
@@ -51,7 +51,7 @@ def _of_csv(text: str) -> Iterator[tuple[str, str, str, str, str]]:
         yield name, status, kind, implementation, real
 
 
-def _of_json(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+def _of_json(data: Any) -> Iterator[tuple[str, str, str, str, str]]:
     for report in _reports(data):
         for node in report["nodes"]:
             yield (
@@ -63,7 +63,7 @@ def _of_json(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]
             )
 
 
-def _reports(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _reports(data: Any) -> list[Any]:
     detailed = data.get("detailed_performance")
     if isinstance(detailed, list):
         return detailed

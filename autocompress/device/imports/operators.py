@@ -13,13 +13,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autocompress.cost.kernels import CONVERSIONS, Kernel
 from autocompress.device.imports.parsing import OperatorTime
 from autocompress.device.measure.log import Timing
 from autocompress.errors import ProfileError
 from autocompress.graph.network import Network
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 LEAST_MATCHED = 0.5
 """Share of the kernels with multiply-adds that must be found: less is the dump of another network."""
@@ -50,7 +53,7 @@ _OURS = {"mean": "pool", "adaptive_avg_pool2d": "pool", "avg_pool2d": "pool", "m
 
 @dataclass(frozen=True)
 class Attributed:
-    """Kernels that were found, with their times; `unknown` operators, and kernels that none names."""
+    """Hold kernels that were found, with their times; `unknown` operators, and kernels that none names."""
 
     timings: tuple[Timing, ...]
     unknown: tuple[OperatorTime, ...]
@@ -60,7 +63,7 @@ class Attributed:
 def attribute_operators(
     operators: Sequence[OperatorTime], model: bytes | None, network: Network, kernels: Sequence[Kernel]
 ) -> Attributed:
-    """Gives all time of the operators to the kernels; `model` is the exported network, where there is one.
+    """Give all time of the operators to the kernels; `model` is the exported network, where there is one.
 
     An operator that carries out several kernels is shared out by their multiply-adds; kernels without
     any get nothing of it. Kernels that no operator is known to carry out are left out, so that they are
@@ -89,7 +92,7 @@ def attribute_operators(
 def _with_turns(
     operators: Sequence[OperatorTime], owners: Sequence[list[int]], kernels: Sequence[Kernel]
 ) -> list[list[int]]:
-    """Changes of layout, whose names say nothing: in order, where as many are left on both sides."""
+    """Pair changes of layout, whose names say nothing, in order where as many are left on both sides."""
     filled = [list(found) for found in owners]
     named = {index for found in owners for index in found}
     for op, conversions in _TURNS.items():
@@ -121,7 +124,7 @@ def _shared_out(
 
 
 def _filled(operators: Sequence[OperatorTime], owners: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """What is unknown goes with the operator before it if it works on results, else with the one after."""
+    """Put what is unknown with the operator before it if it works on results, else with the one after."""
     filled = list(owners)
     for place in range(1, len(filled)):
         if not filled[place] and _ON_RESULTS.search(operators[place].op or operators[place].name):
@@ -140,7 +143,7 @@ def _share(owners: Sequence[Sequence[int]], kernels: Sequence[Kernel]) -> float:
 
 
 class _Names:
-    """The kernels by the names of nodes and tensors of the exported model."""
+    """Find kernels by the names of nodes and tensors of the exported model."""
 
     def __init__(self, model: bytes | None, kernels: Sequence[Kernel]) -> None:
         self.owner: dict[str, int] = {}
@@ -151,14 +154,14 @@ class _Names:
                     self.conversions.setdefault((kernel.op, name), index)
                 else:
                     self.owner[name] = index
-        self.nodes: dict[str, Any] = {}
-        self.writer: dict[str, Any] = {}
+        self.nodes: dict[str, NodeProto] = {}
+        self.writer: dict[str, NodeProto] = {}
         for node in _exported_nodes(model):
             self.nodes[node.name] = node
             self.writer.update(dict.fromkeys(node.output, node))
 
     def kernels_of(self, name: str) -> list[int]:
-        """Kernels named anywhere in an operator's name, in order."""
+        """Return the kernels named anywhere in an operator's name, in order."""
         found = [self._kernel(token) for token in _TOKEN.findall(name)]
         return list(dict.fromkeys(index for index in found if index is not None))
 
@@ -169,7 +172,7 @@ class _Names:
             return self._of_node(node)
         return self.owner.get(stem.partition("/")[0])
 
-    def _of_node(self, node: Any) -> int | None:
+    def _of_node(self, node: NodeProto) -> int | None:
         value = _value(node.name)
         if node.op_type == "QuantizeLinear":
             return self.conversions.get(("quantize", value), self.owner.get(value))
@@ -180,11 +183,11 @@ class _Names:
 
 
 def _value(name: str) -> str:
-    """The network's node that an exported node was made for: helpers are named `node/helper`."""
+    """Return the network's node that an exported node was made for: helpers are named `node/helper`."""
     return name.partition("/")[0]
 
 
-def _exported_nodes(model: bytes | None) -> Iterator[Any]:
+def _exported_nodes(model: bytes | None) -> Iterator[NodeProto]:
     if model is None:
         return
     import onnx
@@ -195,7 +198,7 @@ def _exported_nodes(model: bytes | None) -> Iterator[Any]:
 def _by_sequence(
     operators: Sequence[OperatorTime], network: Network, kernels: Sequence[Kernel]
 ) -> list[list[int]]:
-    """Operators named after the network's own operations, found again in their order."""
+    """Return operators named after the network's own operations, found again in their order."""
     owner = {
         name: index
         for index, kernel in enumerate(kernels)
@@ -219,7 +222,7 @@ def _by_sequence(
 
 
 def _by_kind(operators: Sequence[OperatorTime], kernels: Sequence[Kernel]) -> list[list[int]]:
-    """Operators of a kind paired with the kernels of that kind, where there are as many of both."""
+    """Return operators of a kind paired with the kernels of that kind, where there are as many of both."""
     kinds = [_kind(operator) for operator in operators]
     owners: list[list[int]] = [[] for _ in operators]
     for kind, _ in _KINDS:

@@ -30,7 +30,7 @@ KINDS = ("onnxruntime", "openvino", "trtexec", "tflite", "torch")
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One operator as the tool reports it, in execution order.
+    """Hold one operator as the tool reports it, in execution order.
 
     `time_us` is the time of one run, a mean or median over `count` runs; `op` is empty where the tool
     says only a name.
@@ -44,14 +44,14 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class Dump:
-    """A file that was read, and its JSON where it is such."""
+    """Hold a file that was read, and its JSON where it is such."""
 
     path: Path
     text: str = field(repr=False)
 
     @cached_property
     def json(self) -> Any:
-        """None for what is not JSON."""
+        """Return what the file says as JSON; None for what is not JSON."""
         if self.text.lstrip()[:1] not in ("[", "{"):
             return None
         try:
@@ -61,19 +61,20 @@ class Dump:
 
 
 class Parser(Protocol):
-    """A module of this package. `RUNTIME` is the name of the runtime in a profile made of its dumps."""
+    """Read the dumps of one tool: a module of this package. `RUNTIME` is the name of the runtime in a profile
+    made of its dumps."""
 
     RUNTIME: str
 
     def recognises(self, dump: Dump) -> bool:
-        """Whether the file looks like one of this tool's."""
+        """Return whether the file looks like one of this tool's."""
 
     def parse(self, dump: Dump) -> list[OperatorTime]:
-        """The operators that ran. May raise ValueError, KeyError or TypeError for what it cannot read."""
+        """Return the operators that ran. May raise ValueError, KeyError or TypeError for what it cannot read."""
 
 
 def parse_dump(path: Path, kind: str | None = None) -> tuple[str, list[OperatorTime]]:
-    """The tool's name, and what it measured.
+    """Return the tool's name, and what it measured.
 
     Raises ProfileError for a file that cannot be read, is too large, is not of that tool, or has no
     operator with a time.
@@ -93,7 +94,7 @@ def parse_dump(path: Path, kind: str | None = None) -> tuple[str, list[OperatorT
 
 
 def get_parser(kind: str) -> Parser:
-    """Raises ProfileError that names the known tools."""
+    """Return the parser of a tool. Raises ProfileError that names the known tools."""
     if kind not in KINDS:
         raise ProfileError(f"dumps of {kind!r} are not known", fix=f"use one of: {', '.join(KINDS)}")
     parser: Any = importlib.import_module(f"{_HERE}.{kind}")
@@ -101,7 +102,7 @@ def get_parser(kind: str) -> Parser:
 
 
 def middle_mean(values: Sequence[float]) -> float:
-    """Mean of the middle half: steadier than a mean, finer than a median of whole microseconds."""
+    """Return the mean of the middle half: steadier than a mean, finer than a median of whole microseconds."""
     ordered = sorted(values)
     quarter = len(ordered) // 4
     middle = ordered[quarter : len(ordered) - quarter]
@@ -109,7 +110,7 @@ def middle_mean(values: Sequence[float]) -> float:
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """The content of a file of bounded size. Raises ProfileError."""
+    """Return the content of a file of bounded size. Raises ProfileError."""
     try:
         size = path.stat().st_size
         if size > most_bytes:

@@ -23,7 +23,7 @@ def recognises(dump: Dump) -> bool:
 
 
 def parse(dump: Dump) -> list[OperatorTime]:
-    """Operators named `[tensor]:number` are named after their output tensors."""
+    """Return the operators; those named `[tensor]:number` are named after their output tensors."""
     internal = _INTERNAL.search(dump.text)
     primary = dump.text[: internal.start()] if internal else dump.text
     found = list(_table(primary))
@@ -36,7 +36,7 @@ def parse(dump: Dump) -> list[OperatorTime]:
 
 
 def _table(text: str) -> Iterator[OperatorTime]:
-    """Rows of every "Run Order" table, up to the empty line after it."""
+    """Return rows of every "Run Order" table, up to the empty line after it."""
     parts = _TITLE.split(text)[1:]
     for part in parts:
         lines = part.strip("\n").splitlines()
@@ -58,7 +58,8 @@ def _row(columns: list[str], line: str) -> OperatorTime:
 
 
 def _cells(line: str, count: int = 0) -> list[str]:
-    """Cells of the printed table are divided by tabs, those of the CSV by commas; a name may hold some."""
+    """Return the cells of a line: tabs divide those of the printed table, commas those of the CSV; a name may
+    hold some."""
     divider = "\t" if "\t" in line else ","
     cells = line.lstrip("\t").split(divider)
     if count and len(cells) > count:

@@ -7,34 +7,48 @@ the repetition of the operators.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from autocompress.device.imports.parsing import Dump, OperatorTime, middle_mean
 
 RUNTIME = "torch"
 _STEP = "ProfilerStep#"
+_ON_CPU = "cpu_op"
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
-Event = Mapping[str, Any]
+
+
+class Event(NamedTuple):
+    """Hold one event of the trace; what a GPU ran has the `external_id` of the operator that started it."""
+
+    name: str
+    category: str
+    start_us: float
+    duration_us: float
+    thread: tuple[Any, Any]
+    external_id: Any
+
+    @property
+    def end_us(self) -> float:
+        """Return when it ended."""
+        return self.start_us + self.duration_us
 
 
 def recognises(dump: Dump) -> bool:
     events = dump.json.get("traceEvents") if isinstance(dump.json, dict) else None
     return isinstance(events, list) and any(
-        isinstance(event, dict) and event.get("cat") == "cpu_op" for event in events
+        isinstance(event, dict) and event.get("cat") == _ON_CPU for event in events
     )
 
 
 def parse(dump: Dump) -> list[OperatorTime]:
-    """Operators are named after their kind and their place in a run."""
-    events = [
-        event for event in dump.json["traceEvents"] if isinstance(event, dict) and event.get("ph") == "X"
-    ]
-    outer = _outermost([event for event in events if event.get("cat") == "cpu_op"])
+    """Return the operators, named after their kind and their place in a run."""
+    events = list(_events(dump.json["traceEvents"]))
+    outer = _outermost([event for event in events if event.category == _ON_CPU])
     gpu = _gpu_times(events, outer)
-    times = [gpu.get(index, 0.0) if gpu else float(event["dur"]) for index, event in enumerate(outer)]
-    names = [str(event["name"]).removeprefix("aten::") for event in outer]
-    steps = [event for event in events if str(event.get("name")).startswith(_STEP)]
+    times = [gpu.get(index, 0.0) if gpu else event.duration_us for index, event in enumerate(outer)]
+    names = [event.name.removeprefix("aten::") for event in outer]
+    steps = [event for event in events if event.name.startswith(_STEP)]
     runs = _stepped(outer, steps) if steps else _repeated(names)
     places = runs[-1]
     alike = [run for run in runs if [names[index] for index in run] == [names[index] for index in places]]
@@ -49,54 +63,70 @@ def parse(dump: Dump) -> list[OperatorTime]:
     ]
 
 
+def _events(found: list[Any]) -> Iterator[Event]:
+    """Yield operators, what they started on a GPU, and steps; nothing else of a trace is read."""
+    for event in found:
+        if not isinstance(event, dict) or event.get("ph") != "X":
+            continue
+        name, category = str(event.get("name")), str(event.get("cat"))
+        if category in (_ON_CPU, *_ON_GPU) or name.startswith(_STEP):
+            yield Event(
+                name,
+                category,
+                float(event["ts"]),
+                float(event["dur"]),
+                (event.get("pid"), event.get("tid")),
+                event.get("args", {}).get("External id"),
+            )
+
+
 def _outermost(events: Sequence[Event]) -> list[Event]:
-    """Operators that no other one on their thread called, on the thread that ran most of them."""
+    """Return operators that no other one on their thread called, on the thread that ran most of them."""
     threads: dict[Any, list[Event]] = {}
-    for event in sorted(events, key=lambda event: (float(event["ts"]), -float(event["dur"]))):
-        thread = threads.setdefault((event.get("pid"), event.get("tid")), [])
-        if not thread or float(event["ts"]) >= float(thread[-1]["ts"]) + float(thread[-1]["dur"]):
+    for event in sorted(events, key=lambda event: (event.start_us, -event.duration_us)):
+        thread = threads.setdefault(event.thread, [])
+        if not thread or event.start_us >= thread[-1].end_us:
             thread.append(event)
     return max(threads.values(), key=len, default=[])
 
 
 def _gpu_times(events: Sequence[Event], outer: Sequence[Event]) -> dict[int, float]:
-    """Sums of the kernels of each operator in µs; empty where nothing ran on a GPU."""
+    """Return the sums of the kernels of each operator in µs; empty where nothing ran on a GPU."""
     started: dict[Any, float] = {}
     for event in events:
-        if event.get("cat") == "cpu_op" and "External id" in event.get("args", {}):
-            started[event["args"]["External id"]] = float(event["ts"])
+        if event.category == _ON_CPU and event.external_id is not None:
+            started[event.external_id] = event.start_us
     found: dict[int, float] = {}
     for event in events:
-        if event.get("cat") in _ON_GPU and event.get("args", {}).get("External id") in started:
-            index = _place(outer, started[event["args"]["External id"]])
+        if event.category in _ON_GPU and event.external_id in started:
+            index = _place(outer, started[event.external_id])
             if index is not None:
-                found[index] = found.get(index, 0.0) + float(event["dur"])
+                found[index] = found.get(index, 0.0) + event.duration_us
     return found
 
 
-def _place(outer: Sequence[Event], time: float) -> int | None:
-    """Index of the operator that was running at a time; `outer` is in order of time."""
+def _place(outer: Sequence[Event], time_us: float) -> int | None:
+    """Return the index of the operator that was running at a time; `outer` is in order of time."""
     low, high = 0, len(outer)
     while low < high:
         middle = (low + high) // 2
-        low, high = (middle + 1, high) if float(outer[middle]["ts"]) <= time else (low, middle)
+        low, high = (middle + 1, high) if outer[middle].start_us <= time_us else (low, middle)
     if low == 0:
         return None
-    event = outer[low - 1]
-    return low - 1 if time <= float(event["ts"]) + float(event["dur"]) else None
+    return low - 1 if time_us <= outer[low - 1].end_us else None
 
 
 def _stepped(outer: Sequence[Event], steps: Sequence[Event]) -> list[list[int]]:
-    """Indices of the operators of each step that has some."""
+    """Return the indices of the operators of each step that has some."""
     runs = []
-    for step in sorted(steps, key=lambda step: float(step["ts"])):
-        start, end = float(step["ts"]), float(step["ts"]) + float(step["dur"])
-        runs.append([index for index, event in enumerate(outer) if start <= float(event["ts"]) < end])
-    return [run for run in runs if run] or _repeated([str(event["name"]) for event in outer])
+    for step in sorted(steps, key=lambda step: step.start_us):
+        inside = [step.start_us <= event.start_us < step.end_us for event in outer]
+        runs.append([index for index, is_inside in enumerate(inside) if is_inside])
+    return [run for run in runs if run] or _repeated([event.name for event in outer])
 
 
 def _repeated(names: Sequence[str]) -> list[list[int]]:
-    """Runs are the shortest sequence that makes up the whole by repetition."""
+    """Return the runs: repetitions of the shortest sequence that makes up the whole."""
     count = len(names)
     if not count:
         raise ValueError("no operator ran")

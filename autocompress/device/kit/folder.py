@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from autocompress.device.imports.parsing import read_text
 from autocompress.device.measure.layout_probe import probes
 from autocompress.device.measure.quiet_gate import NATURAL, QUIET_SHARE, WINDOW, QuietSettings
+from autocompress.device.profile.sources import Origin
 from autocompress.device.profiler import (
     LAST_RESORT,
     MOST_ERROR,
@@ -29,6 +30,7 @@ from autocompress.device.profiler import (
     Sample,
 )
 from autocompress.device.runtimes.base import NodeTime
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 from autocompress.graph.network import Network, from_json, to_json
 
@@ -54,7 +56,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True)
 class KitSettings:
-    """How the script measures: as `profiler.Bench` does, with the same numbers."""
+    """Say how the script measures: as `profiler.Bench` does, with the same numbers."""
 
     quiet: QuietSettings = field(default_factory=QuietSettings)
     patience: tuple[int, ...] = PATIENCE
@@ -66,7 +68,8 @@ class KitSettings:
     most_error: float = MOST_ERROR
     most_slowdown: float = MOST_SLOWDOWN
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Plain]:
+        """Return what kit.json says of it: the settings of the quiet gate, then those of this record."""
         own = {name: value for name, value in asdict(self).items() if name != "quiet"}
         gate = {"window": WINDOW, "quiet_share": QUIET_SHARE, "natural": NATURAL}
         return {**asdict(self.quiet), **gate, **own}
@@ -74,7 +77,7 @@ class KitSettings:
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of a kit: its name, the digest of its file, and its precision."""
+    """Hold a network of a kit: its name, the digest of its file, and its precision."""
 
     name: str
     sha256: str
@@ -83,7 +86,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Kit:
-    """A kit that was read; `identity` is the digest of its manifest."""
+    """Hold a kit that was read; `identity` is the digest of its manifest."""
 
     folder: Path
     identity: str
@@ -91,7 +94,7 @@ class Kit:
     threads: int
     batch: int
     reference: str
-    source: Mapping[str, Any]
+    origin: Origin
     entries: tuple[Entry, ...]
     probes: tuple[str, ...]
 
@@ -100,7 +103,7 @@ class Kit:
         return {entry.name: entry for entry in self.entries}
 
     def model(self, entry: Entry) -> bytes:
-        """The network's file. Raises ProfileError when it is missing or is another one."""
+        """Return the network's file. Raises ProfileError when it is missing or is another one."""
         path = self.folder / "models" / f"{entry.name}.onnx"
         data = read_bytes(path, MOST_MODEL_BYTES)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -108,15 +111,15 @@ class Kit:
         return data
 
     def sample(self, entry: Entry) -> Sample:
-        """The network as it was before it went into the kit."""
+        """Return the network as it was before it went into the kit."""
         network, model = described(self.model(entry), self.folder / "models" / f"{entry.name}.onnx")
         return Sample(entry.name, network, model, entry.precision)
 
 
 @dataclass(frozen=True)
-class Result:
-    """What the device found for one network: operators with the exported nodes that they carry out, where
-    the runtime tells, and the network as the runtime rewrote it, where it shows that."""
+class KitResult:
+    """Hold what the device found for one network: operators with the exported nodes that they carry out,
+    where the runtime tells, and the network as the runtime rewrote it, where it shows that."""
 
     name: str
     latency_ms: float
@@ -126,14 +129,14 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Results:
-    """All results of a kit on one device."""
+class KitResults:
+    """Hold all results of a kit on one device."""
 
     runtime: str
     threads: int
-    device: Mapping[str, Any]
+    device: DeviceDescription
     optimized_probes: Mapping[str, bytes]
-    found: tuple[Result, ...]
+    found: tuple[KitResult, ...]
 
 
 def write_kit(
@@ -143,13 +146,13 @@ def write_kit(
     runtime: str,
     threads: int,
     batch: int,
-    source: Mapping[str, Any],
+    origin: Origin,
     settings: KitSettings | None = None,
 ) -> Kit:
-    """Writes the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
+    """Write the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
     try:
         (folder / "models").mkdir(parents=True, exist_ok=True)
-        entries = []
+        entries: list[Plain] = []
         for sample in samples:
             data = with_description(sample.model, sample.network)
             entries.append({**_written(folder, sample.name, data), "precision": sample.precision})
@@ -160,21 +163,25 @@ def write_kit(
             "batch": batch,
             "reference": samples[0].name,
             "settings": (settings or KitSettings()).to_json(),
-            "source": dict(source),
+            "source": origin.to_json(),
             "models": entries,
             "probes": [_written(folder, name, model) for name, model in probes().items()],
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
         shutil.copyfile(Path(__file__).with_name(SCRIPT), folder / SCRIPT)
-        (folder / "README.md").write_text(_readme(manifest), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(runtime, threads, len(entries)), encoding="utf-8")
     except OSError as error:
-        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{folder} cannot be written",
+            why=error.strerror or str(error),
+            fix="give --output in a folder that can be written to",
+        ) from error
     return read_kit(folder)
 
 
 def read_kit(folder: Path) -> Kit:
-    """The kit in a folder. Raises ProfileError that names what is wrong with its manifest."""
+    """Return the kit in a folder. Raises ProfileError that names what is wrong with its manifest."""
     path = folder / MANIFEST
     text = read_text(path, MOST_BYTES)
     data = _object(path, text)
@@ -190,11 +197,11 @@ def read_kit(folder: Path) -> Kit:
             threads=_count(path, "threads", data["threads"]),
             batch=_count(path, "batch", data["batch"]),
             reference=str(data["reference"]),
-            source=dict(data["source"]),
+            origin=Origin.from_json(data["source"]),
             entries=entries,
             probes=found_probes,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         _refuse(path, f"it is not a kit's manifest: {type(error).__name__} {error}")
     if (
         len(kit.by_name) != len(entries)
@@ -205,8 +212,8 @@ def read_kit(folder: Path) -> Kit:
     return kit
 
 
-def read_results(path: Path, kit: Kit) -> Results:
-    """Results of a kit, with device.json and optimized/ beside them. Raises ProfileError.
+def read_results(path: Path, kit: Kit) -> KitResults:
+    """Return the results of a kit, with device.json and optimized/ beside them. Raises ProfileError.
 
     A cut-off last line does not count. Every network of the kit must be there.
     """
@@ -219,7 +226,7 @@ def read_results(path: Path, kit: Kit) -> Results:
     runtime = head.get("runtime")
     if not isinstance(runtime, str) or not _NAME.match(runtime):
         _refuse(path, f"line 1: the runtime is {str(runtime)[:40]!r}")
-    found: dict[str, Result] = {}
+    found: dict[str, KitResult] = {}
     for number, line in enumerate(lines[1:], start=2):
         result = _result(path, number, _object(path, line, number), kit)
         if result.name in found:
@@ -232,7 +239,7 @@ def read_results(path: Path, kit: Kit) -> Results:
             f"{len(missing)} of {len(kit.entries)} networks are missing: {', '.join(missing[:3])}",
             _AGAIN,
         )
-    return Results(
+    return KitResults(
         runtime=runtime,
         threads=_count(path, "line 1: threads", head.get("threads")),
         device=read_device(path.with_name(DEVICE)),
@@ -241,20 +248,22 @@ def read_results(path: Path, kit: Kit) -> Results:
     )
 
 
-def read_device(path: Path) -> dict[str, Any]:
-    """Plain values of device.json. Raises ProfileError."""
+def read_device(path: Path) -> DeviceDescription:
+    """Return the plain values of device.json. Raises ProfileError."""
     data = _object(path, read_text(path, MOST_DEVICE_BYTES))
     plain = (str, int, float, bool, type(None))
-    return {
-        key: value
-        for key, value in data.items()
-        if isinstance(value, plain)
-        or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
-    }
+    return DeviceDescription(
+        {
+            key: value
+            for key, value in data.items()
+            if isinstance(value, plain)
+            or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
+        }
+    )
 
 
 def with_description(model: bytes, network: Network) -> bytes:
-    """The exported model with the network that it was made of in its metadata."""
+    """Return the exported model with the network that it was made of in its metadata."""
     import onnx
 
     proto = onnx.load_from_string(model)
@@ -264,7 +273,7 @@ def with_description(model: bytes, network: Network) -> bytes:
 
 
 def described(model: bytes, path: Path) -> tuple[Network, bytes]:
-    """The network that a model's metadata describes, and the model without it. Raises ProfileError."""
+    """Return the network that a model's metadata describes, and the model without it. Raises ProfileError."""
     import onnx
 
     try:
@@ -283,7 +292,7 @@ def described(model: bytes, path: Path) -> tuple[Network, bytes]:
 
 
 def read_bytes(path: Path, most_bytes: int) -> bytes:
-    """A file of bounded size. Raises ProfileError."""
+    """Return a file of bounded size. Raises ProfileError."""
     try:
         if path.stat().st_size > most_bytes:
             _refuse(path, f"it is larger than {most_bytes // 1024**2} MiB")
@@ -297,13 +306,15 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
 _AGAIN = "run measure_kit.py again: it goes on where it stopped"
 
 
-def _written(folder: Path, name: str, data: bytes) -> dict[str, Any]:
+def _written(folder: Path, name: str, data: bytes) -> dict[str, Plain]:
+    """Write a network's file and return what the manifest says of it."""
     file = f"models/{name}.onnx"
     (folder / file).write_bytes(data)
     return {"name": name, "file": file, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def _entry(path: Path, data: Mapping[str, Any], precision: str) -> Entry:
+def _entry(path: Path, data: Any, precision: str) -> Entry:
+    """Return one network or probe that the manifest lists."""
     name, digest = str(data["name"]), str(data["sha256"])
     if not _NAME.match(name) or data["file"] != f"models/{name}.onnx":
         _refuse(path, f"it names a file outside of models/: {str(data['file'])[:80]!r}")
@@ -312,7 +323,7 @@ def _entry(path: Path, data: Mapping[str, Any], precision: str) -> Entry:
     return Entry(name, digest, precision)
 
 
-def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> Result:
+def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> KitResult:
     where = f"line {number}"
     entry = kit.by_name.get(str(data.get("name")))
     if entry is None or data.get("sha256") != entry.sha256:
@@ -340,11 +351,11 @@ def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> Resul
         )
     digest = data.get("optimized_sha256")
     optimized = _optimized(path, entry.name, str(digest)) if digest is not None else b""
-    return Result(entry.name, median(own), median(beside), nodes, optimized)
+    return KitResult(entry.name, median(own), median(beside), nodes, optimized)
 
 
 def _optimized(path: Path, name: str, digest: str | None) -> bytes:
-    """The network as the runtime rewrote it; empty where there is none and none was promised."""
+    """Return the network as the runtime rewrote it; empty where there is none and none was promised."""
     file = path.with_name(OPTIMIZED) / f"{name}.onnx"
     if digest is None and not file.exists():
         return b""
@@ -398,11 +409,10 @@ def _refuse(path: Path, why: str, fix: str = _FIX) -> NoReturn:
     raise ProfileError("the kit's files cannot be used", where=str(path), why=why, fix=fix)
 
 
-def _readme(manifest: Mapping[str, Any]) -> str:
-    runtime, threads = manifest["runtime"], manifest["threads"]
+def _readme(runtime: str, threads: int, networks: int) -> str:
     return f"""# A kit to measure a device with
 
-{len(manifest["models"])} networks, to be run with {runtime} on {threads} thread(s). The device needs Python
+{networks} networks, to be run with {runtime} on {threads} thread(s). The device needs Python
 3.9 or later, numpy and the runtime; nothing is sent anywhere.
 
     pip install numpy {runtime}

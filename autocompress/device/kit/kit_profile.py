@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from autocompress.cost.kernels import kernels
 from autocompress.cost.layouts import Layouts
 from autocompress.device.imports.operators import attribute_operators
 from autocompress.device.imports.parsing import OperatorTime
-from autocompress.device.kit.folder import Kit, Result, Results
+from autocompress.device.kit.folder import Kit, KitResult, KitResults
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.layout_probe import layouts_of
 from autocompress.device.measure.log import Timed, Timing
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profiler import Sample, profile_from
+from autocompress.device.profiler import ProfileSubject, Sample, profile_from
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 
 
-def profile_from_kit(kit: Kit, results: Results, name: str) -> DeviceProfile:
-    """Raises ProfileError where the rewritten networks cannot be read or do not fit."""
+def profile_from_kit(kit: Kit, results: KitResults, name: str) -> DeviceProfile:
+    """Return the profile. Raises ProfileError where the rewritten networks cannot be read or do not fit."""
     floats, integers = (results.optimized_probes[probe] for probe in kit.probes)
     try:
         layouts = layouts_of(floats, integers)
@@ -31,17 +29,13 @@ def profile_from_kit(kit: Kit, results: Results, name: str) -> DeviceProfile:
     return profile_from(
         timed,
         [reference, *samples.values()],
-        name=name,
-        runtime=results.runtime,
-        threads=results.threads,
-        batch=kit.batch,
-        device=_device(results),
-        source=kit.source,
-        layouts=layouts,
+        ProfileSubject(
+            name, results.runtime, results.threads, kit.batch, _device(results), kit.origin, layouts
+        ),
     )
 
 
-def _timed(kit: Kit, sample: Sample, result: Result, layouts: Layouts) -> Timed:
+def _timed(kit: Kit, sample: Sample, result: KitResult, layouts: Layouts) -> Timed:
     return Timed(
         result.name,
         sample.precision,
@@ -51,7 +45,7 @@ def _timed(kit: Kit, sample: Sample, result: Result, layouts: Layouts) -> Timed:
     )
 
 
-def _timings(kit: Kit, sample: Sample, result: Result, layouts: Layouts) -> tuple[Timing, ...]:
+def _timings(kit: Kit, sample: Sample, result: KitResult, layouts: Layouts) -> tuple[Timing, ...]:
     cut = kernels(sample.network, layouts)
     if result.optimized:
         try:
@@ -65,8 +59,9 @@ def _timings(kit: Kit, sample: Sample, result: Result, layouts: Layouts) -> tupl
     return attribute_operators(operators, sample.model, sample.network, cut).timings
 
 
-def _device(results: Results) -> Mapping[str, Any]:
-    return {**results.device, "runtime": results.runtime, "intra_op_threads": results.threads}
+def _device(results: KitResults) -> DeviceDescription:
+    used: dict[str, Plain] = {"runtime": results.runtime, "intra_op_threads": results.threads}
+    return DeviceDescription({**results.device.values, **used})
 
 
 def _damaged(kit: Kit, what: str, error: Exception) -> ProfileError:

@@ -27,9 +27,9 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -53,7 +53,7 @@ _FLAGS = {
 
 
 class Stop(Exception):
-    """Ends the script with a message and an exit code."""
+    """End the script with a message and an exit code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -61,17 +61,94 @@ class Stop(Exception):
 
 
 def fail(message: str) -> NoReturn:
+    """End the script: something cannot be used."""
     raise Stop(USAGE, message)
 
 
+class KitModel(NamedTuple):
+    """Hold a network that kit.json lists; `file` is relative to the kit."""
+
+    name: str
+    file: str
+    sha256: str
+
+
+class KitNode(NamedTuple):
+    """Hold the time of one operation and the exported nodes it carries out, where the runtime tells."""
+
+    name: str
+    op: str
+    time_us: float
+    origins: list[str]
+
+
+class MeasuredModel(NamedTuple):
+    """Hold a line of results.jsonl: latencies of one network and of the reference beside it, load by load."""
+
+    name: str
+    sha256: str
+    latency_ms: list[float]
+    reference_ms: list[float]
+    nodes: list[KitNode]
+    optimized_sha256: str | None
+
+
+class RunSetting(NamedTuple):
+    """Hold the first line of results.jsonl: what results must share to belong together."""
+
+    format: int
+    kit: str
+    runtime: str
+    version: str
+    threads: int
+
+
+class MeasureSettings(NamedTuple):
+    """Hold how kit.json asks for measuring; autocompress describes each where it measures itself."""
+
+    blocks: int
+    most_blocks: int
+    block_s: float
+    block_runs: int
+    warm_up_runs: int
+    tolerance: float
+    window: int
+    quiet_share: int
+    natural: float
+    patience: list[int]
+    last_resort: float
+    profiled_runs: int
+    profiled_s: float
+    profiled_attempts: int
+    most_loads: int
+    most_error: float
+    most_slowdown: float
+
+
+class KitRuntime(Protocol):
+    """Run networks with one runtime and a number of threads."""
+
+    def describe(self) -> dict[str, object]:
+        """Return name, version, build and settings."""
+
+    def load(self, path: Path) -> Callable[[], Any]:
+        """Return a function that runs the network once."""
+
+    def node_times(self, path: Path, runs: int) -> list[KitNode]:
+        """Return the times of the operations, by the runtime's own profiler."""
+
+    def save_optimized(self, path: Path, target: Path) -> None:
+        """Write the network as the runtime rewrote it, where it shows that."""
+
+
 class Onnxruntime:
-    """ONNX Runtime on the CPU."""
+    """Run networks with ONNX Runtime on the CPU."""
 
     def __init__(self, threads: int) -> None:
         self.library = importlib.import_module("onnxruntime")
         self.threads = threads
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {
             "runtime": "onnxruntime",
             "version": self.library.__version__,
@@ -86,7 +163,7 @@ class Onnxruntime:
     def load(self, path: Path) -> Callable[[], Any]:
         return self._runner(self._session(path, self._options()))
 
-    def node_times(self, path: Path, runs: int) -> list[list[Any]]:
+    def node_times(self, path: Path, runs: int) -> list[KitNode]:
         with tempfile.TemporaryDirectory() as folder:
             options = self._options()
             options.enable_profiling = True
@@ -104,7 +181,7 @@ class Onnxruntime:
                 name = name[: -len("_kernel_time")]
                 times.setdefault(name, []).append(float(event["dur"]))
                 ops[name] = event["args"]["op_name"]
-        return [[name, ops[name], middle_mean(values[-runs:]), []] for name, values in times.items()]
+        return [KitNode(name, ops[name], middle_mean(values[-runs:]), []) for name, values in times.items()]
 
     def save_optimized(self, path: Path, target: Path) -> None:
         options = self._options()
@@ -130,7 +207,7 @@ class Onnxruntime:
 
 
 class Openvino:
-    """OpenVINO on the CPU. Its graph is no ONNX file, so none is saved."""
+    """Run networks with OpenVINO on the CPU. Its graph is no ONNX file, so none is saved."""
 
     def __init__(self, threads: int) -> None:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -138,7 +215,7 @@ class Openvino:
         self.core = self.library.Core()
         self.threads = threads
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {
             "runtime": "openvino",
             "version": self.library.__version__.partition("-")[0],
@@ -152,16 +229,16 @@ class Openvino:
     def load(self, path: Path) -> Callable[[], Any]:
         return self._runner(self._compiled(path, counters=False).create_infer_request())
 
-    def node_times(self, path: Path, runs: int) -> list[list[Any]]:
-        """The counters are means that an interruption spoils, so the median of several readings is taken."""
+    def node_times(self, path: Path, runs: int) -> list[KitNode]:
+        """Return medians of several readings: the counters are means, which an interruption spoils."""
         readings = [self._reading(path, runs) for _ in range(READINGS)]
         return [
-            [*layers[0][:2], statistics.median(layer[2] for layer in layers), layers[0][3]]
+            layers[0]._replace(time_us=statistics.median(layer.time_us for layer in layers))
             for layers in zip(*readings)  # noqa: B905 - Python 3.9 knows no strict
         ]
 
-    def _reading(self, path: Path, runs: int) -> list[list[Any]]:
-        """Layers that name an implementation: name, kind, mean time of the last runs in µs, exported nodes.
+    def _reading(self, path: Path, runs: int) -> list[KitNode]:
+        """Return layers that name an implementation, with their mean times over the last runs.
 
         The counters are means over all runs so far and cut off fractions of a microsecond, of each run
         and of the mean again; half a microsecond is put back for each.
@@ -186,7 +263,8 @@ class Openvino:
             total_us = (PROFILED_WARM_UP_RUNS + runs) * (warm_us + 0.5)
             total_us -= PROFILED_WARM_UP_RUNS * (cold[layer.node_name] + 0.5)
             time_us = 0.5 if warm_us < 1 else max(total_us / runs, 0.0) + 0.5
-            found.append([layer.node_name, layer.node_type, time_us, origins.get(layer.node_name, [])])
+            name, kind = layer.node_name, layer.node_type
+            found.append(KitNode(name, kind, time_us, origins.get(name, [])))
         return found
 
     def _origins(self, layer: Any) -> list[str]:
@@ -212,7 +290,7 @@ class Openvino:
         return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
 
 
-RUNTIMES: dict[str, Any] = {"onnxruntime": Onnxruntime, "openvino": Openvino}
+RUNTIMES: dict[str, Callable[[int], KitRuntime]] = {"onnxruntime": Onnxruntime, "openvino": Openvino}
 
 
 def random_input(shape: tuple[int, ...]) -> Any:
@@ -226,81 +304,96 @@ def middle_mean(values: list[float]) -> float:
     return statistics.fmean(ordered[quarter : len(ordered) - quarter])
 
 
-class Kit:
-    """The manifest kit.json, checked against the files beside it."""
+class Manifest:
+    """Hold what kit.json says, checked against the files beside it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
             text = (folder / "kit.json").read_bytes()
-            self.data = json.loads(text)
+            data = json.loads(text)
         except (OSError, ValueError) as error:
             fail(f"kit.json cannot be read: {error}")
-        if not isinstance(self.data, dict) or self.data.get("format") != FORMAT:
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
             fail(f"kit.json is not of format {FORMAT}: make the kit with the same version of autocompress")
         self.identity = hashlib.sha256(text).hexdigest()
-        self.models: list[dict[str, Any]] = self.data["models"]
-        for entry in (*self.models, *self.data["probes"]):
+        try:
+            self.runtime, self.threads = str(data["runtime"]), int(data["threads"])
+            self.reference = str(data["reference"])
+            self.settings: MeasureSettings = _record(MeasureSettings, data["settings"])
+            self.models: list[KitModel] = [_record(KitModel, entry) for entry in data["models"]]
+            self.probes: list[KitModel] = [_record(KitModel, entry) for entry in data["probes"]]
+        except (KeyError, TypeError, ValueError) as error:
+            fail(f"kit.json is damaged ({type(error).__name__} {error}): make the kit again")
+        for entry in (*self.models, *self.probes):
             self._check(entry)
 
-    def path(self, entry: Mapping[str, Any]) -> Path:
-        return self.folder / str(entry["file"])
+    def path(self, entry: KitModel) -> Path:
+        """Return where the file of a network lies."""
+        return self.folder / entry.file
 
-    def _check(self, entry: Mapping[str, Any]) -> None:
-        if not _FILE.match(str(entry["file"])):
-            fail(f"kit.json names a file outside of models/: {entry['file']!r}")
+    def _check(self, entry: KitModel) -> None:
+        if not _FILE.match(entry.file):
+            fail(f"kit.json names a file outside of models/: {entry.file!r}")
         try:
             found = hashlib.sha256(self.path(entry).read_bytes()).hexdigest()
         except OSError as error:
-            fail(f"{entry['file']} cannot be read: {error.strerror}")
-        if found != entry["sha256"]:
-            fail(f"{entry['file']} is not the file that kit.json lists: copy the kit again")
+            fail(f"{entry.file} cannot be read: {error.strerror}")
+        if found != entry.sha256:
+            fail(f"{entry.file} is not the file that kit.json lists: copy the kit again")
 
 
-class Results:
-    """results.jsonl: a line about the setting, then one a network. Only whole lines count."""
+def _record(kind: Any, data: Any) -> Any:
+    """Return the record of these fields of a JSON object. Raises KeyError for one that is missing."""
+    return kind(*(data[name] for name in kind._fields))
 
-    def __init__(self, path: Path, setting: Mapping[str, Any]) -> None:
+
+class ResultsFile:
+    """Keep results.jsonl: a line about the setting, then one a network. Only whole lines count."""
+
+    def __init__(self, path: Path, setting: RunSetting) -> None:
         self.path = path
-        self.found: list[dict[str, Any]] = []
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         try:
             parsed = [json.loads(line) for line in lines]
-        except ValueError as error:
+            if parsed and parsed[0] != setting._asdict():
+                fail(
+                    f"{path.name} is of another kit, runtime or number of threads: {parsed[0]}, now "
+                    f"{setting._asdict()}; delete it, or give --output another folder"
+                )
+            self.found: list[MeasuredModel] = [_record(MeasuredModel, line) for line in parsed[1:]]
+        except (KeyError, TypeError, ValueError) as error:
             fail(f"{path.name} is damaged ({error}): delete it")
-        if parsed and parsed[0] != setting:
-            fail(
-                f"{path.name} is of another kit, runtime or number of threads: {parsed[0]}, now {setting}; "
-                "delete it, or give --output another folder"
-            )
-        self.found = parsed[1:]
-        text = "".join(json.dumps(line) + "\n" for line in (setting, *self.found))
+        whole = [setting._asdict(), *(line._asdict() for line in self.found)]
+        text = "".join(json.dumps(line) + "\n" for line in whole)
         path.write_text(text, encoding="utf-8")
 
     @property
     def names(self) -> set[str]:
-        return {str(line["name"]) for line in self.found}
+        """Return the networks that were measured."""
+        return {line.name for line in self.found}
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, line: MeasuredModel) -> None:
+        """Keep a result; it is in the file when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line._asdict()) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.found.append(line)
 
 
-class Gate:
-    """A reference network whose times tell whether the device is quiet."""
+class ReferenceGate:
+    """Time a reference network, which tells whether the device is quiet."""
 
-    def __init__(self, reference: Callable[[], Any], settings: Mapping[str, Any]) -> None:
+    def __init__(self, reference: Callable[[], Any], settings: MeasureSettings) -> None:
         self.reference, self.settings = reference, settings
-        self._recent: deque[float] = deque(maxlen=settings["window"])
+        self._recent: deque[float] = deque(maxlen=settings.window)
         self.forget()
 
     def forget(self) -> None:
-        """Learns anew how quiet it gets here: a device may have become slower for good."""
+        """Learn anew how quiet it gets here: a device may have become slower for good."""
         self._recent.clear()
-        for _ in range(self.settings["blocks"]):
+        for _ in range(self.settings.blocks):
             self.reference_ms()
 
     def reference_ms(self) -> float:
@@ -309,49 +402,50 @@ class Gate:
         return now
 
     def settled_ms(self) -> float:
-        """The least of a few blocks: after other work the first may only show empty caches."""
+        """Return the least of a few blocks: after other work the first may only show empty caches."""
         return min(self.reference_ms() for _ in range(SETTLING_BLOCKS))
 
     def is_quiet(self, tolerance: float, *reference_ms: float) -> bool:
         ordered = sorted(self._recent)
-        level = ordered[len(ordered) * self.settings["quiet_share"] // 100]
-        middle = min(ordered[len(ordered) // 2], level * (1 + self.settings["natural"]))
+        level = ordered[len(ordered) * self.settings.quiet_share // 100]
+        middle = min(ordered[len(ordered) // 2], level * (1 + self.settings.natural))
         return max(reference_ms) <= max(level * (1 + tolerance), middle)
 
     def latency(self, run: Callable[[], Any], patience: int, tolerance: float) -> tuple[float, float] | None:
-        """Medians over quiet blocks, of `run` and of the reference, in ms; None when there were too few."""
+        """Return medians over quiet blocks, of `run` and of the reference, in ms; None when there were too
+        few."""
         block_ms(run, self.settings)
         kept: list[float] = []
         references: list[float] = []
         before = self.reference_ms()
-        for _ in range(patience * self.settings["most_blocks"]):
+        for _ in range(patience * self.settings.most_blocks):
             own = block_ms(run, self.settings)
             after = self.reference_ms()
             if self.is_quiet(tolerance, before, after):
                 kept.append(own)
                 references += [before, after]
-            if len(kept) == self.settings["blocks"]:
+            if len(kept) == self.settings.blocks:
                 return statistics.median(kept), statistics.median(references)
             before = after
         return None
 
 
-class Bench:
-    """Measures what is not known yet, and comes back to what was disturbed."""
+class KitBench:
+    """Measure what is not known yet, and come back to what was disturbed."""
 
-    def __init__(self, kit: Kit, engine: Any, results: Results, output: Path) -> None:
+    def __init__(self, kit: Manifest, engine: KitRuntime, results: ResultsFile, output: Path) -> None:
         self.kit, self.engine, self.results = kit, engine, results
         self.optimized = output / "optimized"
-        self.settings: dict[str, Any] = kit.data["settings"]
+        self.settings = kit.settings
 
     def run(self) -> None:
         self.optimized.mkdir(parents=True, exist_ok=True)
-        for entry in self.kit.data["probes"]:
+        for entry in self.kit.probes:
             self._rewritten(entry)
-        first = next(entry for entry in self.kit.models if entry["name"] == self.kit.data["reference"])
-        gate = Gate(self.engine.load(self.kit.path(first)), self.settings)
-        waiting = [entry for entry in self.kit.models if entry["name"] not in self.results.names]
-        for patience in self.settings["patience"]:
+        first = next(entry for entry in self.kit.models if entry.name == self.kit.reference)
+        gate = ReferenceGate(self.engine.load(self.kit.path(first)), self.settings)
+        waiting = [entry for entry in self.kit.models if entry.name not in self.results.names]
+        for patience in self.settings.patience:
             disturbed = []
             for entry in waiting:
                 self._say()
@@ -368,93 +462,94 @@ class Bench:
         sys.stdout.write(f"{len(self.results.found)} of {len(self.kit.models)} networks\n")
         sys.stdout.flush()
 
-    def _measured(self, entry: Mapping[str, Any], gate: Gate, patience: int) -> bool:
-        """Adds a result; False when it was disturbed. In the last round being slower than before is no
+    def _measured(self, entry: KitModel, gate: ReferenceGate, patience: int) -> bool:
+        """Add a result; return False when it was disturbed. In the last round being slower than before is no
         disturbance: times become what they would have been, by the reference."""
         path = self.kit.path(entry)
-        last = patience == self.settings["patience"][-1]
-        tolerance = self.settings["last_resort" if last else "tolerance"]
+        last = patience == self.settings.patience[-1]
+        tolerance = self.settings.last_resort if last else self.settings.tolerance
         first = gate.latency(self.engine.load(path), patience, tolerance)
         nodes = first and self._node_times(path, gate, first[0], patience, tolerance)
         loads = first and nodes and self._loads(path, gate, patience, tolerance, first)
         if not nodes or not loads:
             return False
         slower = self._slower([reference_ms for _, reference_ms in loads])
-        if slower > 1 + self.settings["most_slowdown"]:
+        if slower > 1 + self.settings.most_slowdown:
             if not last:
                 return False
             loads = [(latency_ms / slower, reference_ms / slower) for latency_ms, reference_ms in loads]
-            nodes = [[name, kind, time_us / slower, origins] for name, kind, time_us, origins in nodes]
+            nodes = [node._replace(time_us=node.time_us / slower) for node in nodes]
         self.results.add(
-            {
-                "name": entry["name"],
-                "sha256": entry["sha256"],
-                "latency_ms": [latency_ms for latency_ms, _ in loads],
-                "reference_ms": [reference_ms for _, reference_ms in loads],
-                "nodes": nodes,
-                "optimized_sha256": self._rewritten(entry),
-            }
+            MeasuredModel(
+                entry.name,
+                entry.sha256,
+                [latency_ms for latency_ms, _ in loads],
+                [reference_ms for _, reference_ms in loads],
+                nodes,
+                self._rewritten(entry),
+            )
         )
         return True
 
     def _loads(
-        self, path: Path, gate: Gate, patience: int, tolerance: float, first: tuple[float, float]
+        self, path: Path, gate: ReferenceGate, patience: int, tolerance: float, first: tuple[float, float]
     ) -> list[tuple[float, float]] | None:
-        """Latencies of the network loaded again and again, since where its data come to lie matters, until
-        their mean is known well enough; None when there were too few quiet moments."""
+        """Return latencies of the network loaded again and again, since where its data come to lie matters,
+        until their mean is known well enough; None when there were too few quiet moments."""
         found = [first]
-        while len(found) < self.settings["most_loads"]:
+        while len(found) < self.settings.most_loads:
             again = gate.latency(self.engine.load(path), patience, tolerance)
             if again is None:
                 return None
             found.append(again)
             times = [latency_ms for latency_ms, _ in found]
             error = statistics.stdev(times) / len(times) ** 0.5
-            if error <= self.settings["most_error"] * statistics.fmean(times):
+            if error <= self.settings.most_error * statistics.fmean(times):
                 break
         return found
 
     def _node_times(
-        self, path: Path, gate: Gate, latency_ms: float, patience: int, tolerance: float
-    ) -> list[list[Any]] | None:
-        """Operator by operator between two quiet moments; None when there were none."""
-        most, seconds = self.settings["profiled_runs"], self.settings["profiled_s"]
+        self, path: Path, gate: ReferenceGate, latency_ms: float, patience: int, tolerance: float
+    ) -> list[KitNode] | None:
+        """Return the times operator by operator, read between two quiet moments; None when there were none."""
+        most, seconds = self.settings.profiled_runs, self.settings.profiled_s
         runs = max(min(8, most), min(most, round(seconds / latency_ms * 1e3)))
-        for _ in range(patience * self.settings["profiled_attempts"]):
+        for _ in range(patience * self.settings.profiled_attempts):
             before = gate.settled_ms()
-            nodes: list[list[Any]] = self.engine.node_times(path, runs)
+            nodes = self.engine.node_times(path, runs)
             if gate.is_quiet(tolerance, before, gate.settled_ms()):
                 return nodes
         return None
 
-    def _rewritten(self, entry: Mapping[str, Any]) -> str | None:
-        """Saves the network as the runtime rewrote it; None for a runtime that does not show it."""
-        target = self.optimized / f"{entry['name']}.onnx"
+    def _rewritten(self, entry: KitModel) -> str | None:
+        """Save the network as the runtime rewrote it and return its digest; None for a runtime that does not
+        show it."""
+        target = self.optimized / f"{entry.name}.onnx"
         self.engine.save_optimized(self.kit.path(entry), target)
         return hashlib.sha256(target.read_bytes()).hexdigest() if target.exists() else None
 
     def _slower(self, reference_ms: list[float]) -> float:
-        """How many times as long the reference took as usual."""
-        usual = [value for line in self.results.found for value in line["reference_ms"]]
+        """Return how many times as long the reference took as usual."""
+        usual = [value for line in self.results.found for value in line.reference_ms]
         return statistics.median(reference_ms) / statistics.median(usual) if usual else 1.0
 
 
-def block_ms(run: Callable[[], Any], settings: Mapping[str, Any]) -> float:
-    """Median of single runs over one block, in ms, after those that warm up."""
-    for _ in range(settings["warm_up_runs"]):
+def block_ms(run: Callable[[], Any], settings: MeasureSettings) -> float:
+    """Return the median of single runs over one block, in ms, after those that warm up."""
+    for _ in range(settings.warm_up_runs):
         run()
     times: list[int] = []
     clock = time.perf_counter_ns
-    end = clock() + int(settings["block_s"] * 1e9)
-    while len(times) < settings["block_runs"] or clock() < end:
+    end = clock() + int(settings.block_s * 1e9)
+    while len(times) < settings.block_runs or clock() < end:
         start = clock()
         run()
         times.append(clock() - start)
     return statistics.median(times) / 1e6
 
 
-def device(usable_cores: int | None) -> dict[str, Any]:
-    """What identifies the device, and how busy it is."""
+def device(usable_cores: int | None) -> dict[str, object]:
+    """Return what identifies the device, and how busy it is."""
     info = _lines("/proc/cpuinfo")
     flags = next(
         (set(_after(line).split()) for line in info if line.startswith(("flags", "Features"))), set()
@@ -503,7 +598,7 @@ def _lines(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def machine_lock() -> Iterator[None]:
-    """No two measurements run at once on one host; autocompress itself holds the same lock."""
+    """Let no two measurements run at once on one host; autocompress itself holds the same lock."""
     try:
         fcntl = importlib.import_module("fcntl")
     except ImportError:
@@ -522,7 +617,7 @@ def machine_lock() -> Iterator[None]:
 
 
 def pin(threads: int, cpus: str | None) -> None:
-    """Binds this process to `cpus`, or to the last of those it may use; the first serve interrupts."""
+    """Bind this process to `cpus`, or to the last of those it may use; the first serve interrupts."""
     if not hasattr(os, "sched_setaffinity"):
         return
     try:
@@ -533,8 +628,8 @@ def pin(threads: int, cpus: str | None) -> None:
             fail(f"this process cannot be bound to the CPUs {cpus}: {error}")
 
 
-def open_engine(wanted: str | None, threads: int) -> Any:
-    """The runtime asked for, else the first that is installed."""
+def open_engine(wanted: str | None, threads: int) -> KitRuntime:
+    """Return the runtime asked for, else the first that is installed."""
     for name in (wanted,) if wanted else RUNTIMES:
         try:
             return RUNTIMES[name](threads)
@@ -544,13 +639,13 @@ def open_engine(wanted: str | None, threads: int) -> Any:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    kit = Kit(Path(__file__).resolve().parent)
-    threads = kit.data["threads"] if arguments.threads is None else arguments.threads
+    kit = Manifest(Path(__file__).resolve().parent)
+    threads = kit.threads if arguments.threads is None else arguments.threads
     if threads < 1:
         fail("--threads must be 1 or more")
     output: Path = arguments.output or kit.folder
     output.mkdir(parents=True, exist_ok=True)
-    wanted = arguments.runtime or (kit.data["runtime"] if kit.data["runtime"] in RUNTIMES else None)
+    wanted = arguments.runtime or (kit.runtime if kit.runtime in RUNTIMES else None)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with machine_lock():
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -558,14 +653,8 @@ def measure(arguments: argparse.Namespace) -> None:
         engine = open_engine(wanted, threads)
         about = {**device(usable), **engine.describe()}
         (output / "device.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        setting = {
-            "format": FORMAT,
-            "kit": kit.identity,
-            "runtime": about["runtime"],
-            "version": about["version"],
-            "threads": threads,
-        }
-        Bench(kit, engine, Results(output / "results.jsonl", setting), output).run()
+        setting = RunSetting(FORMAT, kit.identity, str(about["runtime"]), str(about["version"]), threads)
+        KitBench(kit, engine, ResultsFile(output / "results.jsonl", setting), output).run()
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Host:
-    """Where to run: `name` as ssh takes it, further `-o` options, and the Python there.
+    """Say where to run: `name` as ssh takes it, further `-o` options, and the Python there.
 
     Raises InputError for a host, option or Python that ssh could take for something else.
     """
@@ -55,7 +55,7 @@ class Host:
 
     @property
     def settings(self) -> list[str]:
-        """The user's options come first: ssh takes the first value that it finds."""
+        """Return the options of ssh, the user's first: ssh takes the first value that it finds."""
         return [part for option in (*self.options, *_ALWAYS) for part in ("-o", option)]
 
     @property
@@ -65,7 +65,7 @@ class Host:
 
 
 def run_remotely(kit: Kit, host: Host, runtime: str, threads: int, progress: Progress | None = None) -> Path:
-    """Copies the kit, runs it there and fetches the results into the kit's folder; returns their path.
+    """Copy the kit, run it there, fetch the results into the kit's folder and return their path.
 
     The folder on the host is named after the kit, and is kept when the run does not finish: the same
     command goes on with it. Raises InputError when the host or its Python cannot be used,
@@ -89,7 +89,8 @@ def run_remotely(kit: Kit, host: Host, runtime: str, threads: int, progress: Pro
 
 
 def _python(path: str) -> str:
-    """Quoted for the shell there, which has to see a leading `~/` itself; other paths start at home."""
+    """Return the path quoted for the shell there, which has to see a leading `~/` itself; other paths start
+    at home."""
     home, rest = path.startswith("~/"), path.removeprefix("~/")
     if home or ("/" in path and not path.startswith("/")):
         return f'"$HOME"/{shlex.quote(rest)}'
@@ -97,7 +98,7 @@ def _python(path: str) -> str:
 
 
 def _run(host: Host, command: str, progress: Progress | None) -> None:
-    """The script there, with its progress; standard error is kept for the message."""
+    """Run the script there and tell its progress; standard error is kept for the message."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         arguments = ["ssh", *host.settings, "--", host.name, command]
         process = subprocess.Popen(
@@ -124,7 +125,7 @@ def _run(host: Host, command: str, progress: Progress | None) -> None:
 
 
 def _fetch(kit: Kit, host: Host, there: str) -> None:
-    """Into a folder of its own first, so that only files of these names get into the kit."""
+    """Fetch the results, into a folder of its own first so that only files of these names get into the kit."""
     with tempfile.TemporaryDirectory(dir=kit.folder) as folder:
         remote = [f"{host.copy_name}:{there}/{name}" for name in (RESULTS, DEVICE, OPTIMIZED)]
         _checked(["scp", "-q", "-r", *host.settings, "--", *remote, str(Path(folder).resolve())], host)

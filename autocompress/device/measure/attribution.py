@@ -33,7 +33,7 @@ _KINDS = {
 def attribute(
     times: Sequence[NodeTime], original: bytes, optimized: bytes, kernels: Sequence[Kernel]
 ) -> tuple[Timing, ...]:
-    """The kernels in the same order, each with its time; together they have all the time there was.
+    """Return the kernels in the same order, each with its time; together they have all the time there was.
 
     Kernels on which the runtime spent nothing (it fused or removed them) get 0. `original` and
     `optimized` are the exported model and what the runtime made of it, empty where it does not tell.
@@ -50,7 +50,7 @@ def attribute(
 
 
 def _by_origins(times: Sequence[NodeTime], original: bytes, kernels: Sequence[Kernel]) -> tuple[Timing, ...]:
-    """What names no kernel goes with the operation before it."""
+    """Put what names no kernel with the operation before it."""
     graph = _Graph(original, original, kernels)
     totals, operations = [0.0] * len(kernels), [0] * len(kernels)
     last = 0
@@ -63,7 +63,7 @@ def _by_origins(times: Sequence[NodeTime], original: bytes, kernels: Sequence[Ke
 
 
 class _Graph:
-    """The optimised graph, and what its operations have to do with nodes of the exported one."""
+    """Know the optimised graph, and what its operations have to do with nodes of the exported one."""
 
     def __init__(self, original: bytes, optimized: bytes, kernels: Sequence[Kernel]) -> None:
         import onnx
@@ -91,7 +91,7 @@ class _Graph:
                 self.owner.setdefault(kernel.nodes[0], index)
 
     def named(self, origins: Sequence[str]) -> Iterator[int]:
-        """Indices of the kernels that these exported nodes are part of, in the same order.
+        """Return the indices of the kernels that these exported nodes are part of, in the same order.
 
         A node may be called by the tensor that it writes.
         """
@@ -105,7 +105,7 @@ class _Graph:
                 yield index
 
     def _of_exported(self, node: Any) -> int | None:
-        """The conversion kernel that an exported node is, if it is one."""
+        """Return the conversion kernel that an exported node is, if it is one."""
         if node.op_type == "QuantizeLinear":
             return self.conversions.get(("quantize", _owner(node.name)))
         if node.op_type == "DequantizeLinear":
@@ -113,7 +113,7 @@ class _Graph:
         return None
 
     def matched(self, times: Sequence[NodeTime]) -> Iterator[tuple[NodeTime, Any]]:
-        """Times with their nodes; the runtime invents names for nodes without one, in graph order."""
+        """Return the times with their nodes; the runtime invents names for nodes without one, in graph order."""
         named = {node.name: node for node in self.nodes if node.name}
         unnamed: dict[str, list[Any]] = {}
         for node in reversed(self.nodes):
@@ -124,7 +124,7 @@ class _Graph:
             yield time, named.get(time.name) or (rest.pop() if rest else None)
 
     def kernel_of(self, name: str, node: Any) -> int:
-        """Index of the kernel that an operation belongs to; the last one when nothing tells."""
+        """Return the index of the kernel that an operation belongs to; the last one when nothing tells."""
         if node is not None and self._is_conversion(node):
             return self._of_conversion(node)
         index = self._by_name(name, node)
@@ -137,7 +137,8 @@ class _Graph:
         return node.op_type in _KINDS and (inserted or node.op_type != "Transpose")
 
     def _of_conversion(self, node: Any) -> int:
-        """Conversions within an integer operation that has no integer kernel belong to it.
+        """Return a conversion's kernel; those within an integer operation that has no integer kernel belong
+        to it.
 
         A transposition of dequantized values is rounded once more by the runtime, for its own reasons.
         """
@@ -162,7 +163,7 @@ class _Graph:
         return len(self.kernels) - 1 if found is None else found
 
     def _own(self, node: Any) -> int | None:
-        """The kernel that an operation's name leads to, where it does without looking around."""
+        """Return the kernel that an operation's name leads to, where it does without looking around."""
         if not self._is_conversion(node):
             return self._by_name(node.name, node)
         if node.op_type != "QuantizeLinear" or node.name not in self.exported_names:
@@ -173,7 +174,8 @@ class _Graph:
         return index if within else self.conversions.get(("quantize", value))
 
     def _values(self, tensor: str) -> tuple[str, ...]:
-        """Names of the network's value that a tensor of the optimised graph holds, in whatever form."""
+        """Return the names of the network's value that a tensor of the optimised graph holds, in whatever
+        form."""
         node = self.writer.get(tensor)
         while node is not None and self._is_conversion(node):
             tensor = node.input[0]
@@ -192,7 +194,7 @@ class _Graph:
         return next((self.owner[_owner(one)] for one in names if _owner(one) in self.owner), None)
 
     def _nearest(self, node: Any, *, forward: bool) -> int | None:
-        """The kernel of the nearest operation that reads what the node writes, or wrote what it reads."""
+        """Return the kernel of the nearest operation that reads what the node writes, or wrote what it reads."""
         queue, seen = [node], set()
         while queue:
             current = queue.pop(0)
@@ -215,5 +217,5 @@ def _stem(name: str) -> str:
 
 
 def _owner(name: str) -> str:
-    """The network's node that an exported node was made for: helpers are named `node/helper`."""
+    """Return the network's node that an exported node was made for: helpers are named `node/helper`."""
     return _stem(name).partition("/")[0]

@@ -35,8 +35,8 @@ LOCK_FILE = "autocompress-measuring.lock"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How long to measure. A block has at least `block_s` seconds and `block_runs` runs."""
+class LatencySettings:
+    """Say how long to measure. A block has at least `block_s` seconds and `block_runs` runs."""
 
     blocks: int
     block_s: float
@@ -49,12 +49,12 @@ class Settings:
     seed: int = 0
 
 
-CERTIFY = Settings(blocks=7, block_s=0.5, block_runs=30)
+CERTIFY = LatencySettings(blocks=7, block_s=0.5, block_runs=30)
 
 
 @contextlib.contextmanager
 def machine_lock() -> Iterator[None]:
-    """Holds the host's measuring lock; waits, and says for whom, while another process has it."""
+    """Hold the host's measuring lock; wait, and say for whom, while another process has it."""
     path = Path(tempfile.gettempdir()) / LOCK_FILE
     with contextlib.suppress(OSError):
         path.touch(mode=0o666)
@@ -73,8 +73,10 @@ def machine_lock() -> Iterator[None]:
         yield
 
 
-def measure(session: Session, reference: Session | None = None, settings: Settings = CERTIFY) -> Measurement:
-    """Latency of one inference, in this process. The caller holds `machine_lock`.
+def measure(
+    session: Session, reference: Session | None = None, settings: LatencySettings = CERTIFY
+) -> Measurement:
+    """Return the latency of one inference, in this process. The caller holds `machine_lock`.
 
     Raises NoisyDeviceError when no attempt's blocks agree.
     """
@@ -94,8 +96,8 @@ def measure(session: Session, reference: Session | None = None, settings: Settin
     )
 
 
-def _blocks(sessions: Mapping[str, Session], settings: Settings) -> dict[str, list[list[float]]]:
-    """Times in ms, by session and block; the order of blocks is random."""
+def _blocks(sessions: Mapping[str, Session], settings: LatencySettings) -> dict[str, list[list[float]]]:
+    """Return the times in ms, by session and block; the order of blocks is random."""
     for session in sessions.values():
         _warm_up(session, settings)
     order = [name for name in sessions for _ in range(settings.blocks)]
@@ -112,8 +114,8 @@ def _blocks(sessions: Mapping[str, Session], settings: Settings) -> dict[str, li
     return blocks
 
 
-def _warm_up(session: Session, settings: Settings) -> None:
-    """Runs until two blocks agree, for at most three times the warm-up time."""
+def _warm_up(session: Session, settings: LatencySettings) -> None:
+    """Run until two blocks agree, for at most three times the warm-up time."""
     end = time.perf_counter() + 3 * settings.warm_up_s
     before = float("inf")
     while time.perf_counter() < end:
@@ -125,7 +127,7 @@ def _warm_up(session: Session, settings: Settings) -> None:
 
 
 def _block(session: Session, seconds: float, least_runs: int) -> list[float]:
-    """Times of single runs in ms."""
+    """Return the times of single runs in ms."""
     times: list[float] = []
     clock = time.perf_counter_ns
     end = clock() + int(seconds * 1e9)
@@ -142,9 +144,9 @@ def measure_in_fresh_process(
     *,
     runtime: str = "onnxruntime",
     threads: int = 1,
-    settings: Settings = CERTIFY,
+    settings: LatencySettings = CERTIFY,
 ) -> Measurement:
-    """The same in a new process that is pinned to as many CPUs as it has threads.
+    """Measure in a new process that is pinned to as many CPUs as it has threads.
 
     Raises NoisyDeviceError as `measure` does, InputError for a file that the runtime cannot load, and
     AutocompressError when the process fails.
@@ -169,14 +171,14 @@ def measure_in_fresh_process(
 
 
 def pin(threads: int) -> None:
-    """Binds this process to the last `threads` of the CPUs it may use; the first serve interrupts."""
+    """Bind this process to the last `threads` of the CPUs it may use; the first serve interrupts."""
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[-threads:])
 
 
 def _peak_bytes() -> int | None:
-    """Largest resident size of this process so far."""
+    """Return the largest resident size of this process so far."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -198,7 +200,7 @@ def _main() -> int:
             arguments.model,
             arguments.reference,
             arguments.threads,
-            Settings(**arguments.settings),
+            LatencySettings(**arguments.settings),
         )
     except (InputError, NoisyDeviceError) as error:
         problem = {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}
@@ -209,9 +211,9 @@ def _main() -> int:
 
 
 def _measure_alone(
-    runtime: Runtime, model: Path, reference: Path | None, threads: int, settings: Settings
+    runtime: Runtime, model: Path, reference: Path | None, threads: int, settings: LatencySettings
 ) -> Measurement:
-    """Pins and loads only once the lock is held: every measuring process is pinned to the same CPUs."""
+    """Pin and load only once the lock is held: every measuring process is pinned to the same CPUs."""
     runtime.describe(threads)
     with machine_lock():
         pin(threads)

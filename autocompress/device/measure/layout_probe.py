@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from autocompress.cost.layouts import Layouts
 from autocompress.device.runtimes.base import Runtime
@@ -13,19 +15,19 @@ _INTEGER_CONVOLUTION = "QLinearConv"
 
 
 def detect_layouts(runtime: Runtime, threads: int) -> Layouts:
-    """The layouts of a runtime on this machine; they depend on its vector instructions."""
+    """Return the layouts of a runtime on this machine; they depend on its vector instructions."""
     floats, integers = (runtime.optimized(model, threads) for model in probes().values())
     return layouts_of(floats, integers)
 
 
 def probes() -> dict[str, bytes]:
-    """The two convolutions, as ONNX models by name: in float, then in 8 bits."""
+    """Return the two convolutions, as ONNX models by name: in float, then in 8 bits."""
     models = {"probe_float": _float_convolution(), "probe_integer": _integer_convolution()}
     return {name: model.SerializeToString() for name, model in models.items()}
 
 
 def layouts_of(floats: bytes, integers: bytes) -> Layouts:
-    """The layouts of a runtime that made these models of the two of `probes`.
+    """Return the layouts of a runtime that made these models of the two of `probes`.
 
     A runtime that shows no models, both empty, reorders within its own operations, for all one can tell.
     """
@@ -41,7 +43,8 @@ def layouts_of(floats: bytes, integers: bytes) -> Layouts:
 
 
 def _block(graph: Any) -> int:
-    """The weight of a convolution with one output channel is padded to a whole block."""
+    """Return the size of a block: the weight of a convolution with one output channel is padded to a whole
+    one."""
     sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Conv" and "nchwc" in node.domain:
@@ -56,12 +59,13 @@ def _float_convolution() -> Any:
 
 def _integer_convolution() -> Any:
     scale, zero = np.float32(1), np.uint8(0)
-    constants = {"s": scale, "z": zero, "w": np.ones((1, 1, 3, 3), np.int8), "wz": np.int8(0)}
+    weight, offset = np.ones((1, 1, 3, 3), np.int8), np.int8(0)
+    constants: dict[str, ArrayLike] = {"s": scale, "z": zero, "w": weight, "wz": offset}
     return _model(_INTEGER_CONVOLUTION, ["x", "s", "z", "w", "s", "wz", "s", "z"], constants, 2)
 
 
-def _model(op: str, inputs: list[str], constants: dict[str, Any], kind: int) -> Any:
-    """A model of one operator on images of 8 x 8; `kind` is the ONNX data type of its input."""
+def _model(op: str, inputs: list[str], constants: Mapping[str, ArrayLike], kind: int) -> Any:
+    """Return a model of one operator on images of 8 x 8; `kind` is the ONNX data type of its input."""
     from onnx import helper, numpy_helper
 
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.cost.kernels import COLUMNS, Kernel
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import ProfileError
 
 FILE = "measurements.jsonl"
@@ -17,7 +18,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Timing:
-    """A kernel where it occurred: the profiler's time, and how many operations it took."""
+    """Hold a kernel where it occurred: the profiler's time, and how many operations it took."""
 
     kernel: Kernel
     time_us: float
@@ -26,7 +27,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Timed:
-    """What was measured of one network. `reference_ms` is the latency of the reference beside it."""
+    """Hold what was measured of one network. `reference_ms` is the latency of the reference beside it."""
 
     name: str
     precision: str
@@ -35,7 +36,7 @@ class Timed:
     kernels: tuple[Timing, ...]
 
     def scaled(self, factor: float) -> Timed:
-        """All times, the reference's too, so many times as long."""
+        """Return all times, the reference's too, so many times as long."""
         kernels = tuple(replace(timing, time_us=factor * timing.time_us) for timing in self.kernels)
         return replace(
             self,
@@ -45,18 +46,34 @@ class Timed:
         )
 
 
-class Measurements:
-    """An append-only file of `Timed`; its first line says what they were measured with."""
+@dataclass(frozen=True)
+class LogSetting:
+    """Hold what results must share to belong together.
 
-    def __init__(self, path: Path, setting: Mapping[str, Any], *, resume: bool) -> None:
-        """`setting` is what results must share to belong together.
+    `reference` names the network that tells quiet moments; `space` is the fingerprint of the space that
+    candidates are drawn from, by `seed`. Empty and None mean that there are none.
+    """
+
+    runtime: str
+    threads: int
+    batch: int
+    reference: str
+    space: str = ""
+    seed: int | None = None
+
+
+class Measurements:
+    """Keep `Timed` in an append-only file whose first line says what they were measured with."""
+
+    def __init__(self, path: Path, setting: LogSetting, *, resume: bool) -> None:
+        """Open the file, with no results or, with `resume`, those that are in it.
 
         With `resume` the results in the file are kept; a cut-off last line is dropped. Raises
         ProfileError for a file of another setting or one that is damaged, OSError when it cannot
         be written.
         """
         self.path = path
-        self.setting = {"format": FORMAT, **setting}
+        self.setting = {"format": FORMAT, **vars(setting)}
         self.found: list[Timed] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume and path.exists():
@@ -65,7 +82,7 @@ class Measurements:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def add(self, item: Timed) -> None:
-        """Keeps a result; it is in the file when this returns."""
+        """Keep a result; it is in the file when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_to_json(item)) + "\n")
         self.found.append(item)
@@ -100,7 +117,7 @@ class Measurements:
             ) from error
 
 
-def _to_json(item: Timed) -> dict[str, Any]:
+def _to_json(item: Timed) -> dict[str, Plain]:
     data = asdict(item)
     data["kernels"] = [
         [*(getattr(timing.kernel, name) for name in COLUMNS), timing.time_us, timing.operations]

@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 
 FLAGS = {
     "avx2": "AVX2",
@@ -39,54 +42,116 @@ PACKAGES = (
 LEAST_FREE_BYTES = 2 * 1024**3
 
 
-def doctor() -> dict[str, Any]:
-    """Processor, precisions, cores and quotas, memory, disk, runtimes, versions, problems and fixes."""
+@dataclass(frozen=True)
+class Machine:
+    """Hold what identifies a device: what profiles and runs record of it. None is not known, or no limit."""
+
+    cpu: str
+    cpu_id: str | None
+    architecture: str
+    system: str
+    cores: int | None
+    usable_cores: int | None
+    cpu_quota: float | None
+    governor: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Hold what a machine is and can do, and what is in the way of measuring on it.
+
+    `runtimes` says of each whether it can be used or why not, `packages` the versions that are installed.
+    """
+
+    machine: Machine
+    features: tuple[str, ...]
+    int8: str
+    memory_bytes: int | None
+    free_disk_bytes: int
+    load_average: tuple[float, ...]
+    gpu: str
+    runtimes: Mapping[str, str]
+    packages: Mapping[str, str | None]
+
+    @property
+    def problems(self) -> list[str]:
+        """Return what disturbs measurements or endangers a run, each with a way out."""
+        cores, quota, governor = self.machine.usable_cores, self.machine.cpu_quota, self.machine.governor
+        problems = []
+        if cores and self.load_average[0] > 0.5 * cores:
+            problems.append("other programs are running: timings will be noisy; end them before profiling")
+        if governor not in ("performance", "unknown"):
+            problems.append(f"the CPU governor is {governor!r}: set it to 'performance' for steady timings")
+        if quota is not None and quota < (cores or 1):
+            problems.append(f"a quota of {quota:g} CPUs throttles the process: use at most that many threads")
+        if self.free_disk_bytes < LEAST_FREE_BYTES:
+            problems.append("less than 2 GiB of disk are free: runs may not be recorded completely")
+        return problems
+
+    def to_json(self) -> dict[str, Plain]:
+        """Return the examination as `doctor --format json` prints it."""
+        own = {name: value for name, value in vars(self).items() if name != "machine"}
+        lists = {"features": list(self.features), "load_average": list(self.load_average)}
+        return {**vars(self.machine), **own, **lists, "problems": self.problems}
+
+
+def doctor() -> Examination:
+    """Return processor, precisions, cores and quotas, memory, disk, runtimes, versions and problems."""
     flags = _cpu_flags()
-    found: dict[str, Any] = {
-        **machine(),
-        "features": [label for flag, label in FLAGS.items() if flag in flags],
-        "int8": "accelerated" if flags & _INT8 else "not accelerated: 8 bits may be slower and less accurate",
-        "memory_bytes": _memory_bytes(),
-        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
-        "load_average": list(os.getloadavg()),
-        "gpu": "nvidia-smi found" if shutil.which("nvidia-smi") else "none found",
-        "runtimes": _runtimes(),
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-    return {**found, "problems": _problems(found)}
+    return Examination(
+        machine=machine(),
+        features=_features(flags),
+        int8="accelerated" if flags & _INT8 else "not accelerated: 8 bits may be slower and less accurate",
+        memory_bytes=_memory_bytes(),
+        free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
+        load_average=os.getloadavg(),
+        gpu="nvidia-smi found" if shutil.which("nvidia-smi") else "none found",
+        runtimes=_runtimes(),
+        packages={name: _version(name) for name in PACKAGES},
+    )
 
 
 def usable_cores() -> int | None:
-    """CPUs that this process may run on; None where the system does not say."""
+    """Return CPUs that this process may run on; None where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def machine() -> dict[str, Any]:
-    """What identifies a device: the part of `doctor` that profiles and runs record."""
-    return {
-        "cpu": _cpu_model(),
-        "cpu_id": _cpu_id(),
-        "architecture": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "cores": os.cpu_count(),
-        "usable_cores": usable_cores(),
-        "cpu_quota": _cpu_quota(),
-        "governor": _governor(),
-    }
+def machine() -> Machine:
+    """Return what identifies this machine."""
+    return Machine(
+        cpu=_cpu_model(),
+        cpu_id=_cpu_id(),
+        architecture=platform.machine(),
+        system=f"{platform.system()} {platform.release()}",
+        cores=os.cpu_count(),
+        usable_cores=usable_cores(),
+        cpu_quota=_cpu_quota(),
+        governor=_governor(),
+    )
 
 
-def device_description(runtime: str, threads: int) -> dict[str, Any]:
-    """The machine, its state now, and the runtime with its build and thread settings."""
+def device_description(runtime: str, threads: int) -> DeviceDescription:
+    """Return the machine, its state now, and the runtime with its build and thread settings."""
     from autocompress.device.runtimes.base import get_runtime
 
-    flags = _cpu_flags()
-    features = [label for flag, label in FLAGS.items() if flag in flags]
-    state = {"memory_bytes": _memory_bytes(), "load_average": [round(load, 2) for load in os.getloadavg()]}
-    return {**machine(), "features": features, **state, **get_runtime(runtime).describe(threads)}
+    return DeviceDescription(
+        {
+            **vars(machine()),
+            "features": list(_features(_cpu_flags())),
+            "memory_bytes": _memory_bytes(),
+            "load_average": [round(load, 2) for load in os.getloadavg()],
+            **get_runtime(runtime).describe(threads),
+        }
+    )
+
+
+def _features(flags: set[str]) -> tuple[str, ...]:
+    """Return the vector instructions that these flags of a processor stand for."""
+    return tuple(label for flag, label in FLAGS.items() if flag in flags)
 
 
 def _runtimes() -> dict[str, str]:
-    """For each runtime the version that is installed, or why it cannot be used here."""
+    """Return for each runtime the version that is installed, or why it cannot be used here."""
     from autocompress.device.runtimes.base import known_runtime, runtime_names
 
     found = {}
@@ -95,22 +160,6 @@ def _runtimes() -> dict[str, str]:
         missing = runtime.available()
         found[name] = f"not available: {missing}" if missing else f"available, {_version(runtime.package)}"
     return found
-
-
-def _problems(found: dict[str, Any]) -> list[str]:
-    problems = []
-    if found["usable_cores"] and found["load_average"][0] > 0.5 * found["usable_cores"]:
-        problems.append("other programs are running: timings will be noisy; end them before profiling")
-    if found["governor"] not in ("performance", "unknown"):
-        problems.append(
-            f"the CPU governor is {found['governor']!r}: set it to 'performance' for steady timings"
-        )
-    quota = found["cpu_quota"]
-    if quota is not None and quota < (found["usable_cores"] or 1):
-        problems.append(f"a quota of {quota:g} CPUs throttles the process: use at most that many threads")
-    if found["free_disk_bytes"] < LEAST_FREE_BYTES:
-        problems.append("less than 2 GiB of disk are free: runs may not be recorded completely")
-    return problems
 
 
 def _version(name: str) -> str | None:
@@ -135,7 +184,7 @@ def _cpu_model() -> str:
 
 
 def _cpu_id() -> str | None:
-    """Family, model and stepping, or their ARM counterparts: virtual machines often hide the name."""
+    """Return family, model and stepping, or their ARM counterparts: virtual machines often hide the name."""
     keys = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision")
     found: dict[str, str] = {}
     for line in _cpu_info():
@@ -153,7 +202,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _cpu_quota() -> float | None:
-    """CPUs that a control group allows; None without a limit."""
+    """Return CPUs that a control group allows; None without a limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):

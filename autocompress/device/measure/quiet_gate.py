@@ -27,7 +27,7 @@ blocks always counts as quiet, unless they lie further above its quiet level tha
 
 @dataclass(frozen=True)
 class QuietSettings:
-    """How many quiet blocks are wanted, how long one is, and how many are tried at the most."""
+    """Say how many quiet blocks are wanted, how long one is, and how many are tried at the most."""
 
     blocks: int = 8
     most_blocks: int = 80
@@ -39,7 +39,7 @@ class QuietSettings:
 
 @dataclass(frozen=True)
 class QuietLatency:
-    """Medians over quiet blocks, in ms; `share` of the blocks that were tried were quiet."""
+    """Hold medians over quiet blocks, in ms; `share` of the blocks that were tried were quiet."""
 
     latency_ms: float
     reference_ms: float
@@ -48,7 +48,7 @@ class QuietLatency:
 
 
 class Gate:
-    """A reference model whose times tell whether the machine is quiet."""
+    """Time a reference model, which tells whether the machine is quiet."""
 
     def __init__(self, reference: Session, settings: QuietSettings | None = None) -> None:
         self.reference = reference
@@ -57,35 +57,35 @@ class Gate:
         self.forget()
 
     def forget(self) -> None:
-        """Learns anew how quiet it gets here: a machine may have become slower for good."""
+        """Learn anew how quiet it gets here: a machine may have become slower for good."""
         self._recent.clear()
         for _ in range(self.settings.blocks):
             self.reference_ms()
 
     @property
     def level_ms(self) -> float:
-        """The reference's latency when nothing disturbs it."""
+        """Return the reference's latency when nothing disturbs it."""
         return float(np.percentile(self._recent, QUIET_SHARE))
 
     def reference_ms(self) -> float:
-        """Latency of the reference now."""
+        """Return the latency of the reference now."""
         now = _block_ms(self.reference, self.settings)
         self._recent.append(now)
         return now
 
     def settled_ms(self) -> float:
-        """The least of a few blocks: after other work the first may only show empty caches."""
+        """Return the least of a few blocks: after other work the first may only show empty caches."""
         return min(self.reference_ms() for _ in range(SETTLING_BLOCKS))
 
     def is_quiet(self, *reference_ms: float, tolerance: float | None = None) -> bool:
-        """Whether the reference took no more than its quiet level and a tolerance each time, or than it
-        takes half of the time."""
+        """Return whether the reference took no more than its quiet level and a tolerance each time, or than
+        it takes half of the time."""
         allowed = self.settings.tolerance if tolerance is None else tolerance
         level, middle = (float(value) for value in np.percentile(self._recent, (QUIET_SHARE, 50)))
         return max(reference_ms) <= max(level * (1 + allowed), min(middle, level * (1 + NATURAL)))
 
     def latency(self, session: Session, settings: QuietSettings | None = None) -> QuietLatency | None:
-        """The latency of `session` in quiet moments; None when there were too few of them."""
+        """Return the latency of `session` in quiet moments; None when there were too few of them."""
         settings = settings or self.settings
         _block_ms(session, settings)
         kept: list[float] = []
@@ -106,7 +106,7 @@ class Gate:
 
 
 def _block_ms(session: Session, settings: QuietSettings) -> float:
-    """Median of single runs over one block, in ms, after those that warm up."""
+    """Return the median of single runs over one block, in ms, after those that warm up."""
     for _ in range(settings.warm_up_runs):
         session.run_once()
     times: list[int] = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
+
+from autocompress.device.runtimes.description import Plain
 
 BOOTSTRAP_RESAMPLES = 2000
 LEAST_HALF_WIDTH = 0.005
@@ -15,7 +17,7 @@ LEAST_HALF_WIDTH = 0.005
 
 @dataclass(frozen=True)
 class Measurement:
-    """`latency_ms` is the median of block medians; percentiles are over all single runs.
+    """Hold a latency: `latency_ms` is the median of block medians; percentiles are over all single runs.
 
     `spread` is the interquartile range of the block medians by their median, `reference_drift` how
     far the reference's block medians moved over the measurement, as a share; None without one.
@@ -34,12 +36,14 @@ class Measurement:
     attempts: int = 1
     process_peak_bytes: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Plain]:
+        """Return the measurement as it is written."""
         data = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the measurement that `to_json` made `data` of. Raises KeyError or TypeError."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         known["latency_ms_ci95"] = tuple(data["latency_ms_ci95"])
         known["block_medians_ms"] = tuple(data["block_medians_ms"])
@@ -49,7 +53,7 @@ class Measurement:
 def summarise(
     blocks_ms: Sequence[Sequence[float]], reference_blocks_ms: Sequence[Sequence[float]] = ()
 ) -> Measurement:
-    """One measurement out of blocks of single-run times in milliseconds.
+    """Return one measurement out of blocks of single-run times in milliseconds.
 
     The interval is a bootstrap over blocks (Efron 1979, doi:10.1214/aos/1176344552), at least
     ± 0.5 % wide.
@@ -79,13 +83,13 @@ def summarise(
 
 
 def relative_spread(medians: Sequence[float]) -> float:
-    """Interquartile range by the median; a single stray block does not count as noise."""
+    """Return the interquartile range by the median; a single stray block does not count as noise."""
     low, middle, high = np.percentile(medians, (25, 50, 75))
     return float((high - low) / middle)
 
 
 def drift(medians: Sequence[float]) -> float:
-    """How far the second half's median lies from the first half's, as a share."""
+    """Return how far the second half's median lies from the first half's, as a share."""
     half = len(medians) // 2
     if half == 0:
         return 0.0
@@ -93,7 +97,8 @@ def drift(medians: Sequence[float]) -> float:
 
 
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
-    """Spearman's, equal values sharing the mean of their places; 0 where either side does not vary."""
+    """Return Spearman's rank correlation, equal values sharing the mean of their places; 0 where either side
+    does not vary."""
     from scipy.stats import spearmanr
 
     if len(set(left)) < 2 or len(set(right)) < 2:

@@ -7,19 +7,18 @@ sums agree with the latencies.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.cost.kernels import Kernel
 from autocompress.device.measure.log import Timed
-from autocompress.device.measure.statistics import rank_correlation
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import Fit
 from autocompress.device.profile.refinement import LEAST_KERNEL_US, refined
+from autocompress.device.profile.validation import Prediction, Unpredicted, Validation, validation_of
 from autocompress.errors import ProfileError
 
 FOLDS = 5
@@ -33,7 +32,7 @@ FEW = 2
 
 
 def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[LatencyTable, Fit]:
-    """The table of all kernels, and the fit to the whole-network latencies in µs.
+    """Return the table of all kernels, and the fit to the whole-network latencies in µs.
 
     The latencies decide scales and overheads of the groups first, then single kernels, then both together.
     """
@@ -43,7 +42,7 @@ def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[L
 
 
 def rows(timed: Iterable[Timed]) -> list[Row]:
-    """One row a kernel: medians over all places where it occurred."""
+    """Return one row a kernel: medians over all places where it occurred."""
     found: dict[Kernel, list[tuple[float, int]]] = {}
     for item in timed:
         for timing in item.kernels:
@@ -53,7 +52,8 @@ def rows(timed: Iterable[Timed]) -> list[Row]:
 
 
 def _row(kernel: Kernel, times_us: tuple[float, ...], operations: tuple[int, ...]) -> Row:
-    """The interval is that of a median of normally spread values, for few values ± 20 %; at most ± 100 %."""
+    """Return the row of a kernel. Its interval is that of a median of normally spread values, for few values
+    ± 20 %; at most ± 100 %."""
     median = float(np.median(times_us))
     few = len(times_us) <= FEW
     half = 0.2 * median if few else 1.96 * 1.2533 * float(np.std(times_us)) / np.sqrt(len(times_us))
@@ -63,7 +63,7 @@ def _row(kernel: Kernel, times_us: tuple[float, ...], operations: tuple[int, ...
 
 
 def without_drift(timed: Sequence[Timed]) -> NDArray[np.float64]:
-    """Latencies in µs as if the machine had been as fast as usual all the time.
+    """Return latencies in µs as if the machine had been as fast as usual all the time.
 
     The reference's own noise must not come in, so its median over neighbours in time is used.
     """
@@ -76,7 +76,7 @@ def without_drift(timed: Sequence[Timed]) -> NDArray[np.float64]:
 
 
 def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> Fit:
-    """Least squares of relative errors, with scales drawn to 1 and overheads to their common value."""
+    """Fit by least squares of relative errors, with scales drawn to 1 and overheads to their common value."""
     from scipy.optimize import lsq_linear
 
     groups = sorted({timing.kernel.group for item in timed for timing in item.kernels})
@@ -103,7 +103,7 @@ def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.f
 def _sums(
     table: LatencyTable, timed: Sequence[Timed], groups: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each network and group, the sum of its kernels' medians in µs and of their operations."""
+    """Return for each network and group the sum of its kernels' medians in µs and of their operations."""
     place = {group: index for index, group in enumerate(groups)}
     medians, operations = np.zeros((len(timed), len(groups))), np.zeros((len(timed), len(groups)))
     for index, item in enumerate(timed):
@@ -115,7 +115,7 @@ def _sums(
 
 
 def predicted_us(table: LatencyTable, fit: Fit, kernels: Iterable[Kernel]) -> float:
-    """Latency of a network of these kernels. Raises ProfileError where nothing is known of one."""
+    """Return the latency of a network of these kernels. Raises ProfileError where nothing is known of one."""
     total = fit.constant_us
     for kernel in kernels:
         found = table.lookup(kernel)
@@ -125,14 +125,13 @@ def predicted_us(table: LatencyTable, fit: Fit, kernels: Iterable[Kernel]) -> fl
 
 def validation(
     timed: Sequence[Timed], latencies_us: NDArray[np.float64], drawn: Container[str] | None = None
-) -> dict[str, Any]:
-    """Errors of predicting each network from a table and a fit that it had no part in.
+) -> Validation:
+    """Return the errors of predicting each network from a table and a fit that it had no part in.
 
     The networks that were `drawn` at random (all, when not given) are dealt into five parts, and each
     part is predicted from all other networks.
     """
-    points: list[dict[str, Any]] = []
-    unpredicted = []
+    points, unpredicted = [], []
     random = [index for index, item in enumerate(timed) if drawn is None or item.name in drawn]
     for fold in range(min(FOLDS, len(random))):
         held_out = set(random[fold::FOLDS])
@@ -145,38 +144,8 @@ def validation(
             try:
                 latency_us = predicted_us(table, fit, (timing.kernel for timing in item.kernels))
             except ProfileError as error:
-                unpredicted.append({"network": item.name, "precision": item.precision, "why": error.what})
+                unpredicted.append(Unpredicted(item.name, item.precision, error.what))
                 continue
-            times = {"measured_ms": float(latencies_us[index]) / 1e3, "predicted_ms": latency_us / 1e3}
-            points.append({"network": item.name, "precision": item.precision, **times})
-    kinds = sorted({str(point["precision"]) for point in points})
-    by_precision = {kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds}
-    return {**summary(points), "by_precision": by_precision, "unpredicted": unpredicted, "networks": points}
-
-
-def summary(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Errors of predictions: mean, largest, shares within ± 5 % and ± 10 %, rank correlation.
-
-    `error95` is the half width that holds 95 % of the errors, taken as 1.96 root mean squares.
-    """
-    measured = np.array([point["measured_ms"] for point in points])
-    predicted = np.array([point["predicted_ms"] for point in points])
-    if not len(points):
-        return {"count": 0, "error95": None}
-    errors = np.abs(predicted / measured - 1)
-    return {
-        "count": len(points),
-        "mean_error": float(errors.mean()),
-        "largest_error": float(errors.max()),
-        "within_5_percent": float((errors <= 0.05).mean()),
-        "within_10_percent": float((errors <= 0.10).mean()),
-        "rank_correlation": _rank_correlation(measured, predicted),
-        "error95": float(max(1e-6, 1.96 * np.sqrt(np.mean(errors**2)))),
-    }
-
-
-def _rank_correlation(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> float | None:
-    """Spearman's; None where it is not defined."""
-    if len(measured) < 3 or np.ptp(measured) == 0 or np.ptp(predicted) == 0:
-        return None
-    return rank_correlation(measured.tolist(), predicted.tolist())
+            measured_ms, predicted_ms = float(latencies_us[index]) / 1e3, latency_us / 1e3
+            points.append(Prediction(item.name, item.precision, measured_ms, predicted_ms))
+    return validation_of(points, unpredicted)

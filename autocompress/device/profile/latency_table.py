@@ -35,7 +35,7 @@ _LEAST_ERROR = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """A kernel as the runtime's profiler saw it: how often, its median and the 95 % interval of that.
+    """Hold a kernel as the runtime's profiler saw it: how often, its median and the 95 % interval of that.
 
     `operations` is how many of the runtime's operations it took; each adds the profiler's own overhead.
     """
@@ -50,7 +50,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`relative_error` is the half width of a 95 % interval, as a share of `median_us`."""
+    """Hold what is known of a kernel; `relative_error` is the half width of a 95 % interval, as a share of
+    `median_us`."""
 
     median_us: float
     operations: float
@@ -59,7 +60,7 @@ class Estimate:
 
 
 class LatencyTable:
-    """Rows of one device. Answers for every kernel of an operation that was measured in its precision."""
+    """Answer from the rows of one device for every kernel of an operation that was measured in its precision."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = tuple(rows)
@@ -71,7 +72,7 @@ class LatencyTable:
         self._curves: dict[tuple[Any, ...], _Curve] = {}
 
     def lookup(self, kernel: Kernel) -> Estimate:
-        """What the profiler would show. Raises ProfileError when nothing like the kernel was measured."""
+        """Return what the profiler would show. Raises ProfileError when nothing like the kernel was measured."""
         row = self._by_kernel.get(kernel)
         if row is not None:
             error = (row.ci95_high_us - row.ci95_low_us) / 2 / row.median_us
@@ -89,17 +90,17 @@ class LatencyTable:
         )
 
     def missing(self, kernels: Iterable[Kernel]) -> tuple[str, ...]:
-        """Operations with their precision that a lookup would raise for, in order, without repeats."""
+        """Return operations with their precision that a lookup would raise for, in order, without repeats."""
         lacking = (kernel for kernel in kernels if _relatives(kernel) not in self._groups)
         return tuple(dict.fromkeys(" ".join(_relatives(kernel)) for kernel in lacking))
 
     def rows_of(self, family: tuple[Any, ...]) -> list[Row]:
-        """The rows of a kernel's `family`."""
+        """Return the rows of a kernel's `family`."""
         return list(self._groups.get(family, ()))
 
     @cached_property
     def coverage(self) -> Mapping[str, int]:
-        """Number of rows for each operation and precision."""
+        """Return the number of rows for each operation and precision."""
         counts: dict[str, int] = {}
         for row in self.rows:
             name = " ".join(_relatives(row.kernel))
@@ -113,9 +114,9 @@ class LatencyTable:
 
 
 def predicted_without(table: LatencyTable) -> Iterator[tuple[Row, float, list[float], float]]:
-    """Rows that lie far from their family's line, each with the time in µs that the rest of the family
-    makes one expect, those of the nearest rows, and its own, none below `LEAST_US`. Families of fewer
-    than `FEWEST_TO_JUDGE` rows say nothing, nor do kernels that others took in, which take no time."""
+    """Return rows that lie far from their family's line, each with the time in µs that the rest of the family
+    makes one expect, those of the nearest rows, and its own, none below `LEAST_US`. Families of fewer than
+    `FEWEST_TO_JUDGE` rows say nothing, nor do kernels that others took in, which take no time."""
     for key in dict.fromkeys(row.kernel.family for row in table.rows):
         family = [row for row in table.rows_of(key) if row.operations]
         if len(family) < FEWEST_TO_JUDGE:
@@ -133,12 +134,12 @@ def _nearest_us(row: Row, rest: list[Row]) -> list[float]:
 
 
 def _relatives(kernel: Kernel) -> tuple[str, str]:
-    """Kernels of the same operation and precision in another form, such as another stride."""
+    """Return kernels of the same operation and precision in another form, such as another stride."""
     return (kernel.op, kernel.precision)
 
 
 def work(kernel: Kernel) -> NDArray[np.float64]:
-    """Logarithms of what a kernel's time grows with, and whether its channels fill whole vectors."""
+    """Return the logarithms of what a kernel's time grows with, and whether its channels fill whole vectors."""
     macs, read, written = kernel.macs / 3e4, kernel.in_elements / 2e3, kernel.out_elements / 2e3
     channels = (kernel.in_channels / 8, kernel.out_channels / 8)
     amounts = np.log1p(np.array([macs, _padded_macs(kernel) / 3e4, read, written, *channels]))
@@ -151,7 +152,7 @@ def work(kernel: Kernel) -> NDArray[np.float64]:
 
 
 def _padded_macs(kernel: Kernel) -> int:
-    """Multiply-adds when channels are rounded up to whole vectors, as convolutions do."""
+    """Return the multiply-adds when channels are rounded up to whole vectors, as convolutions do."""
     if kernel.op != "conv":
         return kernel.macs
     inner = 1 if kernel.groups > 1 else _rounded_up(kernel.in_channels)
@@ -164,7 +165,7 @@ def _rounded_up(channels: int) -> int:
 
 
 class _Curve:
-    """log time = linear in the logarithms of the work (ridge) + weighted mean of near residuals."""
+    """Predict log time = linear in the logarithms of the work (ridge) + weighted mean of near residuals."""
 
     def __init__(self, rows: list[Row]) -> None:
         self._points = np.stack([work(row.kernel) for row in rows])
@@ -179,7 +180,7 @@ class _Curve:
         return float(np.exp(self._line(point) + self._near(point, np.ones(len(self._times)))))
 
     def strays(self) -> list[bool]:
-        """Which rows lie far from the line; one of few rows may have drawn the line to itself."""
+        """Return which rows lie far from the line; one of few rows may have drawn the line to itself."""
         far = np.abs(self._residuals) > _SUSPICIOUS
         if len(self._times) < _FEW:
             far |= np.abs(self._times - np.median(self._times)) > _FAR
@@ -187,7 +188,7 @@ class _Curve:
 
     @cached_property
     def relative_error(self) -> float:
-        """1.96 root mean squares of the errors at each row when its own residual is not used."""
+        """Return 1.96 root mean squares of the errors at each row when its own residual is not used."""
         left_out = []
         for index, point in enumerate(self._points):
             use = np.ones(len(self._times))

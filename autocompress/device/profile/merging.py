@@ -10,16 +10,16 @@ got other medians by the pooling has the shift of its predictions added to its e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from autocompress.cost.kernels import Kernel
-from autocompress.device.profile.fitting import summary
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import Source, with_sources
+from autocompress.device.profile.sources import ProfileSource, with_sources
+from autocompress.device.profile.validation import Validation, validation_of
 from autocompress.errors import ProfileError
 
 _OF_DEVICE = ("cpu", "cpu_id", "gpu", "version", "provider")
@@ -27,7 +27,8 @@ _OF_DEVICE = ("cpu", "cpu_id", "gpu", "version", "provider")
 
 
 def merge_profiles(profiles: Sequence[DeviceProfile], name: str = "merged") -> DeviceProfile:
-    """One profile with the sources of all, in their order; the device's description is that of the first.
+    """Return one profile with the sources of all, in their order; the device's description is that of the
+    first.
 
     Raises ProfileError unless all are of one device, runtime, number of threads and batch size.
     """
@@ -53,8 +54,8 @@ def merge_profiles(profiles: Sequence[DeviceProfile], name: str = "merged") -> D
 
 
 def _check_same(first: DeviceProfile, other: DeviceProfile) -> None:
-    of_device = [key for key in _OF_DEVICE if None not in (first.device.get(key), other.device.get(key))]
-    pairs = [(key, first.device[key], other.device[key]) for key in of_device]
+    of_device = [(key, getattr(first.device, key), getattr(other.device, key)) for key in _OF_DEVICE]
+    pairs = [(key, mine, theirs) for key, mine, theirs in of_device if None not in (mine, theirs)]
     pairs += [
         (key, getattr(first, key), getattr(other, key)) for key in ("runtime", "threads", "batch", "layouts")
     ]
@@ -69,7 +70,7 @@ def _check_same(first: DeviceProfile, other: DeviceProfile) -> None:
 
 
 def _check_once(profiles: Sequence[DeviceProfile]) -> None:
-    """Raises ProfileError for a measurement that two profiles hold, which would count twice."""
+    """Raise ProfileError for a measurement that two profiles hold, which would count twice."""
     holder: dict[tuple[Any, ...], str] = {}
     for profile in profiles:
         for source in filter(lambda source: source.measured_at, profile.sources):
@@ -84,8 +85,8 @@ def _check_once(profiles: Sequence[DeviceProfile]) -> None:
             holder[plain] = profile.name
 
 
-def _own_sources(profile: DeviceProfile) -> list[Source]:
-    """Coefficients of file sizes go with their source: they fit one family of names and layers."""
+def _own_sources(profile: DeviceProfile) -> list[ProfileSource]:
+    """Return the sources, each with its coefficients of file sizes: they fit one family of names and layers."""
     return [
         replace(source, file_coefficients=source.file_coefficients or profile.file_coefficients)
         for source in profile.sources
@@ -114,7 +115,7 @@ def _pooled(rows: Sequence[Row]) -> Row:
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The value at half the weight; between two values where half lies between them."""
+    """Return the value at half the weight; between two values where half lies between them."""
     order = np.argsort(values, kind="stable")
     cumulative = np.cumsum(np.asarray(weights, dtype=float)[order])
     half = cumulative[-1] / 2
@@ -124,56 +125,48 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def _pooled_fit(fits: Sequence[Fit], weights: Sequence[float]) -> Fit:
-    """Over the numbers and the mappings to numbers that a fit is made of."""
-    values: dict[str, Any] = {}
-    for each in fields(Fit):
-        given = [getattr(fit, each.name) for fit in fits]
-        if not isinstance(given[0], Mapping):
-            values[each.name] = weighted_median(given, weights)
-            continue
-        names = dict.fromkeys(name for mapping in given for name in mapping)
-        values[each.name] = {name: _median_of(name, given, weights) for name in names}
-    return Fit(**values)
+    """Return the weighted medians of the constants and, group by group, of scales and overheads."""
+    return Fit(
+        _medians_of([fit.scales for fit in fits], weights),
+        _medians_of([fit.overheads_us for fit in fits], weights),
+        weighted_median([fit.constant_us for fit in fits], weights),
+    )
 
 
-def _median_of(name: str, given: Sequence[Mapping[str, float]], weights: Sequence[float]) -> float:
-    having = [
-        (mapping[name], weight) for mapping, weight in zip(given, weights, strict=True) if name in mapping
-    ]
-    return weighted_median(*(list(column) for column in zip(*having, strict=True)))
+def _medians_of(given: Sequence[Mapping[str, float]], weights: Sequence[float]) -> dict[str, float]:
+    """Return for each name the median of the mappings that have it."""
+    found = {}
+    for name in dict.fromkeys(name for mapping in given for name in mapping):
+        having = [place for place, mapping in enumerate(given) if name in mapping]
+        found[name] = weighted_median(
+            [given[place][name] for place in having], [weights[place] for place in having]
+        )
+    return found
 
 
 def _mean(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in np.average(np.array(rows), axis=0, weights=weights))
 
 
-def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -> dict[str, Any]:
-    points = [point for profile in profiles for point in profile.validation.get("networks", ())]
-    kinds = sorted({point["precision"] for point in points})
-    summaries: list[Mapping[str, Any]] = []
+def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -> Validation:
+    summaries: list[Validation] = []
     for profile in profiles:
-        given = (
-            profile.validation.get("sources") or with_sources(profile.validation, profile.sources)["sources"]
-        )
+        whole = profile.validation
+        given = whole.sources or with_sources(whole, profile.sources).sources
         moved = [_shift(profile, source, table) for source in profile.sources]
         summaries += [_worse(one, shift) for one, shift in zip(given, moved, strict=True)]
-    errors = [one["error95"] for one in summaries if one.get("error95") is not None]
-    pooled = summary(points)
-    if errors and pooled["error95"] is not None:
-        pooled["error95"] = max(pooled["error95"], *errors)
-    return {
-        **pooled,
-        "by_precision": {
-            kind: summary([one for one in points if one["precision"] == kind]) for kind in kinds
-        },
-        "unpredicted": [one for profile in profiles for one in profile.validation.get("unpredicted", ())],
-        "networks": points,
-        "sources": summaries,
-    }
+    pooled = validation_of(
+        [point for profile in profiles for point in profile.validation.networks],
+        [one for profile in profiles for one in profile.validation.unpredicted],
+    )
+    errors = [one.error95 for one in summaries if one.error95 is not None]
+    if errors and pooled.error95 is not None:
+        pooled = replace(pooled, error95=max(pooled.error95, *errors))
+    return replace(pooled, sources=tuple(summaries))
 
 
-def _shift(profile: DeviceProfile, source: Source, table: LatencyTable) -> float:
-    """How far the pooling moved predictions of the profile's own networks, as a share, on the average."""
+def _shift(profile: DeviceProfile, source: ProfileSource, table: LatencyTable) -> float:
+    """Return how far the pooling moved predictions of the profile's own networks, as a share, on the average."""
     return _mean_share(profile, lambda kernel: table.lookup(kernel).median_us, source.fit)
 
 
@@ -184,9 +177,9 @@ def _mean_share(profile: DeviceProfile, median_us: Callable[[Kernel], float], fi
     return abs(sum(after) / sum(before) - 1)
 
 
-def _worse(found: Mapping[str, Any], shift: float) -> dict[str, Any]:
-    """A bias adds to the mean square of the errors."""
-    if found.get("error95") is None or shift == 0:
-        return dict(found)
-    error = float(np.hypot(found["error95"], 1.96 * shift))
-    return {**found, "error95": error, "pooling_shift": shift}
+def _worse(found: Validation, shift: float) -> Validation:
+    """Return the errors with a bias, which adds to their mean square."""
+    if found.error95 is None or shift == 0:
+        return found
+    error = float(np.hypot(found.error95, 1.96 * shift))
+    return replace(found, error95=error, pooling_shift=shift)

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.sources import Source, match
+from autocompress.device.profile.sources import ProfileSource, match
+from autocompress.device.profile.validation import Validation
+from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
 LEAST_RELATIVE_ERROR = 0.015
@@ -38,7 +40,7 @@ ELSEWHERE_RELATIVE_ERROR = 0.25
 
 @dataclass(frozen=True)
 class Fit:
-    """A kernel's share of a latency = scale · its median - overhead · its operations, in µs.
+    """Hold a fit: a kernel's share of a latency = scale · its median - overhead · its operations, in µs.
 
     Scale and overhead, which is that of the runtime's profiler, belong to the kernel's group; `constant_us`
     is what an inference takes beside its kernels.
@@ -55,7 +57,7 @@ class Fit:
 
     @cached_property
     def typical_scale(self) -> float:
-        """For groups of kernels that none of the measured networks had."""
+        """Return the scale for groups of kernels that none of the measured networks had."""
         return float(np.median(list(self.scales.values()) or [1.0]))
 
     @cached_property
@@ -65,7 +67,8 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class DeviceProfile:
-    """One device with one runtime, thread count and batch size. Prices networks for `cost.CostModel`.
+    """Describe one device with one runtime, thread count and batch size. Prices networks for
+    `cost.model.CostModel`.
 
     `fit`, `file_coefficients` and `validation` are pooled over the sources, or, in a view that
     `for_network` gives, those of the source that speaks for that network, `source_index`, if there
@@ -76,19 +79,20 @@ class DeviceProfile:
     runtime: str
     threads: int
     batch: int
-    device: Mapping[str, Any]
-    sources: tuple[Source, ...]
+    device: DeviceDescription
+    sources: tuple[ProfileSource, ...]
     layouts: Layouts
     table: LatencyTable
     fit: Fit
     file_coefficients: tuple[float, ...]
-    validation: Mapping[str, Any] = field(default_factory=dict)
+    validation: Validation = field(default_factory=Validation)
     basis: str = ""
     source_index: int | None = None
     least_relative_error: float = LEAST_RELATIVE_ERROR
 
     def kernel_us(self, kernel: Kernel) -> float:
-        """A kernel's share of a network's latency. Raises ProfileError when nothing like it was measured."""
+        """Return a kernel's share of a network's latency. Raises ProfileError when nothing like it was
+        measured."""
         found = self.table.lookup(kernel)
         return self.fit.kernel_us(kernel, found.median_us, found.operations)
 
@@ -98,9 +102,9 @@ class DeviceProfile:
 
     @property
     def relative_error(self) -> float:
-        error = self.validation.get("error95")
-        known = UNKNOWN_RELATIVE_ERROR if error is None else float(error)
-        return max(self.least_relative_error, known)
+        """Return how far predictions may be off, as a share: the half width that holds 95 % of the errors."""
+        error = self.validation.error95
+        return max(self.least_relative_error, UNKNOWN_RELATIVE_ERROR if error is None else error)
 
     @cached_property
     def file_overhead(self) -> NDArray[np.float64]:
@@ -108,7 +112,7 @@ class DeviceProfile:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over everything that decides a price."""
+        """Return 16 hexadecimal digits over everything that decides a price."""
         others = [source.fit for source in self.sources if source.fit != self.fit]
         fits = [_content(fit) for fit in others]
         content = repr((self.runtime, self.threads, self.batch, self.layouts, *_content(self.fit),
@@ -122,7 +126,7 @@ class DeviceProfile:
         teacher_fingerprint: str = "",
         network_kernels: Sequence[Kernel] = (),
     ) -> DeviceProfile:
-        """The same profile with the fit and the error of the source that speaks for a network.
+        """Return the same profile with the fit and the error of the source that speaks for a network.
 
         A network that no source speaks for gets the pooled fit and, as its error, the largest of the
         pooled one, ± 25 % and what the table says of its kernels. Raises ProfileError for one of
@@ -148,26 +152,24 @@ class DeviceProfile:
             validation=self.validation_of(found.index),
         )
 
-    def validation_of(self, index: int) -> Mapping[str, Any]:
-        """The summary of one source's errors; empty where it was not validated by itself."""
-        summaries = self.validation.get("sources")
-        if summaries:
-            found: Mapping[str, Any] = summaries[index]
-            return found
-        return self.validation if len(self.sources) == 1 else {}
+    def validation_of(self, index: int) -> Validation:
+        """Return the summary of one source's errors; an empty one where it was not validated by itself."""
+        if self.validation.sources:
+            return self.validation.sources[index]
+        return self.validation if len(self.sources) == 1 else Validation()
 
     def _source_error(self, index: int) -> float:
-        error = self.validation_of(index).get("error95")
-        return max(UNKNOWN_RELATIVE_ERROR, self.relative_error) if error is None else float(error)
+        error = self.validation_of(index).error95
+        return max(UNKNOWN_RELATIVE_ERROR, self.relative_error) if error is None else error
 
     def _table_error(self, network_kernels: Sequence[Kernel]) -> float:
-        """Mean error of kernels by their time, as if all erred to the same side."""
+        """Return the mean error of kernels by their time, as if all erred to the same side."""
         found = [self.table.lookup(kernel) for kernel in network_kernels]
         total = sum(estimate.median_us for estimate in found)
         return sum(one.relative_error * one.median_us for one in found) / total if total else 0.0
 
     def check_prices(self, network_kernels: Sequence[Kernel]) -> None:
-        """Raises ProfileError naming the operations of which the profile knows nothing."""
+        """Raise ProfileError naming the operations of which the profile knows nothing."""
         missing = self.table.missing(network_kernels)
         if missing:
             raise ProfileError(
@@ -180,8 +182,8 @@ class DeviceProfile:
     def check_fits(
         self, *, runtime: str | None = None, threads: int | None = None, batch: int | None = None
     ) -> None:
-        """Raises ProfileError when the profile was made with another runtime, number of threads or batch
-        size than is wanted."""
+        """Raise ProfileError when the profile was made with another runtime, number of threads or batch size
+        than is wanted."""
         wanted = {"runtime": runtime, "threads": threads, "batch": batch}
         for name, value in wanted.items():
             own = getattr(self, name)
@@ -192,29 +194,27 @@ class DeviceProfile:
                     fix=f"use a profile with {name} {value}, or {name} {own} here",
                 )
 
-    def check_here(self, machine: Mapping[str, Any]) -> None:
-        """Raises ProfileError when `machine` has another processor than was profiled, or another GPU where
+    def check_here(self, machine: DeviceDescription) -> None:
+        """Raise ProfileError when `machine` has another processor than was profiled, or another GPU where
         the profile is of one, or too few CPUs."""
-        keys = ("gpu",) if self.device.get("gpu") else ("cpu", "cpu_id")
-        mine, here = (
-            [data.get(key) for key in keys if self.device.get(key) is not None]
-            for data in (self.device, machine)
-        )
+        names = ("gpu",) if self.device.gpu else ("cpu", "cpu_id")
+        known = [name for name in names if getattr(self.device, name) is not None]
+        mine, here = ([getattr(one, name) for name in known] for one in (self.device, machine))
         if not mine or mine != here:
             raise ProfileError(
                 f"the device profile {self.name!r} was measured on another machine",
                 why=f"it names {' '.join(map(str, mine))}, this is {' '.join(map(str, here))}",
                 fix="profile this machine: autocompress profile",
             )
-        if self.threads > (machine.get("usable_cores") or self.threads):
+        if self.threads > (machine.usable_cores or self.threads):
             raise ProfileError(
                 f"the device profile {self.name!r} uses {self.threads} threads",
-                why=f"this process may use {machine.get('usable_cores')} CPUs",
+                why=f"this process may use {machine.usable_cores} CPUs",
                 fix="use a profile of fewer threads",
             )
 
 
 def _content(fit: Fit) -> list[Any]:
-    """A fit's numbers in a fixed order."""
+    """Return a fit's numbers in a fixed order."""
     values = [getattr(fit, each.name) for each in fields(fit)]
     return [sorted(value.items()) if isinstance(value, Mapping) else value for value in values]

@@ -39,7 +39,7 @@ FEWEST_NETWORKS = 8
 def refined(
     table: LatencyTable, fit: Fit, timed: Sequence[Timed], latencies_us: NDArray[np.float64]
 ) -> LatencyTable:
-    """The table with every row moved to where the networks' latencies, given the fit, expect it.
+    """Return the table with every row moved to where the networks' latencies, given the fit, expect it.
 
     Widths of intervals stay. With fewer than `FEWEST_NETWORKS` networks the table itself is returned.
     """
@@ -61,7 +61,7 @@ def refined(
 
 
 def _occurrences(rows: Sequence[Row], timed: Sequence[Timed]) -> NDArray[np.float64]:
-    """How often each network, `(networks, rows)`, runs each kernel."""
+    """Return how often each network, `(networks, rows)`, runs each kernel."""
     place = {row.kernel: index for index, row in enumerate(rows)}
     found = np.zeros((len(timed), len(rows)))
     for index, item in enumerate(timed):
@@ -71,7 +71,7 @@ def _occurrences(rows: Sequence[Row], timed: Sequence[Timed]) -> NDArray[np.floa
 
 
 def _covariance(rows: Sequence[Row]) -> NDArray[np.float64]:
-    """Of the relative errors, `(rows, rows)`."""
+    """Return the covariance of the relative errors, `(rows, rows)`."""
     spread = np.diag(np.full(len(rows), OWN_SPREAD**2))
     families: dict[tuple[object, ...], list[int]] = {}
     for index, row in enumerate(rows):

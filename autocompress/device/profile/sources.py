@@ -4,18 +4,63 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from autocompress.cost.kernels import COLUMNS, Kernel
+from autocompress.device.profile.validation import Validation
+from autocompress.device.runtimes.description import Plain
 
 if TYPE_CHECKING:
     from autocompress.device.profile.profile import Fit
 
 
 @dataclass(frozen=True)
-class Source:
-    """One network and space whose random candidates were measured, and what they alone were fitted to.
+class Origin:
+    """Hold the network and the space that measured candidates come from. Empty and None mean not known.
+
+    `input_shape` starts with the batch of one; `seed` decided which candidates.
+    """
+
+    network: str = ""
+    space: str = ""
+    space_fingerprint: str = ""
+    teacher_fingerprint: str = ""
+    input_shape: tuple[int, ...] = ()
+    seed: int | None = None
+
+    def to_json(self) -> dict[str, Plain]:
+        """Return what a kit writes."""
+        return {
+            "space": self.space,
+            "space_fingerprint": self.space_fingerprint,
+            "network": self.network,
+            "teacher_fingerprint": self.teacher_fingerprint,
+            "input_shape": list(self.input_shape),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Plain]) -> Origin:
+        """Return the origin that a kit names. Raises TypeError for what is of another type."""
+        given = {newer_name(name): value for name, value in data.items()}
+        texts = {}
+        for name in ("network", "space", "space_fingerprint", "teacher_fingerprint"):
+            text = given.get(name) or ""
+            if not isinstance(text, str):
+                raise TypeError(f"source.{name} is no text")
+            texts[name] = text
+        shape, seed = given.get("input_shape") or (), given.get("seed")
+        if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) for size in shape):
+            raise TypeError("source.input_shape is no list of sizes")
+        if seed is not None and not isinstance(seed, int):
+            raise TypeError("source.seed is no whole number")
+        return cls(**texts, input_shape=tuple(shape), seed=seed)
+
+
+@dataclass(frozen=True)
+class ProfileSource:
+    """Hold one network and space whose random candidates were measured, and what they alone were fitted to.
 
     `input_shape` starts with the batch of one. `networks` counts measured candidates;
     `reference_drift` is how far the reference's latency moved while they were, as a share of it.
@@ -37,29 +82,26 @@ class Source:
     reference_drift: float | None = None
     file_coefficients: tuple[float, ...] = ()
 
-    @classmethod
-    def from_mapping(cls, given: Mapping[str, Any], fit: Fit) -> Source:
-        """Of what a profiling or a profile of format 1 says; `teacher` and `created` are older names."""
-        renamed = {_RENAMED.get(name, name): value for name, value in given.items()}
-        known = {name: renamed[name] for name in cls.__dataclass_fields__ if name in renamed}
-        known["input_shape"] = tuple(known.get("input_shape") or ())
-        texts = {"network": "", "space": "", **known}
-        return cls(**{**texts, "fit": fit})
-
 
 _RENAMED = {"teacher": "network", "created": "measured_at"}
 
 
+def newer_name(name: str) -> str:
+    """Return what a field of a source is called now, where profiles of format 1 call it otherwise."""
+    return _RENAMED.get(name, name)
+
+
 def kernels_fingerprint(kernels: Sequence[Kernel]) -> str:
-    """16 hexadecimal digits over a network's kernels without the last, so that neither weights nor the
+    """Return 16 hexadecimal digits over a network's kernels without the last, so that neither weights nor the
     number of classes count."""
     content = repr([[getattr(kernel, name) for name in COLUMNS] for kernel in kernels[:-1]])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class Match:
-    """What speaks for a network. `index` is that of the source whose fit is used, None for the pooled fit.
+class SourceMatch:
+    """Say what speaks for a network. `index` is that of the source whose fit is used, None for the pooled
+    fit.
 
     `also` are the sources whose errors count besides; `trusted` is whether errors found there hold
     for this network too; `basis` says it in words.
@@ -72,14 +114,14 @@ class Match:
 
 
 def match(
-    sources: Sequence[Source],
+    sources: Sequence[ProfileSource],
     input_shape: Sequence[int],
     space_fingerprint: str = "",
     teacher_fingerprint: str = "",
     network_kernels: Sequence[Kernel] = (),
-) -> Match:
-    """The same teacher first, else the same network with other weights, else the same space and input
-    size where a single source has them, else none.
+) -> SourceMatch:
+    """Return the source of the same teacher, else of the same network with other weights, else of the same
+    space and input size where a single one has them, else none.
 
     The same network in another space is matched, but its errors are not trusted.
     """
@@ -98,18 +140,18 @@ def match(
         found = [i for i in alike if wanted and getattr(sources[i], attribute) == wanted]
         for index in sorted(found, key=lambda i: not in_space(i)):
             words += "" if in_space(index) else f", in the space {sources[index].space!r}"
-            return Match(index, (), in_space(index), words)
+            return SourceMatch(index, (), in_space(index), words)
     near = [i for i in alike if in_space(i)]
     if len(near) == 1:
         name = sources[near[0]].network or "another network"
-        return Match(near[0], (), True, f"measured on {name} in the same space and input size")
+        return SourceMatch(near[0], (), True, f"measured on {name} in the same space and input size")
     if near:
         names = ", ".join(sources[i].network for i in near)
-        return Match(None, tuple(near), True, f"measured on {names}, in the same space and input size")
-    return Match(None, (), False, "not measured on this network, its space or its input size")
+        return SourceMatch(None, tuple(near), True, f"measured on {names}, in the same space and input size")
+    return SourceMatch(None, (), False, "not measured on this network, its space or its input size")
 
 
-def with_sources(validation: Mapping[str, Any], sources: Iterable[Source]) -> dict[str, Any]:
-    """The validation of a profile of one source, with that source's own summary under `sources`."""
-    own = {name: value for name, value in validation.items() if name not in ("networks", "sources")}
-    return {**validation, "sources": [{"network": source.network, **own} for source in sources]}
+def with_sources(validation: Validation, sources: Iterable[ProfileSource]) -> Validation:
+    """Return the validation of a profile of one source, with that source's own summary in `sources`."""
+    own = replace(validation, networks=(), sources=())
+    return replace(validation, sources=tuple(replace(own, network=source.network) for source in sources))

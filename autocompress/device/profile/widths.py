@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import Row
 from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.runtimes.description import Plain
 
 STEPS = (64, 32, 16, 8, 4, 2)
 MOST_LOSS, MOST_LOSS_OF_ONE = 0.02, 0.05
@@ -30,7 +30,7 @@ _CHANNELS = {"in": ("in_channels", "in_elements"), "out": ("out_channels", "out_
 
 @dataclass(frozen=True)
 class Cliff:
-    """A narrower kernel that takes longer than a wider one: times in µs."""
+    """Hold a narrower kernel that takes longer than a wider one: times in µs."""
 
     width: int
     time_us: float
@@ -46,7 +46,7 @@ class Cliff:
 
 @dataclass(frozen=True)
 class Widths:
-    """What is known of one kind of kernel in one precision.
+    """Hold what is known of one kind of kernel in one precision.
 
     `steps` gives for input and for output channels the coarsest step that pays: rounding up to its
     multiples costs nothing, so no width between them is worth offering. 1 means that finer widths
@@ -73,7 +73,7 @@ class Widths:
 
 
 def widths_that_pay(profile: DeviceProfile) -> tuple[Widths, ...]:
-    """For every kind of layer and precision, in the order of their names."""
+    """Return which widths pay for every kind of layer and precision, in the order of their names."""
     groups: dict[str, list[Row]] = {}
     for row in profile.table.rows:
         if row.kernel.op in ("conv", "linear"):
@@ -101,7 +101,7 @@ def _widths(profile: DeviceProfile, group: str, rows: Sequence[Row]) -> Widths:
 
 
 def _staircases(profile: DeviceProfile, rows: Sequence[Row], channels: str) -> Iterator[dict[int, Row]]:
-    """Rows by width where nothing else differs, times being shares of a network's latency."""
+    """Return rows by width where nothing else differs, times being shares of a network's latency."""
     own, count = _CHANNELS[channels]
     found: dict[Kernel, dict[int, Row]] = {}
     for row in rows:
@@ -121,7 +121,7 @@ def _staircases(profile: DeviceProfile, rows: Sequence[Row], channels: str) -> I
 
 
 def _rounding_up(stairs: Sequence[Mapping[int, Row]], step: int) -> list[float]:
-    """For each measured width and the next multiple of `step`, where that was measured too: how many
+    """Return for each measured width and the next multiple of `step`, where that was measured too: how many
     times as long the wider one takes."""
     found = []
     for stair in stairs:
@@ -133,8 +133,8 @@ def _rounding_up(stairs: Sequence[Mapping[int, Row]], step: int) -> list[float]:
 
 
 def _coarsest(ratios: Mapping[int, Sequence[float]]) -> int | None:
-    """The coarsest step with enough pairs, of which the typical one costs nothing and nearly none does;
-    1 where every step with enough pairs costs, None where there are too few pairs."""
+    """Return the coarsest step with enough pairs, of which the typical one costs nothing and nearly none
+    does; 1 where every step with enough pairs costs, None where there are too few pairs."""
     enough = {step: np.array(found) - 1 for step, found in ratios.items() if len(found) >= FEWEST_PAIRS}
     for step, losses in enough.items():
         exceptions = float((losses > MOST_LOSS_OF_ONE).mean())
@@ -144,7 +144,7 @@ def _coarsest(ratios: Mapping[int, Sequence[float]]) -> int | None:
 
 
 def _cliffs(stair: Mapping[int, Row], channels: str) -> Iterator[Cliff]:
-    """Each width with the next wider one, where the wider is faster beyond both intervals."""
+    """Return each width with the next wider one, where the wider is faster beyond both intervals."""
     ordered = sorted(stair)
     for width, wider in pairwise(ordered):
         slow, fast = stair[width], stair[wider]
@@ -154,7 +154,7 @@ def _cliffs(stair: Mapping[int, Row], channels: str) -> Iterator[Cliff]:
 
 @dataclass(frozen=True)
 class PrecisionGain:
-    """How much faster one precision was than another for kernels of equal shapes.
+    """Hold how much faster one precision was than another for kernels of equal shapes.
 
     `ratios` of time to that of `than`: smallest, median, largest over `shapes` shapes.
     """
@@ -179,8 +179,9 @@ class PrecisionGain:
 
 
 def precision_gains(profile: DeviceProfile, than: str = "fp32") -> tuple[PrecisionGain, ...]:
-    """Every precision with rows against `than`, for each kind of kernel that has equal shapes in both."""
-    times: dict[tuple[str, str], dict[Any, list[float]]] = {}
+    """Compare every precision with rows against `than`, for each kind of kernel that has equal shapes in
+    both."""
+    times: dict[tuple[str, str], dict[Kernel, list[float]]] = {}
     for row in profile.table.rows:
         kernel = row.kernel
         if kernel.op in ("conv", "linear"):
@@ -198,36 +199,62 @@ def precision_gains(profile: DeviceProfile, than: str = "fp32") -> tuple[Precisi
 
 
 def _shape(kernel: Kernel) -> Kernel:
-    """The kernel without what precisions do differently."""
+    """Return the kernel without what precisions do differently."""
     return replace(kernel, precision="", layout="", activation="", adds=0, nodes=())
 
 
-def coverage(profile: DeviceProfile) -> list[dict[str, Any]]:
-    """For each operation and precision: rows, counts, range of channels and of times, and for layers the
-    steps that pay."""
+@dataclass(frozen=True)
+class KernelCoverage:
+    """Hold what was measured of one operation in one precision.
+
+    `rows` are different kernels, `measured` all their occurrences; `out_channels` and `median_us` are the
+    least and the most. `widths` says which steps pay, None for what has no widths.
+    """
+
+    kind: str
+    precision: str
+    rows: int
+    measured: int
+    out_channels: tuple[int, int] | None
+    median_us: tuple[float, float]
+    widths: Widths | None
+
+    def to_json(self) -> dict[str, Plain]:
+        """Return what `profile show --format json` prints."""
+        own = {**vars(self), "out_channels": self.out_channels and list(self.out_channels)}
+        found = self.widths
+        return {
+            **own,
+            "median_us": list(self.median_us),
+            "widths": None if found is None else len(found.widths),
+            "steps": None if found is None else dict(found.steps),
+            "pairs": None if found is None else dict(found.pairs),
+            "cliffs": [] if found is None else [asdict(cliff) for cliff in found.cliffs],
+            "steps_in_words": "" if found is None else found.words,
+        }
+
+
+def coverage(profile: DeviceProfile) -> list[KernelCoverage]:
+    """Return what was measured of each operation and precision, in the order of their names."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in profile.table.rows:
         kind, precision = row.kernel.group.rpartition(".")[::2]
         kind = row.kernel.op if kind == "other" else kind
         groups.setdefault((kind, precision), []).append(row)
-    known = {f"{found.group}": found for found in widths_that_pay(profile)}
+    known = {found.group: found for found in widths_that_pay(profile)}
     result = []
     for (kind, precision), rows in sorted(groups.items()):
-        widths = known.get(f"{kind}.{precision}")
         channels = [row.kernel.out_channels for row in rows if row.kernel.out_channels]
+        times_us = [row.median_us for row in rows]
         result.append(
-            {
-                "kind": kind,
-                "precision": precision,
-                "rows": len(rows),
-                "measured": sum(row.count for row in rows),
-                "out_channels": [min(channels), max(channels)] if channels else None,
-                "median_us": [min(row.median_us for row in rows), max(row.median_us for row in rows)],
-                "widths": None if widths is None else len(widths.widths),
-                "steps": None if widths is None else dict(widths.steps),
-                "pairs": None if widths is None else dict(widths.pairs),
-                "cliffs": [] if widths is None else [asdict(cliff) for cliff in widths.cliffs],
-                "steps_in_words": "" if widths is None else widths.words,
-            }
+            KernelCoverage(
+                kind=kind,
+                precision=precision,
+                rows=len(rows),
+                measured=sum(row.count for row in rows),
+                out_channels=(min(channels), max(channels)) if channels else None,
+                median_us=(min(times_us), max(times_us)),
+                widths=known.get(f"{kind}.{precision}"),
+            )
         )
     return result

@@ -15,7 +15,7 @@ _MOST_DIGITS = 15
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
-    """The text of a regular file inside its folder. Raises ProfileError.
+    """Return the text of a regular file inside its folder. Raises ProfileError.
 
     The size is asked first and bounds what is read; pipes and devices are not waited for.
     """

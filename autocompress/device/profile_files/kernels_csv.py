@@ -24,7 +24,7 @@ MOST_ROWS = 200_000
 _ROUNDING_US = 2e-4
 _HEADER = (*COLUMNS, *TIMES)
 _TEXTS = ("op", "precision", "activation", "layout")
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,60}\Z")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.:]{0,100}\Z")
 
 
 def rows_text(rows: Iterable[Row]) -> str:
@@ -39,8 +39,8 @@ def rows_text(rows: Iterable[Row]) -> str:
 
 
 def read_rows(path: Path, widest: float = WIDEST) -> Iterator[Row]:
-    """The rows in the order of the file. Raises ProfileError with the line, also for an interval that is
-    wider than `widest` medians."""
+    """Return the rows in the order of the file. Raises ProfileError with the line, also for an interval that
+    is wider than `widest` medians."""
     lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     seen: dict[Kernel, int] = {}
     try:
@@ -71,11 +71,11 @@ def _row(path: Path, number: int, cells: list[str], widest: float) -> Row:
     if len(cells) != len(_HEADER):
         refuse(path, f"line {number}: {len(cells)} cells instead of {len(_HEADER)}")
     given = dict(zip(_HEADER, cells, strict=True))
-    values: dict[str, Any] = {}
-    for name in COLUMNS:
-        where = f"line {number}: {name}"
-        values[name] = _word(path, where, given[name]) if name in _TEXTS else whole(path, where, given[name])
-    if not (values["op"] and values["precision"]) or not values["groups"]:
+    values: list[Any] = [
+        (_word if name in _TEXTS else whole)(path, f"line {number}: {name}", given[name]) for name in COLUMNS
+    ]
+    kernel = Kernel(**dict(zip(COLUMNS, values, strict=True)))
+    if not (kernel.op and kernel.precision) or not kernel.groups:
         refuse(path, f"line {number}: op and precision must not be empty, and groups not 0")
     count = whole(path, f"line {number}: count", given["count"])
     operations, median, low, high = (
@@ -85,7 +85,7 @@ def _row(path: Path, number: int, cells: list[str], widest: float) -> Row:
     if count < 1 or operations < 0:
         refuse(path, f"line {number}: count must be 1 or more, and operations 0 or more")
     _check_times(path, number, median, (low, high), widest)
-    return Row(Kernel(**values), count, operations, median, low, high)
+    return Row(kernel, count, operations, median, low, high)
 
 
 def _check_times(

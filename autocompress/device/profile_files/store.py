@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from autocompress.cost.layouts import Layouts
 from autocompress.cost.model import file_features_count
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.profile import DeviceProfile, Fit
-from autocompress.device.profile.sources import Source
+from autocompress.device.profile.sources import ProfileSource, newer_name
+from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.bounded_text import MOST_BYTES, finite, read_text, refuse
 from autocompress.device.profile_files.kernels_csv import WIDEST, read_rows, rows_text
 from autocompress.device.profile_files.unit_checks import check_units
 from autocompress.device.profile_files.validation_json import read_validation
+from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
 from autocompress.strict_yaml import StrictYamlError, parse_document
 
@@ -59,7 +61,7 @@ _MOST_LETTERS = 300
 
 
 def write_profile(folder: Path, profile: DeviceProfile) -> None:
-    """Writes the three files; `folder` may hold raw measurements already. Raises ProfileError."""
+    """Write the three files; `folder` may hold raw measurements already. Raises ProfileError."""
     import yaml
 
     data = {
@@ -67,7 +69,7 @@ def write_profile(folder: Path, profile: DeviceProfile) -> None:
         "runtime": profile.runtime,
         "threads": profile.threads,
         "batch": profile.batch,
-        "device": dict(profile.device),
+        "device": dict(profile.device.values),
         "layouts": asdict(profile.layouts),
         "sources": [_source_data(source) for source in profile.sources],
         "fit": _fit_data(profile.fit),
@@ -79,22 +81,30 @@ def write_profile(folder: Path, profile: DeviceProfile) -> None:
         plain = json.loads(json.dumps(data))
         (folder / PROFILE).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     except OSError as error:
-        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{folder} cannot be written",
+            why=error.strerror or str(error),
+            fix="give a folder that can be written to",
+        ) from error
     write_validation(folder, profile.validation)
 
 
-def write_validation(folder: Path, validation: Mapping[str, Any]) -> None:
-    """Writes `validation.json` alone, all of it or nothing. Raises ProfileError."""
+def write_validation(folder: Path, validation: Validation) -> None:
+    """Write `validation.json` alone, all of it or nothing. Raises ProfileError."""
     unfinished = folder / f".{VALIDATION}.partial"
     try:
-        unfinished.write_text(json.dumps(dict(validation), indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(validation.to_json(), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / VALIDATION)
     except OSError as error:
-        raise ProfileError(f"{folder} cannot be written", why=error.strerror or str(error)) from error
+        raise ProfileError(
+            f"{folder} cannot be written",
+            why=error.strerror or str(error),
+            fix="give a folder that can be written to",
+        ) from error
 
 
 def read_profile(folder: Path) -> DeviceProfile:
-    """Reads and checks a profile folder. Raises ProfileError."""
+    """Read and check a profile folder. Raises ProfileError."""
     if folder.is_file():
         folder = folder.parent
     path = folder / PROFILE
@@ -106,13 +116,13 @@ def read_profile(folder: Path) -> DeviceProfile:
         rows = tuple(map(_narrowed, rows))
     if not rows:
         refuse(folder / KERNELS, "it has no rows", "profile the device again")
-    sources = _sources(path, data, fit)
+    sources = (_only_source(path, data["source"], fit),) if old else _sources(path, data["sources"])
     profile = DeviceProfile(
         name=folder.resolve().name,
         runtime=data["runtime"],
         threads=data["threads"],
         batch=data["batch"],
-        device=_plain(data["device"]),
+        device=DeviceDescription(_plain(data["device"])),
         sources=sources,
         layouts=_layouts(path, data["layouts"]),
         table=LatencyTable(rows),
@@ -125,7 +135,7 @@ def read_profile(folder: Path) -> DeviceProfile:
 
 
 def _narrowed(row: Row) -> Row:
-    """Format 1 did not limit intervals; such a row is written again with the widest that format 2 has."""
+    """Return a row with no wider an interval than format 2 has: format 1 did not limit them."""
     low, high = 0.0, 2 * row.median_us
     return replace(row, ci95_low_us=max(row.ci95_low_us, low), ci95_high_us=min(row.ci95_high_us, high))
 
@@ -157,14 +167,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _known_keys(path: Path, where: str, data: Mapping[str, Any], known: Any) -> None:
+def _known_keys(path: Path, where: str, data: Mapping[str, object], known: Iterable[str]) -> None:
     unknown = sorted(set(data) - set(known))
     if unknown:
         name = f"{where}.{unknown[0]}" if where else unknown[0]
         refuse(path, f"the key {name[:80]!r} is not known here; known: {', '.join(known)}")
 
 
-def _layouts(path: Path, data: Mapping[str, Any]) -> Layouts:
+def _layouts(path: Path, data: Mapping[str, object]) -> Layouts:
     block, last = data.get("float_block"), data.get("int8_channels_last")
     if type(block) is not int or not 0 <= block <= 1024:
         refuse(path, f"the key layouts.float_block is {block!r}, a whole number from 0 to 1024 is expected")
@@ -174,30 +184,25 @@ def _layouts(path: Path, data: Mapping[str, Any]) -> Layouts:
     return Layouts(block, last)
 
 
-def _fit_data(fit: Fit) -> dict[str, Any]:
-    values = {each.name: getattr(fit, each.name) for each in fields(fit)}
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+def _fit_data(fit: Fit) -> dict[str, Plain]:
+    return {
+        "scales": dict(fit.scales),
+        "overheads_us": dict(fit.overheads_us),
+        "constant_us": fit.constant_us,
+    }
 
 
 def _fit(path: Path, where: str, data: Any) -> Fit:
-    """A fit is made of numbers and of mappings from kernel groups to numbers; those with a default may
-    be missing."""
+    """Return a fit, which is made of a number and of mappings from kernel groups to numbers."""
     if not isinstance(data, dict):
         refuse(path, f"the key {where} is missing or is not a mapping")
-    given: dict[str, Any] = {}
-    for each in fields(Fit):
-        key = f"{where}.{each.name}"
-        if each.name not in data and (each.default, each.default_factory) != (MISSING, MISSING):
-            continue
-        value = data.get(each.name)
-        if "Mapping" in str(each.type):
-            given[each.name] = _numbers(path, key, value, positive=each.name.startswith("scale"))
-            continue
-        given[each.name] = finite(path, key, value)
-        if given[each.name] < 0:
-            refuse(path, f"{key} is {value}, it must be 0 or more")
+    scales = _numbers(path, f"{where}.scales", data.get("scales"), positive=True)
+    overheads_us = _numbers(path, f"{where}.overheads_us", data.get("overheads_us"), positive=False)
+    constant_us = finite(path, f"{where}.constant_us", data.get("constant_us"))
+    if constant_us < 0:
+        refuse(path, f"{where}.constant_us is {constant_us}, it must be 0 or more")
     _known_keys(path, where, data, tuple(each.name for each in fields(Fit)))
-    return Fit(**given)
+    return Fit(scales, overheads_us, constant_us)
 
 
 def _numbers(path: Path, key: str, values: Any, *, positive: bool) -> dict[str, float]:
@@ -215,60 +220,68 @@ def _coefficients(path: Path, where: str, given: Any) -> tuple[float, ...]:
     return found
 
 
-def _sources(path: Path, data: Mapping[str, Any], fit: Fit) -> tuple[Source, ...]:
-    if data["format"] == 1:
-        given = {_NEWER.get(name, name): value for name, value in data["source"].items()}
-        own = {name: value for name, value in given.items() if name in Source.__dataclass_fields__}
-        return (_source(path, "source", own, fit),)
-    if not 1 <= len(data["sources"]) <= MOST_SOURCES:
-        refuse(
-            path, f"the key 'sources' has {len(data['sources'])} entries, 1 to {MOST_SOURCES} are expected"
-        )
+def _only_source(path: Path, data: Mapping[str, object], fit: Fit) -> ProfileSource:
+    """Return the source of a profile of format 1, which may say more than is known here."""
+    given = {newer_name(name): value for name, value in data.items()}
+    own = {name: value for name, value in given.items() if name in ProfileSource.__dataclass_fields__}
+    return _source(path, "source", own, fit)
+
+
+def _sources(path: Path, data: Sequence[object]) -> tuple[ProfileSource, ...]:
+    if not 1 <= len(data) <= MOST_SOURCES:
+        refuse(path, f"the key 'sources' has {len(data)} entries, 1 to {MOST_SOURCES} are expected")
     found = []
-    for index, given in enumerate(data["sources"]):
+    for index, given in enumerate(data):
         where = f"sources[{index}]"
         if not isinstance(given, dict):
             refuse(path, f"the key {where} is not a mapping")
-        _known_keys(path, where, given, tuple(Source.__dataclass_fields__))
+        _known_keys(path, where, given, tuple(ProfileSource.__dataclass_fields__))
         found.append(_source(path, where, given, _fit(path, f"{where}.fit", given.get("fit"))))
     return tuple(found)
 
 
-_NEWER = {"teacher": "network", "created": "measured_at"}
-
-
-def _source(path: Path, where: str, given: Mapping[str, Any], fit: Fit) -> Source:
-    found: dict[str, Any] = {"network": "", "space": "", "fit": fit}
-    for name in _SOURCE_TEXTS:
-        found[name] = _text(path, f"{where}.{name}", _plain(given.get(name, "")))
-    shape = given.get("input_shape", ())
+def _source(path: Path, where: str, given: Mapping[str, object], fit: Fit) -> ProfileSource:
+    texts = {name: _text(path, f"{where}.{name}", _plain(given.get(name, ""))) for name in _SOURCE_TEXTS}
+    numbers = {
+        name: finite(path, f"{where}.{name}", given[name], positive=name.endswith("_ms"))
+        for name in ("teacher_latency_ms", "reference_drift")
+        if given.get(name) is not None
+    }
+    shape, networks, seed = given.get("input_shape", ()), given.get("networks", 0), given.get("seed")
     if not isinstance(shape, tuple) or not all(type(size) is int and 1 <= size < 2**31 for size in shape):
         refuse(path, f"the key {where}.input_shape is {str(shape)[:40]!r}, a list of sizes is expected")
-    networks, seed = given.get("networks", 0), given.get("seed")
-    if type(networks) is not int or not 0 <= networks < 2**31:
+    if not isinstance(networks, int) or type(networks) is bool or not 0 <= networks < 2**31:
         refuse(path, f"the key {where}.networks is {str(networks)[:40]!r}, a whole number is expected")
-    if seed is not None and type(seed) is not int:
+    if seed is not None and (not isinstance(seed, int) or type(seed) is bool):
         refuse(path, f"the key {where}.seed is {str(seed)[:40]!r}, a whole number is expected")
-    for name in ("teacher_latency_ms", "reference_drift"):
-        if given.get(name) is not None:
-            number = finite(path, f"{where}.{name}", given[name], positive=name.endswith("_ms"))
-            found[name] = number
-    if given.get("file_coefficients"):
-        found["file_coefficients"] = _coefficients(
-            path, f"{where}.file_coefficients", given["file_coefficients"]
-        )
-    return Source(**{**found, "input_shape": shape, "networks": networks, "seed": seed})
+    of_files = given.get("file_coefficients")
+    coefficients = _coefficients(path, f"{where}.file_coefficients", of_files) if of_files else ()
+    return ProfileSource(
+        fit=fit,
+        input_shape=shape,
+        networks=networks,
+        seed=seed,
+        network=texts["network"],
+        space=texts["space"],
+        space_fingerprint=texts["space_fingerprint"],
+        teacher_fingerprint=texts["teacher_fingerprint"],
+        kernels_fingerprint=texts["kernels_fingerprint"],
+        measured_at=texts["measured_at"],
+        teacher_latency_ms=numbers.get("teacher_latency_ms"),
+        reference_drift=numbers.get("reference_drift"),
+        file_coefficients=coefficients,
+    )
 
 
-def _source_data(source: Source) -> dict[str, Any]:
-    """Without what is not known; the fit last, since it is long."""
+def _source_data(source: ProfileSource) -> dict[str, Plain]:
+    """Return the source without what is not known; the fit last, since it is long."""
     values = {each.name: getattr(source, each.name) for each in fields(source) if each.name != "fit"}
     known = {name: value for name, value in values.items() if value not in ("", (), None)}
     return {**known, "fit": _fit_data(source.fit)}
 
 
 def _text(path: Path, where: str, value: Any) -> str:
-    """One short line that leads nowhere."""
+    """Return one short line that leads nowhere."""
     if not isinstance(value, str) or len(value) > _MOST_LETTERS or not (value.isprintable()):
         refuse(path, f"the key {where} is {str(value)[:40]!r}, one line of text is expected")
     if ".." in value.replace("\\", "/").split("/"):
@@ -277,7 +290,7 @@ def _text(path: Path, where: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dates as text, tuples as lists: what JSON can say."""
+    """Return dates as text, tuples as lists: what JSON can say."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list, set)):

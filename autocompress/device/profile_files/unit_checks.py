@@ -29,11 +29,11 @@ _FIX = "all times in kernels.csv are microseconds, all those in validation.json 
 
 
 def check_units(path: Path, profile: DeviceProfile) -> None:
-    """Raises ProfileError for rows, or for a whole table, that contradict the validation or each other.
+    """Raise ProfileError for rows, or for a whole table, that contradict the validation or each other.
 
     A staircase that is not monotone, and cliffs of up to a hundred times, are fine.
     """
-    measured_ms = [float(point["measured_ms"]) for point in profile.validation.get("networks", ())]
+    measured_ms = [point.measured_ms for point in profile.validation.networks]
     measured_ms += [source.teacher_latency_ms for source in profile.sources if source.teacher_latency_ms]
     if measured_ms:
         _check_longest(path, profile, max(measured_ms))
@@ -53,13 +53,13 @@ def _check_longest(path: Path, profile: DeviceProfile, slowest_ms: float) -> Non
 
 
 def _check_sum(path: Path, profile: DeviceProfile) -> None:
-    """Needs to know how many networks the counts are of."""
-    points = profile.validation.get("networks", ())
+    """Check the sum over all rows, where it is known how many networks the counts are of."""
+    points = profile.validation.networks
     networks = sum(source.networks for source in profile.sources)
     if not points or not all(source.networks for source in profile.sources):
         return
     seen_us = sum(row.count * row.median_us for row in profile.table.rows) / networks
-    measured_us = 1e3 * float(np.mean([point["measured_ms"] for point in points]))
+    measured_us = 1e3 * float(np.mean([point.measured_ms for point in points]))
     ratio = seen_us / measured_us
     if not 1 / MOST_APART <= ratio <= MOST_APART:
         refuse(
@@ -82,7 +82,7 @@ def _check_families(path: Path, table: LatencyTable) -> None:
 
 
 def _strays(table: LatencyTable) -> list[tuple[Row, float]]:
-    """Rows further than `MOST_ASTRAY` times from what the others of their family say, and from their
+    """Return rows further than `MOST_ASTRAY` times from what the others of their family say, and from their
     neighbours."""
     found = []
     for row, expected_us, nearest_us, shown_us in predicted_without(table):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.bounded_text import finite, read_text, refuse
 
 _SHARES = ("within_5_percent", "within_10_percent")
@@ -15,8 +16,8 @@ MOST_WRONG = 20.0
 """A prediction further off than this many times is not an error but another unit."""
 
 
-def read_validation(path: Path, sources: int) -> dict[str, Any]:
-    """The object in the file. `sources` is how many the profile has. Raises ProfileError."""
+def read_validation(path: Path, sources: int) -> Validation:
+    """Return what the file says. `sources` is how many the profile has. Raises ProfileError."""
     try:
         data = json.loads(read_text(path), object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -35,10 +36,13 @@ def read_validation(path: Path, sources: int) -> dict[str, Any]:
             refuse(path, f"sources must be a list with one entry for each of the profile's {sources} sources")
         for index, summary in enumerate(summaries):
             _check_summary(path, f"sources[{index}].", summary)
-    return data
+    try:
+        return Validation.from_json(data)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        refuse(path, f"it is not a validation: {type(error).__name__} {str(error)[:80]}")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -66,11 +70,16 @@ def _check_summary(path: Path, where: str, data: Any) -> None:
         low, high = (-1 if name == "rank_correlation" else 0), (1 if "error" not in name else float("inf"))
         if not low <= value <= high:
             refuse(path, f"{where}{name} is {value}, a number from {low} to {high} is expected")
+    if data.get("pooling_shift") is not None:
+        finite(path, f"{where}pooling_shift", data["pooling_shift"])
+    for name in ("network", "note", "validated_at"):
+        if not isinstance(data.get(name) or "", str):
+            refuse(path, f"{where}{name} is {str(data[name])[:40]!r}, text is expected")
     for kind, part in _parts(path, where, data).items():
         _check_summary(path, f"{where}by_precision.{kind}.", part)
 
 
-def _parts(path: Path, where: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+def _parts(path: Path, where: str, data: Mapping[str, object]) -> Mapping[str, object]:
     parts = data.get("by_precision", {})
     if not isinstance(parts, Mapping):
         refuse(path, f"{where}by_precision is not a JSON object")

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import InputError
 
 WARM_UP_RUNS = 5
@@ -23,8 +24,8 @@ _NVIDIA = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvhost-ctrl", "/dev/dxg")
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One operation as the runtime ran it: its name after the runtime's own optimisation, its
-    operator, and its typical time in microseconds.
+    """Hold one operation as the runtime ran it: its name after the runtime's own optimisation, its operator,
+    and its typical time in microseconds.
 
     `origins` are the names of the exported nodes that it carries out, where the runtime tells; the
     graph of `Runtime.optimized` tells it of the others. `implementation` is what the runtime calls the
@@ -39,23 +40,23 @@ class NodeTime:
 
 
 class Session(Protocol):
-    """A loaded model with fixed input shape."""
+    """Run a loaded model with fixed input shape."""
 
     @property
     def input_shape(self) -> tuple[int, ...]: ...
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        """The outputs for one batch."""
+        """Return the outputs for one batch."""
 
     def run_once(self) -> None:
-        """One inference on a fixed random input, for timing."""
+        """Run one inference on a fixed random input, for timing."""
 
 
 class Runtime(Protocol):
-    """`package` is the distribution whose version counts, `precisions` what it computes in by
-    kernels of that precision: networks of others are not profiled with it. `opaque` says why its
-    operations cannot be timed one by one, empty where they can; `rounds` whether it computes in less
-    than float32 what a file has in floats."""
+    """Run exported files. `package` is the distribution whose version counts, `precisions` what it computes
+    in by kernels of that precision: networks of others are not profiled with it. `opaque` says why its
+    operations cannot be timed one by one, empty where they can; `rounds` whether it computes in less than
+    float32 what a file has in floats."""
 
     @property
     def name(self) -> str: ...
@@ -73,22 +74,22 @@ class Runtime(Protocol):
     def rounds(self) -> bool: ...
 
     def available(self) -> str:
-        """Empty where the runtime can be used, else why not and what to install."""
+        """Return nothing where the runtime can be used, else why not and what to install."""
 
-    def describe(self, threads: int) -> dict[str, Any]:
-        """Version, build and the settings sessions are made with."""
+    def describe(self, threads: int) -> dict[str, Plain]:
+        """Return version, build and the settings sessions are made with."""
 
     def load(self, model: bytes | Path, threads: int) -> Session:
-        """Raises InputError when the runtime cannot load the model."""
+        """Load a model. Raises InputError when the runtime cannot load the model."""
 
     def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
-        """Times of the operations, from the runtime's own profiler, in execution order.
+        """Return the times of the operations, from the runtime's own profiler, in execution order.
 
         Raises InputError for a runtime that is opaque.
         """
 
     def optimized(self, model: bytes, threads: int) -> bytes:
-        """The ONNX model as the runtime rewrote it; node names are those of `node_times`.
+        """Return the ONNX model as the runtime rewrote it; node names are those of `node_times`.
 
         Empty for a runtime that has no such file: its `NodeTime`s name their origins instead.
         """
@@ -113,7 +114,7 @@ def runtime_names() -> list[str]:
 
 
 def known_runtime(name: str) -> Runtime:
-    """The runtime of that name, usable here or not. Raises InputError that names the known ones."""
+    """Return the runtime of that name, usable here or not. Raises InputError that names the known ones."""
     if name not in _MODULES:
         raise InputError(f"there is no runtime {name!r}", fix=f"use one of: {', '.join(runtime_names())}")
     runtime: Runtime = importlib.import_module(_MODULES[name]).RUNTIMES[name]
@@ -121,7 +122,7 @@ def known_runtime(name: str) -> Runtime:
 
 
 def get_runtime(name: str) -> Runtime:
-    """The runtime of that name.
+    """Return the runtime of that name.
 
     Raises InputError that names the known ones, or says why this one cannot be used here and what
     to install.
@@ -139,7 +140,7 @@ def get_runtime(name: str) -> Runtime:
 
 
 def check_transparent(runtime: Runtime) -> None:
-    """Raises InputError for a runtime whose operations cannot be timed one by one."""
+    """Raise InputError for a runtime whose operations cannot be timed one by one."""
     if runtime.opaque:
         raise InputError(
             f"the runtime {runtime.name!r} cannot be profiled kernel by kernel",
@@ -149,21 +150,23 @@ def check_transparent(runtime: Runtime) -> None:
 
 
 def not_installed(package: str, extra: str = "") -> str:
-    """Empty when a package can be imported, else what to install; nothing is imported to tell."""
+    """Return nothing when a package can be imported, else what to install; nothing is imported to tell."""
     if importlib.util.find_spec(package) is not None:
         return ""
     return f"{package} is not installed: pip install '{f'autocompress[{extra}]' if extra else package}'"
 
 
 def no_nvidia_gpu() -> str:
-    """Empty where there may be an NVIDIA GPU; told by the driver's files, before a library is asked."""
+    """Return nothing where there may be an NVIDIA GPU, else that there is none; told by the driver's files,
+    before a library is asked."""
     if os.name == "nt" or any(Path(path).exists() for path in _NVIDIA):
         return ""
     return "there is no NVIDIA GPU, or its driver is not installed"
 
 
 def model_bytes(model: bytes | Path, runtime: str) -> bytes:
-    """The content of a model. Raises InputError, in the runtime's name, for a file that cannot be read."""
+    """Return the content of a model. Raises InputError, in the runtime's name, for a file that cannot be
+    read."""
     try:
         data = model.read_bytes() if isinstance(model, Path) else model
     except OSError as error:
@@ -175,16 +178,20 @@ def model_bytes(model: bytes | Path, runtime: str) -> bytes:
 
 def cannot_load(runtime: str, why: str) -> InputError:
     lines = [line for line in why.splitlines() if line.strip()]
-    return InputError(f"{runtime} cannot load the model", why=" ".join(lines[:2])[:300])
+    return InputError(
+        f"{runtime} cannot load the model",
+        why=" ".join(lines[:2])[:300],
+        fix="use another runtime; docs/runtimes.md says what each can run",
+    )
 
 
 def random_input(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """What `Session.run_once` computes on."""
+    """Return what `Session.run_once` computes on."""
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def middle_mean(values: list[float]) -> float:
-    """Mean of the middle half: for clocks that count whole microseconds finer than a median."""
+    """Return the mean of the middle half: for clocks that count whole microseconds finer than a median."""
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     quarter = len(ordered) // 4
     return float(ordered[quarter : len(ordered) - quarter].mean())

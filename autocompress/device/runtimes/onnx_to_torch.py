@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import fx
 
@@ -26,8 +27,8 @@ _INTEGER_OPERATORS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "Dyna
 
 @dataclass(frozen=True)
 class TorchGraph:
-    """`origins` says, for each call in `module`'s graph, which ONNX node it carries out; `operators`
-    says the operator of each of those."""
+    """Hold the translated network. `origins` says, for each call in `module`'s graph, which ONNX node it
+    carries out; `operators` says the operator of each of those."""
 
     module: fx.GraphModule
     origins: dict[str, str]
@@ -35,7 +36,7 @@ class TorchGraph:
     input_shape: tuple[int, ...]
 
     def node_times(self, call_us: Mapping[str, float]) -> list[NodeTime]:
-        """Times of the module's calls → those of the ONNX nodes that they carry out."""
+        """Return the times of the module's calls → those of the ONNX nodes that they carry out."""
         times: dict[str, float] = {}
         for call, us in call_us.items():
             origin = self.origins[call]
@@ -44,13 +45,17 @@ class TorchGraph:
 
 
 def torch_graph(model: bytes, runtime: str) -> TorchGraph:
-    """Raises InputError, in the runtime's name, for what is no model, has operators that are not
-    known here, or works on integers."""
+    """Return the network as a torch module. Raises InputError, in the runtime's name, for what is no model,
+    has operators that are not known here, or works on integers."""
     try:
         graph = onnx.load_from_string(model).graph
         shape = _shape(graph.input[0])
     except Exception as error:
-        raise InputError(f"{runtime} cannot load the model", why="it is no ONNX file") from error
+        raise InputError(
+            f"{runtime} cannot load the model",
+            why="it is no ONNX file",
+            fix="give a file that autocompress exported",
+        ) from error
     kinds = {node.op_type for node in graph.node}
     if kinds.intersection(_INTEGER_OPERATORS):
         raise InputError(
@@ -73,7 +78,7 @@ class _Translation:
         self.source, self.shape = source, shape
         self.root = torch.nn.Module()
         self.graph = fx.Graph()
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, fx.Node | NDArray[Any]] = {}
         self.origins: dict[str, str] = {}
 
     def run(self) -> TorchGraph:
@@ -85,7 +90,8 @@ class _Translation:
             name = node.name or f"{node.op_type}_{index}"
             operators[name] = node.op_type
             self._translate(node, name)
-        self.graph.output(self.values[self.source.output[0].name])
+        output: Any = self.values[self.source.output[0].name]
+        self.graph.output(output)
         module = fx.GraphModule(self.root, self.graph).eval()
         return TorchGraph(module, self.origins, operators, self.shape)
 
@@ -100,7 +106,7 @@ class _Translation:
 
 @dataclass(frozen=True)
 class _Emit:
-    """Adds torch calls on behalf of one ONNX node."""
+    """Add torch calls on behalf of one ONNX node."""
 
     translation: _Translation
     name: str
@@ -113,7 +119,7 @@ class _Emit:
         return created
 
     def _argument(self, arg: Any) -> Any:
-        """Arrays become buffers, those of no dimensions and lists of integers numbers."""
+        """Return arrays as buffers, those of no dimensions and lists of integers numbers."""
         if isinstance(arg, (list, tuple)):
             return type(arg)(self._argument(item) for item in arg)
         if not isinstance(arg, np.ndarray):

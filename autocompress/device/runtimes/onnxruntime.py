@@ -22,6 +22,7 @@ from autocompress.device.runtimes.base import (
     not_installed,
     random_input,
 )
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import InputError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -32,7 +33,7 @@ _ONE_OPERATION = "it sees one operation where TensorRT runs many; trtexec --expo
 
 
 class OnnxRuntimeSession:
-    """One `InferenceSession` with fixed thread counts; the input is float32 and its shape fixed."""
+    """Run one `InferenceSession` with fixed thread counts; the input is float32 and its shape fixed."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -53,7 +54,8 @@ class OnnxRuntimeSession:
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """`provider` is what runs the operations; those that it cannot run stay on the CPU."""
+    """Run files with ONNX Runtime; `provider` is what runs the operations; those that it cannot run stay on
+    the CPU."""
 
     name: str
     provider: str
@@ -74,7 +76,7 @@ class OnnxRuntime:
             return ""
         return f"this onnxruntime has no {self.provider}: pip install onnxruntime-gpu in its place"
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         import onnxruntime
 
         return {
@@ -143,7 +145,7 @@ class OnnxRuntime:
 
 
 def _typical_times(events: list[dict[str, Any]], repeats: int) -> list[NodeTime]:
-    """Times of each node over the last `repeats` runs, in execution order.
+    """Return the times of each node over the last `repeats` runs, in execution order.
 
     The profiler counts whole microseconds, so the mean of the middle half is taken, which has a
     finer resolution than a median.

@@ -26,6 +26,7 @@ from autocompress.device.runtimes.base import (
     not_installed,
     random_input,
 )
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import InputError
 
 _DEVICE = "CPU"
@@ -40,7 +41,7 @@ _NOT_RUN = ("unknown", "undef")
 
 
 class OpenVinoSession:
-    """One infer request; input and output are float32 and the shape is fixed."""
+    """Run one infer request; input and output are float32 and the shape is fixed."""
 
     def __init__(self, compiled: Any) -> None:
         self.compiled = compiled
@@ -56,7 +57,7 @@ class OpenVinoSession:
         self._request.infer(self._feed, share_inputs=True, share_outputs=True)
 
     def counters_us(self) -> dict[str, float]:
-        """Mean times of the layers over all runs so far, in whole microseconds."""
+        """Return the mean times of the layers over all runs so far, in whole microseconds."""
         return {
             layer.node_name: layer.real_time.total_seconds() * 1e6 for layer in self._request.profiling_info
         }
@@ -72,7 +73,7 @@ class OpenVino:
     def available(self) -> str:
         return not_installed("openvino", "openvino")
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         openvino = _openvino()
         capabilities = _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         return {
@@ -91,7 +92,7 @@ class OpenVino:
         return self._session(model, threads, counters=False)
 
     def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
-        """The counters are coarse, and where code and data lie matters: the median of several models."""
+        """Return medians over several models: the counters are coarse, and where code and data lie matters."""
         readings = [self._reading(model, threads, repeats) for _ in range(_READINGS)]
         return [
             replace(layers[0], time_us=statistics.median(layer.time_us for layer in layers))
@@ -99,12 +100,12 @@ class OpenVino:
         ]
 
     def optimized(self, model: bytes, threads: int) -> bytes:
-        """Its graph is no ONNX; the layers name their origins."""
+        """Return nothing: its graph is no ONNX; the layers name their origins."""
         del model, threads
         return b""
 
     def _reading(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
-        """Mean times in a freshly compiled model, without those of the runs that warm it up.
+        """Return the mean times in a freshly compiled model, without those of the runs that warm it up.
 
         Layers without a counter prepare constants, once.
         """
@@ -138,8 +139,9 @@ class OpenVino:
         return session
 
 
-def _settings(threads: int, counters: bool) -> dict[str, Any]:
-    """Without the hint for floats it would compute in bfloat16 where the processor can.
+def _settings(threads: int, counters: bool) -> dict[str, str | int]:
+    """Return the settings of a model. Without the hint for floats it would compute in bfloat16 where the
+    processor can.
 
     The second thread of a core is one to count; without that setting fewer run than were asked for.
     """
@@ -155,7 +157,8 @@ def _settings(threads: int, counters: bool) -> dict[str, Any]:
 
 
 def _mean_us(counted: Sequence[tuple[int, float]]) -> float:
-    """Mean time of the runs behind the first reading, from readings `(runs so far, their mean in µs)`.
+    """Return the mean time of the runs behind the first reading, from readings `(runs so far, their mean in
+    µs)`.
 
     A block of runs within which the process was interrupted counts as a usual one. What never took a
     whole microsecond gets half of one.
@@ -173,7 +176,7 @@ def _mean_us(counted: Sequence[tuple[int, float]]) -> float:
 
 
 def _layers(compiled: Any) -> list[NodeTime]:
-    """What ran, in execution order; its time is for the counters to tell."""
+    """Return what ran, in execution order; its time is for the counters to tell."""
     operations = compiled.get_runtime_model().get_ordered_ops()
     ran = [layer for layer in map(_layer, operations) if layer.order >= 0]
     return [layer.time for layer in sorted(ran, key=lambda layer: layer.order)]
@@ -181,7 +184,7 @@ def _layers(compiled: Any) -> list[NodeTime]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """An operation of the runtime model and its place in the order of execution, -1 if it is not run."""
+    """Hold an operation of the runtime model and its place in the order of execution, -1 if it is not run."""
 
     time: NodeTime
     order: int
@@ -197,7 +200,8 @@ def _layer(operation: Any) -> _Layer:
 
 
 def _origins(operation: Any) -> Iterator[tuple[str, ...]]:
-    """Layers that the operation was made of; of an inserted one, those of what reads or wrote its value."""
+    """Return layers that the operation was made of; of an inserted one, those of what reads or wrote its
+    value."""
     seen, queue = set(), [operation]
     while queue:
         current = queue.pop(0)
@@ -212,7 +216,7 @@ def _origins(operation: Any) -> Iterator[tuple[str, ...]]:
 
 
 def _about(operation: Any) -> dict[str, str]:
-    """What the runtime model says of an operation; values arrive wrapped or plain, by version."""
+    """Return what the runtime model says of an operation; values arrive wrapped or plain, by version."""
     return {key: str(getattr(value, "value", value)) for key, value in operation.get_rt_info().items()}
 
 
@@ -222,7 +226,8 @@ def _core() -> Any:
 
 
 def _openvino() -> Any:
-    """The library, kept from reporting its use, which it does on import unless its reporter is missing."""
+    """Return the library, kept from reporting its use, which it does on import unless its reporter is
+    missing."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

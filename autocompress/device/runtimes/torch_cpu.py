@@ -25,6 +25,7 @@ from autocompress.device.runtimes.base import (
     not_installed,
     random_input,
 )
+from autocompress.device.runtimes.description import Plain
 
 if TYPE_CHECKING:
     from autocompress.device.runtimes.onnx_to_torch import TorchGraph
@@ -52,7 +53,8 @@ class TorchSession:
             torch.set_num_threads(before)
 
     def run_once(self) -> None:
-        """Leaves the process with the session's number of threads: to set it back would be timed too."""
+        """Run once and leave the process with the session's number of threads: setting it back would be timed
+        too."""
         torch = self._torch
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
@@ -78,10 +80,10 @@ class TorchRuntime:
             return missing
         return _no_compiler() if self.compiles else ""
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         import torch
 
-        described = {
+        described: dict[str, Plain] = {
             "runtime": self.name,
             "version": torch.__version__,
             "build": torch.version.git_version,
@@ -108,7 +110,7 @@ class TorchRuntime:
         )
 
     def optimized(self, model: bytes, threads: int) -> bytes:
-        """Torch has no such file; the times name their origins."""
+        """Return nothing: torch has no such file; the times name their origins."""
         del model, threads
         return b""
 
@@ -130,14 +132,14 @@ class TorchRuntime:
 
 
 def _compiled(module: Any) -> Any:
-    """Compiled for its one shape when it is first called."""
+    """Return the module compiled for its one shape when it is first called."""
     import torch
 
     return torch.compile(module, dynamic=False, fullgraph=True)
 
 
 def _frozen_weights() -> contextlib.AbstractContextManager[Any]:
-    """What is compiled meanwhile takes weights as constants, laid out once and fused with what follows.
+    """Take weights as constants in what is compiled meanwhile, laid out once and fused with what follows.
 
     As an option of `torch.compile` it comes too late for the part that reads the module.
     """
@@ -147,7 +149,7 @@ def _frozen_weights() -> contextlib.AbstractContextManager[Any]:
 
 
 def _no_compiler() -> str:
-    """Inductor writes C++."""
+    """Return that there is no compiler, else nothing: Inductor writes C++."""
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
     if any(name and shutil.which(name) for name in compilers):
         return ""

@@ -27,6 +27,7 @@ from autocompress.device.runtimes.base import (
     not_installed,
     random_input,
 )
+from autocompress.device.runtimes.description import Plain
 
 if TYPE_CHECKING:
     from autocompress.device.runtimes.onnx_to_torch import TorchGraph
@@ -47,7 +48,7 @@ class TorchCudaRuntime:
     def available(self) -> str:
         return not_installed("torch") or no_nvidia_gpu() or _no_cuda()
 
-    def describe(self, threads: int) -> dict[str, Any]:
+    def describe(self, threads: int) -> dict[str, Plain]:
         import torch
 
         return {
@@ -66,7 +67,7 @@ class TorchCudaRuntime:
         }
 
     def load(self, model: bytes | Path, threads: int) -> TorchCudaSession:
-        """`threads` is not used: a replay needs none."""
+        """Load a model; `threads` is not used: a replay needs none."""
         del threads
         graph = self._graph(model)
         try:
@@ -81,7 +82,7 @@ class TorchCudaRuntime:
         return graph.node_times(calls(self._laid_out(random_input(graph.input_shape))))
 
     def optimized(self, model: bytes, threads: int) -> bytes:
-        """Torch has no such file; the times name their origins."""
+        """Return nothing: torch has no such file; the times name their origins."""
         del model, threads
         return b""
 
@@ -110,7 +111,7 @@ class TorchCudaRuntime:
 
 
 class TorchCudaSession:
-    """Inputs and outputs are copied to and from the GPU by `run`; `run_once` times the GPU alone."""
+    """Run a network on the GPU: `run` copies inputs and outputs to and from it, `run_once` does not."""
 
     def __init__(self, function: Callable[[Any], Any], inputs: Any) -> None:
         import torch
@@ -134,7 +135,7 @@ class TorchCudaSession:
 
 
 def _captured(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """(what replays the function, where its result lies then)."""
+    """Return (what replays the function, where its result lies then)."""
     import torch
 
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
@@ -153,7 +154,8 @@ def _captured(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """No TF32, and algorithms by cuDNN's heuristics: those found by trying differ from load to load."""
+    """Allow no TF32, and take algorithms by cuDNN's heuristics: those found by trying differ from load to
+    load."""
     from torch.backends import cuda, cudnn
 
     before = cuda.matmul.allow_tf32
@@ -166,8 +168,8 @@ def _settings() -> Iterator[None]:
 
 
 def _timed_calls(module: Any, blocks: int) -> Callable[[Any], dict[str, float]]:
-    """Input → microseconds of each call of the module. A call is captured several times in a row; calls
-    that only view their input differently launch nothing and take none."""
+    """Return a function: input → microseconds of each call of the module. A call is captured several times in
+    a row; calls that only view their input differently launch nothing and take none."""
     import torch
     from torch import fx
 
@@ -212,7 +214,7 @@ def _is_view(result: Any, inputs: list[Any]) -> bool:
 
 
 def _time_us(call: Callable[[], Any], blocks: int) -> float:
-    """A replay before each that is timed keeps the GPU busy while the next is launched."""
+    """Time replays; one before each that is timed keeps the GPU busy while the next is launched."""
     import torch
 
     def repeated() -> None:

@@ -37,7 +37,7 @@ def _same(function: Callable[..., Any]) -> Operator:
 
 
 def _with(function: Callable[..., Any], *defaults: tuple[str, Any]) -> Operator:
-    """One input, and attributes as further arguments."""
+    """Return an operator of one input, with attributes as further arguments."""
     return lambda emit, attributes, x: emit(
         function, x, *(attributes.get(name, default) for name, default in defaults)
     )
@@ -79,8 +79,19 @@ def conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias: Any = Non
     return emit(function, x, weight, bias, strides, before, dilations, attributes.get("group", 1))
 
 
+@torch_for("ConvTranspose")
+def transposed_conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias: Any = None) -> Any:
+    rank = weight.ndim - 2
+    function = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d}[rank]
+    ones = [1] * rank
+    strides, dilations = (list(attributes.get(name, ones)) for name in ("strides", "dilations"))
+    pads, more = list(attributes.get("pads", [0] * 2 * rank)), attributes.get("output_padding", [0] * rank)
+    groups = attributes.get("group", 1)
+    return emit(function, x, weight, bias, strides, pads[:rank], list(more), groups, dilations)
+
+
 def torch_pads(before: list[int], after: list[int]) -> list[int]:
-    """Torch wants pairs, those of the last axis first."""
+    """Return paddings as torch wants them: pairs, those of the last axis first."""
     return [size for pair in zip(before[::-1], after[::-1], strict=True) for size in pair]
 
 

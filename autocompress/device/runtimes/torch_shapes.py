@@ -51,14 +51,18 @@ def _window(attributes: Attributes) -> tuple[list[int], list[int], list[int], bo
     pads = list(attributes.get("pads", [0] * 2 * len(kernel)))
     before, after = pads[: len(kernel)], pads[len(kernel) :]
     if before != after:
-        raise InputError("torch pools with the same padding before and after only", why=f"it is {pads}")
+        raise InputError(
+            "torch pools with the same padding before and after only",
+            why=f"it is {pads}",
+            fix="pad alike on both sides in the teacher, or use the runtime onnxruntime",
+        )
     strides = list(attributes.get("strides", [1] * len(kernel)))
     return kernel, strides, before, bool(attributes.get("ceil_mode", 0))
 
 
 @torch_for("Reshape")
 def reshape(emit: Any, _attributes: Attributes, x: Any, shape: Any) -> Any:
-    """A size of 0 keeps the input's."""
+    """Reshape; a size of 0 keeps the input's."""
     given = [
         emit(torch.Tensor.size, x, axis) if size == 0 else size for axis, size in enumerate(shape.tolist())
     ]
@@ -84,7 +88,7 @@ def squeeze(emit: Any, _attributes: Attributes, x: Any, axes: Any) -> Any:
 
 @torch_for("Expand")
 def expand(emit: Any, _attributes: Attributes, x: Any, shape: Any) -> Any:
-    """A size of 1 keeps the input's, as in ONNX."""
+    """Expand; a size of 1 keeps the input's, as in ONNX."""
     return emit(torch.Tensor.expand, x, [-1 if size == 1 else size for size in shape.tolist()])
 
 
@@ -97,7 +101,7 @@ def tile(emit: Any, _attributes: Attributes, x: Any, counts: Any) -> Any:
 def slice_(
     emit: Any, _attributes: Attributes, x: Any, starts: Any, ends: Any, axes: Any, steps: Any = None
 ) -> Any:
-    """Steps of -1 over whole axes are flips; others are positive."""
+    """Slice; steps of -1 over whole axes are flips; others are positive."""
     steps = np.ones_like(starts) if steps is None else steps
     if (steps < 0).any():
         return emit(torch.flip, x, axes.tolist())
@@ -141,7 +145,7 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate",
 
 @torch_for("Pad")
 def pad(emit: Any, attributes: Attributes, x: Any, amounts: Any, fill: Any = None) -> Any:
-    """Other modes than a constant leave the first two axes as they are."""
+    """Pad; other modes than a constant leave the first two axes as they are."""
     count = len(amounts) // 2
     before, after = amounts[:count].tolist(), amounts[count:].tolist()
     mode = _PAD_MODES[attributes.get("mode", b"constant").decode()]
@@ -153,7 +157,7 @@ def pad(emit: Any, attributes: Attributes, x: Any, amounts: Any, fill: Any = Non
 @torch_for("Resize")
 def resize(emit: Any, attributes: Attributes, x: Any, _region: Any, _scales: Any, sizes: Any) -> Any:
     mode = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}[attributes["mode"].decode()]
-    options: dict[str, Any] = {"mode": mode}
+    options: dict[str, object] = {"mode": mode}
     if mode != "nearest":
         options["align_corners"] = attributes["coordinate_transformation_mode"] == b"align_corners"
     return emit(functional.interpolate, x, sizes[2:].tolist(), **options)

@@ -12,7 +12,7 @@ from torch import fx
 
 
 class TimedCalls(fx.Interpreter):
-    """Runs the module; the times of all runs so far are in `times_us`, by call and in order."""
+    """Run the module; the times of all runs so far are in `times_us`, by call and in order."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -29,5 +29,5 @@ class TimedCalls(fx.Interpreter):
         return result
 
     def times_us(self) -> dict[str, list[float]]:
-        """In microseconds."""
+        """Return the times of each call in microseconds."""
         return {name: [ns / 1e3 for ns in values] for name, values in self._found_ns.items()}

@@ -46,7 +46,9 @@ def array_set(images: Any, labels: Any, where: str) -> ArraySet:
     """Return arrays as a dataset; raises DataError for counts that differ and for images of no known form."""
     tensor = images_of(images, where)
     if len(tensor) != len(labels):
-        raise DataError(f"{len(tensor)} images and {len(labels)} labels", where=where)
+        raise DataError(
+            f"{len(tensor)} images and {len(labels)} labels", where=where, fix="give one label for each image"
+        )
     flat = labels.reshape(-1) if getattr(labels, "ndim", 1) == 2 and labels.shape[1] == 1 else labels
     return ArraySet(tensor, flat)
 

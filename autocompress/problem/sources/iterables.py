@@ -35,7 +35,7 @@ def map_style(item: Any, where: str, reading: Reading) -> tuple[Any, str]:
     if isinstance(item, Iterable):
         return _collected(item, where, reading)
     raise DataError(
-        f"the {where.rpartition(', ')[2]} data is a {type(item).__name__}, not a map-style dataset",
+        f"the {where.rpartition(', ')[2]} data has the type {type(item).__name__}, not a map-style dataset",
         where=where,
         fix="give objects with __len__ and __getitem__, such as torch.utils.data.Dataset, a DataLoader, or "
         "an iterable of (image, label)",
@@ -89,7 +89,11 @@ def _unbatched(items: Iterable[Any], where: str) -> Iterator[Any]:
             continue
         images, labels = parts
         if len(images) != len(labels):
-            raise DataError(f"a batch has {len(images)} images and {len(labels)} labels", where=where)
+            raise DataError(
+                f"a batch has {len(images)} images and {len(labels)} labels",
+                where=where,
+                fix="give one label for each image",
+            )
         yield from zip(images, labels, strict=True)
 
 

@@ -143,7 +143,11 @@ def _with_channels(images: Tensor, channels: int, where: str) -> Tensor:
         return torch.cat(
             [(part * weights).sum(1, True).round().to(torch.uint8) for part in images.split(4096)]
         )
-    raise DataError(f"images of {images.shape[1]} channels cannot be read as {channels}", where=where)
+    raise DataError(
+        f"images of {images.shape[1]} channels cannot be read as {channels}",
+        where=where,
+        fix="give channels=1 or channels=3",
+    )
 
 
 def _resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:

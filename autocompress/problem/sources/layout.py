@@ -78,7 +78,11 @@ def arrange(found: Found, class_folder: str | None = None) -> Layout:
     _check_empty(found, base, held)
     if TRAIN not in roles.values():
         if roles:
-            raise DataError(f"{found.root} has held-out images and no train folder", where=", ".join(roles))
+            raise DataError(
+                f"{found.root} has held-out images and no train folder",
+                where=", ".join(roles),
+                fix="name the folder of training images train",
+            )
         sets = {TRAIN: _classified(images, base, found, class_folder)}
         return Layout(sets, tuple(filter(None, (found.note(), _loose(images, base)))))
     chosen = _chosen(roles, found)

@@ -78,9 +78,13 @@ def read_settings(spec: specs.Spec, known: tuple[str, ...] = OPTIONS) -> Setting
     spec.without_options(DataError, known)
     mean, std = _channel_values(spec, "mean"), _channel_values(spec, "std")
     if (mean is None) != (std is None):
-        raise DataError("mean and std are given together", where=spec.text)
+        raise DataError("mean and std are given together", where=spec.text, fix="give both, or neither")
     if std is not None and min(std) <= 0:
-        raise DataError(f"std must be above 0, not {min(std)}", where=spec.text)
+        raise DataError(
+            f"std must be above 0, not {min(std)}",
+            where=spec.text,
+            fix="give the standard deviation of each channel",
+        )
     return Settings(
         size=_size(spec),
         channels=_whole(spec, "channels"),
@@ -119,7 +123,9 @@ def _whole(spec: specs.Spec, key: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIDE:
-        raise DataError(f"{key}={value} is not a whole number above 0", where=spec.text)
+        raise DataError(
+            f"{key}={value} is not a whole number above 0", where=spec.text, fix="give a number such as 224"
+        )
     return value
 
 
@@ -145,7 +151,11 @@ def per_channel(normalisation: Normalisation, channels: int, where: str) -> Norm
             return values * channels
         if channels == 1:
             return (sum(values) / len(values),)
-        raise DataError(f"{len(values)} values of mean and std for {channels} channels", where=where)
+        raise DataError(
+            f"{len(values)} values of mean and std for {channels} channels",
+            where=where,
+            fix="give one value, or one for each channel",
+        )
 
     return Normalisation(fit(normalisation.mean), fit(normalisation.std))
 

@@ -118,7 +118,11 @@ def from_datasets(made: Any, name: str, reading: Reading) -> Source:
         where = f"{name}, {TITLES[split]}"
         dataset, note = map_style(item, where, reading)
         if not len(dataset):
-            raise DataError(f"the {TITLES[split]} data is empty", where=name)
+            raise DataError(
+                f"the {TITLES[split]} data is empty",
+                where=name,
+                fix="give at least one image, or leave the split out",
+            )
         if form is None:
             first = _image(dataset, 0, where, reading.hints.channels)
             form = Form(tuple(first.shape), reading.hints.channels)
@@ -278,14 +282,21 @@ def _item(dataset: MapStyle, position: int, where: str) -> tuple[Any, Any]:
         item = dataset[position]
     except Exception as problem:
         raise DataError(
-            f"item {position} cannot be read", where=where, why=f"{type(problem).__name__}: {problem}"
+            f"item {position} cannot be read",
+            where=where,
+            why=f"{type(problem).__name__}: {problem}",
+            fix="correct the dataset, or leave the item out",
         ) from problem
     if isinstance(item, Mapping):
         found = [next((key for key in keys if key in item), None) for keys in (IMAGE_KEYS, LABEL_KEYS)]
         if None not in found:
             return item[found[0]], item[found[1]]
     if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise DataError(f"item {position} is not an (image, label) pair", where=where)
+        raise DataError(
+            f"item {position} is not an (image, label) pair",
+            where=where,
+            fix="return (image, label), or a mapping with both",
+        )
     return item[0], item[1]
 
 
@@ -303,7 +314,12 @@ def _as_tensor(image: Any, where: str, channels: int | None) -> Tensor:
         try:
             return as_tensor(in_channels(image, channels or (1 if grey else 3)))
         except UnusableImageError as problem:
-            raise DataError("an image cannot be used", where=where, why=str(problem)) from problem
+            raise DataError(
+                "an image cannot be used",
+                where=where,
+                why=str(problem),
+                fix="convert it to 8 bits, grey or RGB",
+            ) from problem
     tensor = _of_array(image) if isinstance(image, np.ndarray) else image
     if not isinstance(tensor, Tensor) or tensor.ndim != 3:
         shape = tuple(getattr(tensor, "shape", ()))
@@ -335,7 +351,11 @@ def _check_image(image: Tensor, position: int, where: str, form: Form) -> Tensor
             fix="bring all images to one size",
         )
     if image.dtype != torch.uint8 and not bool(torch.isfinite(image).all()):
-        raise DataError(f"image {position} holds NaN or infinite values", where=where)
+        raise DataError(
+            f"image {position} holds NaN or infinite values",
+            where=where,
+            fix="leave the image out, or correct its values",
+        )
     return image
 
 
@@ -344,4 +364,8 @@ def _check_finite(images: Tensor, where: str) -> None:
         return
     bad = (~torch.isfinite(images).flatten(1).all(1)).nonzero()
     if len(bad):
-        raise DataError(f"image {int(bad[0])} holds NaN or infinite values", where=where)
+        raise DataError(
+            f"image {int(bad[0])} holds NaN or infinite values",
+            where=where,
+            fix="leave the image out, or correct its values",
+        )

@@ -139,7 +139,11 @@ def _read_shards(index: Path) -> State:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise TeacherError(f"the file {index} lists no weights", why=_first_line(problem)) from problem
+        raise TeacherError(
+            f"the file {index} lists no weights",
+            why=_first_line(problem),
+            fix="copy the whole checkpoint again",
+        ) from problem
     for name in names:
         state |= read_checkpoint(index.parent / Path(str(name)).name)
     return state

@@ -101,9 +101,11 @@ def _json(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise TeacherError(f"the file {path} cannot be read", why=str(problem)) from problem
+        raise TeacherError(
+            f"the file {path} cannot be read", why=str(problem), fix="copy the whole model folder again"
+        ) from problem
     if not isinstance(found, Mapping):
-        raise TeacherError(f"the file {path} holds no configuration")
+        raise TeacherError(f"the file {path} holds no configuration", fix="copy the whole model folder again")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which candidate to try next, by a surrogate of accuracy and exact costs; asked and told like `study.Study`.
+"""Which candidate to try next, by a surrogate of accuracy and exact costs; asked and told like a `Study`.
 
 A Gaussian process over the choices, their exact costs and whatever `features` add (expected damage, paths
 of a cell, …) predicts errors, and the candidate with the largest expected gain in hypervolume is proposed.

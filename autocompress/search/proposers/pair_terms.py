@@ -43,13 +43,13 @@ def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str]
         expected = solver.harm(answer)
         if hurt < best:
             best, kept = hurt, solver.pairs
-        what = f"the solver's answer hurts {hurt:.3g}, the sum of its choices says {expected:.3g}"
+        what = f"the solver's candidate scores {hurt:.3g}, its choices one by one sum up to {expected:.3g}"
         if hurt <= (1 + NOT_ADDITIVE) * expected + LEAST_DAMAGE * len(answer.choices):
             say(f"{what}: sums will do")
             break
         new = _worst_pairs(answer, solver.damage, tried) if number < ROUNDS else []
         if not new:
-            say(f"{what}; nothing more is tried, the best answer hurts {best:.3g}")
+            say(f"{what}; no more pairs are scored, the best candidate scores {best:.3g}")
             break
         tried.update(new)
         together = hurts([Candidate.of(pair) for pair in new])
@@ -60,7 +60,7 @@ def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str]
         }
         counting = {pair: term for pair, term in terms.items() if term > 0}
         solver.pairs = {**solver.pairs, **counting}
-        say(f"{what}; pairs of them that were scored: {len(new)}, that count: {len(counting)}")
+        say(f"{what}; of {len(new)} pairs scored {len(counting)} are worse than their sum")
     solver.pairs = kept
     return kept
 

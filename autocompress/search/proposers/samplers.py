@@ -26,7 +26,7 @@ _MOST_LISTED = 2_500
 
 
 class Proposer(Protocol):
-    """Asked for candidates and told what became of them; see `study.Study`."""
+    """Asked for candidates and told what became of them; see `optuna_study.Study`."""
 
     duplicates: int
 

@@ -16,7 +16,7 @@ def starting_points(solver: Solver, limits: Limits) -> tuple[list[Candidate], st
     found = solver.sweep(limits, SEEDS)
     if found:
         return found, (
-            f"starting from {len(found)} candidates that keep the budgets at the least estimated damage, "
+            f"starting from {len(found)} candidates that keep the budgets with the least summed sensitivity, "
             "by integer programming"
         )
     return _repaired(solver, limits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product as product_of
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.module import GraphModule
 from autocompress.graph.network import Network, Node, Param, Ref
+from autocompress.graph.operations import LAYERS
 from autocompress.graph.replace_layer import bias_of, conv_args, groups_of
 
 CALIBRATION_BATCH = 128
@@ -39,7 +40,7 @@ def solvable_layers(network: Network) -> tuple[Node, ...]:
 
 
 def _is_solvable(network: Network, node: Node) -> bool:
-    if node.op not in WEIGHTED or node.kwargs or not isinstance(node.args[0], Ref):
+    if node.op not in LAYERS or node.kwargs or not isinstance(node.args[0], Ref):
         return False
     weight = node.args[1]
     if not isinstance(weight, Param) or len(network.param_users[weight.name]) > 1:
@@ -64,30 +65,26 @@ def input_rows(node: Node, value: Tensor, weight_shape: tuple[int, ...], at: Ten
     if node.op == "linear":
         return value.reshape(-1, value.shape[-1])[at][:, None]
     conv = conv_args(node)
-    kernel, (height, width) = weight_shape[2:], node.shape[2:]
-    value = functional.pad(value, _padding(conv.padding, kernel, conv.dilation)).permute(0, 2, 3, 1)
-    example, place = at // (height * width), at % (height * width)
-    row, column = (place // width) * conv.stride[0], (place % width) * conv.stride[1]
-    taps = [
-        value[example, row + y * conv.dilation[0], column + x * conv.dilation[1]]
-        for y in range(kernel[0])
-        for x in range(kernel[1])
-    ]
+    kernel, sizes = weight_shape[2:], node.shape[2:]
+    value = functional.pad(value, _padding(conv.padding, kernel, conv.dilation)).movedim(1, -1)
+    example, *place = torch.unravel_index(at, (len(value), *sizes))
+    start = [index * stride for index, stride in zip(place, conv.stride, strict=True)]
+    taps = []
+    for tap in product_of(*map(range, kernel)):
+        steps = zip(start, tap, conv.dilation, strict=True)
+        taps.append(value[(example, *(first + index * dilation for first, index, dilation in steps))])
     rows = torch.stack(taps, dim=-1)
     return rows.reshape(len(at), conv.groups, -1)
 
 
-def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom."""
+def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
+    """Return before and after of each spatial axis, the last axis first, as `functional.pad` takes them."""
     if padding == "valid":
-        return (0, 0, 0, 0)
+        padding = (0,) * len(kernel)
     if padding == "same":
-        (up, down), (left, right) = (
-            ((d * (k - 1)) // 2, d * (k - 1) - (d * (k - 1)) // 2)
-            for k, d in zip(kernel, dilation, strict=True)
-        )
-        return (left, right, up, down)
-    return (padding[1], padding[1], padding[0], padding[0])
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [part for total in reversed(totals) for part in (total // 2, total - total // 2)]
+    return [amount for amount in reversed(padding) for _ in range(2)]
 
 
 def layer_rows(module: GraphModule, node: Node, value: Tensor, limit: int) -> Tensor:

@@ -29,7 +29,7 @@ def quantized(
 ) -> GraphModule:
     """A network whose batch norms are folded, as it will be shipped: with the quantizers of its plan.
 
-    `settings.ranges` names a method of `calibrate`, or is `auto`: each of them is tried, and that is taken
+    `settings.ranges` names a method of `activation_ranges`, or is `auto`: each is tried, and that is taken
     whose outputs diverge least from those in floating point on the examples. Without layers of 8 bits the
     network stays as it is. `reference` is the network that it should compute like, value by value; without
     one, itself before it was quantized. The arguments are not modified.

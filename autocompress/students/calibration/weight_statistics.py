@@ -1,4 +1,4 @@
-"""What calibration data says of single weights: what `transforms.thin` decides by which of them stay."""
+"""What calibration data says of single weights, by which `families.sparsity` decides which of them stay."""
 
 from __future__ import annotations
 

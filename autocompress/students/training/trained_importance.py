@@ -14,7 +14,7 @@ from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.sparsification import Thinner
 
 TRAINED = {"slimming": "l1", "l0": "l0", "decay": "decay"}
-"""Importance → the method of `distill.sparse_training` that finds it."""
+"""Importance → the method of `training.sparsification` that finds it."""
 
 SHARE = 0.5
 """The share of the channels that the penalty is set to leave."""

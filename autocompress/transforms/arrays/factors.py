@@ -1,4 +1,4 @@
-"""Weights as products of smaller ones: the arithmetic behind `transforms.low_rank`, on arrays alone.
+"""Weights as products of smaller ones: the arithmetic behind `transforms.families.low_rank`, on arrays alone.
 
 Each function takes a dense weight `(out, in, kh, kw)`, or `(out, in)` where it says so, and where it
 can the second moments of the layer's input rows (`quality.layer_rows.Moments`): then it keeps what

@@ -41,7 +41,7 @@ def obs(
 
     `second` `(fan_in, fan_in)` are the second moments of what the layer multiplies, `keep` a density of the
     whole weight or a pattern such as `2:4` along the inputs. The zeros are as many as a mask of
-    `sparsify` has, but for rounding where columns go block by block.
+    `masks` has, but for rounding where columns go block by block.
     """
     pattern = n_of_m(keep)
     inputs, taps = weight.shape[1], int(np.prod(weight.shape[2:]))

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Param, Weights
+from autocompress.graph.operations import LAYERS
 from autocompress.graph.replace_layer import bias_of, conv_args
 
 ROUNDS = 10
 """Chains of depthwise layers need several until all agree."""
 
-_LAYERS = frozenset({"conv2d", "conv2d.padding", "linear"})
 _HOMOGENEOUS = frozenset({"relu", "leaky_relu"})
 _LEAST = 1e-8
 
@@ -62,7 +62,7 @@ def _only_reader(network: Network, node: Node) -> Node | None:
 
 def _is_plain(network: Network, node: Node) -> bool:
     """A layer with parameters of its own that is not grouped, or is depthwise."""
-    if node.op not in _LAYERS or node.grid is not None or node.kwargs:
+    if node.op not in LAYERS or node.grid is not None or node.kwargs:
         return False
     if any(len(network.param_users[name]) > 1 for name in node.params):
         return False

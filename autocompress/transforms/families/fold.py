@@ -15,15 +15,15 @@ from autocompress.graph.network import (
     Param,
     ParamSpec,
     Ref,
+    Shape,
     Weights,
     prune_dead,
     redirect,
     unique_name,
 )
-from autocompress.graph.replace_layer import bias_of
+from autocompress.graph.operations import TRANSPOSED, WEIGHTED
+from autocompress.graph.replace_layer import bias_of, channel_axis, groups_of
 from autocompress.transforms.families.low_bit import scaled
-
-_LAYERS = ("conv2d", "conv2d.padding", "conv1d", "linear")
 
 
 def fold_batch_norms(
@@ -68,7 +68,7 @@ def _foldable_layer(network: Network, norm: Node) -> Node | None:
     if any(norm.args[5:6]) or not all(isinstance(arg, Param) for arg in norm.args[3:5]):
         return None  # It takes the statistics of each batch.
     layer = network.by_name.get(norm.args[0].node)
-    if layer is None or layer.op not in _LAYERS or layer.quantizer is not None:
+    if layer is None or layer.op not in WEIGHTED or layer.quantizer is not None:
         return None
     if layer.kwargs or network.users[layer.name] != (norm.name,) or network.output == layer.name:
         return None
@@ -87,21 +87,30 @@ def _fold(layer: Node, norm: Node, params: dict[str, ParamSpec], weights: Weight
     bias = bias_of(layer)
     if bias is None:
         bias = Param(_bias_name(weight.name, params))
-        params[bias.name] = ParamSpec((params[weight.name].shape[0],))
+        params[bias.name] = ParamSpec((layer.shape[channel_axis(layer)],))
         if weights is not None:
             weights[bias.name] = np.zeros(params[bias.name].shape, np.float32)
     assert isinstance(bias, Param)
     if weights is not None:
         factor, shift = _affine(norm, weights)
-        column = factor.reshape(-1, *(1,) * (weights[weight.name].ndim - 1))
         if layer.grid is None:
-            folded = weights[weight.name] * column
+            folded = weights[weight.name] * _columns(layer, factor, weights[weight.name].shape)
         else:
             step = layer.grid.step
             folded, weights[step] = scaled(weights[weight.name], weights[step], layer.grid.form, factor)
         weights[weight.name] = folded.astype(np.float32)
         weights[bias.name] = (weights[bias.name] * factor + shift).astype(np.float32)
     return layer.but(args=(layer.args[0], weight, bias, *layer.args[3:]), quantizer=norm.quantizer)
+
+
+def _columns(layer: Node, factor: NDArray[np.float64], shape: Shape) -> NDArray[np.float64]:
+    """Return one factor an output in a form that the layer's weight of this shape can be multiplied by."""
+    ones = (1,) * (len(shape) - 2)
+    if layer.op not in TRANSPOSED:
+        return factor.reshape(-1, 1, *ones)
+    groups = groups_of(layer)
+    by_group = factor.reshape(groups, 1, shape[1])
+    return np.broadcast_to(by_group, (groups, shape[0] // groups, shape[1])).reshape(*shape[:2], *ones)
 
 
 def _affine(norm: Node, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

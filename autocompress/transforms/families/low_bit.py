@@ -8,7 +8,7 @@
 
 A weight takes the nearest value. Without a zero in the middle 2^b values lie evenly on both sides; of
 2-bit values three would be left otherwise. Runtimes see 8-bit integers, so that their integer kernels
-run, in the time of 8 bits; only files get smaller. `graph.rounding` does the same in training.
+run, in the time of 8 bits; only files get smaller. `graph.straight_through` does the same in training.
 """
 
 from __future__ import annotations

@@ -7,31 +7,51 @@
 | `spatial_svd` | k×k | k×1 · 1×k |
 | `cp` | k×k | 1×1 · depthwise k×k · 1×1 |
 
-`transforms.factors` has the arithmetic and the papers. Without moments the weight is what is kept close,
-with them the layer's output on calibration data.
+`transforms.arrays.factors` has the arithmetic and the papers. Without moments the weight is what is kept
+close, with them the layer's output on calibration data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Shape, Weights
-from autocompress.graph.replace_layer import POINTWISE, ConvArgs, Link, conv_args, replace_by_chain
+from autocompress.graph.operations import TRANSPOSED
+from autocompress.graph.replace_layer import (
+    ConvArgs,
+    Link,
+    conv_args,
+    output_axis,
+    pointwise,
+    replace_by_chain,
+)
 from autocompress.transforms.arrays import factors
 
 FOR_KERNELS = ("tucker2", "spatial_svd", "cp")
 """Methods for kernels above 1×1, the default first."""
 
 
+def dense_shape(network: Network, node: Node) -> Shape:
+    """Return the shape of a layer's weight with its outputs first, whatever their axis is."""
+    first, second, *kernel = network.params[node.args[1].name].shape  # type: ignore[union-attr]
+    return (second, first, *kernel) if output_axis(node) else (first, second, *kernel)
+
+
 def method_for(node: Node, weight_shape: Shape, wanted: str = "auto") -> str:
-    """The method that `wanted` means at this layer: `auto` is svd for linear and 1×1 layers and tucker2
-    for larger kernels. Empty where it does not apply, as for grouped convolutions."""
+    """Return the method that `wanted` means at this layer, of this `dense_shape`: `auto` is svd for linear
+    and 1×1 layers and tucker2 for larger kernels. Empty where it does not apply, as for grouped
+    convolutions."""
     if node.op != "linear" and conv_args(node).groups != 1:
         return ""
-    fitting = ("svd",) if _is_matrix(weight_shape) else FOR_KERNELS
+    fitting: tuple[str, ...] = ("svd",) if _is_matrix(weight_shape) else FOR_KERNELS
+    if node.op in TRANSPOSED:
+        fitting = fitting[:1]
+    if len(weight_shape) != 4:
+        fitting = tuple(method for method in fitting if method != "spatial_svd")
     if wanted == "auto":
         return fitting[0]
     return wanted if wanted in fitting else ""
@@ -56,7 +76,8 @@ def ranks(weight_shape: Shape, keep: float, round_to: int = 1, method: str = "au
     if _is_matrix(weight_shape):
         return (rank(min(out, into)),)
     if method in ("spatial_svd", "cp"):
-        return (rank(min(into * kernel[0], out * kernel[1])),)
+        rows, columns = as_image(kernel)
+        return (rank(min(into * rows, out * columns)),)
     return rank(out), rank(into)
 
 
@@ -67,13 +88,19 @@ def parameters(weight_shape: Shape, rank: tuple[int, ...], method: str = "auto")
 
 def _factor_shapes(weight_shape: Shape, rank: tuple[int, ...], method: str) -> tuple[Shape, ...]:
     out, into, *kernel = weight_shape
+    ones = (1,) * len(kernel)
     if _is_matrix(weight_shape):
         return (rank[0], into, *kernel), (out, rank[0], *kernel)
     if method == "spatial_svd":
         return (rank[0], into, kernel[0], 1), (out, rank[0], 1, kernel[1])
     if method == "cp":
-        return (rank[0], into, 1, 1), (rank[0], 1, *kernel), (out, rank[0], 1, 1)
-    return (rank[1], into, 1, 1), (rank[0], rank[1], *kernel), (out, rank[0], 1, 1)
+        return (rank[0], into, *ones), (rank[0], 1, *kernel), (out, rank[0], *ones)
+    return (rank[1], into, *ones), (rank[0], rank[1], *kernel), (out, rank[0], *ones)
+
+
+def as_image(kernel: Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a kernel as those of images; the last of three axes or more is the width."""
+    return (kernel[0], 1) if len(kernel) == 1 else (int(np.prod(kernel[:-1])), kernel[-1])
 
 
 def factorize(
@@ -92,7 +119,7 @@ def factorize(
     """
     node = network.by_name[layer]
     name = node.args[1].name  # type: ignore[union-attr]
-    shape = network.params[name].shape
+    shape = dense_shape(network, node)
     chosen = method_for(node, shape, method)
     if not chosen:
         grouped = node.op != "linear" and conv_args(node).groups != 1
@@ -102,12 +129,24 @@ def factorize(
     if parameters(shape, rank, chosen) >= int(np.prod(shape)):
         return network, weights
     shapes = _factor_shapes(shape, rank, chosen)
-    values = [None] * len(shapes) if weights is None else _DECOMPOSE[chosen](weights[name], rank, second)
+    values: Sequence[NDArray[np.floating] | None] = [None] * len(shapes)
+    if weights is not None:
+        dense = weights[name].swapaxes(0, output_axis(node))
+        image = dense if len(shape) == 2 else dense.reshape(*shape[:2], *as_image(shape[2:]))
+        values = _DECOMPOSE[chosen](image, rank, second)
     chain = [
-        Link(suffix, factor, None if value is None else value.reshape(factor), conv)
+        _link(suffix, factor, value, conv)
         for (suffix, conv), factor, value in zip(_forms(node, chosen, rank), shapes, values, strict=True)
     ]
     return replace_by_chain(network, weights, layer, chain)
+
+
+def _link(suffix: str, shape: Shape, value: NDArray[np.floating] | None, conv: ConvArgs | None) -> Link:
+    value = None if value is None else value.reshape(shape)
+    if conv is None or not conv.output_padding:
+        return Link(suffix, shape, value, conv)
+    swapped = (shape[1], shape[0], *shape[2:])
+    return Link(suffix, swapped, None if value is None else value.swapaxes(0, 1), conv)
 
 
 Decompose = Callable[..., tuple[NDArray[np.floating], ...]]
@@ -125,13 +164,14 @@ def _forms(node: Node, method: str, rank: tuple[int, ...]) -> list[tuple[str, Co
     if node.op == "linear":
         return [("reduce", None), ("", None)]
     conv = conv_args(node)
+    plain = pointwise(len(conv.stride))
     if method == "svd":
-        return [("reduce", conv), ("", POINTWISE)]
+        return [("reduce", plain), ("", conv)] if conv.output_padding else [("reduce", conv), ("", plain)]
     if method == "spatial_svd":
         return [("reduce", _along(conv, 0)), ("", _along(conv, 1))]
     groups = rank[0] if method == "cp" else 1
-    core = ConvArgs(conv.stride, conv.padding, conv.dilation, groups)
-    return [("reduce", POINTWISE), ("core", core), ("", POINTWISE)]
+    core = replace(conv, groups=groups)
+    return [("reduce", plain), ("core", core), ("", plain)]
 
 
 def _along(conv: ConvArgs, axis: int) -> ConvArgs:

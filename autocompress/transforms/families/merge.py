@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref, Weights, prune_dead, unique_name
+from autocompress.graph.operations import LAYERS
 from autocompress.graph.replace_layer import bias_of, conv_args
 from autocompress.transforms.families.fold import fold_batch_norms
 
@@ -43,7 +43,7 @@ def stretch(network: Network, layer: str) -> Stretch | str:
         node = _only_reader(network, node)
     if node is not None and node.op in ACTIVATIONS:
         activation, node = node.op, _only_reader(network, node)
-    if node is None or node.op not in WEIGHTED or first.op not in WEIGHTED:
+    if node is None or node.op not in LAYERS or first.op not in LAYERS:
         return "no layer alone reads what it computes"
     reason = _unlike(network, first, node)
     return reason or Stretch(layer, node.name, activation)
@@ -61,7 +61,7 @@ def _only_reader(network: Network, node: Node) -> Node | None:
 def _unlike(network: Network, first: Node, second: Node) -> str:
     for node in (first, second):
         operands = [arg for arg in node.args[1:3] if arg is not None]
-        if node.kwargs or not all(isinstance(arg, Param) for arg in operands) or "conv1d" in node.op:
+        if node.kwargs or not all(isinstance(arg, Param) for arg in operands):
             return f"{node.name} is not a plain layer"
         if any(len(network.param_users[arg.name]) > 1 for arg in operands):
             return f"the weight of {node.name} is shared with another layer"
@@ -70,7 +70,9 @@ def _unlike(network: Network, first: Node, second: Node) -> str:
     if second.op == "linear":
         return ""
     form, kernel = conv_args(second), network.params[second.params[0]].shape[2:]
-    plain = form.groups == 1 and set(form.stride) == {1} and form.padding in ((0, 0), "valid", "same")
+    plain = (
+        form.groups == 1 and set(form.stride) == {1} and form.padding in ((0,) * len(kernel), "valid", "same")
+    )
     return "" if plain and max(kernel) == 1 else f"{second.name} behind it is not a plain 1×1 convolution"
 
 

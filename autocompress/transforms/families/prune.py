@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.coupling import Coupling, Group
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import Network, Node, Weights
+from autocompress.graph.operations import CONVOLUTIONS, TRANSPOSED, WEIGHTED
 from autocompress.graph.replace_layer import channel_axis
 
 Keep = NDArray[np.bool_]
@@ -36,8 +36,10 @@ def atom_scores(group: Group, saliency: Mapping[str, NDArray[Any]]) -> NDArray[n
     scores = np.zeros(group.size)
     for place in group.places:
         values = saliency.get(place.param)
-        if place.axis == 0 and values is not None:
-            per_index = np.asarray(values, dtype=np.float64).reshape(len(values), -1).sum(1)
+        if place.makes and values is not None:
+            exact = np.asarray(values, dtype=np.float64)
+            rows = exact if exact.ndim == 1 else np.moveaxis(exact, place.axis, 0)
+            per_index = rows.reshape(len(rows), -1).sum(1)
             scores += per_index[place.indices].sum(1)
     return scores
 
@@ -205,8 +207,7 @@ _REWRITES = {
     "unflatten.int": _sizes,
     "layer_norm": _normalized_shape,
     "rms_norm": _normalized_shape,
-    "conv2d": _depthwise_groups,
-    "conv2d.padding": _depthwise_groups,
+    **dict.fromkeys(CONVOLUTIONS | TRANSPOSED, _depthwise_groups),
     "slice.Tensor": _slice_bounds,
     "split.Tensor": _split_sizes,
     "split_with_sizes": _split_sizes,

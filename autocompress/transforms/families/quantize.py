@@ -125,6 +125,7 @@ def with_bits(
     """
     params, fitted = dict(network.params), None if weights is None else dict(weights)
     nodes: list[Node] = []
+    steps: dict[str, str] = {}
     for node in network.nodes:
         option = chosen.get(node.name, 32)
         if option == 32 or node.op not in LAYERS or not isinstance(node.args[1], Param):
@@ -141,11 +142,12 @@ def with_bits(
                 fitted[binarize.params[0]] = np.ones(1, np.float32)
             nodes.append(binarize)
             node = node.but(args=(Ref(binarize.name), *node.args[1:]))
-        step = unique_name(f"{weight}_step", params)
-        params[step] = ParamSpec((step_count(form, params[weight].shape[0]),))
-        if fitted is not None:
-            fitted[step] = fit_steps(fitted[weight], form)
-        nodes.append(node.but(bits=8, grid=Grid(form, step)))
+        if weight not in steps:
+            step = steps[weight] = unique_name(f"{weight}_step", params)
+            params[step] = ParamSpec((step_count(form, params[weight].shape[0]),))
+            if fitted is not None:
+                fitted[step] = fit_steps(fitted[weight], form)
+        nodes.append(node.but(bits=8, grid=Grid(form, steps[weight])))
     return replace(network, nodes=tuple(nodes), params=params), fitted
 
 

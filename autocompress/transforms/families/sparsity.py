@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.network import Network, Node, Weights
+from autocompress.graph.operations import WEIGHTED
 from autocompress.graph.replace_layer import groups_of
 from autocompress.problem.candidate import Option
 from autocompress.problem.space_rules import density_of, n_of_m
@@ -89,7 +89,7 @@ def thinned(
     """The weights with zeros where the marked layers among `thinnings` want them; others are the same arrays.
 
     By the method `magnitude` the largest weights stay, by `obd` those of the highest scores, and by `obs`
-    (`transforms.obs`) they also change to make up for the others. A layer of which there is no evidence goes
+    (`transforms.arrays.obs`) they also change to make up for the others. A layer without statistics goes
     by magnitude.
     """
     changed = dict(weights)
@@ -133,7 +133,7 @@ def mask_of(scores: Array, keep: Option) -> Mask:
 def shared(network: Network, weights: Weights) -> Weights:
     """The weights with few values at the marked layers; zeros stay zero, other arrays are the same ones.
 
-    Values are those of least squared error and bits together (`share.entropy_constrained`), a bit being worth
+    Values are those of least squared error and bits together (`entropy_constrained`), a bit being worth
     `RATE_SHARE` of what it saves at high rates, 2 ln 2 times the error of k-means.
     """
     changed = dict(weights)

@@ -11,7 +11,7 @@ All start from the dense weight in closed form, by the closest matrix of the str
 sense: of Monarch matrices by a rank-1 approximation of each slice (Dao et al. 2022, arXiv:2204.00595), of
 Kronecker products by that of the rearranged weight (Van Loan and Pitsianis 1993, "Approximation with
 Kronecker products"), of circulant blocks by the mean over each diagonal (Ding et al. 2017, arXiv:1708.08917),
-of Toeplitz-like blocks by alternating least squares (`transforms.toeplitz`; Sindhwani et al. 2015,
+of Toeplitz-like blocks by alternating least squares (`transforms.arrays.toeplitz`; Sindhwani et al. 2015,
 arXiv:1510.01722). They run as ordinary convolutions, linear layers and moves of data, so they are priced by
 the rows that a device has for these.
 """
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Shape, Weights, batch_is_second
+from autocompress.graph.operations import TRANSPOSED
 from autocompress.graph.replace_layer import POINTWISE, ConvArgs, conv_args
 from autocompress.transforms.arrays.toeplitz import toeplitz_like
 from autocompress.transforms.families.layer_chain import Chain
@@ -46,9 +47,13 @@ def applies(node: Node, weight_shape: Shape, kind: str) -> str:
         if batch_is_second(node.shape):
             return "the batch is the second axis of its input"
         return "" if len(node.shape) in (2, 3, 4) else "its input has more than four axes"
+    if node.op in TRANSPOSED:
+        return "it is a transposed convolution"
     form = conv_args(node)
     if form.groups != 1 or max(weight_shape[2:]) > 1:
         return "it is not a dense matrix: linear or 1×1 without groups"
+    if len(form.stride) != 2:
+        return "its input is no image"
     plain = set(form.stride) == {1} and form.padding in ((0, 0), "valid", "same")
     return "" if plain or kind == "monarch" else f"{kind} layers have neither stride nor padding"
 

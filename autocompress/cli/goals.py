@@ -1,0 +1,55 @@
+"""The commands that need no profile and no knowledge of spaces: `check`."""
+
+from __future__ import annotations
+
+import click
+
+from autocompress.cli.options import FORMAT, INPUT_SIZE, SPACE
+from autocompress.cli.support import to_stdout
+from autocompress.errors import InputError
+from autocompress.pipeline.options import DATA_HELP, RUNTIME_HELP, TEACHER_HELP
+from autocompress.problem.specs import InputSize
+
+
+@click.command(short_help="Try whether a network goes through a search.")
+@click.option("--teacher", required=True, help=TEACHER_HELP)
+@click.option("--data", help=DATA_HELP + " Without any, random inputs are compared.")
+@SPACE
+@INPUT_SIZE
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Random candidates to try beside the teacher itself.",
+)
+@click.option("--runtime", default="onnxruntime", show_default=True, help=RUNTIME_HELP)
+@click.option("--seed", default=0, show_default=True, help="Decides which candidates.")
+@FORMAT
+def check(
+    teacher: str,
+    data: str | None,
+    space: str,
+    input_size: InputSize | None,
+    candidates: int,
+    runtime: str,
+    seed: int,
+    output_format: str,
+) -> None:
+    """Tries in about a minute whether a network goes through all that a search does to it.
+
+    A few joint candidates are cut from it, exported, run, and compared with what they should compute.
+    Shows how much can be changed, and what is locked and why. Nothing is trained, measured or written.
+    Ends with exit code 2 where something does not go through.
+
+    \b
+    Example:
+      autocompress check --teacher timm:resnet18
+      autocompress check --teacher model.py:build --data imagefolder:images
+    """
+    from autocompress import api
+
+    found = api.check(teacher, data, space, input_size, candidates, runtime, seed)
+    to_stdout(found.to_json(), found.table, output_format)
+    if not found.passed:
+        raise click.exceptions.Exit(InputError.exit_code)

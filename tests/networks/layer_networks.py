@@ -1,0 +1,141 @@
+"""One small network for each kind of layer, written as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from written_networks import Net, net
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A network, the shape of one example, and what of it has to be a choice.
+
+    `widths` are the groups of channels with a width, `ranks` and `bits` the layers with those choices.
+    """
+
+    build: Callable[[], Net]
+    shape: tuple[int, ...]
+    widths: frozenset[str]
+    ranks: frozenset[str] = frozenset()
+    bits: frozenset[str] = frozenset()
+
+
+def named(names: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(names.split())
+
+
+def _wave(m: Any, x: Tensor) -> Tensor:
+    """A residual block of dilated convolutions with a gate, as WaveNet has."""
+    y = m.stem(x)
+    y = y + m.mix(m.filter(y).tanh() * m.gate(y).sigmoid())
+    return m.head(m.deep(F.relu(m.bn(y))).mean(2))
+
+
+def wave() -> Net:
+    return net(
+        _wave,
+        stem=nn.Conv1d(2, 16, 5, stride=2, padding=2),
+        filter=nn.Conv1d(16, 24, 3, padding=2, dilation=2),
+        gate=nn.Conv1d(16, 24, 3, padding="same", dilation=2),
+        mix=nn.Conv1d(24, 16, 1),
+        bn=nn.BatchNorm1d(16),
+        deep=nn.Conv1d(16, 16, 3, padding=1, groups=16),
+        head=nn.Linear(16, 4),
+    )
+
+
+def _pyramid(m: Any, x: Tensor) -> Tensor:
+    """One head for two scales, and a block that is run three times."""
+    y = m.stem(x)
+    for _ in range(3):
+        y = y + m.back(F.relu(m.again(y)))
+    coarse = m.down(y)
+    both = [m.predict(F.relu(m.tower(level))).mean((2, 3)) for level in (y, coarse)]
+    return m.last(F.relu(m.fc(both[0])) + F.relu(m.fc(both[1])))
+
+
+def pyramid() -> Net:
+    """Three layers that are used several times, one of them with another stride of what it reads."""
+    return net(
+        _pyramid,
+        stem=nn.Conv2d(3, 16, 3, padding=1),
+        again=nn.Conv2d(16, 32, 3, padding=1),
+        back=nn.Conv2d(32, 16, 1),
+        down=nn.Conv2d(16, 16, 3, stride=2, padding=1),
+        tower=nn.Conv2d(16, 24, 3, padding=1),
+        predict=nn.Conv2d(24, 16, 1),
+        fc=nn.Linear(16, 32),
+        last=nn.Linear(32, 4),
+    )
+
+
+def _decoder(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.down(x))
+    z = F.relu(m.bottom(y))
+    z = F.relu(m.bn(m.up(z)))
+    z = m.smooth(torch.cat([z, y], 1))
+    return m.out(F.relu(m.each(z)) * z)
+
+
+def decoder() -> Net:
+    """A U-Net of one level, with transposed convolutions, one of them depthwise."""
+    return net(
+        _decoder,
+        down=nn.Conv2d(3, 16, 3, stride=2, padding=1),
+        bottom=nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        up=nn.ConvTranspose2d(32, 16, 3, stride=2, padding=1, output_padding=1),
+        bn=nn.BatchNorm2d(16),
+        smooth=nn.Conv2d(32, 16, 3, padding=1),
+        each=nn.ConvTranspose2d(16, 16, 3, padding=1, groups=16),
+        out=nn.ConvTranspose2d(16, 2, 2, stride=2),
+    )
+
+
+def _vocoder(m: Any, x: Tensor) -> Tensor:
+    y = F.leaky_relu(m.up(m.stem(x)))
+    return m.out(F.leaky_relu(m.twice(y))).tanh()
+
+
+def vocoder() -> Net:
+    return net(
+        _vocoder,
+        stem=nn.Conv1d(8, 32, 7, padding=3),
+        up=nn.ConvTranspose1d(32, 16, 8, stride=4, padding=2),
+        twice=nn.ConvTranspose1d(16, 32, 4, stride=2, padding=1, groups=16),
+        out=nn.Conv1d(32, 1, 7, padding=3),
+    )
+
+
+KINDS: dict[str, Kind] = {
+    "conv1d": Kind(
+        wave,
+        (2, 64),
+        widths=named("stem filter"),
+        ranks=named("stem filter gate mix"),
+        bits=named("stem filter gate mix deep head"),
+    ),
+    "reused layers": Kind(
+        pyramid,
+        (3, 16, 16),
+        widths=named("stem again tower fc"),
+        ranks=named("again tower back fc"),
+        bits=named("stem again back tower predict fc last"),
+    ),
+    "conv_transpose2d": Kind(
+        decoder,
+        (3, 16, 16),
+        widths=named("down bottom up smooth"),
+        ranks=named("bottom up smooth"),
+        bits=named("down bottom smooth"),
+    ),
+    "conv_transpose1d": Kind(
+        vocoder, (8, 16), widths=named("stem up"), ranks=named("stem up"), bits=named("stem out")
+    ),
+}
