@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from autocompress.cost.compiled.pieces import Uncuttable
 from autocompress.cost.compiled.pricing import SumPricer
-from autocompress.cost.compiled.sections import Uncuttable
 from autocompress.cost.model import CostModel
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import PACKED_KINDS, Candidate, Cost, Option, Site, eight_bits

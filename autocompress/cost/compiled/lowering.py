@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from autocompress.cost.compiled.pieces import NEVER_CLOSES, Version
+from autocompress.cost.compiled.pieces import NEVER_CLOSES, Uncuttable, Version
 from autocompress.cost.compiled.rows import Made, Slot
-from autocompress.cost.compiled.sections import Skeleton, Uncuttable
+from autocompress.cost.compiled.sections import Skeleton
 from autocompress.cost.fused_graph import Crossing, Operation, Section, is_number
 from autocompress.cost.layouts import Layouts, section_operations
 from autocompress.cost.memory import alive_values

@@ -6,7 +6,7 @@ piece alone: its operations, and what they read as nodes that compute nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -49,6 +49,10 @@ COUNTED = LAYERS | POINTWISE | BINARY | _POOLS | {"batch_norm", "layer_norm"}
 
 NEVER_CLOSES = (MOVES | VIEWS | {"getitem", "to.dtype", "dropout"}) - {"max_pool2d"}
 """What must not compute a section's output: it shares memory, is left out, or changes with its reader."""
+
+
+class Uncuttable(Exception):
+    """The network, or its space, has something that reaches from one piece into another."""
 
 
 @dataclass(eq=False)
@@ -110,7 +114,8 @@ class Axis:
 @dataclass(eq=False)
 class Piece:
     """`sites` are the positions of the sites that decide about it among those of the whole space, `key` those
-    of the options and the counts of channels from which what becomes of it follows."""
+    of the options and the counts of channels from which what becomes of it follows. `owners` are all names
+    of nodes and parameters, and the pieces that invented some of them."""
 
     bound: BoundSpace
     names: tuple[str, ...]
@@ -118,6 +123,7 @@ class Piece:
     key: Callable[[Sequence[Option]], Any]
     block: int
     forms: dict[Any, int]
+    owners: dict[str, object]
     known: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
     equal: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
 
@@ -133,6 +139,7 @@ class Piece:
         found = self.equal.get(content)
         if found is not None:
             return found
+        self._own((*network.by_name, *network.params))
         nodes = tuple(node for node in network.nodes if node.op != READ)
         form = tuple(self._form(network, node) for node in nodes)
         renamed = {
@@ -142,6 +149,14 @@ class Piece:
         }
         version = Version(network, nodes, self.forms.setdefault(form, len(self.forms)), renamed)
         return self.equal.keep(content, version)
+
+    def _own(self, names: Iterable[str]) -> None:
+        """Raise Uncuttable for a name that is invented here, and taken elsewhere."""
+        before = self.bound.network
+        invented = (name for name in names if name not in before.by_name and name not in before.params)
+        for name in invented:
+            if self.owners.setdefault(name, self) is not self:
+                raise Uncuttable(f"{name} is taken")
 
     def _form(self, network: Network, node: Node) -> tuple[Any, ...]:
         """Return all of a node that decides which operations a runtime makes of it, but no more of its sizes

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.cost.compiled.cache import Cache
-from autocompress.cost.compiled.pieces import COUNTED, NEVER_CLOSES, Axis, Piece, alone
+from autocompress.cost.compiled.pieces import COUNTED, NEVER_CLOSES, Axis, Piece, Uncuttable, alone
 from autocompress.cost.fused_graph import is_number
 from autocompress.graph.blocks import Block
 from autocompress.graph.coupling_rules import axes_in
@@ -33,10 +33,6 @@ MOST_FORMS = 20_000
 
 _PADS = frozenset({"pad", "constant_pad_nd"})
 """Convolutions may add the zeros themselves."""
-
-
-class Uncuttable(Exception):
-    """The network, or its space, has something that reaches from one piece into another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +93,6 @@ def cut(bound: BoundSpace, float_block: int) -> tuple[tuple[Section, ...], tuple
     want behind the options of the free sites. Raises Uncuttable."""
     network = bound.network
     _check_space(bound)
-    _check_names(network)
     sites, forms, entry = _Sites(bound), dict[object, int](), INPUT
     sections = []
     for names in _stretches(network):
@@ -172,6 +167,7 @@ class _Sites:
     def __init__(self, bound: BoundSpace) -> None:
         self.bound = bound
         self.axes: dict[bytes, Axis] = {}
+        self.owners: dict[str, object] = dict.fromkeys((*bound.network.by_name, *bound.network.params))
         self.groups = {group.name: group for group in bound.coupling.groups}
         self.at = {site.name: at for at, site in enumerate(bound.free)}
         self._of_atom = np.full(bound.coupling.atom_count + 1, -1)
@@ -235,7 +231,7 @@ class _Sites:
         blocks = {site.target: self._within(site, names) for site in sites if site.kind == "block"}
         coupling = self.bound.coupling.within(network, groups)
         bound = BoundSpace(network, coupling, blocks, sites, quantize=self.bound.quantize)
-        return Piece(bound, names, tuple(positions), self._key(names), float_block, forms)
+        return Piece(bound, names, tuple(positions), self._key(names), float_block, forms, self.owners)
 
     def _within(self, site: Site, names: Sequence[str]) -> Block:
         """Return a block of which there are only these nodes, to be replaced and never to be dropped."""
@@ -248,32 +244,14 @@ def _check_space(bound: BoundSpace) -> None:
     """Raise Uncuttable where what becomes of a node may depend on nodes far away."""
     if any(is_opaque(node.op) for node in bound.network.nodes):
         raise Uncuttable("an operation is not known")
+    layers = [node.name for node in bound.network.nodes if node.op in WEIGHTED]
+    if any(f"{layer}.{suffix}" in bound.network.by_name for layer in layers for suffix in CHAIN_SUFFIXES):
+        raise Uncuttable("a node is named like a part of a layer")
     if bound.of_kind("merge") or any(XNOR in site.options for site in bound.free):
         raise Uncuttable("a layer may merge with another, or its input become binary")
     chosen = [bound.blocks[site.target] for site in bound.of_kind("block")]
     if any(one.add in other.nodes for one in chosen for other in chosen):
         raise Uncuttable("blocks nest")
-
-
-def _check_names(network: Network) -> None:
-    """Raise Uncuttable where what a layer may be given could be taken for another node or parameter."""
-    layers = {node.name: node for node in network.nodes if node.op in WEIGHTED}
-    for name in network.by_name:
-        if layers.keys() & _prefixes(name):
-            raise Uncuttable(f"{name} is named like a part of a layer")
-    for name in network.params:
-        parts = [(layer, name[len(layer) + 1 :].split(".")[0]) for layer in layers.keys() & _prefixes(name)]
-        if name.endswith("_step") or any(part in CHAIN_SUFFIXES for _, part in parts):
-            raise Uncuttable(f"{name} is named like a part of a layer")
-    for node in layers.values():
-        weight = node.params[0] if node.params else ""
-        biases = {f"{weight.rpartition('.')[0]}.bias", f"{weight}_bias"}
-        if biases & network.params.keys() - set(node.params):
-            raise Uncuttable(f"{node.name} may get a bias that is named like another one")
-
-
-def _prefixes(name: str) -> set[str]:
-    return {name[:at] for at, letter in enumerate(name) if letter == "."}
 
 
 def _check_params(network: Network, pieces: Sequence[Sequence[str]]) -> None:
