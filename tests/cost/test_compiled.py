@@ -10,7 +10,7 @@ from piece_networks import NETWORKS, pieces_pricer
 from priced_networks import Arithmetic, small_resnet
 
 from autocompress.cost.compiled.pieces import Uncuttable
-from autocompress.cost.compiled.pricing import SumPricer
+from autocompress.cost.compiled.pricing import MOST_ROWS, SumPricer
 from autocompress.cost.compiled.sections import cut
 from autocompress.cost.layouts import Layouts
 from autocompress.cost.memory import live_bytes, weight_bytes
@@ -55,6 +55,16 @@ def test_so_they_are_for_other_runtimes(layouts: Layouts):
     pricer = pieces_pricer("shortcuts", layouts)
     for candidate in drawn(pricer.bound, 60, seed=1):
         assert pricer.price(candidate) == pricer.price_whole(candidate)
+
+
+def test_a_pricer_that_remembers_too_much_starts_anew():
+    pricer = pieces_pricer("resnet")
+    pieces = SumPricer(pricer.bound.folded, pricer.cost_model)
+    candidates = list(drawn(pricer.bound, 20))
+    before = [pieces.price(candidate) for candidate in candidates]
+    pieces._rows = MOST_ROWS + 1
+    assert [pieces.price(candidate) for candidate in candidates] == before
+    assert 0 < pieces._rows < MOST_ROWS
 
 
 def test_a_network_is_cut_where_everything_passes_through_one_value():

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.cost.compiled.cache import Cache
 from autocompress.cost.kernels import elements
 from autocompress.cost.layouts import layout_of_convolution
 from autocompress.graph.network import INPUT, Network, Node, Param
@@ -28,9 +27,6 @@ from autocompress.transforms.sites import BoundSpace
 
 READ = "read"
 """The operation of a node that stands for a value from outside of a piece."""
-
-MOST_VERSIONS = 20_000
-"""Of one piece."""
 
 _SIZELESS = (
     LAYERS
@@ -124,12 +120,13 @@ class Piece:
     block: int
     forms: dict[Any, int]
     owners: dict[str, object]
-    known: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
-    equal: Cache[Any, Version] = field(default_factory=lambda: Cache(MOST_VERSIONS))
+    known: dict[Any, Version] = field(default_factory=dict)
+    equal: dict[Any, Version] = field(default_factory=dict)
 
     def make(self, options: Sequence[Option]) -> Version:
         """Return what these options, as `SumPricer` lists them, make of the piece, and remember it."""
-        return self.known.keep(self.key(options), self._made(options))
+        found = self.known[self.key(options)] = self._made(options)
+        return found
 
     def _made(self, options: Sequence[Option]) -> Version:
         chosen = zip(self.bound.sites, self.sites, strict=True)
@@ -148,7 +145,8 @@ class Piece:
             if name not in network.by_name
         }
         version = Version(network, nodes, self.forms.setdefault(form, len(self.forms)), renamed)
-        return self.equal.keep(content, version)
+        self.equal[content] = version
+        return version
 
     def _own(self, names: Iterable[str]) -> None:
         """Raise Uncuttable for a name that is invented here, and taken elsewhere."""

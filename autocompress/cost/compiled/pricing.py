@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import chain
 from math import fsum
 
-from autocompress.cost.compiled.cache import Cache
 from autocompress.cost.compiled.lowering import Carried, Ends, Form
 from autocompress.cost.compiled.pieces import Version
 from autocompress.cost.compiled.rows import Counts, Row, Slot
@@ -17,8 +16,8 @@ from autocompress.cost.packed_size import PackedContent
 from autocompress.problem.candidate import Candidate, Cost, Option
 from autocompress.transforms.sites import BoundSpace
 
-MOST_FORMS = 20_000
-"""Of a section, or of several joined into one."""
+MOST_ROWS = 200_000
+"""What pieces add is remembered so many times; then all is forgotten."""
 
 Part = tuple[Form, Sequence[Version]]
 
@@ -31,13 +30,17 @@ class SumPricer:
 
     def __init__(self, bound: BoundSpace, cost_model: CostModel) -> None:
         self.cost_model = cost_model
-        self.layouts = cost_model.device.layouts
-        self.sections, self.axes = cut(bound, self.layouts.float_block)
+        self.bound, self.layouts = bound, cost_model.device.layouts
         self._at = {site.name: at for at, site in enumerate(bound.free)}
         self._defaults = [site.default for site in bound.free]
         self._legal = {(site.name, option) for site in bound.sites for option in site.options}
-        self._joined: Cache[tuple[Form, ...], Form] = Cache(MOST_FORMS)
+        self._start()
+
+    def _start(self) -> None:
+        self.sections, self.axes = cut(self.bound, self.layouts.float_block)
+        self._joined: dict[tuple[Form, ...], Form] = {}
         self._slots: dict[Slot, Slot] = {}
+        self._rows = 0
 
     def price(self, candidate: Candidate) -> Cost:
         """Return the predicted cost of a candidate.
@@ -47,6 +50,8 @@ class SumPricer:
         """
         if not self._legal.issuperset(candidate.choices):
             raise KeyError(f"the space does not have all of {candidate.choices}")
+        if self._rows > MOST_ROWS:
+            self._start()
         forms, versions = self._forms(self._options(candidate))
         ends = _ends(forms)
         rows: list[Row] = []
@@ -56,10 +61,14 @@ class SumPricer:
             lowered = form.lowered.get((end, entry)) or form.lower(end, entry, self.layouts, self._slots)
             slots, carried, entry = lowered
             for slot, others, version in zip(slots, carried, pieces, strict=True):
-                row = slot.rows.get(version) or slot.row(version, self.cost_model)
+                row = slot.rows.get(version) or self._row(slot, version)
                 rows.append(row)
                 live.append(_most(row, others, pieces) if others else row[5])
         return self.cost_model.cost(_amounts(rows, max(live), ends[0][0]))
+
+    def _row(self, slot: Slot, version: Version) -> Row:
+        self._rows += 1
+        return slot.row(version, self.cost_model)
 
     def _options(self, candidate: Candidate) -> list[Option]:
         """Return the option of each free site, and the number of channels of each axis behind them."""
@@ -101,7 +110,7 @@ class SumPricer:
         found = self._joined.get(key)
         if found is None:
             made = [(form.skeleton, versions) for form, versions in parts]
-            found = self._joined.keep(key, Form.of(made))
+            found = self._joined[key] = Form.of(made)
         return found
 
 
@@ -110,7 +119,7 @@ def _form(skeleton: Skeleton, versions: Sequence[Version]) -> Form:
     key = tuple([version.form for version in versions])
     form = skeleton.forms.get(key)
     if form is None:
-        form = skeleton.forms.keep(key, Form.of([(skeleton, versions)]))
+        form = skeleton.forms[key] = Form.of([(skeleton, versions)])
     if len(versions) == 1:
         versions[0].alone = form
     return form

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.cost.compiled.cache import Cache
 from autocompress.cost.compiled.pieces import COUNTED, NEVER_CLOSES, Axis, Piece, Uncuttable, alone
 from autocompress.cost.fused_graph import is_number
 from autocompress.graph.blocks import Block
@@ -28,8 +27,6 @@ from autocompress.transforms.families import depth
 from autocompress.transforms.sites import BoundSpace
 
 DROP = "drop"
-MOST_FORMS = 20_000
-"""Of a section."""
 
 _PADS = frozenset({"pad", "constant_pad_nd"})
 """Convolutions may add the zeros themselves."""
@@ -44,7 +41,7 @@ class Skeleton:
     pieces: tuple[Piece, ...]
     aliases: Mapping[str, str]
     output: str
-    forms: Cache[tuple[int, ...], Any] = field(default_factory=lambda: Cache(MOST_FORMS))
+    forms: dict[tuple[int, ...], Any] = field(default_factory=dict)
     """What `lowering` made of the section by the forms of its pieces."""
 
 
