@@ -81,11 +81,11 @@ class Section:
 WHOLE = Section()
 
 
-def split(network: Network, section: Section = WHOLE) -> tuple[list[Operation], str]:
+def split(network: Network, section: Section = WHOLE) -> tuple[list[Operation], tuple[str, ...]]:
     """Return the operations of a network in shipped form, in execution order, as if there were no layouts,
-    and the tensor that is its output."""
+    and the tensors that are its outputs."""
     splitter = _Splitter(network, section)
-    return splitter.run(), splitter.output()
+    return splitter.run(), splitter.outputs()
 
 
 class _Splitter:
@@ -94,7 +94,7 @@ class _Splitter:
     def __init__(self, network: Network, section: Section) -> None:
         self.network, self.section = network, section
         self.found: list[Operation] = []
-        self.tensor = {INPUT: section.reads}
+        self.tensor = {one.name: one.name for one in network.inputs} | {INPUT: section.reads}
         self.dequantized: dict[str, str] = {}
         self.quantizers: dict[str, Quantizer | None] = {section.reads: network.input_quantizer}
         self.parts: dict[str, str] = {}
@@ -124,13 +124,13 @@ class _Splitter:
                 if activation is not None:
                     absorbed.add(activation.name)
                 self._operation(node, activation)
-        self.output()
+        self.outputs()
         return self.found
 
-    def output(self) -> str:
-        """The network's output, in floats; that of a section that does not end it, as it lies."""
-        output = self.network.output
-        return self._float(output) if self.section.ends else self.tensor[output]
+    def outputs(self) -> tuple[str, ...]:
+        """The network's outputs, in floats; that of a section that does not end it, as it lies."""
+        outputs = self.network.outputs
+        return tuple(self._float(name) if self.section.ends else self.tensor[name] for name in outputs)
 
     def _alias(self, node: Node) -> None:
         source = next(name for name in node.inputs if name in self.tensor)
@@ -148,7 +148,7 @@ class _Splitter:
             return False
         reads_it = users[0].inputs[0] == node.name and node.name not in users[0].inputs[1:]
         floats = node.quantizer is None and not self.tensor[node.inputs[0]].endswith(":q")
-        return reads_it and floats and node.name != self.network.output
+        return reads_it and floats and node.name not in self.network.outputs
 
     def _scales_convolution(self, node: Node) -> bool:
         """Whether a product with constants goes into the weights of the float convolution before it."""
@@ -158,7 +158,7 @@ class _Splitter:
         source = self.network.by_name.get(values[0])
         if source is None or source.op not in CONVOLUTIONS or source.quantizer is not None:
             return False
-        alone = self.network.users[source.name] == (node.name,) and source.name != self.network.output
+        alone = self.network.users[source.name] == (node.name,) and source.name not in self.network.outputs
         return alone and not self._is_integer(source, source)
 
     def _let_vanish(self, node: Node) -> None:
@@ -232,7 +232,7 @@ class _Splitter:
             return
         shapes = {self.network.shape_of(name) for name in added.node.inputs}
         value = added.node.name
-        alone = self.network.users[value] == norm.nodes[:1] and value != self.network.output
+        alone = self.network.users[value] == norm.nodes[:1] and value not in self.network.outputs
         if alone and added.writes == value and added.precision == "fp32" and shapes == {norm.shape}:
             self.found.remove(added)
             norm.reads, norm.nodes, norm.adds = added.reads, added.nodes + norm.nodes, True
@@ -267,7 +267,7 @@ class _Splitter:
         if node.op not in LAYERS and node.op != "add.Tensor":
             return None
         users = network.users[node.name]
-        if len(users) != 1 or node.quantizer is not None or node.name == network.output:
+        if len(users) != 1 or node.quantizer is not None or node.name in network.outputs:
             return None
         user = network.by_name[users[0]]
         if user.op in CLIPS and user.quantizer is not None and self._is_integer(node, user):
@@ -334,7 +334,7 @@ def _does_nothing(network: Network, node: Node) -> bool:
     if node.op != "slice.Tensor" or same:
         return same
     users = network.users[node.name]
-    if len(users) != 1 or node.name == network.output:
+    if len(users) != 1 or node.name in network.outputs:
         return False
     user = network.by_name[users[0]]
     return user.op == "slice.Tensor" and user.args[1:2] != node.args[1:2]

@@ -43,11 +43,12 @@ def operations(network: Network, layouts: Layouts) -> list[Operation]:
 def section_operations(
     network: Network, layouts: Layouts, section: Section
 ) -> tuple[list[Operation], Crossing]:
-    """Return the operations of a section of a network, and how it leaves its output."""
-    found, output = split(network, section)
+    """Return the operations of a section of a network, and how it leaves its first output."""
+    found, outputs = split(network, section)
+    output = outputs[0]
     blocked = channels_last = False
     if layouts.float_block:
-        blocks = _Blocks(network, found, output, layouts.float_block, section)
+        blocks = _Blocks(network, found, outputs, layouts.float_block, section)
         found, blocked = blocks.run(), output in blocks.blocked
     if layouts.int8_channels_last:
         last = _ChannelsLast(network, found, section)
@@ -87,7 +88,7 @@ class _Blocks:
 
     network: Network
     source: list[Operation]
-    output: str
+    outputs: tuple[str, ...]
     block: int
     section: Section = WHOLE
     found: list[Operation] = field(default_factory=list)
@@ -96,9 +97,10 @@ class _Blocks:
     reordered: set[tuple[str, str]] = field(default_factory=set)
 
     def run(self) -> list[Operation]:
-        self.uses: dict[str, int] = {self.output: 1}
+        self.uses: dict[str, int] = dict.fromkeys(self.outputs, 1)
         entry = self.section.entry
-        self.shapes = {self.section.reads: self.network.input_shape}
+        self.shapes = {one.name: one.shape for one in self.network.inputs}
+        self.shapes[self.section.reads] = self.network.input_shape
         if entry is not None and entry.blocked:
             before = Operation("input", "fp32", [], INPUT, self.network.input_shape, ())
             self.blocked[INPUT] = _Blocked(before, len(self.network.users[INPUT]))
@@ -109,8 +111,9 @@ class _Blocks:
         for operation in self.source:
             if operation.precision == "int8" or not self._takes_blocks(operation):
                 self._plain(operation)
-        if self.section.ends and self.output in self.blocked:
-            self._from_blocked(self.output)
+        for name in self.outputs if self.section.ends else ():
+            if name in self.blocked:
+                self._from_blocked(name)
         return self.found
 
     def _takes_blocks(self, operation: Operation) -> bool:
@@ -286,7 +289,8 @@ class _ChannelsLast:
 
     def __init__(self, network: Network, source: list[Operation], section: Section = WHOLE) -> None:
         self.source = source
-        self.shapes = {section.reads: network.input_shape}
+        self.shapes = {one.name: one.shape for one in network.inputs}
+        self.shapes[section.reads] = network.input_shape
         self.shapes.update((operation.writes, operation.shape) for operation in source)
         entry = section.entry
         self.last = {section.reads} if entry is not None and entry.channels_last else set[str]()

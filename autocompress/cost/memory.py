@@ -27,7 +27,7 @@ def live_bytes(network: Network) -> dict[str, int]:
     """Return the bytes of activations alive while each value is computed, the input first, in execution
     order. Values that share another's memory are not named; that memory lives until the last of them was
     read."""
-    sizes: dict[str, int] = {}
+    sizes = {one.name: value_bytes(network, one.name) for one in network.inputs}
     cuts = {}
     for value, alive in alive_values(network):
         sizes[value] = value_bytes(network, value)
@@ -40,9 +40,9 @@ def alive_values(network: Network) -> Iterator[tuple[str, tuple[str, ...]]]:
     computed, itself included."""
     owners = memory_owners(network)
     last_use = {owners[name]: index for index, node in enumerate(network.nodes) for name in _touched(node)}
-    last_use[owners[network.output]] = len(network.nodes)
-    alive = {INPUT: None}
-    yield INPUT, (INPUT,)
+    last_use.update((owners[name], len(network.nodes)) for name in network.outputs)
+    alive = dict.fromkeys(one.name for one in network.inputs)
+    yield INPUT, tuple(alive)
     for index, node in enumerate(network.nodes):
         if owners[node.name] == node.name:
             alive[node.name] = None
@@ -54,7 +54,7 @@ def alive_values(network: Network) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def memory_owners(network: Network) -> dict[str, str]:
     """Return for each value the value in whose memory it lies: most often itself."""
-    owners = {INPUT: INPUT}
+    owners = {one.name: one.name for one in network.inputs}
     for node in network.nodes:
         shares = node.inputs and node.shape != () and node.op in _SHARING
         owners[node.name] = owners[node.inputs[0]] if shares else node.name

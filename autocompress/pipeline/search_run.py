@@ -24,6 +24,7 @@ from autocompress.pipeline.certification import (
     computed,
     examine,
     measured_student,
+    shown_metric,
 )
 from autocompress.pipeline.options import SearchOptions
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
@@ -99,6 +100,7 @@ def _prepare(request: Request, console: Console) -> _Prepared:
         data_seed=0,
         console=console,
         cache_memory_bytes=request.options.cache_memory_mib * 2**20,
+        runtime=request.profile.runtime,
     )
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
@@ -217,7 +219,8 @@ class _SearchRun:
         opened, device, predicted = self.prepared.opened, self.prepared.device, self.prepared.pricer.teacher
         save_teacher(self.paths.teacher, opened.network, opened.weights)
         model = self.paths.teacher_model
-        model.write_bytes(to_onnx(*opened.shipped, batch=device.batch).SerializeToString())
+        exported = to_onnx(*opened.shipped, batch=device.batch, torch_operators=device.torch_operators)
+        model.write_bytes(exported.SerializeToString())
         evidence = patiently(
             lambda: examine(
                 model, self.data, device, module=build(*opened.shipped), any_noise=self._any_noise
@@ -225,7 +228,7 @@ class _SearchRun:
             self.console.say,
         )
         known = computed(opened.network, opened.weights, predicted, predicted.packed_bytes)
-        teacher = measured_student("teacher", str(model), evidence, known)
+        teacher = measured_student("teacher", str(model), evidence, known, self.data.task.metric)
         begun = RunStarted(
             teacher=teacher,
             limits=self.request.budgets.resolve(teacher),
@@ -239,7 +242,7 @@ class _SearchRun:
         self.store.append(begun)
         size = f"{teacher.file_bytes / 1024:.0f} KiB"
         self.console.say(
-            f"teacher: {teacher.accuracy:.2%} accuracy, {teacher.latency_ms:.3f} ms, {size}; "
+            f"teacher: {shown_metric(teacher)}, {teacher.latency_ms:.3f} ms, {size}; "
             f"budgets: {begun.limits.describe()}"
         )
         check_reachable(begun.limits, self.prepared.pricer.smallest)
@@ -254,7 +257,8 @@ class _SearchRun:
         """Return that of this process; None where there are workers."""
         if self.request.options.is_distributed:
             return None
-        return Evaluator(builder, self.paths.distilled, self.prepared.device.batch)
+        device = self.prepared.device
+        return Evaluator(builder, self.paths.distilled, device.batch, device.torch_operators)
 
     def _executor(self, evaluator: Evaluator | None, builder: Workshop) -> Executor:
         request, options = self.request, self.request.options
@@ -265,6 +269,7 @@ class _SearchRun:
             request.space,
             self.paths.distilled,
             batch=self.prepared.device.batch,
+            torch_operators=self.prepared.device.torch_operators,
             data_spec=request.data if isinstance(request.data, str) else None,
             preprocessing=self.prepared.opened.teacher.preprocessing,
         )

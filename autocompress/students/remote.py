@@ -35,7 +35,8 @@ _SALIENCY = "saliency "
 
 @dataclass(frozen=True, eq=False)
 class RemoteConfig:
-    """Say how an evaluator is made, but for its arrays. `batch` is that of the exported files."""
+    """Say how an evaluator is made, but for its arrays. `batch` is that of the exported files, and
+    `torch_operators` whether they may call torch's own operators."""
 
     network: Network
     space: Space
@@ -43,6 +44,7 @@ class RemoteConfig:
     settings: DistillSettings
     batch: int
     data: PackedData | DataSpec
+    torch_operators: bool = False
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RemoteConfig:
@@ -54,6 +56,7 @@ class RemoteConfig:
             settings=DistillSettings.from_json(data["settings"]),
             batch=int(data["batch"]),
             data=PackedData.from_json(data["data"]) if "data" in data else DataSpec.from_json(data),
+            torch_operators=bool(data.get("torch_operators", False)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +68,7 @@ class RemoteConfig:
             "folder": str(self.folder),
             "settings": self.settings.to_json(),
             "batch": self.batch,
+            "torch_operators": self.torch_operators,
             **({"data": values} if isinstance(self.data, PackedData) else values),
         }
 
@@ -75,6 +79,7 @@ def remote_evaluator(
     folder: Path,
     *,
     batch: int = 1,
+    torch_operators: bool = False,
     data_spec: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Factory:
@@ -85,7 +90,9 @@ def remote_evaluator(
     """
     data, images = _travelling(workshop, data_spec, preprocessing or Preprocessing())
     importances = {f"{_SALIENCY}{method}": values for method, values in workshop.saliency.items()}
-    config = RemoteConfig(workshop.bound.network, space, folder.resolve(), workshop.settings, batch, data)
+    config = RemoteConfig(
+        workshop.bound.network, space, folder.resolve(), workshop.settings, batch, data, torch_operators
+    )
     return Factory(_TARGET, config.to_json(), {"weights": workshop.weights, **importances, **images})
 
 
@@ -118,8 +125,9 @@ def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
         known.settings,
     )
     if known.folder.parent.is_dir():
-        return Evaluator(workshop, known.folder, known.batch)
-    return _Sending(Evaluator(workshop, Path(tempfile.mkdtemp(prefix="ac-")), known.batch))
+        return Evaluator(workshop, known.folder, known.batch, known.torch_operators)
+    folder = Path(tempfile.mkdtemp(prefix="ac-"))
+    return _Sending(Evaluator(workshop, folder, known.batch, known.torch_operators))
 
 
 @dataclass

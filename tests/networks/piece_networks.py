@@ -49,7 +49,7 @@ class Shortcuts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.stem = nn.Conv2d(3, 16, 2)
         self.down = nn.Conv2d(16, 24, 3, stride=2, padding=1)
         self.flat = nn.Conv2d(24, 24, 3, padding=1)
         self.up, self.each = nn.Conv2d(24, 48, 1), nn.Conv2d(48, 48, 3, groups=48)
@@ -60,7 +60,7 @@ class Shortcuts(nn.Module):
         self.head = nn.Linear(20, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.stem(x))
+        x = functional.relu(self.stem(functional.pad(x, (0, 1, 0, 1))))
         wider = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
         x = functional.relu(self.flat(functional.relu(self.down(x))) + wider)
         inner = functional.hardtanh(self.up(x), 0.0, 6.0)

@@ -93,7 +93,7 @@ class SumPricer:
             form = pieces[0].alone if len(pieces) == 1 else None
             if form is None:
                 form = _form(skeleton, pieces)
-            if form.opens and closed:
+            if not forms or (form.opens and closed):
                 forms.append(form)
                 versions.append(pieces)
             else:

@@ -239,6 +239,8 @@ class _Sites:
 
 def _check_space(bound: BoundSpace) -> None:
     """Raise Uncuttable where what becomes of a node may depend on nodes far away."""
+    if bound.network.signature is not None or bound.network.more_inputs or bound.network.more_outputs:
+        raise Uncuttable("it has several inputs or outputs")
     if any(is_opaque(node.op) for node in bound.network.nodes):
         raise Uncuttable("an operation is not known")
     layers = [node.name for node in bound.network.nodes if node.op in WEIGHTED]

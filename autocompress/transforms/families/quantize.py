@@ -234,7 +234,7 @@ def carrier(network: Network, node: Node) -> str:
     """The value at which the result of `node` is rounded, if it is: that of a clipping activation that
     alone reads it, or its own."""
     users = network.users[node.name]
-    if len(users) == 1 and node.name != network.output and _clips_at_zero(network.by_name[users[0]]):
+    if len(users) == 1 and node.name not in network.outputs and _clips_at_zero(network.by_name[users[0]]):
         return users[0]
     return node.name
 
@@ -251,7 +251,7 @@ def _joined(network: Network, node: Node, planned: set[str], follows: bool | Non
     target = carrier(network, node) if node.op in _ARITHMETIC else node.name
     if node.op in _ARITHMETIC and target in planned and planned.intersection(sources):
         return set(sources)
-    at_end = target == network.output
+    at_end = target in network.outputs
     if (at_end and follows is None) or not planned.issuperset(sources):
         return set()
     leads_on = (at_end and follows) or reads_integers(network, target)
@@ -261,7 +261,7 @@ def _joined(network: Network, node: Node, planned: set[str], follows: bool | Non
 def _is_rounded_first(network: Network, node: Node) -> bool:
     """Whether data that are moved and then rounded are better rounded and then moved."""
     source = node.inputs[0]
-    alone = network.users[source] == (node.name,) and source != network.output
+    alone = network.users[source] == (node.name,) and source not in network.outputs
     return known(node.op).rounds_first and alone
 
 
