@@ -16,15 +16,24 @@ from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.runtimes.base import runs_torch_operators
 from autocompress.errors import InputError, SpaceError, TeacherError
 from autocompress.export.onnx import to_onnx, without_onnx_form
+from autocompress.graph.capture.example import Example
+from autocompress.graph.capture.signature import taken_apart
 from autocompress.graph.network import XNOR, Network, Weights
 from autocompress.graph.trace import trace
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import Candidate, Option, eight_bits
 from autocompress.problem.data import CACHE_MEMORY_BYTES, Data, load_data
+from autocompress.problem.inputs import shape_of_size, shape_without_size
 from autocompress.problem.label_match import doubt_about_labels, matched
 from autocompress.problem.space import Space
 from autocompress.problem.specs import InputSize
-from autocompress.problem.teacher import Teacher, check_classes, check_teacher, load_teacher
+from autocompress.problem.teacher import (
+    Teacher,
+    check_classes,
+    check_teacher,
+    load_teacher,
+    result_of,
+)
 from autocompress.progress import Console
 from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.families.fold import fold_batch_norms
@@ -74,13 +83,13 @@ def open_teacher(
     opened_data = None
     if data is not None:
         opened_data = open_data(loaded, data, data_seed, console, cache_memory_bytes)
-        shape: tuple[int, ...] = opened_data.input_shape
-    else:
-        shape = _shape_without_data(loaded, input_size)
-    outputs = check_teacher(loaded.module, shape)
-    if opened_data is not None:
+        outputs = check_teacher(loaded.module, opened_data.input_shape)
         opened_data = _matched_data(loaded, opened_data, outputs, console)
-    network, weights = trace(loaded.module, shape)
+        example = Example.of_shape(opened_data.input_shape)
+    else:
+        example = _example_without_data(loaded, input_size)
+        _check_runs(loaded, example)
+    network, weights = trace(loaded.module, example)
     folded, folded_weights = fold_batch_norms(network, weights)
     assert folded_weights is not None
     missing: tuple[TeacherError, ...] = ()
@@ -125,21 +134,32 @@ def _matched_data(teacher: Teacher, data: Data, outputs: tuple[int, ...], consol
     return data
 
 
-def _shape_without_data(teacher: Teacher, input_size: InputSize | None) -> tuple[int, ...]:
-    known = teacher.preprocessing.input_shape
+def _example_without_data(teacher: Teacher, input_size: InputSize | None) -> Example:
+    """What the teacher is called with: the size given, else what it says, or its layers."""
     if input_size is not None:
-        sides = (input_size,) if isinstance(input_size, int) else tuple(input_size)
-        if not 1 <= len(sides) <= 3 or min(sides) < 1:
-            raise InputError(f"the input size {input_size} is none", fix="give 64, (32, 96) or (3, 32, 96)")
-        channels = sides[0] if len(sides) == 3 else teacher.preprocessing.channels or 3
-        return (channels, sides[-min(2, len(sides))], sides[-1])
+        return Example.of_shape(shape_of_size(teacher.module, input_size))
+    if teacher.example is not None:
+        return Example.of_call(teacher.module, teacher.example)
+    known = teacher.preprocessing.input_shape or shape_without_size(teacher.module)
     if known is None:
         raise InputError(
             "the input size of the teacher is not known",
             where=teacher.name,
-            fix="give --data, or --input-size in pixels: 64, 32x96 (height x width) or 1x32x96",
+            fix="give --data, or --input-size in pixels: 64, 32x96 (height x width) or 1x32x96; for several "
+            "inputs let file.py:callable return a pair: the module, and a tuple or dict of example tensors",
         )
-    return known
+    return Example.of_shape(known)
+
+
+def _check_runs(teacher: Teacher, example: Example) -> None:
+    """Raise TeacherError when the teacher does not run on its example, or computes NaN."""
+    results, _ = taken_apart(result_of(teacher.module, *example.arguments(teacher.module)))
+    if any(one.is_floating_point() and bool(one.isnan().any()) for one in results):
+        raise TeacherError(
+            "the teacher computes NaN on a random input",
+            where=teacher.name,
+            fix="load a checkpoint from before the training diverged",
+        )
 
 
 def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
