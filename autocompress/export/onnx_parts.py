@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from autocompress.errors import TeacherError
 from autocompress.export.onnx_registry import RULES, Tensor
 from autocompress.export.torch_onnx import Input, Local, NoOnnxFormError, Part, Step, part_model
-from autocompress.graph.module import build
+from autocompress.graph.module import build, zero_inputs
 from autocompress.graph.network import Node, Param, Ref, arg_to_json, map_args
 from autocompress.graph.operators import TORCH_DOMAIN
 
@@ -134,7 +134,8 @@ class Samples:
         e = self._emitter
         nodes = [node for node in e.network.nodes if has_parts(node) or node.name == name]
         names = {name, *(node.name for node in nodes), *(ref for node in nodes for ref in node.inputs)}
-        x = torch.zeros(e.sizes(e.network.input_shape))
+        names |= set() if e.network.signature is None else set(e.network.outputs)
+        x = zero_inputs(e.network, e.batch)
         try:
             with torch.no_grad():
                 self._found.update(build(e.network, e.weights).forward_values(x, names))

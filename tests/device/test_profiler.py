@@ -210,6 +210,19 @@ def test_with_another_seed_nothing_is_resumed(device: Device, samples: list[Samp
     assert (tmp_path / "p" / "kernels.csv").read_bytes() == before
 
 
+def test_measurements_that_were_written_before_are_gone_on_with(tmp_path: Path):
+    head = (
+        '{"format": 1, "runtime": "onnxruntime", "threads": 1, "batch": 1, "reference": "n0", '
+        '"space": "f32859ca65832f9c", "seed": 3}'
+    )
+    line = '{"name": "n0", "precision": "fp32", "latency_ms": 1.5, "reference_ms": 1.25, "kernels": []}'
+    (tmp_path / FILE).write_text(f"{head}\n{line}\n")
+    setting = replace(SETTING, space="f32859ca65832f9c", seed=3)
+    known = Measurements(tmp_path / FILE, setting, resume=True)
+    assert known.found == [Timed("n0", "fp32", 1.5, 1.25, ())]
+    assert (tmp_path / FILE).read_text() == f"{head}\n{line}\n"
+
+
 def test_measurements_of_another_setting_are_not_mixed_in(tmp_path: Path):
     Measurements(tmp_path / FILE, SETTING, resume=False)
     with pytest.raises(ProfileError, match="not of this profiling"):
