@@ -19,6 +19,7 @@ from autocompress.export.onnx import to_onnx, without_onnx_form
 from autocompress.graph.capture.example import Example
 from autocompress.graph.capture.signature import taken_apart
 from autocompress.graph.network import XNOR, Network, Weights
+from autocompress.graph.operators import has_gradient, needs_providers, provide_operators
 from autocompress.graph.trace import trace
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import Candidate, Option, eight_bits
@@ -92,6 +93,11 @@ def open_teacher(
     network, weights = trace(loaded.module, example)
     folded, folded_weights = fold_batch_norms(network, weights)
     assert folded_weights is not None
+    if needs_providers(network):
+        provide_operators(loaded.module)
+    if console is not None:
+        for op in sorted({node.op for node in network.nodes if not has_gradient(node.op)}):
+            console.say(f"{op} has no gradient: layers before it are not trained through it")
     missing: tuple[TeacherError, ...] = ()
     if runtime is None:
         missing = without_onnx_form(folded, folded_weights)
