@@ -22,7 +22,7 @@ from autocompress.errors import TeacherError
 from autocompress.graph.capture.exporting import exported
 from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
 from autocompress.graph.capture.rewriting import op_name
-from autocompress.graph.channel_shuffles import with_channel_shuffles
+from autocompress.graph.hand_written import recognised
 from autocompress.graph.module import build, resolve
 from autocompress.graph.network import (
     INPUT,
@@ -80,7 +80,7 @@ def _traced(
     rewriter = _Rewriter(program)
     network, weights = rewriter.rewrite((1, *input_shape))
     network = with_exact_types(_fold_constants(network, weights), rewriter.types)
-    network = with_channel_shuffles(prune_dead(network))
+    network = recognised(prune_dead(network), weights)
     weights = {name: weights[name] for name in network.params}
     _check_faithful(module, network, weights)
     return network, weights
