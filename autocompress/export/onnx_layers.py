@@ -29,7 +29,7 @@ def pair(value: Pair, rank: int = 2) -> tuple[int, ...]:
     return values * rank if len(values) == 1 else values
 
 
-@exports("conv1d", "conv1d.padding", "conv2d", "conv2d.padding")
+@exports("conv1d", "conv1d.padding", "conv2d", "conv2d.padding", "conv3d", "conv3d.padding")
 def conv(
     e: Emitter,
     node: Node,
@@ -51,7 +51,7 @@ def conv(
     return e.kept_in_float(node, x, result)
 
 
-@exports("conv_transpose1d", "conv_transpose2d.input")
+@exports("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input")
 def transposed_conv(
     e: Emitter,
     node: Node,
@@ -290,7 +290,7 @@ def variance(
     return e.op("Mul", total, e.name(1 / count), name=node.name)
 
 
-@exports("adaptive_avg_pool2d", "adaptive_avg_pool1d", "adaptive_max_pool2d")
+@exports("adaptive_avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool3d", "adaptive_max_pool2d")
 def adaptive_pool(e: Emitter, node: Node, x: Tensor, output_size: Pair) -> Any:
     kind = "MaxPool" if "max" in node.op else "AveragePool"
     spatial = x.shape[2:]
@@ -300,7 +300,7 @@ def adaptive_pool(e: Emitter, node: Node, x: Tensor, output_size: Pair) -> Any:
     elif tuple(sizes) == tuple(spatial):
         result = e.op("Identity", x.name, name=node.name)
     elif any(size % out for size, out in zip(spatial, sizes, strict=True)):
-        if kind == "MaxPool":
+        if kind == "MaxPool" or len(sizes) > 2:
             raise not_expressible(node, f"its input of {spatial} is no multiple of its output of {sizes}")
         result = _averaged_unevenly(e, node, x, sizes)
     else:
@@ -327,7 +327,7 @@ def _shares(size: int, out: int) -> NDArray[np.float32]:
     return shares
 
 
-@exports("avg_pool2d", "avg_pool1d")
+@exports("avg_pool2d", "avg_pool1d", "avg_pool3d")
 def avg_pool(
     e: Emitter,
     node: Node,
@@ -349,7 +349,7 @@ def avg_pool(
     return e.op("AveragePool", x.name, name=node.name, **attributes)
 
 
-@exports("max_pool2d", "max_pool1d", "max_pool2d_with_indices")
+@exports("max_pool2d", "max_pool1d", "max_pool3d", "max_pool2d_with_indices")
 def max_pool(
     e: Emitter,
     node: Node,
@@ -378,7 +378,9 @@ def _pool_attributes(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_
 
 @exports(
     "upsample_nearest2d.vec", "upsample_bilinear2d.vec", "upsample_bicubic2d.vec", "upsample_nearest2d",
-    "upsample_bilinear2d",
+    "upsample_bilinear2d", "upsample_nearest1d", "upsample_nearest1d.vec", "upsample_linear1d",
+    "upsample_linear1d.vec", "upsample_nearest3d", "upsample_nearest3d.vec", "upsample_trilinear3d",
+    "upsample_trilinear3d.vec",
 )  # fmt: skip
 def upsample(e: Emitter, node: Node, x: Tensor, *args: Any, **kwargs: Any) -> str:
     nearest = "nearest" in node.op

@@ -190,26 +190,47 @@ def _convolution(node: Node, network: Network, values: Mapping[str, Any], atoms:
     shape = network.params[weight.name].shape
     groups = _argument(node, 6, 1, "groups")
     channels = _shape_of(node.args[0], network)[1]
-    out = _convolution_output(node, shape, groups, channels, axes[1], atoms)
-    bound = atoms.bind_param(
-        weight.name, (out, axes[1] if groups == 1 else None, *(None for _ in shape[2:])), node.name
-    )
+    if groups == 1:
+        out, into = atoms.new(shape[0]), axes[1]
+    else:
+        out, into = _grouped(node, axes[1], groups, (shape[0], channels), atoms)
+    bound = atoms.bind_param(weight.name, (out, into, *(None for _ in shape[2:])), node.name)
     if isinstance(bias, Param):
         atoms.bind_param(bias.name, (bound[0],), node.name)
     return (axes[0], bound[0], *(None for _ in shape[2:]))
 
 
-def _convolution_output(
-    node: Node, shape: Shape, groups: int, channels: int, axis: Labels, atoms: Atoms
-) -> NDArray[np.int64]:
-    if groups == 1:
-        return atoms.new(shape[0])
-    if groups == channels and axis is not None:
-        return np.repeat(axis, shape[0] // channels)
-    atoms.lock(axis, f"enters the grouped convolution {node.name}")
-    out = atoms.new(shape[0])
-    atoms.lock(out, f"leaves the grouped convolution {node.name}")
-    return out
+def _grouped(
+    node: Node, axis: Labels, groups: int, sizes: tuple[int, int], atoms: Atoms
+) -> tuple[NDArray[np.int64], Labels]:
+    """Return the atoms of a grouped convolution's outputs, and those of the inputs of one group.
+
+    `sizes` are the channels that it computes and those that it reads. Many narrow groups leave as wholes,
+    with what they read and what they compute, as in a depthwise convolution. Wide groups stay, all of them
+    equally narrow: what stands at one place in every group leaves together.
+    """
+    outputs, inputs = sizes
+    if axis is None:
+        out = atoms.new(outputs)
+        atoms.lock(out, f"leaves the grouped convolution {node.name}")
+        return out, None
+    by_group = axis.reshape(groups, -1)
+    if _whole_groups(groups, inputs, outputs):
+        _unite_columns(by_group, atoms, node.name)
+        return np.repeat(by_group[:, 0], outputs // groups), None
+    _unite_columns(by_group.T, atoms, node.name)
+    return np.tile(atoms.new(outputs // groups), groups), by_group[0]
+
+
+def _whole_groups(groups: int, inputs: int, outputs: int) -> bool:
+    """Whether a grouped convolution loses whole groups: it has more of them than channels in one."""
+    return groups >= min(inputs, outputs) // groups
+
+
+def _unite_columns(labels: NDArray[np.int64], atoms: Atoms, where: str) -> None:
+    """Make one atom of every row of a matrix."""
+    for column in range(1, labels.shape[1]):
+        atoms.unite(labels[:, 0], labels[:, column], where)
 
 
 @_rule(TRANSPOSED)
@@ -219,21 +240,15 @@ def _transposed_convolution(node: Node, network: Network, values: Mapping[str, A
     if not isinstance(weight, Param):
         return _weight_is_computed(node, network, values, atoms)
     shape = network.params[weight.name].shape
-    groups, inputs = _argument(node, 6, 1, "groups"), axes[1]
+    groups = _argument(node, 6, 1, "groups")
     if groups == 1:
-        bound = atoms.bind_param(
-            weight.name, (inputs, atoms.new(shape[1]), *(None for _ in shape[2:])), node.name
-        )
-        out = bound[1]
+        atoms.bind_param(weight.name, (axes[1], atoms.new(shape[1]), *(None for _ in shape[2:])), node.name)
+        out = atoms.params[weight.name][1]
     else:
-        if groups != shape[0]:
-            atoms.lock(inputs, f"enters the grouped convolution {node.name}")
-        bound = atoms.bind_param(weight.name, (inputs, *(None for _ in shape[1:])), node.name)
-        out = atoms.new(node.shape[1])
-        if groups == shape[0] and bound[0] is not None:
-            out = np.repeat(bound[0], shape[1])
-        else:
-            atoms.lock(out, f"leaves the grouped convolution {node.name}")
+        out, _ = _grouped(node, axes[1], groups, (node.shape[1], shape[0]), atoms)
+        by_group = out.reshape(groups, -1)
+        inside = None if _whole_groups(groups, shape[0], node.shape[1]) else by_group[0]
+        atoms.bind_param(weight.name, (axes[1], inside, *(None for _ in shape[2:])), node.name)
     if isinstance(bias, Param):
         atoms.bind_param(bias.name, (out,), node.name)
     return (axes[0], out, *(None for _ in shape[2:]))
@@ -286,8 +301,8 @@ def _layer_norm(node: Node, network: Network, values: Mapping[str, Any], atoms: 
 @_rule(["group_norm"])
 def _group_norm(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
-    if node.args[1] != 1:
-        atoms.lock(axes[1], f"is normalised in groups at {node.name}")
+    if node.args[1] != 1 and axes[1] is not None:
+        _unite_columns(axes[1].reshape(node.args[1], -1), atoms, node.name)
     for arg in node.args[2:4]:
         if isinstance(arg, Param):
             atoms.bind_param(arg.name, (axes[1],), node.name)
@@ -403,6 +418,14 @@ def _rearranged(node: Node, network: Network, values: Mapping[str, Any], atoms: 
     dims = node.args[1] if len(node.args) > 1 else tuple(range(rank))
     dropped = {dim % rank for dim in (dims if isinstance(dims, tuple) else (dims,))}
     return tuple(axis for index, axis in enumerate(axes) if index not in dropped or shape[index] != 1)
+
+
+@_rule(["channel_shuffle"])
+def _shuffled(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+    axes = _axes_of(node.args[0], network, values, atoms)
+    if axes[1] is None:
+        return axes
+    return (axes[0], axes[1].reshape(node.args[1], -1).T.reshape(-1), *axes[2:])
 
 
 @_rule(["expand"])
@@ -556,8 +579,7 @@ def _heads(labels: Labels, sizes: list[int], where: str, atoms: Atoms) -> Labels
     keys and values lie side by side, all three."""
     assert labels is not None
     by_head = np.moveaxis(labels.reshape(sizes), -2, 0).reshape(sizes[-2], -1)
-    for column in range(1, by_head.shape[1]):
-        atoms.unite(by_head[:, 0], by_head[:, column], where)
+    _unite_columns(by_head, atoms, where)
     return by_head[:, 0]
 
 

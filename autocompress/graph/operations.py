@@ -93,9 +93,9 @@ _OTHER = KnownOperation("")
 _CONCATENATION = replace(_OTHER, in_8_bits=EightBits.JOINS, concatenates=True, keeps_sign=True)
 
 _ROWS: tuple[Iterator[KnownOperation], ...] = (
-    _LAYER.named("conv1d conv1d.padding conv2d conv2d.padding linear"),
+    _LAYER.named("conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding linear"),
     _PRODUCT.named("matmul bmm"),
-    _OTHER.named("conv_transpose1d conv_transpose2d.input"),
+    _OTHER.named("conv_transpose1d conv_transpose2d.input conv_transpose3d.input"),
     _OTHER.named("addmm scaled_dot_product_attention"),
     _OTHER.named("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize"),
     # Activations.
@@ -134,7 +134,11 @@ _ROWS: tuple[Iterator[KnownOperation], ...] = (
         "upsample_bilinear2d.vec upsample_bicubic2d.vec upsample_bilinear2d"
     ),
     replace(_SPLIT, axes=Axes.POOLING, any_layout=True).named("max_pool2d_with_indices"),
-    _POOL.named("adaptive_max_pool2d adaptive_avg_pool1d avg_pool1d"),
+    _POOL.named(
+        """adaptive_max_pool2d adaptive_avg_pool1d adaptive_avg_pool3d avg_pool1d avg_pool3d max_pool3d
+        upsample_nearest1d upsample_nearest1d.vec upsample_linear1d upsample_linear1d.vec upsample_nearest3d
+        upsample_nearest3d.vec upsample_trilinear3d upsample_trilinear3d.vec"""
+    ),
     replace(_AVERAGE, axes=Axes.REDUCTION, any_layout=True).named("mean.dim"),
     _REDUCTION.named("sum.dim_IntList amax amin mean var.correction norm.ScalarOpt_dim"),
     _OTHER.named("max.dim min.dim linalg_vector_norm topk argmax im2col col2im"),
@@ -211,7 +215,7 @@ COMPARISONS = having(lambda row: row.compares)
 VIEWS = having(lambda row: row.is_view)
 LAYERS = having(lambda row: row.in_8_bits is EightBits.LAYER)
 CONVOLUTIONS = LAYERS - {"linear"}
-TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d.input"})
+TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input"})
 """Convolutions whose weight has its inputs on the first axis and its outputs on the second."""
 WEIGHTED = LAYERS | TRANSPOSED
 """Operations that are layers: their second argument is a weight."""

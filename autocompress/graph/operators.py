@@ -41,6 +41,10 @@ _TRUTHS_ONLY = frozenset(
 """The same, as logic on truth values."""
 
 
+TORCH_DOMAIN = "autocompress.torch"
+"""The domain of a file's nodes that stand for torch's own operators; only runtimes of torch run them."""
+
+
 class UnknownOperatorError(KeyError):
     """An operator that is not registered here, or is no pure function of tensors."""
 

@@ -22,7 +22,7 @@ from autocompress.cost.pricer import Pricer
 from autocompress.device.measure.latency import CERTIFY, measure_in_fresh_process
 from autocompress.device.measure.machine import device_description
 from autocompress.device.measure.statistics import Measurement
-from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.base import get_runtime, runs_torch_operators
 from autocompress.errors import StudentError
 from autocompress.export.onnx import to_onnx
 from autocompress.export.parity import Parity, check_model, check_parity
@@ -61,6 +61,11 @@ class Device:
     runtime: str
     threads: int
     batch: int = 1
+
+    @property
+    def torch_operators(self) -> bool:
+        """Return whether its files may call torch's own operators."""
+        return runs_torch_operators(self.runtime)
 
 
 @dataclass(frozen=True)
@@ -231,7 +236,9 @@ class StudentCertifier:
             paths.student(candidate.key),
             network=network,
             weights=weights,
-            onnx_model=to_onnx(network, weights, batch=self.device.batch),
+            onnx_model=to_onnx(
+                network, weights, batch=self.device.batch, torch_operators=self.device.torch_operators
+            ),
             spec_extra=spec,
             bench=certificate.to_json(),
             readme=student_card(Origin.from_json(spec), certificate),

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
+from autocompress.device.imports.parsing import KINDS
 from autocompress.errors import InputError
 from autocompress.problem.specs import InputSize
 from autocompress.students.training.settings import DeviceName, DistillSettings
@@ -255,11 +256,15 @@ class ProfileRequest:
     input_size: InputSize | None = _input_size()
 
 
+KIT_RUNTIMES = ("onnxruntime", "openvino")
+"""What the script of a kit can run."""
+
+
 @dataclass(frozen=True)
 class KitRequest(ProfileRequest):
     """What a kit measures a device with, and where to run it: `ssh` names a host, None runs it nowhere."""
 
-    runtime: str = option("onnxruntime", "What runs the networks there.", choices=("onnxruntime", "openvino"))
+    runtime: str = option("onnxruntime", "What runs the networks there.", choices=KIT_RUNTIMES)
     networks: int = option(40, "Random networks of the space, 8 at least.", least=1)
     ssh: str | None = option(
         None, "Run it there, as HOST or USER@HOST, and import the results.", metavar="HOST"
@@ -284,7 +289,7 @@ class ImportRequest:
     kind: str | None = option(
         None,
         "Tool that wrote the dumps.",
-        choices=("onnxruntime", "openvino", "trtexec", "tflite", "torch"),
+        choices=KINDS,
         by_default="found out",
     )
     models: Sequence[str | Path] = option(

@@ -13,8 +13,9 @@ from autocompress.cost.model import CostModel
 from autocompress.cost.pricer import Pricer, with_choice
 from autocompress.cost.worthless_choices import payoff
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.errors import InputError, SpaceError
-from autocompress.export.onnx import to_onnx
+from autocompress.device.runtimes.base import runs_torch_operators
+from autocompress.errors import InputError, SpaceError, TeacherError
+from autocompress.export.onnx import to_onnx, without_onnx_form
 from autocompress.graph.network import XNOR, Network, Weights
 from autocompress.graph.trace import trace
 from autocompress.pipeline.before_search.task_fit import AskedTask, fitted, is_of_classes, of_classes
@@ -40,7 +41,8 @@ NOTHING_PAYS = "no choice of the space makes anything faster or smaller on this 
 class OpenedTeacher:
     """A teacher that runs on its data: loaded, checked, traced.
 
-    `shipped` is its network and weights as they are exported, with batch norms folded away.
+    `shipped` is its network and weights as they are exported, with batch norms folded away, and
+    `without_onnx` says which of its operations have no form in ONNX.
     """
 
     teacher: Teacher
@@ -48,6 +50,7 @@ class OpenedTeacher:
     network: Network
     weights: Weights
     shipped: tuple[Network, Weights]
+    without_onnx: tuple[TeacherError, ...] = ()
 
 
 def open_teacher(
@@ -57,12 +60,14 @@ def open_teacher(
     data_seed: int = 0,
     console: Console | None = None,
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
+    runtime: str | None = None,
     asked: AskedTask | None = None,
 ) -> OpenedTeacher:
     """Loads, checks and traces a teacher; raises InputError for whatever cannot be used.
 
-    `asked` says which task students are for; without it, data other than classes only says how large images
-    are. The teacher is exported once, so that an operation that cannot be is found now.
+    It is exported once for the runtime that is to run it, so that an operation that cannot be is found now
+    and not after a search; without a runtime such operations are listed. `asked` says which task students are
+    for; without it, data other than classes only says how large images are.
     """
     loaded = load_teacher(teacher)
     if console is not None:
@@ -80,8 +85,12 @@ def open_teacher(
     network, weights = trace(loaded.module, shape)
     folded, folded_weights = fold_batch_norms(network, weights)
     assert folded_weights is not None
-    to_onnx(folded, folded_weights)
-    return OpenedTeacher(loaded, opened_data, network, weights, (folded, folded_weights))
+    missing: tuple[TeacherError, ...] = ()
+    if runtime is None:
+        missing = without_onnx_form(folded, folded_weights)
+    else:
+        to_onnx(folded, folded_weights, torch_operators=runs_torch_operators(runtime))
+    return OpenedTeacher(loaded, opened_data, network, weights, (folded, folded_weights), missing)
 
 
 def open_data(

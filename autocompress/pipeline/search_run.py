@@ -105,6 +105,7 @@ def _prepare(request: Request, console: Console) -> _Prepared:
         console=console,
         cache_memory_bytes=request.options.cache_memory_mib * 2**20,
         asked=AskedTask(request.options.task, request.options.metric),
+        runtime=request.profile.runtime,
     )
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
@@ -243,7 +244,8 @@ class _SearchRun:
         opened, device, predicted = self.prepared.opened, self.prepared.device, self.prepared.pricer.teacher
         save_teacher(self.paths.teacher, opened.network, opened.weights)
         model = self.paths.teacher_model
-        model.write_bytes(to_onnx(*opened.shipped, batch=device.batch).SerializeToString())
+        exported = to_onnx(*opened.shipped, batch=device.batch, torch_operators=device.torch_operators)
+        model.write_bytes(exported.SerializeToString())
         evidence = patiently(
             lambda: examine(
                 model, self.data, device, module=build(*opened.shipped), any_noise=self._any_noise
@@ -280,7 +282,8 @@ class _SearchRun:
         """Return that of this process; None where there are workers."""
         if self.request.options.is_distributed:
             return None
-        return Evaluator(builder, self.paths.distilled, self.prepared.device.batch)
+        device = self.prepared.device
+        return Evaluator(builder, self.paths.distilled, device.batch, device.torch_operators)
 
     def _executor(self, evaluator: Evaluator | None, builder: Workshop) -> Executor:
         request, options = self.request, self.request.options
@@ -291,6 +294,7 @@ class _SearchRun:
             request.space,
             self.paths.distilled,
             batch=self.prepared.device.batch,
+            torch_operators=self.prepared.device.torch_operators,
             data_spec=request.data if isinstance(request.data, str) else None,
             preprocessing=self.prepared.opened.teacher.preprocessing,
         )

@@ -46,7 +46,11 @@ def check_targets(labels: Tensor, where: str) -> None:
     """Raise DataError for values that are not finite."""
     if labels.is_floating_point() and not bool(torch.isfinite(labels).all()):
         row = int((~torch.isfinite(labels).reshape(len(labels), -1).all(1)).nonzero()[0])
-        raise DataError(f"the label of item {row} holds NaN or infinite values", where=where)
+        raise DataError(
+            f"the label of item {row} holds NaN or infinite values",
+            where=where,
+            fix="leave such items out, or replace the values",
+        )
 
 
 def doubts(source: Source) -> tuple[str, ...]:

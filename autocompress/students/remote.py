@@ -50,7 +50,8 @@ _SALIENCY = "saliency "
 
 @dataclass(frozen=True, eq=False)
 class RemoteConfig:
-    """Say how an evaluator is made, but for its arrays. `batch` is that of the exported files."""
+    """Say how an evaluator is made, but for its arrays. `batch` is that of the exported files, and
+    `torch_operators` whether they may call torch's own operators."""
 
     network: Network
     space: Space
@@ -59,6 +60,7 @@ class RemoteConfig:
     batch: int
     data: PackedData | DataSpec
     task: Task
+    torch_operators: bool = False
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RemoteConfig:
@@ -71,6 +73,7 @@ class RemoteConfig:
             batch=int(data["batch"]),
             data=PackedData.from_json(data["data"]) if "data" in data else DataSpec.from_json(data),
             task=task_from_json(data["task"]),
+            torch_operators=bool(data.get("torch_operators", False)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -83,6 +86,7 @@ class RemoteConfig:
             "settings": self.settings.to_json(),
             "batch": self.batch,
             "task": task_to_json(self.task),
+            "torch_operators": self.torch_operators,
             **({"data": values} if isinstance(self.data, PackedData) else values),
         }
 
@@ -93,6 +97,7 @@ def remote_evaluator(
     folder: Path,
     *,
     batch: int = 1,
+    torch_operators: bool = False,
     data_spec: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Factory:
@@ -104,7 +109,14 @@ def remote_evaluator(
     data, images = _travelling(workshop, data_spec, preprocessing or Preprocessing())
     importances = {f"{_SALIENCY}{method}": values for method, values in workshop.saliency.items()}
     config = RemoteConfig(
-        workshop.bound.network, space, folder.resolve(), workshop.settings, batch, data, workshop.data.task
+        workshop.bound.network,
+        space,
+        folder.resolve(),
+        workshop.settings,
+        batch,
+        data,
+        workshop.data.task,
+        torch_operators,
     )
     return Factory(_TARGET, config.to_json(), {"weights": workshop.weights, **importances, **images})
 
@@ -142,8 +154,9 @@ def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
         known.settings,
     )
     if known.folder.parent.is_dir():
-        return Evaluator(workshop, known.folder, known.batch)
-    return _Sending(Evaluator(workshop, Path(tempfile.mkdtemp(prefix="ac-")), known.batch))
+        return Evaluator(workshop, known.folder, known.batch, known.torch_operators)
+    folder = Path(tempfile.mkdtemp(prefix="ac-"))
+    return _Sending(Evaluator(workshop, folder, known.batch, known.torch_operators))
 
 
 @dataclass

@@ -447,8 +447,8 @@ class _Binder:
 
 
 def _round_to(group: Group, channels: int) -> int:
-    """The multiple of atoms kept: an attention's head brings at least as many channels by itself."""
-    return 1 if group.places[0].indices.shape[1] >= channels else channels
+    """The multiple of atoms kept: a head of an attention, or a group, brings several channels by itself."""
+    return -(-channels // group.places[0].indices.shape[1])
 
 
 def _in_floats_only(node: Node) -> str:

@@ -122,6 +122,12 @@ FOLDED = {
     "conv1d": "no images; see test_layer_kinds",
     "conv1d.padding": "no images; see test_layer_kinds",
     "conv_transpose1d": "no images; see test_layer_kinds",
+    **dict.fromkeys(
+        """conv3d conv3d.padding conv_transpose3d.input adaptive_avg_pool3d avg_pool3d max_pool3d
+        upsample_nearest1d upsample_nearest1d.vec upsample_linear1d upsample_linear1d.vec upsample_nearest3d
+        upsample_nearest3d.vec upsample_trilinear3d upsample_trilinear3d.vec""".split(),
+        "no images; see test_layer_kinds",
+    ),
     "mean": "one number, which no layer reads",
     "adaptive_avg_pool1d": "no images",
     "avg_pool1d": "no images",

@@ -203,16 +203,46 @@ def test_tokens_that_are_mixed_have_a_hidden_width() -> None:
     assert "meets a fixed axis at add" in found["b"].locked
 
 
+def read_by_head(function: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> dict[str, Group]:
+    return groups(net(lambda m, x: m.head(function(m, x)), a=conv(3, 8), head=conv(8, 2), **parts))
+
+
+def test_few_wide_groups_are_narrowed_all_alike() -> None:
+    found = read_by_head(lambda m, x: m.grouped(m.a(x)), grouped=conv(8, 8, groups=2))
+    assert indices(found["a"], "a.weight") == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert indices(found["a"], "grouped.weight", 1) == [[0], [1], [2], [3]]
+    assert indices(found["grouped"], "grouped.weight") == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_many_narrow_groups_leave_as_wholes() -> None:
+    found = read_by_head(lambda m, x: m.grouped(m.a(x)), grouped=conv(8, 8, groups=4))
+    assert indices(found["a"], "a.weight") == indices(found["a"], "head.weight", 1)
+    assert indices(found["a"], "a.weight") == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert ("grouped.weight", 1) not in places(found["a"])
+
+
+def test_a_normalisation_in_groups_loses_whole_groups() -> None:
+    found = read_by_head(lambda m, x: m.norm(m.a(x)), norm=nn.GroupNorm(2, 8))
+    assert indices(found["a"], "a.weight") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("written", ["torch", "view"])
+def test_a_shuffle_moves_channels_and_couples_none(written: str) -> None:
+    def view(m: Any, x: Tensor) -> Tensor:
+        batch, channels, height, width = (y := m.a(x)).shape
+        return y.view(batch, 2, 4, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+
+    found = read_by_head(view if written == "view" else lambda m, x: F.channel_shuffle(m.a(x), 2))
+    assert indices(found["a"], "head.weight", 1) == [[0], [2], [4], [6], [1], [3], [5], [7]]
+
+
 LOCKED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "input": (lambda m, x: m.a(x) + torch.cat([x, x, x[:, 1:]], 1), "meets a fixed axis at add"),
-    "grouped convolution": (lambda m, x: m.grouped(m.a(x)), "enters the grouped convolution grouped"),
-    "group norm": (lambda m, x: F.group_norm(m.a(x), 2), "is normalised in groups at group_norm"),
     "layer norm": (
         lambda m, x: F.layer_norm(m.a(x), (8, 4, 4)),
         "is normalised over several axes at layer_norm",
     ),
     "softmax": (lambda m, x: m.a(x).softmax(1), "is normalised by softmax.int at softmax"),
-    "shuffle": (lambda m, x: F.channel_shuffle(m.a(x), 2), "reaches channel_shuffle at channel_shuffle"),
     "einsum": (lambda m, x: torch.einsum("nchw,c->nchw", m.a(x), m.scale), "reaches einsum at einsum"),
     "reshape": (lambda m, x: m.a(x).view(-1, 4, 2, 4, 4).flatten(1, 2), "is split by a reshape at reshape"),
     "roll": (lambda m, x: m.a(x).roll(1, 1), "is reordered by roll at roll"),
@@ -236,7 +266,7 @@ LOCKED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("name", LOCKED)
 def test_channels_that_cannot_leave_have_a_reason(name: str) -> None:
     function, reason = LOCKED[name]
-    parts = {"grouped": conv(8, 8, groups=2), "scale": torch.rand(8), "one": conv(8, 1)}
+    parts = {"scale": torch.rand(8), "one": conv(8, 1)}
     module = net(lambda m, x: m.head(function(m, x)), a=conv(3, 8), head=conv(8, 2), **parts)
     assert reason in groups(module)["a"].locked
 

@@ -113,6 +113,72 @@ def vocoder() -> Net:
     )
 
 
+def _shuffled(m: Any, x: Tensor) -> Tensor:
+    """A unit of ShuffleNet V2 with a shuffle of its own, one of V1, a normalisation in groups."""
+    y = F.relu(m.stem(x))
+    left, right = y.chunk(2, 1)
+    y = torch.cat([left, m.point(F.relu(m.deep(right)))], 1)
+    batch, channels, height, width = y.shape
+    y = y.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    y = m.second(F.relu(m.shuffle(m.first(y))))
+    y = F.relu(m.norm(m.narrow(F.relu(y))))
+    return m.head(m.up(y).mean((2, 3)))
+
+
+def shuffled() -> Net:
+    return net(
+        _shuffled,
+        stem=nn.Conv2d(3, 32, 3, padding=1),
+        deep=nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        point=nn.Conv2d(16, 16, 1),
+        first=nn.Conv2d(32, 48, 1, groups=2),
+        shuffle=nn.ChannelShuffle(2),
+        second=nn.Conv2d(48, 32, 1, groups=2),
+        narrow=nn.Conv2d(32, 64, 3, padding=1, groups=16),
+        norm=nn.GroupNorm(8, 64),
+        up=nn.ConvTranspose2d(64, 32, 2, stride=2, groups=4),
+        head=nn.Linear(32, 4),
+    )
+
+
+def _volume(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.bn(m.stem(x)))
+    y = y + m.slow(F.relu(m.fast(F.max_pool3d(y, 3, 1, 1))))
+    z = m.up(F.relu(m.deep(F.avg_pool3d(y, 2))))
+    z = F.interpolate(F.interpolate(z, scale_factor=2), size=y.shape[2:], mode="trilinear")
+    return m.head(F.adaptive_avg_pool3d(z + y, 1).flatten(1))
+
+
+def volume() -> Net:
+    """A residual block of video networks: space and time apart, then down and up again."""
+    return net(
+        _volume,
+        stem=nn.Conv3d(1, 16, 3, padding=1, bias=False),
+        bn=nn.BatchNorm3d(16),
+        fast=nn.Conv3d(16, 24, (1, 3, 3), padding=(0, 1, 1)),
+        slow=nn.Conv3d(24, 16, (3, 1, 1), padding="same"),
+        deep=nn.Conv3d(16, 16, 3, padding=1, groups=16),
+        up=nn.ConvTranspose3d(16, 16, 2, stride=2),
+        head=nn.Linear(16, 3),
+    )
+
+
+def _sampled(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.stem(x))
+    y = F.interpolate(F.interpolate(y, scale_factor=2.0), scale_factor=0.5, mode="linear")
+    return m.head(m.mix(F.avg_pool1d(F.max_pool1d(y, 2), 2)).mean(-1))
+
+
+def sampled() -> Net:
+    """What changes the length of a signal."""
+    return net(
+        _sampled,
+        stem=nn.Conv1d(4, 16, 3, padding=1),
+        mix=nn.Conv1d(16, 24, 3, padding=1),
+        head=nn.Linear(24, 4),
+    )
+
+
 KINDS: dict[str, Kind] = {
     "conv1d": Kind(
         wave,
@@ -134,6 +200,21 @@ KINDS: dict[str, Kind] = {
         widths=named("down bottom up smooth"),
         ranks=named("bottom up smooth"),
         bits=named("down bottom smooth"),
+    ),
+    "lengths": Kind(sampled, (4, 32), widths=named("stem mix"), bits=named("stem mix head")),
+    "conv3d": Kind(
+        volume,
+        (1, 4, 8, 8),
+        widths=named("stem fast"),
+        ranks=named("fast slow up"),
+        bits=named("stem fast slow deep head"),
+    ),
+    "groups and shuffles": Kind(
+        shuffled,
+        (3, 8, 8),
+        widths=named("stem first second up"),
+        ranks=named("stem point"),
+        bits=named("stem deep point first second narrow head"),
     ),
     "conv_transpose1d": Kind(
         vocoder, (8, 16), widths=named("stem up"), ranks=named("stem up"), bits=named("stem out")

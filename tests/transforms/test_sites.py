@@ -288,7 +288,6 @@ def test_every_locked_site_has_its_reason() -> None:
     locked = "locked by rules[3] of the space 'locks'"
     assert {site.name: site.locked for site in space.sites if site.locked} == {
         "width:stem": locked,
-        "width:grouped": "leaves the grouped convolution grouped",
         "width:fc": "no rule gives it a width",
         "rank:stem": locked,
         "rank:grouped": "it is a grouped convolution",

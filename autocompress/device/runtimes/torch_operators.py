@@ -45,7 +45,9 @@ def _with(function: Callable[..., Any], *defaults: tuple[str, Any]) -> Operator:
 
 _ALIKE: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs, "Add": operator.add, "Cos": torch.cos, "Div": operator.truediv, "Erf": torch.erf,
-    "Exp": torch.exp, "Floor": torch.floor, "Greater": torch.gt, "HardSwish": functional.hardswish,
+    "And": torch.logical_and, "Equal": torch.eq, "Exp": torch.exp, "Floor": torch.floor,
+    "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le, "Not": torch.logical_not,
+    "Or": torch.logical_or, "Xor": torch.logical_xor, "Greater": torch.gt, "HardSwish": functional.hardswish,
     "Log": torch.log, "MatMul": torch.matmul, "Mish": functional.mish, "Mul": operator.mul,
     "Neg": torch.neg, "Pow": torch.pow, "Reciprocal": torch.reciprocal, "Relu": torch.relu,
     "Round": torch.round, "Selu": functional.selu, "Sigmoid": torch.sigmoid, "Sin": torch.sin,
@@ -74,7 +76,7 @@ def conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias: Any = Non
     before, after = list(pads[:rank]), list(pads[rank:])
     if before != after:
         x, before = emit(functional.pad, x, torch_pads(before, after)), [0] * rank
-    function = {1: functional.conv1d, 2: functional.conv2d}[rank]
+    function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[rank]
     strides, dilations = (list(attributes.get(name, [1] * rank)) for name in ("strides", "dilations"))
     return emit(function, x, weight, bias, strides, before, dilations, attributes.get("group", 1))
 
@@ -82,7 +84,8 @@ def conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias: Any = Non
 @torch_for("ConvTranspose")
 def transposed_conv(emit: Any, attributes: Attributes, x: Any, weight: Any, bias: Any = None) -> Any:
     rank = weight.ndim - 2
-    function = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d}[rank]
+    functions = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+    function = functions[rank - 1]
     ones = [1] * rank
     strides, dilations = (list(attributes.get(name, ones)) for name in ("strides", "dilations"))
     pads, more = list(attributes.get("pads", [0] * 2 * rank)), attributes.get("output_padding", [0] * rank)
@@ -120,6 +123,15 @@ def _extreme(function: Callable[..., Any], bound: str) -> Operator:
 
 
 OPERATORS.update({"Max": _extreme(torch.maximum, "min"), "Min": _extreme(torch.minimum, "max")})
+
+
+_TYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64,
+          9: torch.bool, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}  # fmt: skip
+
+
+@torch_for("Cast")
+def cast(emit: Any, attributes: Attributes, x: Any) -> Any:
+    return emit(torch.ops.aten.to.dtype, x, _TYPES[attributes["to"]])
 
 
 @torch_for("HardSigmoid")

@@ -34,7 +34,7 @@ def _global_max(x: torch.Tensor) -> torch.Tensor:
 def max_pool(emit: Any, attributes: Attributes, x: Any) -> Any:
     kernel, strides, before, ceil = _window(attributes)
     dilations = list(attributes.get("dilations", [1] * len(kernel)))
-    function = {1: functional.max_pool1d, 2: functional.max_pool2d}[len(kernel)]
+    function = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[len(kernel)]
     return emit(function, x, kernel, strides, before, dilations, ceil)
 
 
@@ -42,7 +42,7 @@ def max_pool(emit: Any, attributes: Attributes, x: Any) -> Any:
 def average_pool(emit: Any, attributes: Attributes, x: Any) -> Any:
     kernel, strides, before, ceil = _window(attributes)
     counted = bool(attributes.get("count_include_pad", 0))
-    function = {1: functional.avg_pool1d, 2: functional.avg_pool2d}[len(kernel)]
+    function = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[len(kernel)]
     return emit(function, x, kernel, strides, before, ceil, counted)
 
 
@@ -113,6 +113,8 @@ def slice_(
 @torch_for("Gather")
 def gather(emit: Any, attributes: Attributes, x: Any, indices: Any) -> Any:
     axis = attributes.get("axis", 0)
+    if not isinstance(indices, np.ndarray):
+        return emit(functional.embedding, indices, x)
     if indices.ndim == 0:
         return emit(torch.select, x, axis, int(indices))
     taken = emit(torch.index_select, x, axis, indices.reshape(-1))

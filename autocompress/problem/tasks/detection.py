@@ -77,8 +77,8 @@ class Detection(Task):
         return 0.5 * (scores + p.amax(1) * change[:, -4:].square().mean(1))
 
     def statistics(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return for each image its boxes as rows of (class, score, whether right), then how many boxes it
-        has of each class."""
+        """Return for each image its boxes as rows of (class, score, whether right), then how many boxes of
+        each class it has."""
         classes = outputs.shape[1] - 4
         rows = torch.zeros(len(outputs), 3 * self.most + classes, dtype=torch.float64)
         rows[:, 0 : 3 * self.most : 3] = -1

@@ -6,7 +6,7 @@ The widths of coupled groups are chosen by the search; which channels stay is de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.coupling import Coupling, Group
-from autocompress.graph.network import Network, Node, Weights
+from autocompress.graph.network import Network, Node, Param, ParamSpec, Weights
 from autocompress.graph.operations import CONVOLUTIONS, TRANSPOSED, WEIGHTED
-from autocompress.graph.replace_layer import channel_axis
+from autocompress.graph.replace_layer import channel_axis, groups_of
 
 Keep = NDArray[np.bool_]
+
+_GROUPS = 6
+"""Place of the number of groups among the arguments of a convolution, a transposed one too."""
 
 
 def kept_count(size: int, keep: float, round_to: int = 1) -> int:
@@ -105,7 +108,10 @@ def prune(coupling: Coupling, weights: Weights | None, keep: Keep) -> tuple[Netw
                 value = np.compress(stays, value, axis=axis)
         params[name] = replace(spec, shape=tuple(shape))
         if value is not None:
-            sliced[name] = np.ascontiguousarray(value)
+            sliced[name] = np.ascontiguousarray(value).reshape(value.shape)
+    for name, order in _orders(coupling, nodes, keep).items():
+        params[name] = ParamSpec(order.shape, str(order.dtype), trainable=False)
+        sliced[name] = order
     return replace(network, nodes=nodes, params=params), None if weights is None else sliced
 
 
@@ -159,11 +165,51 @@ def _normalized_shape(node: Node, old: Node, coupling: Coupling, keep: Keep) -> 
     return _with_arg(node, 1, node.shape[-len(node.args[1]) :])
 
 
-def _depthwise_groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    if len(old.args) < 7 or old.args[6] == 1:
+def _groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
+    """Groups that left as wholes are counted by the channels that are left and those of one group."""
+    groups = groups_of(old)
+    weight = old.args[1]
+    if groups == 1 or not isinstance(weight, Param):
         return node
-    labels = coupling.values[old.inputs[0]][1]
-    return node if labels is None else _with_arg(node, 6, int(keep[labels].sum()))
+    labels = coupling.params[weight.name][1]
+    inside = coupling.network.params[weight.name].shape[1] if labels is None else int(keep[labels].sum())
+    channels = coupling.values[old.name if old.op in TRANSPOSED else old.inputs[0]][1]
+    if channels is None:
+        return node
+    count = int(keep[channels].sum()) // inside
+    if len(node.args) > _GROUPS:
+        return _with_arg(node, _GROUPS, count)
+    return node.but(kwargs=tuple((key, count if key == "groups" else value) for key, value in node.kwargs))
+
+
+def _norm_groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
+    del coupling, keep
+    return _with_arg(node, 1, old.args[1] * node.shape[1] // old.shape[1])
+
+
+def _shuffled(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
+    """What is left of a shuffle is the permutation that `orders` has."""
+    del coupling, keep
+    return node.but(op="index_select", args=(old.args[0], 1, Param(_order_name(old))))
+
+
+def _order_name(shuffle: Node) -> str:
+    return f"{shuffle.name}.order"
+
+
+def _orders(coupling: Coupling, nodes: Iterable[Node], keep: Keep) -> dict[str, NDArray[np.int64]]:
+    """For every shuffle that lost channels, which channel of its input each of its output is."""
+    orders = {}
+    for node in nodes:
+        old = coupling.network.by_name[node.name]
+        if old.op != "channel_shuffle" or node.op == old.op:
+            continue
+        labels = coupling.values[old.inputs[0]][1]
+        stays = keep[labels]
+        positions = np.where(stays, np.cumsum(stays) - 1, -1)
+        shuffled = positions.reshape(old.args[1], -1).T.reshape(-1)
+        orders[_order_name(old)] = shuffled[shuffled >= 0].astype(np.int64)
+    return orders
 
 
 def _slice_bounds(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
@@ -207,7 +253,9 @@ _REWRITES = {
     "unflatten.int": _sizes,
     "layer_norm": _normalized_shape,
     "rms_norm": _normalized_shape,
-    **dict.fromkeys(CONVOLUTIONS | TRANSPOSED, _depthwise_groups),
+    **dict.fromkeys(CONVOLUTIONS | TRANSPOSED, _groups),
+    "group_norm": _norm_groups,
+    "channel_shuffle": _shuffled,
     "slice.Tensor": _slice_bounds,
     "split.Tensor": _split_sizes,
     "split_with_sizes": _split_sizes,
