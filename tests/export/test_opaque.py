@@ -21,6 +21,9 @@ from written_networks import net
 
 from autocompress.cost.kernels import kernels
 from autocompress.cost.memory import peak_memory_bytes
+from autocompress.device.profile.latency_table import LatencyTable, Row
+from autocompress.device.profile_files.kernels_csv import read_rows, rows_text
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import StudentError, TeacherError
 from autocompress.export import torch_onnx
 from autocompress.export.onnx import to_onnx
@@ -28,6 +31,7 @@ from autocompress.export.parity import check_model, check_parity
 from autocompress.export.student_folder import SPEC, load_student, save_student
 from autocompress.graph.module import build
 from autocompress.graph.network import Network, Weights
+from autocompress.graph.operators import TORCH_DOMAIN
 from autocompress.graph.trace import trace
 from autocompress.problem.space import load_space
 from autocompress.transforms.apply import apply, deployed
@@ -37,6 +41,7 @@ from autocompress.transforms.sampling import samples
 from autocompress.transforms.sites import bind
 
 CANDIDATES = 4
+NATIVE = ("lstm head", "topk and gather", "global filter", "bag of words", "masked")
 
 
 def runner(model: onnx.ModelProto) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
@@ -115,6 +120,16 @@ def test_multiply_adds_of_recurrent_layers_and_volumes_are_counted() -> None:
     assert spectrum.macs == 0
 
 
+def test_a_profile_keeps_rows_of_such_kernels_and_says_which_it_lacks(tmp_path: Path) -> None:
+    found = kernels(trace(made("gru over columns"), IMAGE)[0])
+    assert "opaque:gru.input fp32" in LatencyTable([]).missing(found)
+    rows = [Row(kernel, 1, 1.0, 2.0, 1.9, 2.1) for kernel in dict.fromkeys(found)]
+    (tmp_path / "kernels.csv").write_text(rows_text(rows))
+    table = LatencyTable(read_rows(tmp_path / "kernels.csv"))
+    assert table.missing(found) == ()
+    assert {table.lookup(kernel).how for kernel in found} == {"measured"}
+
+
 def test_equal_operations_are_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     exported = []
     export = torch.onnx.export
@@ -147,6 +162,20 @@ def test_an_operator_without_a_form_in_onnx_is_named() -> None:
     network, weights = trace(CustomOperator().eval(), IMAGE)
     with pytest.raises(TeacherError, match=r"autocompress_tests::soft_sign[\s\S]*--runtime torch"):
         to_onnx(network, weights)
+
+
+@pytest.mark.parametrize("make", [CustomOperator, *(NETWORKS[name].make for name in NATIVE)])
+def test_runtimes_of_torch_call_the_operators_themselves(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = make().eval()
+    model = to_onnx(*trace(module, IMAGE), batch=2, torch_operators=True)
+    check_model(model)
+    assert TORCH_DOMAIN in {node.domain for node in model.graph.node}
+    session = get_runtime("torch").load(model.SerializeToString(), 1)
+    parity = check_parity(module, session.run, images(4), rounds=False, runtime_batch=2)
+    assert parity.max_error < 1e-4
+    times = get_runtime("torch").node_times(model.SerializeToString(), 1, 1)
+    assert {time.name.partition("/")[0] for time in times} <= {node.name for node in model.graph.node}
 
 
 def test_a_student_with_an_operator_that_nobody_registered_is_refused(tmp_path: Path) -> None:
