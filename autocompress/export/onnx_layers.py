@@ -125,6 +125,11 @@ def matmul(e: Emitter, node: Node, a: Any, b: Any) -> str:
     return e.op("MatMul", e.name(a), e.name(b), name=node.name)
 
 
+@exports("einsum")
+def einsum(e: Emitter, node: Node, equation: str, operands: Sequence[Any], *_: Any) -> str:
+    return e.op("Einsum", *(e.name(one) for one in operands), name=node.name, equation=equation)
+
+
 @exports("addmm")
 def addmm(e: Emitter, node: Node, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> str:
     inputs = (e.name(a), e.name(b), e.name(bias))

@@ -119,6 +119,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 FOLDED = {
     "batch_norm": "is folded into a layer before anything is priced",
     "max_pool2d_with_indices": "is traced as max_pool2d where its values alone are read",
+    "einsum": "no images; see test_layer_kinds",
     "conv1d": "no images; see test_layer_kinds",
     "conv1d.padding": "no images; see test_layer_kinds",
     "conv_transpose1d": "no images; see test_layer_kinds",
