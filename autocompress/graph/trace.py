@@ -251,7 +251,7 @@ def _fold_constants(network: Network, weights: Weights) -> Network:
         if not isinstance(value, Tensor):
             nodes.append(replace(node, args=map_args(partial(_as_param, constants), node.args)))
             continue
-        name = unique_name(f"{node.name}.constant", params)
+        name = unique_name(f"{node.name}_constant", params)
         weights[name] = value.contiguous().numpy()
         params[name] = ParamSpec(tuple(value.shape), str(weights[name].dtype), trainable=False)
         constants[node.name] = name
