@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import random
 from functools import cached_property
 
 from autocompress.cost.compiled.pieces import Uncuttable
 from autocompress.cost.compiled.pricing import SumPricer
 from autocompress.cost.model import CostModel
+from autocompress.errors import ProfileError
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import PACKED_KINDS, Candidate, Cost, Option, Site, eight_bits
 from autocompress.transforms.apply import deployed_network
+from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import BoundSpace
 
+log = logging.getLogger("autocompress")
+
 _MOST_KEPT = 20_000
+_PROBES = 6
+"""Random candidates whose price by pieces is compared with that of their whole network."""
 
 
 class Pricer:
@@ -38,7 +46,7 @@ class Pricer:
         return cost
 
     def _price(self, candidate: Candidate) -> Cost:
-        if self._in_pieces:
+        if self._in_pieces and self._sums is not None:
             try:
                 return self._sums.price(candidate)
             except Uncuttable:
@@ -50,8 +58,29 @@ class Pricer:
         return self.cost_model.price(deployed_network(self.bound.folded, candidate))
 
     @cached_property
-    def _sums(self) -> SumPricer:
-        return SumPricer(self.bound.folded, self.cost_model)
+    def _sums(self) -> SumPricer | None:
+        """Return what prices by pieces; None where the network cannot be cut, or where prices of a sample of
+        candidates are not those of their whole networks."""
+        rng = random.Random(0)
+        drawn = [random_candidate(self.bound, rng) for _ in range(_PROBES)]
+        try:
+            sums = SumPricer(self.bound.folded, self.cost_model)
+            for candidate in (Candidate(), self.low_bits, *drawn):
+                if not self._agrees(sums, candidate):
+                    log.warning(
+                        "pieces of the network do not add up for %s: it is priced whole", candidate.key
+                    )
+                    return None
+        except Uncuttable:
+            return None
+        return sums
+
+    def _agrees(self, sums: SumPricer, candidate: Candidate) -> bool:
+        try:
+            whole = self.price_whole(candidate)
+        except ProfileError:
+            return True
+        return sums.price(candidate) == whole
 
     @cached_property
     def teacher(self) -> Cost:
