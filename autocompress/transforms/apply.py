@@ -157,7 +157,7 @@ def _keep_mask(bound: BoundSpace, candidate: Candidate, saliency: Saliency | Non
 
 
 def kept_channels(bound: BoundSpace, candidate: Candidate, saliency: Saliency) -> dict[str, prune.Keep]:
-    """Return layer of the teacher → which of its output channels the candidate keeps, for those it cuts."""
+    """Return by layer of the teacher which of its output channels the candidate keeps, for those it cuts."""
     return prune.kept_outputs(bound.coupling, _keep_mask(bound, candidate, saliency))
 
 

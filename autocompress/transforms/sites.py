@@ -178,7 +178,7 @@ class BoundSpace:
     def _merged(
         self, candidate: Candidate, gone: set[str], compacted: Mapping[str, tuple[Option, set[str]]]
     ) -> dict[str, str]:
-        """Return layers that leave → those that take them in, where both are still as they were."""
+        """Return the layers that leave → those that take them in, where both are still as they were."""
         other = gone.union(*(layers for _, layers in compacted.values()))
         chosen = [self.by_name[name] for name, option in candidate.choices if option == merging.MERGE]
         pairs = {site.target: settings_of(site, MergeSettings).into for site in chosen}

@@ -39,8 +39,8 @@ def svd(weight: Array, rank: int, second: Array | None = None) -> tuple[Double, 
 def tucker2(
     weight: Array, rank_out: int, rank_in: int, second: Array | None = None
 ) -> tuple[Double, Double, Double]:
-    """Turn `(out, in, kh, kw)` into `(rank_in, in)`, core `(rank_out, rank_in, kh, kw)` and `(out,
-    rank_out)`.
+    """Turn `(out, in, kh, kw)` into `(rank_in, in)`, core `(rank_out, rank_in, kh, kw)` and
+    `(out, rank_out)`.
 
     Kim et al. 2016 (arXiv:1511.06530), by higher-order SVD, which is within a factor √2 of the best.
     """
@@ -56,8 +56,8 @@ def tucker2(
 
 
 def spatial_svd(weight: Array, rank: int, second: Array | None = None) -> tuple[Double, Double]:
-    """Turn `(out, in, kh, kw)` into a column filter `(rank, in, kh, 1)` and a row filter `(out, rank, 1,
-    kw)`.
+    """Turn `(out, in, kh, kw)` into a column filter `(rank, in, kh, 1)` and a row filter
+    `(out, rank, 1, kw)`.
 
     Jaderberg et al. 2014 (arXiv:1405.3866), scheme 2, by the SVD of the `(in·kh, out·kw)` matrix.
     """
@@ -77,8 +77,8 @@ def spatial_svd(weight: Array, rank: int, second: Array | None = None) -> tuple[
 
 
 def cp(weight: Array, rank: int, sweeps: int = ALS_SWEEPS) -> tuple[Double, Double, Double]:
-    """Turn `(out, in, kh, kw)` into `(rank, in)`, one filter a channel `(rank, 1, kh, kw)`, and `(out,
-    rank)`.
+    """Turn `(out, in, kh, kw)` into `(rank, in)`, one filter a channel `(rank, 1, kh, kw)`, and
+    `(out, rank)`.
 
     Lebedev et al. 2015 (arXiv:1412.6553), with both spatial axes as one, by alternating least squares from
     a start of the leading vectors of each axis; a tiny ridge keeps terms from growing against each other.
@@ -115,8 +115,8 @@ def _top_vectors(symmetric: Double, count: int) -> Double:
 
 @lru_cache(maxsize=4)
 def _eigenvectors(content: bytes, size: int) -> Double:
-    """Return those of a symmetric matrix, by rising eigenvalue; kept, as the ranks of one layer ask for the
-    same."""
+    """Return the eigenvectors of a symmetric matrix, by rising eigenvalue; cached, as the ranks of one layer
+    ask for the same."""
     return np.asarray(np.linalg.eigh(np.frombuffer(content).reshape(size, size))[1])
 
 
@@ -187,7 +187,8 @@ def vbmf_rank(matrix: Array) -> int:
 
 
 def _free_energy(x: Double, ratio: float, threshold: float) -> float:
-    """Return it up to constants, as a function of squared singular values in units of the noise."""
+    """Return the free energy up to constants, as a function of squared singular values in units of the
+    noise."""
     signal, noise = x[x > threshold], np.maximum(x[x <= threshold], 1e-300)
     excess = signal - 1 - ratio
     tau = (excess + np.sqrt(np.maximum(excess**2 - 4 * ratio, 0))) / 2

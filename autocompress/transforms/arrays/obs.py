@@ -123,7 +123,7 @@ def _greedy(
 def _greedy_rows(
     rows: Double, inverse: Double, depth: int, pattern: tuple[int, int] | None
 ) -> tuple[NDArray[np.int64], Double]:
-    """Do so for a few rows: the inverse of what is left of each row is `inverse` less the squares of
+    """Do the same for a few rows: the inverse of what is left of each row is `inverse` less the squares of
     `removed`."""
     count, columns = rows.shape
     weight, each = rows.copy(), np.arange(count)

@@ -112,7 +112,8 @@ class Chain:
         return replace(network, nodes=nodes, params=params), values
 
     def _add_bias(self, bias: Param, params: dict[str, ParamSpec], values: Weights | None) -> None:
-        """Add it to the convolution that computes the layer's channels, or else as a sum behind the chain."""
+        """Add the bias to the convolution that computes the layer's channels, or else as a sum behind the
+        chain."""
         convs = [index for index, node in enumerate(self.nodes) if node.op.startswith("conv2d")]
         last = self.nodes[convs[-1]]
         if last.shape[1] == self.channels:
@@ -126,7 +127,7 @@ class Chain:
         self.add("sum", "add.Tensor", (self.last, bias), self.shape)
 
     def _add_computed_bias(self, bias: Ref) -> None:
-        """Add one that is no parameter, such as parts joined in `forward()`."""
+        """Add a bias that is no parameter, such as parts joined in `forward()`."""
         shape, last = self.shape, self.last
         if self.old.op != "linear":
             self.add("bias", "reshape", (bias, (self.channels, 1, 1)), (self.channels, 1, 1))

@@ -70,7 +70,7 @@ def keep_mask(
 
 
 def kept_outputs(coupling: Coupling, keep: Keep) -> dict[str, Keep]:
-    """Return layer → which of its output channels stay, `(channels,)`, for the layers that lose some."""
+    """Return by layer which of its output channels stay, `(channels,)`, for the layers that lose some."""
     kept: dict[str, Keep] = {}
     for node in coupling.network.nodes:
         if node.op in WEIGHTED:
@@ -150,7 +150,7 @@ def _with_arg(node: Node, index: int, value: Any) -> Node:
 
 
 def _sizes(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    """Change the sizes that reshapes and expansions name: those of pruned axes."""
+    """Change the sizes of pruned axes that reshapes and expansions name."""
     del coupling, keep
     position = 2 if node.op == "unflatten.int" else 1
     sizes = node.args[position]
@@ -169,7 +169,8 @@ def _normalized_shape(node: Node, old: Node, coupling: Coupling, keep: Keep) -> 
 
 
 def _groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    """Count the groups that left as wholes by the channels that are left and those of one group."""
+    """Count the groups anew, of which some left as wholes, by the channels that are left and those of one
+    group."""
     groups = groups_of(old)
     weight = old.args[1]
     if groups == 1 or not isinstance(weight, Param):
