@@ -62,7 +62,7 @@ def open_teacher(
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
     runtime: str | None = None,
 ) -> OpenedTeacher:
-    """Loads, checks and traces a teacher; raises InputError for whatever cannot be used.
+    """Load, check and trace a teacher; raise InputError for whatever cannot be used.
 
     It is exported once for the runtime that is to run it, so that an operation that cannot be is found now
     and not after a search; without a runtime such operations are listed.
@@ -98,7 +98,8 @@ def open_data(
     console: Console | None,
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
 ) -> Data:
-    """The data, in the size and normalisation that the teacher asks for where the spec says nothing."""
+    """Return the data, in the size and normalisation that the teacher asks for where the spec says
+    nothing."""
     if console is None:
         return load_data(
             data, seed, preprocessing=teacher.preprocessing, cache_memory_bytes=cache_memory_bytes
@@ -114,7 +115,8 @@ def open_data(
 
 
 def _matched_data(teacher: Teacher, data: Data, outputs: tuple[int, ...], console: Console | None) -> Data:
-    """The data with labels numbered like the teacher's outputs; tells what was taken and what is doubtful."""
+    """Return the data with labels numbered like the teacher's outputs; tell what was taken and what is
+    doubtful."""
     if len(outputs) == 1:
         data = matched(data, outputs[0], teacher.class_names)
     check_classes(outputs, data.num_classes, teacher.name)
@@ -143,7 +145,7 @@ def _shape_without_data(teacher: Teacher, input_size: InputSize | None) -> tuple
 
 
 def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
-    """The space bound to the teacher, with every choice probed once."""
+    """Return the space bound to the teacher, with every choice probed once."""
     bound = probed(bind(space, opened.network), opened.weights)
     if not bound.free:
         raise SpaceError(
@@ -154,7 +156,7 @@ def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
 
 
 def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, space: Space) -> DeviceProfile:
-    """The profile with the fit and the error of what was measured nearest to this teacher.
+    """Return the profile with the fit and the error of what was measured nearest to this teacher.
 
     Raises ProfileError naming the operations of the teacher that the profile knows nothing of.
     """
@@ -168,7 +170,7 @@ def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, sp
 
 
 def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] = LIMITED) -> Pricer:
-    """A pricer for the space without the choices that do not pay on the device.
+    """Return a pricer for the space without the choices that do not pay on the device.
 
     `budgeted` names the costs that have a budget. Raises SpaceError when no choice is left.
     """
@@ -186,13 +188,13 @@ def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] 
 
 
 def measured_choices(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without what the device's runtime, or this profile, has no kernels of."""
+    """Return the space without what the device's runtime, or this profile, has no kernels of."""
     return _in_measured_forms(_in_measured_precisions(bound, profile), profile)
 
 
 def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without replacements and binary activations that run operations of which the device measured
-    nothing alike, which could only be priced by operations of another form."""
+    """Return the space without replacements and binary activations that run operations of which the device
+    measured nothing alike, which could only be priced by operations of another form."""
     known = {row.kernel.form for row in profile.table.rows}
     low = _in_eight_bits(bound)
     priced_as = {
@@ -216,7 +218,8 @@ def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
 
 
 def _in_eight_bits(bound: BoundSpace) -> Candidate:
-    """Every layer that can in 8 bits; in 32 those that could only be `xnor`, which may not be measured."""
+    """Put every layer that can in 8 bits; in 32 those that could only be `xnor`, which may not be
+    measured."""
     found = {site.name: eight_bits(site) for site in bound.of_kind("bits")}
     return Candidate.of({name: option for name, option in found.items() if option != XNOR})
 
@@ -226,7 +229,7 @@ def _kernels(bound: BoundSpace, candidate: Candidate, profile: DeviceProfile) ->
 
 
 def _in_measured_precisions(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without the bit-widths that the device's runtime has no kernels for."""
+    """Return the space without the bit-widths that the device's runtime has no kernels for."""
     if any(row.kernel.precision == "int8" for row in profile.table.rows):
         return bound
     reason = f"{profile.runtime} was measured without 8-bit kernels"
