@@ -34,7 +34,7 @@ class ArraySet:
 
 
 def is_pair(made: Any) -> bool:
-    """Whether this is (images, labels) as two arrays, not two datasets."""
+    """Return whether this is (images, labels) as two arrays, not two datasets."""
     if not (isinstance(made, (tuple, list)) and len(made) == 2):
         return False
     images, labels = made
@@ -119,7 +119,7 @@ def sets_of(arrays: Mapping[str, Any], where: str) -> dict[str, ArraySet]:
 
 
 def _by_split(arrays: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, str]:
-    """Names of arrays by the split they are of; an array without a split is for training."""
+    """Return the names of arrays by the split they are of; an array without a split is for training."""
     found: dict[str, str] = {}
     for name in arrays:
         parts = [name.lower()] if name.startswith("arr_") else re.split(r"[_\-. ]+", name.lower())

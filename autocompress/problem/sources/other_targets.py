@@ -117,13 +117,14 @@ def _part_of(name: str, folders: tuple[str, ...]) -> bool:
 
 
 def _key(name: str) -> str:
-    """What an image and its mask have in common."""
+    """Return what an image and its mask have in common."""
     parts = PurePosixPath(name).with_suffix("").parts
     return "/".join(part for part in parts if part.lower() not in (*IMAGE_FOLDERS, *MASK_FOLDERS))
 
 
 def _by_split(images: list[str], found: Found, spec: specs.Spec) -> Named:
-    """Names by the first folder on the way that is called like a split; all for training without any."""
+    """Return names by the first folder on the way that is called like a split; all for training without
+    any."""
     named: Named = defaultdict(list)
     for name in images:
         folders = (part for part in PurePosixPath(name).parts[:-1] if part.lower() not in IMAGE_FOLDERS)
@@ -138,7 +139,7 @@ def _by_split(images: list[str], found: Found, spec: specs.Spec) -> Named:
 
 
 def _reported(named: Mapping[str, list], spec: specs.Spec) -> dict[str, list]:  # type: ignore[type-arg]
-    """Where images are held out once, they are for reporting."""
+    """Take images that are held out once for reporting."""
     if "train" not in named:
         raise DataError("there are no training images", where=spec.text)
     found = dict(named)

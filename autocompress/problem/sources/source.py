@@ -108,7 +108,7 @@ def _one_of(spec: specs.Spec, key: str, known: tuple[str, ...]) -> str | None:
 
 
 def _size(spec: specs.Spec) -> tuple[int, int] | None:
-    """`size=64` is a square, `size=32x96` is 32 high and 96 wide."""
+    """Read the size: `size=64` is a square, `size=32x96` is 32 high and 96 wide."""
     value = spec.options.get("size")
     if value is None:
         return None
@@ -146,7 +146,7 @@ def _channel_values(spec: specs.Spec, key: str) -> tuple[float, ...] | None:
 
 
 def per_channel(normalisation: Normalisation, channels: int, where: str) -> Normalisation:
-    """One value for all channels is repeated; three for one channel are averaged."""
+    """Repeat one value for all channels; average three for one channel."""
 
     def fit(values: tuple[float, ...]) -> tuple[float, ...]:
         if len(values) == channels:

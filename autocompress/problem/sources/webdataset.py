@@ -17,7 +17,7 @@ LABEL_KEYS = ("label", "cls", "class", "target")
 
 
 def is_webdataset(found: Found) -> bool:
-    """Whether images have files of labels beside them instead of lying in folders of classes."""
+    """Return whether images have files of labels beside them instead of lying in folders of classes."""
     return any(name.endswith(".cls") for name in found.files)
 
 

@@ -85,7 +85,7 @@ def _transformers(folder: Path, weights: Path) -> OpenedFolder:
 
 
 def _input_of(folder: Path) -> Mapping[str, Any]:
-    """The processor's settings under timm's names."""
+    """Return the processor's settings under timm's names."""
     path = folder / "preprocessor_config.json"
     found = _json(path) if path.is_file() else {}
     size = found.get("crop_size") if found.get("do_center_crop") else found.get("size")
