@@ -35,7 +35,7 @@ def _shuffle(network: Network, last: Node) -> Node | None:
 
 
 def _before(network: Network, node: Node) -> Node | None:
-    """The operation whose value this one alone reads, as its data."""
+    """Return the operation whose value this one alone reads, as its data."""
     if not isinstance(node.args[0], Ref):
         return None
     source = network.by_name.get(node.args[0].node)
@@ -43,7 +43,7 @@ def _before(network: Network, node: Node) -> Node | None:
 
 
 def _swaps_groups(node: Node, rank: int) -> bool:
-    """Whether a transposition swaps axes 1 and 2 and no others."""
+    """Return whether a transposition swaps axes 1 and 2 and no others."""
     if node.op == "permute":
         order = [int(axis) % rank for axis in node.args[1]]  # type: ignore[union-attr, arg-type]
         return order == [0, 2, 1, *range(3, rank)]
