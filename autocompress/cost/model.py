@@ -21,7 +21,7 @@ from autocompress.problem.candidate import Cost
 
 
 def file_features(network: Network) -> NDArray[np.float64]:
-    """What the overhead of an exported file is linear in.
+    """Return what the overhead of an exported file is linear in.
 
     1, nodes, convolutions, letters in the nodes' names, layers of 8 bits, letters in theirs, their
     output channels, the same without repeats (equal constants are stored once), quantizers,
@@ -48,7 +48,7 @@ def file_features(network: Network) -> NDArray[np.float64]:
 
 
 def file_features_count() -> int:
-    """Length of `file_features`."""
+    """Return the length of `file_features`."""
     return 10
 
 
@@ -57,22 +57,23 @@ class DeviceTable(Protocol):
 
     @property
     def layouts(self) -> Layouts:
-        """How the device's runtime lays out values, which decides the kernels it runs."""
+        """Say how the device's runtime lays out values, which decides the kernels it runs."""
 
     @property
     def constant_us(self) -> float:
-        """What an inference takes beside its kernels."""
+        """Return what an inference takes beside its kernels."""
 
     def kernel_us(self, kernel: Kernel) -> float:
-        """A kernel's share of a network's latency; raises ProfileError when nothing is known of its kind."""
+        """Return a kernel's share of a network's latency; raise ProfileError when nothing is known of its
+        kind."""
 
     @property
     def relative_error(self) -> float:
-        """Half width of the 95 % interval of a predicted latency, as a share of it."""
+        """Return the half width of the 95 % interval of a predicted latency, as a share of it."""
 
     @property
     def file_overhead(self) -> NDArray[np.float64]:
-        """Coefficients of `file_features`, in bytes."""
+        """Return the coefficients of `file_features`, in bytes."""
 
 
 class CostModel:
@@ -83,7 +84,7 @@ class CostModel:
         self._known: dict[Kernel, float] = {}
 
     def price(self, network: Network) -> Cost:
-        """Predicted cost of a network in shipped form.
+        """Return the predicted cost of a network in shipped form.
 
         Raises ProfileError for a kernel of which the device has no row and nothing to interpolate from.
         """

@@ -21,7 +21,8 @@ class Pricer:
         self._known: dict[str, Cost] = {}
 
     def price(self, candidate: Candidate) -> Cost:
-        """Predicted cost of a candidate. Raises ProfileError for a kernel the device has no row for."""
+        """Return the predicted cost of a candidate. Raises ProfileError for a kernel the device has no row
+        for."""
         canonical = self.bound.canonical(candidate)
         cost = self._known.get(canonical.key)
         if cost is None:
@@ -37,12 +38,12 @@ class Pricer:
 
     @cached_property
     def low_bits(self) -> Candidate:
-        """Every layer that can in 8 bits: the starting point of most good candidates."""
+        """Return every layer that can in 8 bits: the starting point of most good candidates."""
         return Candidate.of({site.name: eight_bits(site) for site in self.bound.of_kind("bits")})
 
     @cached_property
     def smallest(self) -> Cost:
-        """For each cost separately, the least that coordinate descent over the sites reaches."""
+        """Return for each cost separately the least that coordinate descent over the sites reaches."""
         least = {name: self._least(name) for name in LIMITED}
         best = least["latency_ms"]
         return Cost(
@@ -76,7 +77,7 @@ class Pricer:
         )
 
     def useless(self) -> dict[tuple[str, Option], str]:
-        """Options that make nothing faster or smaller, with the reason.
+        """Return the options that make nothing faster or smaller, with the reason.
 
         Each is tried on the teacher and on the teacher at its fewest bits, by itself.
         """
