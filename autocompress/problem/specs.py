@@ -30,7 +30,7 @@ from typing import Any
 from autocompress.errors import InputError
 
 InputSize = int | tuple[int, ...]
-"""Pixels of a side, (height, width), or (channels, height, width)."""
+"""Of a side, of all sides as (height, width), or of these behind the channels."""
 
 Value = int | float | bool | str | tuple[int | float, ...]
 
