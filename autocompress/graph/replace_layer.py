@@ -110,7 +110,7 @@ class Link:
 def replace_by_chain(
     network: Network, weights: Weights | None, layer: str, chain: Sequence[Link]
 ) -> tuple[Network, Weights | None]:
-    """Replace `layer` by the chain, and so the other layers with its weight, with the same factors.
+    """Replace `layer` by the chain, and likewise the other layers with its weight, with the same factors.
 
     The bias and the name of each go to its last link, its bits to all.
     """
