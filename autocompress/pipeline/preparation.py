@@ -136,7 +136,7 @@ def open_data(
 def _with_task(
     teacher: Teacher, data: Data, outputs: tuple[int, ...], asked: AskedTask | None, console: Console | None
 ) -> Data:
-    """Return the data with its task and labels to match; tells what was taken and what is doubtful."""
+    """Return the data with its task and labels to match; tell what was taken and what is doubtful."""
     notes: tuple[str, ...] = ()
     if asked is not None:
         data, notes = fitted(teacher, data, outputs, asked)

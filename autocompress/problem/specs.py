@@ -75,7 +75,7 @@ class Spec:
 
 
 def parse(text: str, error: type[InputError]) -> Spec:
-    """Return the parts of a spec; raises `error` for an empty text and for an option without a key."""
+    """Return the parts of a spec; raise `error` for an empty text and for an option without a key."""
     quoted: list[str] = []
     head, *items = _QUOTED.sub(lambda found: _keep(found[1], quoted), text.strip()).split(",")
     kind, colon, target = (_restored(part, quoted) for part in _split_head(head))

@@ -52,7 +52,7 @@ class Files:
         return self.locations[position].read()
 
     def open_image(self, position: int, channels: int) -> Image.Image:
-        """Return an 8-bit image; raises DataError that names the file where that cannot be done."""
+        """Return an 8-bit image; raise DataError that names the file where that cannot be done."""
         return self._of_file(position, lambda content: decode(content, channels))
 
     def size_of(self, position: int) -> tuple[int, int]:
@@ -72,7 +72,7 @@ class Files:
 
 
 def read_images(spec: specs.Spec, reading: Reading) -> Source:
-    """Read class folders; raises DataError for a missing or empty set, for classes that only a held-out set
+    """Read class folders; raise DataError for a missing or empty set, for classes that only a held-out set
     has, and for damaged files.
 
     Without `size=`, images of one size up to 128 pixels keep it; otherwise the teacher's size is used.

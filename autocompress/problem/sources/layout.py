@@ -62,7 +62,7 @@ def is_image(name: str) -> bool:
 
 
 def arrange(found: Found, class_folder: str | None = None) -> Layout:
-    """Return which images belong to which split and class; raises DataError where that is not clear.
+    """Return which images belong to which split and class; raise DataError where that is not clear.
 
     `class_folder` decides between the `first` and the `last` folder on the way to an image, where the
     same names occur in several places.

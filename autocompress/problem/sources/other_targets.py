@@ -38,7 +38,7 @@ Named = dict[str, list[str]]
 
 
 def read_unlabelled(spec: specs.Spec, reading: Reading) -> Source:
-    """Read images without labels from a folder or a tar; raises DataError where there are none."""
+    """Read images without labels from a folder or a tar; raise DataError where there are none."""
     found = _found(spec)
     names = _by_split([name for name in found.files if is_image(name)], found, spec)
     files = {split: _files(found, part, torch.zeros(len(part))) for split, part in names.items()}
@@ -46,7 +46,7 @@ def read_unlabelled(spec: specs.Spec, reading: Reading) -> Source:
 
 
 def read_masks(spec: specs.Spec, reading: Reading) -> Source:
-    """Read images with masks beside them, of 8-bit values or palette indices; raises DataError where an image
+    """Read images with masks beside them, of 8-bit values or palette indices; raise DataError where an image
     has no mask."""
     found = _found(spec)
     images = [name for name in found.files if is_image(name) and not _part_of(name, MASK_FOLDERS)]
@@ -70,7 +70,7 @@ def read_masks(spec: specs.Spec, reading: Reading) -> Source:
 
 
 def read_table(spec: specs.Spec, reading: Reading) -> Source:
-    """Read a CSV of image paths and values; raises DataError for a row that cannot be read."""
+    """Read a CSV of image paths and values; raise DataError for a row that cannot be read."""
     path = source.existing_path(spec)
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))

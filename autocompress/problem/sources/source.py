@@ -78,7 +78,7 @@ class Settings:
 
 
 def read_settings(spec: specs.Spec, known: tuple[str, ...] = OPTIONS) -> Settings:
-    """Return the options of a spec; raises DataError for an unknown option and for a value out of range."""
+    """Return the options of a spec; raise DataError for an unknown option and for a value out of range."""
     spec.without_options(DataError, known)
     mean, std = _channel_values(spec, "mean"), _channel_values(spec, "std")
     if (mean is None) != (std is None):
@@ -165,7 +165,7 @@ def per_channel(normalisation: Normalisation, channels: int, where: str) -> Norm
 
 
 def existing_path(spec: specs.Spec) -> Path:
-    """Return the path that a spec names; raises DataError where there is none."""
+    """Return the path that a spec names; raise DataError where there is none."""
     path = Path(spec.target).expanduser()
     if not spec.kind or not path.exists():
         raise DataError(

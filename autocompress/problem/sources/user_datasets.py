@@ -100,7 +100,7 @@ def _normalised(split: Split, normalisation: Normalisation) -> Split:
 
 
 def read_hugging_face(spec: specs.Spec, reading: Reading) -> Source:
-    """Read a folder that `datasets` saved to disk; raises DataError where that package is not installed."""
+    """Read a folder that `datasets` saved to disk; raise DataError where that package is not installed."""
     spec.without_options(DataError)
     path = source.existing_path(spec)
     try:

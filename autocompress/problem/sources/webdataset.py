@@ -22,7 +22,7 @@ def is_webdataset(found: Found) -> bool:
 
 
 def label_files(found: Found, images: Iterable[str]) -> dict[str, Location]:
-    """Return the file of the label of each image; raises DataError that names an image without one."""
+    """Return the file of the label of each image; raise DataError that names an image without one."""
     beside = {
         _key(name): location
         for ending in reversed(LABEL_ENDINGS)

@@ -111,7 +111,7 @@ def _taken(weights: WeightSet, others: list[str], path: Path) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return what a file of weights holds, with nothing of it executed; raises TeacherError."""
+    """Return what a file of weights holds, with nothing of it executed; raise TeacherError."""
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     with path.open("rb") as file:
@@ -225,7 +225,7 @@ def _conversion(path: Path, state: str) -> str:
 
 
 def weight_sets(content: Any, path: Path) -> list[WeightSet]:
-    """Return every set of weights in what a file holds; raises TeacherError where there is none."""
+    """Return every set of weights in what a file holds; raise TeacherError where there is none."""
     found = list(_sets(content, ()))
     if found:
         return found

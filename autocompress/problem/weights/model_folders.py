@@ -42,7 +42,7 @@ def is_model_folder(text: str) -> bool:
 
 
 def open_folder(text: str) -> OpenedFolder:
-    """Open a folder of timm or transformers, from its files alone; raises TeacherError."""
+    """Open a folder of timm or transformers, from its files alone; raise TeacherError."""
     folder = Path(text).expanduser()
     config = _json(folder / "config.json")
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
