@@ -23,7 +23,7 @@ class Console:
         self._last_line = 0.0
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """Say one line to the user."""
         if self.quiet:
             return
         if self._terminal():
@@ -34,7 +34,7 @@ class Console:
 
     @contextmanager
     def stage(self, name: str, total: float | None) -> Iterator[ProgressBar]:
-        """A bar, or a line now and then, for as long as the block runs."""
+        """Show a bar, or a line now and then, for as long as the block runs."""
         stage = ProgressBar(self, name, total)
         if self.quiet or not self._terminal():
             with stage.signs_of_life():
@@ -80,7 +80,7 @@ class ProgressBar:
         self._started = self._last = time.monotonic()
 
     def restart(self, name: str, total: float | None) -> None:
-        """The same bar for the next part of the work."""
+        """Begin the same bar anew for the next part of the work."""
         self.finish()
         self.name, self.total = name, total
         self._done, self._shown = 0.0, -1.0
@@ -98,7 +98,7 @@ class ProgressBar:
 
     @contextmanager
     def signs_of_life(self) -> Iterator[None]:
-        """Repeats the last line, with the time, where one step takes long."""
+        """Repeat the last line, with the time, where one step takes long."""
         ended = threading.Event()
 
         def repeat() -> None:

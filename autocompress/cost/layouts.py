@@ -157,8 +157,8 @@ class _Blocks:
         return self._wrote_blocked(operation)
 
     def _pool(self, operation: Operation) -> bool:
-        """Averages and maxima over whole maps are a pooling and, where they drop both axes, a reshape behind
-        it. They stay in blocks, and are not worth going there for."""
+        """Take averages and maxima over whole maps as a pooling and, where they drop both axes, a reshape
+        behind it. These stay in blocks, and are not worth going there for."""
         source = operation.reads[0]
         shape = self.shapes[source]
         if len(shape) != 4 or shape[1] % self.block or not _is_spatial(operation):
@@ -184,7 +184,7 @@ class _Blocks:
             turned.nodes += (turned.reads[0].partition(":")[0],)
 
     def _turned_alone(self, name: str) -> Operation | None:
-        """The transposition from channels last that wrote this tensor for one reader only."""
+        """Return the transposition from channels last that wrote this tensor for one reader only."""
         for operation in reversed(self.found):
             if operation.writes == name:
                 node = operation.node
@@ -230,7 +230,7 @@ class _Blocks:
         return True
 
     def _take_over(self, conv: Operation, operation: Operation) -> None:
-        """The convolution computes what this operation would have; it runs where the operation stood."""
+        """Let the convolution compute what this operation would have; it runs where the operation stood."""
         conv.nodes += operation.nodes
         conv.writes = operation.writes
         self.found.remove(conv)
@@ -248,7 +248,7 @@ class _Blocks:
         return self._follow(operation)
 
     def _to_channels_last(self, operation: Operation) -> bool:
-        """A transposition of blocks is a reordering of another kind."""
+        """Take a transposition of blocks for a reordering of another kind."""
         node = operation.node
         if node is None or node.args[1] != _TO_CHANNELS_LAST:
             return False
@@ -277,7 +277,7 @@ class _Blocks:
 
 
 def _is_spatial(operation: Operation) -> bool:
-    """Whether a pooling is one over height and width, as runtimes know it."""
+    """Return whether a pooling is one over height and width, as runtimes know it."""
     if operation.kind != "mean.dim":
         return True
     node = operation.node

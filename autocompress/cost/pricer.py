@@ -36,7 +36,8 @@ class Pricer:
         self._in_pieces = True
 
     def price(self, candidate: Candidate) -> Cost:
-        """Predicted cost of a candidate. Raises ProfileError for a kernel the device has no row for."""
+        """Return the predicted cost of a candidate. Raises ProfileError for a kernel the device has no row
+        for."""
         cost = self._known.get(candidate.choices)
         if cost is None:
             cost = self._price(candidate)
@@ -88,12 +89,12 @@ class Pricer:
 
     @cached_property
     def low_bits(self) -> Candidate:
-        """Every layer that can in 8 bits: the starting point of most good candidates."""
+        """Return every layer that can in 8 bits: the starting point of most good candidates."""
         return Candidate.of({site.name: eight_bits(site) for site in self.bound.of_kind("bits")})
 
     @cached_property
     def smallest(self) -> Cost:
-        """For each cost separately, the least that coordinate descent over the sites reaches."""
+        """Return for each cost separately the least that coordinate descent over the sites reaches."""
         least = {name: self._least(name) for name in LIMITED}
         best = least["latency_ms"]
         return Cost(
@@ -127,7 +128,7 @@ class Pricer:
         )
 
     def useless(self) -> dict[tuple[str, Option], str]:
-        """Options that make nothing faster or smaller, with the reason.
+        """Return the options that make nothing faster or smaller, with the reason.
 
         Each is tried on the teacher and on the teacher at its fewest bits, by itself.
         """

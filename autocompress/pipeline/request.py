@@ -64,7 +64,7 @@ class Request:
 
 
 def recorded_request(run: Path, add_trials: int = 0) -> Request:
-    """The request that a run folder was made with, with more trials.
+    """Return the request that a run folder was made with, with more trials.
 
     Raises RunError for a run that was started from objects of a Python session, or whose configuration was
     changed into what is none.

@@ -56,7 +56,7 @@ from autocompress.transforms.rank_start import rank_starts
 
 
 def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Console) -> Front:
-    """Runs the request; returns the certified front.
+    """Run the request and return the certified front.
 
     Raises NothingFeasibleError after a search in which no student kept the budgets.
     """
@@ -82,7 +82,7 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
 
 
 def _keep_profile(paths: RunPaths, profile: DeviceProfile) -> None:
-    """Copies the profile into the run once, all of it or nothing: `resume` reads it from there."""
+    """Copy the profile into the run once, all of it or nothing: `resume` reads it from there."""
     if not paths.device.is_dir():
         unfinished = paths.device.with_name(f".{paths.device.name}.partial")
         write_profile(unfinished, profile)
@@ -127,7 +127,7 @@ def _check_training(options: SearchOptions) -> None:
 
 
 def _check_budgets(budgets: Budgets, pricer: Pricer) -> None:
-    """Refuses, before anything runs, a budget that no candidate reaches by its predicted cost."""
+    """Refuse, before anything runs, a budget that no candidate reaches by its predicted cost."""
     check_reachable(budgets.resolve(pricer.teacher), pricer.smallest)
 
 

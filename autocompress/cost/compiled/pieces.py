@@ -73,13 +73,13 @@ class Version:
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
-        """The values that it reads from outside."""
+        """Return the values that it reads from outside."""
         inside = {node.name for node in self.nodes}
         return tuple(dict.fromkeys(name for node in self.nodes for name in node.inputs if name not in inside))
 
     @cached_property
     def elements(self) -> dict[str, int]:
-        """How many numbers each value holds that is read or computed here."""
+        """Count how many numbers each value holds that is read or computed here."""
         known = {node.name: elements(node.shape) for node in self.network.nodes}
         return {INPUT: elements(self.network.input_shape), **known}
 

@@ -44,7 +44,7 @@ def exported(module: nn.Module, example: Example) -> Exported:
 
 
 def _only_argument(module: nn.Module) -> str:
-    """The name of the first argument of `forward`."""
+    """Return the name of the first argument of `forward`."""
     return next(iter(inspect.signature(module.forward).parameters), "input")
 
 
