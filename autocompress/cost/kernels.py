@@ -62,7 +62,7 @@ class Kernel:
         taps = self.kernel_height * self.kernel_width
         if self.op == "conv_transpose":
             return self.in_elements * self.out_channels * taps // self.groups
-        if self.op in _WEIGHTED or self.op == "product":
+        if self.op in _WEIGHTED or self.op in ("product", "einsum"):
             return self.out_elements * self.in_channels * taps // self.groups
         return self.height * self.in_channels if self.op.startswith(OPAQUE) else 0
 
@@ -107,7 +107,7 @@ def kernels(network: Network, layouts: Layouts | None = None) -> tuple[Kernel, .
     Where a value changes between 32 and 8 bits, or between layouts, the conversion is a kernel of
     its own. `layouts` are those of the device's runtime.
     """
-    return tuple(_kernel(network, operation) for operation in operations(network, layouts or Layouts()))
+    return tuple(kernel_of(network, operation) for operation in operations(network, layouts or Layouts()))
 
 
 def macs(network: Network) -> int:
@@ -115,7 +115,8 @@ def macs(network: Network) -> int:
     return sum(kernel.macs for kernel in kernels(network))
 
 
-def _kernel(network: Network, operation: Operation) -> Kernel:
+def kernel_of(network: Network, operation: Operation) -> Kernel:
+    """Return the kernel of one operation of a network."""
     node = operation.node
     if node is None or operation.kind in CONVERSIONS:
         count = elements(operation.shape)
@@ -137,6 +138,8 @@ def _kernel(network: Network, operation: Operation) -> Kernel:
         return _product(network, operation, node)
     if is_opaque(node.op):
         return _opaque(network, operation, node)
+    if node.op == "einsum":
+        return _einsum(network, operation, node)
     height, width = _map_size(node.shape)
     return Kernel(
         "reshape" if node.op in VIEWS else node.op.partition(".")[0],
@@ -240,6 +243,22 @@ def _opaque(network: Network, operation: Operation, node: Node) -> Kernel:
         height=height,
         width=width,
         in_elements=sum(elements(network.shape_of(value)) for value in reads),
+        out_elements=elements(node.shape),
+        nodes=operation.nodes,
+    )
+
+
+def _einsum(network: Network, operation: Operation, node: Node) -> Kernel:
+    left, _, right = str(node.args[0]).replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for term, arg in zip(left.split(","), node.args[1], strict=True):  # type: ignore[call-overload]
+        shape = network.params[arg.name].shape if isinstance(arg, Param) else network.shape_of(arg.node)
+        sizes.update(zip(reversed(term.replace("...", "")), reversed(shape), strict=False))
+    return Kernel(
+        "einsum",
+        operation.precision,
+        in_channels=prod(size for letter, size in sizes.items() if letter not in right),
+        in_elements=sum(elements(network.shape_of(value)) for value in node.inputs),
         out_elements=elements(node.shape),
         nodes=operation.nodes,
     )

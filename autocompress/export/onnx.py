@@ -23,7 +23,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from autocompress.errors import TeacherError
-from autocompress.export import onnx_layers, onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
+from autocompress.export import (  # noqa: F401  (they register the exporters)
+    onnx_layers,
+    onnx_moves,
+    onnx_pointwise,
+    onnx_recurrent,
+)
 from autocompress.export.onnx_parts import Samples, Waiting, export_part, graphs_in, has_parts, reads_of
 from autocompress.export.onnx_registry import NotExpressibleError, Tensor, call, rule_for
 from autocompress.graph.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
@@ -269,7 +274,7 @@ class Emitter:
         leaves = list(flatten(args, kwargs))
         if not any(isinstance(leaf, (Tensor, Waiting)) for leaf in leaves):
             return _compute(node, args, kwargs)
-        if has_parts(node):
+        if has_parts(self, node):
             return self._finish(node, export_part(self, node))
         try:
             return self._by_rule(node, args, kwargs, leaves)

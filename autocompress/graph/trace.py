@@ -25,7 +25,7 @@ from autocompress.graph.capture.fixed_batch import AT_ONE, DiffersOtherwiseError
 from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
 from autocompress.graph.capture.rewriting import op_name
 from autocompress.graph.capture.signature import Signature
-from autocompress.graph.channel_shuffles import with_channel_shuffles
+from autocompress.graph.hand_written import recognised
 from autocompress.graph.module import build, resolve
 from autocompress.graph.network import (
     Input,
@@ -101,7 +101,7 @@ def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Netwo
     rewriter = _Rewriter(found.program, example.inputs())
     network, weights = rewriter.rewrite(found.signature)
     network = with_exact_types(_fold_constants(network, weights), rewriter.types)
-    network = with_channel_shuffles(prune_dead(network))
+    network = recognised(prune_dead(network), weights)
     weights = {name: weights[name] for name in network.params}
     for batch in (CHECK_BATCH,) if found.twin is None else (1, 2, CHECK_BATCH):
         _check_faithful(module, network, weights, example.at(batch))
@@ -270,7 +270,7 @@ def _fold_constants(network: Network, weights: Weights) -> Network:
         if not isinstance(value, Tensor):
             nodes.append(replace(node, args=map_args(partial(_as_param, constants), node.args)))
             continue
-        name = unique_name(f"{node.name}.constant", params)
+        name = unique_name(f"{node.name}_constant", params)
         weights[name] = value.contiguous().numpy()
         params[name] = ParamSpec(tuple(value.shape), str(weights[name].dtype), trainable=False)
         constants[node.name] = name

@@ -20,8 +20,11 @@ from autocompress.students.training.settings import DeviceName, DistillSettings
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.problem.tasks.task import Task
+
 Options = TypeVar("Options")
 
+NOT_RECORDED = "(an object of the session)"
 DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
 """Without a number of trials: where there is no time limit either, and where there is one."""
 
@@ -170,6 +173,21 @@ class SearchOptions:
     )
     trial_timeout_s: float | None = option(
         None, "Give up a trial after this.", flag="--trial-timeout", is_duration=True
+    )
+
+    task: str | Task | None = option(
+        None,
+        "What outputs mean: classification, binary, multi-label, regression, dense, segmentation, "
+        "embeddings, detection, agreement, each with options such as ,ignored=11; or file.py:callable.",
+        metavar="TASK",
+        by_default="by labels and outputs",
+    )
+    metric: Any = option(
+        None,
+        "What students are judged by: file.py:callable of (predictions, labels) that gives a number for each "
+        "example.",
+        metavar="METRIC",
+        by_default="the task's",
     )
 
     @property

@@ -19,21 +19,16 @@ from autocompress.export.onnx import to_onnx, without_onnx_form
 from autocompress.graph.capture.example import Example
 from autocompress.graph.capture.signature import taken_apart
 from autocompress.graph.network import XNOR, Network, Weights
+from autocompress.graph.operators import has_gradient, needs_providers, provide_operators
 from autocompress.graph.trace import trace
+from autocompress.pipeline.before_search.task_fit import AskedTask, fitted, is_of_classes, of_classes
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import Candidate, Option, eight_bits
 from autocompress.problem.data import CACHE_MEMORY_BYTES, Data, load_data
 from autocompress.problem.inputs import shape_of_size, shape_without_size
-from autocompress.problem.label_match import doubt_about_labels, matched
 from autocompress.problem.space import Space
 from autocompress.problem.specs import InputSize
-from autocompress.problem.teacher import (
-    Teacher,
-    check_classes,
-    check_teacher,
-    load_teacher,
-    result_of,
-)
+from autocompress.problem.teacher import Teacher, check_teacher, load_teacher, result_of
 from autocompress.progress import Console
 from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.families.fold import fold_batch_norms
@@ -70,11 +65,13 @@ def open_teacher(
     console: Console | None = None,
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
     runtime: str | None = None,
+    asked: AskedTask | None = None,
 ) -> OpenedTeacher:
     """Loads, checks and traces a teacher; raises InputError for whatever cannot be used.
 
     It is exported once for the runtime that is to run it, so that an operation that cannot be is found now
-    and not after a search; without a runtime such operations are listed.
+    and not after a search; without a runtime such operations are listed. `asked` says which task students are
+    for; without it, data other than classes only says how large images are.
     """
     loaded = load_teacher(teacher)
     if console is not None:
@@ -82,9 +79,9 @@ def open_teacher(
             console.say(note)
     opened_data = None
     if data is not None:
-        opened_data = open_data(loaded, data, data_seed, console, cache_memory_bytes)
+        opened_data = open_data(loaded, data, data_seed, console, cache_memory_bytes, asked)
         outputs = check_teacher(loaded.module, opened_data.input_shape)
-        opened_data = _matched_data(loaded, opened_data, outputs, console)
+        opened_data = _with_task(loaded, opened_data, outputs, asked, console)
         example = Example.of_shape(opened_data.input_shape)
     else:
         example = _example_without_data(loaded, input_size)
@@ -92,6 +89,11 @@ def open_teacher(
     network, weights = trace(loaded.module, example)
     folded, folded_weights = fold_batch_norms(network, weights)
     assert folded_weights is not None
+    if needs_providers(network):
+        provide_operators(loaded.module)
+    if console is not None:
+        for op in sorted({node.op for node in network.nodes if not has_gradient(node.op)}):
+            console.say(f"{op} has no gradient: layers before it are not trained through it")
     missing: tuple[TeacherError, ...] = ()
     if runtime is None:
         missing = without_onnx_form(folded, folded_weights)
@@ -106,11 +108,18 @@ def open_data(
     seed: int,
     console: Console | None,
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
+    asked: AskedTask | None = None,
 ) -> Data:
     """The data, in the size and normalisation that the teacher asks for where the spec says nothing."""
+    task = None if asked is None else asked.named()
+    targets = None if task is None else task.targets
     if console is None:
         return load_data(
-            data, seed, preprocessing=teacher.preprocessing, cache_memory_bytes=cache_memory_bytes
+            data,
+            seed,
+            preprocessing=teacher.preprocessing,
+            cache_memory_bytes=cache_memory_bytes,
+            targets=targets,
         )
     with console.stage("reading data", None) as stage:
         return load_data(
@@ -119,17 +128,21 @@ def open_data(
             preprocessing=teacher.preprocessing,
             progress=lambda what, done, total: stage.update(done, total, what),
             cache_memory_bytes=cache_memory_bytes,
+            targets=targets,
         )
 
 
-def _matched_data(teacher: Teacher, data: Data, outputs: tuple[int, ...], console: Console | None) -> Data:
-    """The data with labels numbered like the teacher's outputs; tells what was taken and what is doubtful."""
-    if len(outputs) == 1:
-        data = matched(data, outputs[0], teacher.class_names)
-    check_classes(outputs, data.num_classes, teacher.name)
+def _with_task(
+    teacher: Teacher, data: Data, outputs: tuple[int, ...], asked: AskedTask | None, console: Console | None
+) -> Data:
+    """Return the data with its task and labels to match; tells what was taken and what is doubtful."""
+    notes: tuple[str, ...] = ()
+    if asked is not None:
+        data, notes = fitted(teacher, data, outputs, asked)
+    elif is_of_classes(data, outputs, None):
+        data, notes = of_classes(teacher, data, outputs)
     if console is not None:
-        doubt = doubt_about_labels(teacher.module, data)
-        for line in (*data.notes, *filter(None, (doubt,))):
+        for line in (*data.notes, *notes):
             console.say(line)
     return data
 

@@ -27,7 +27,9 @@ UNITS = frozenset(
     instance_norm rms_norm scaled_dot_product_attention lstm.input gru.input rnn_tanh.input
     rnn_relu.input embedding embedding_bag avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
     max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d prelu rrelu hardshrink softshrink tanhshrink threshold""".split()
+    adaptive_max_pool2d adaptive_max_pool3d prelu rrelu hardshrink softshrink tanhshrink threshold
+    inverse linalg_inv linalg_solve linalg_cholesky linalg_det det linalg_eigh linalg_lstsq linalg_pinv
+    linalg_svd linalg_qr""".split()
 )
 """Layers that are kept whole even where they have no row yet."""
 

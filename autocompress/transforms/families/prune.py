@@ -182,6 +182,15 @@ def _groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
     return node.but(kwargs=tuple((key, count if key == "groups" else value) for key, value in node.kwargs))
 
 
+def _attention_scale(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
+    """Products of narrower heads are scaled as those of the whole ones were."""
+    labels = coupling.values[old.inputs[0]][-1]
+    said = dict(old.kwargs)
+    if labels is None or keep[labels].all() or said.get("scale") is not None:
+        return node
+    return node.but(kwargs=tuple({**said, "scale": len(labels) ** -0.5}.items()))
+
+
 def _norm_groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
     del coupling, keep
     return _with_arg(node, 1, old.args[1] * node.shape[1] // old.shape[1])
@@ -255,6 +264,7 @@ _REWRITES = {
     "rms_norm": _normalized_shape,
     **dict.fromkeys(CONVOLUTIONS | TRANSPOSED, _groups),
     "group_norm": _norm_groups,
+    "scaled_dot_product_attention": _attention_scale,
     "channel_shuffle": _shuffled,
     "slice.Tensor": _slice_bounds,
     "split.Tensor": _split_sizes,

@@ -46,6 +46,8 @@ def applies(node: Node, weight_shape: Shape, kind: str) -> str:
     if node.op == "linear":
         if batch_is_second(node.shape):
             return "the batch is the second axis of its input"
+        if len(node.shape) == 2 and node.shape[0] != 1:
+            return "its rows are more than the batch"
         return "" if len(node.shape) in (2, 3, 4) else "its input has more than four axes"
     if node.op in TRANSPOSED:
         return "it is a transposed convolution"
