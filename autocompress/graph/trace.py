@@ -21,6 +21,7 @@ from torch.export.graph_signature import OutputKind
 from autocompress.errors import TeacherError
 from autocompress.graph.capture.example import Example
 from autocompress.graph.capture.exporting import Exported, exported
+from autocompress.graph.capture.fixed_batch import AT_ONE, DiffersOtherwiseError, of_any_batch
 from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
 from autocompress.graph.capture.rewriting import op_name
 from autocompress.graph.capture.signature import Signature
@@ -70,14 +71,30 @@ def trace(module: nn.Module, inputs: tuple[int, ...] | Example) -> tuple[Network
     example = inputs if isinstance(inputs, Example) else Example.of_shape(inputs)
     found = exported(module, example)
     program = found.program
-    if is_known(program):
+    if is_known(program) and found.twin is None:
         try:
             return _traced(module, found, example)
         except TeacherError as problem:  # Values changed in place are seen in functional form alone.
             logger.debug("%s: lowered", problem)
     autocast = has_autocast(program)
     program = lowered(program)
+    if found.twin is not None:
+        program = _of_any_batch(program, lowered(found.twin), type(module).__name__)
     return _traced(program.module() if autocast else module, replace(found, program=program), example)
+
+
+def _of_any_batch(
+    program: torch.export.ExportedProgram, twin: torch.export.ExportedProgram, where: str
+) -> torch.export.ExportedProgram:
+    try:
+        return of_any_batch(program, twin)
+    except DiffersOtherwiseError as problem:
+        raise TeacherError(
+            "the teacher computes other things at one batch size than at another",
+            where=where,
+            why=str(problem),
+            fix="make forward() work for any batch size: no branch on it, x.shape[0] instead of a number",
+        ) from problem
 
 
 def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Network, Weights]:
@@ -86,7 +103,8 @@ def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Netwo
     network = with_exact_types(_fold_constants(network, weights), rewriter.types)
     network = recognised(prune_dead(network), weights)
     weights = {name: weights[name] for name in network.params}
-    _check_faithful(module, network, weights, example)
+    for batch in (CHECK_BATCH,) if found.twin is None else (1, 2, CHECK_BATCH):
+        _check_faithful(module, network, weights, example.at(batch))
     return network, weights
 
 
@@ -197,7 +215,8 @@ class _Rewriter:
         name = unique_name(_node_name(op, module), self.taken)
         self.taken.add(name)
         self.types[name] = _type(fx_node.meta["val"])
-        return Node(name, op, args, _shape(fx_node.meta["val"]), kwargs, module)
+        shape = fx_node.meta.get(AT_ONE, _shape(fx_node.meta["val"]))
+        return Node(name, op, args, shape, kwargs, module)
 
     def _arg(self, arg: Any) -> Any:
         if isinstance(arg, fx.Node):
@@ -342,8 +361,7 @@ def _at_batch_one(size: int | torch.SymInt) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
-def _check_faithful(module: nn.Module, network: Network, weights: Weights, example: Example) -> None:
-    tensors = example.at(CHECK_BATCH)
+def _check_faithful(module: nn.Module, network: Network, weights: Weights, tensors: list[Tensor]) -> None:
     with torch.no_grad():
         result = module(*(one.clone() for one in tensors))
         expected = [result] if isinstance(result, Tensor) else list(result)

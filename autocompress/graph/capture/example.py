@@ -52,7 +52,11 @@ class Example:
             ) from error
         tensors, tree = taken_apart(dict(bound.arguments))
         if not tensors:
-            raise TeacherError("the example inputs hold no tensor", where=type(module).__name__)
+            raise TeacherError(
+                "the example inputs hold no tensor",
+                where=type(module).__name__,
+                fix="give a tensor, a tuple of arguments or a dict of arguments by name",
+            )
         alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and len(bound.arguments) == 1
         plain = alone and tensors[0].is_floating_point()
         return cls(tuple(one.detach().cpu() for one in tensors), None if plain else tree)
