@@ -8,7 +8,7 @@ times here, only which operations run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from autocompress.cost.opaque_work import complex_values
 from autocompress.graph.network import BINARIZE, INPUT, Network, Node, Quantizer
@@ -54,22 +54,49 @@ class Operation:
     adds: bool = False
 
 
-def split(network: Network) -> tuple[list[Operation], tuple[str, ...]]:
-    """The operations of a network in shipped form, in execution order, as if there were no layouts, and
-    the tensors that are its outputs."""
-    splitter = _Splitter(network)
+class Crossing(NamedTuple):
+    """How a value lies where a network is cut: as integers, of which 0 stands for zero (`from_zero`), in
+    blocks of channels, or with its channels last."""
+
+    integer: bool = False
+    from_zero: bool = False
+    blocked: bool = False
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """Part of a larger network: how its input comes, unless that is the network's own, and whether its output
+    is the network's."""
+
+    entry: Crossing | None = None
+    ends: bool = True
+
+    @property
+    def reads(self) -> str:
+        """The tensor that it reads."""
+        return f"{INPUT}:q" if self.entry is not None and self.entry.integer else INPUT
+
+
+WHOLE = Section()
+
+
+def split(network: Network, section: Section = WHOLE) -> tuple[list[Operation], tuple[str, ...]]:
+    """Return the operations of a network in shipped form, in execution order, as if there were no layouts,
+    and the tensors that are its outputs."""
+    splitter = _Splitter(network, section)
     return splitter.run(), splitter.outputs()
 
 
 class _Splitter:
     """Nodes to operations, with fused activations and with conversions between 32 and 8 bits."""
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, section: Section) -> None:
+        self.network, self.section = network, section
         self.found: list[Operation] = []
-        self.tensor = {one.name: one.name for one in network.inputs}
+        self.tensor = {one.name: one.name for one in network.inputs} | {INPUT: section.reads}
         self.dequantized: dict[str, str] = {}
-        self.quantizers: dict[str, Quantizer | None] = {}
+        self.quantizers: dict[str, Quantizer | None] = {section.reads: network.input_quantizer}
         self.parts: dict[str, str] = {}
         self.padded: dict[str, str] = {}
         self.complex = complex_values(network)
@@ -77,7 +104,7 @@ class _Splitter:
 
     def run(self) -> list[Operation]:
         network = self.network
-        if network.input_quantizer is not None:
+        if network.input_quantizer is not None and self.section.entry is None:
             self._quantize(INPUT, network.input_shape, network.input_quantizer)
         absorbed: set[str] = set()
         for node in network.nodes:
@@ -92,7 +119,7 @@ class _Splitter:
                 self._let_vanish(node)
             elif node.name in self.complex:
                 self._wait(node)
-            elif not _is_number(node):
+            elif not is_number(node):
                 activation = self._activation(node)
                 if activation is not None:
                     absorbed.add(activation.name)
@@ -101,8 +128,9 @@ class _Splitter:
         return self.found
 
     def outputs(self) -> tuple[str, ...]:
-        """The network's outputs, in floats."""
-        return tuple(self._float(name) for name in self.network.outputs)
+        """The network's outputs, in floats; that of a section that does not end it, as it lies."""
+        outputs = self.network.outputs
+        return tuple(self._float(name) if self.section.ends else self.tensor[name] for name in outputs)
 
     def _alias(self, node: Node) -> None:
         source = next(name for name in node.inputs if name in self.tensor)
@@ -293,7 +321,8 @@ def _adds_zeros(node: Node) -> bool:
     return plain and isinstance(amounts, tuple) and len(amounts) <= 4 and min(amounts) >= 0  # type: ignore[type-var]
 
 
-def _is_number(node: Node) -> bool:
+def is_number(node: Node) -> bool:
+    """Return whether a node computes an integer, such as a size, which no runtime carries out."""
     return node.op == "sym_size.int" or node.op.startswith("operator.") or node.shape == ()
 
 

@@ -107,7 +107,7 @@ def kernels(network: Network, layouts: Layouts | None = None) -> tuple[Kernel, .
     Where a value changes between 32 and 8 bits, or between layouts, the conversion is a kernel of
     its own. `layouts` are those of the device's runtime.
     """
-    return tuple(_kernel(network, operation) for operation in operations(network, layouts or Layouts()))
+    return tuple(kernel_of(network, operation) for operation in operations(network, layouts or Layouts()))
 
 
 def macs(network: Network) -> int:
@@ -115,7 +115,8 @@ def macs(network: Network) -> int:
     return sum(kernel.macs for kernel in kernels(network))
 
 
-def _kernel(network: Network, operation: Operation) -> Kernel:
+def kernel_of(network: Network, operation: Operation) -> Kernel:
+    """Return the kernel of one operation of a network."""
     node = operation.node
     if node is None or operation.kind in CONVERSIONS:
         count = elements(operation.shape)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from autocompress.cost.compiled.pieces import Uncuttable
+from autocompress.cost.compiled.pricing import SumPricer
 from autocompress.cost.model import CostModel
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import PACKED_KINDS, Candidate, Cost, Option, Site, eight_bits
@@ -14,22 +16,42 @@ _MOST_KEPT = 20_000
 
 
 class Pricer:
-    """Prices candidates of one bound space on one device; the last 20,000 answers are kept."""
+    """Prices candidates of one bound space on one device; the last 20,000 answers are kept.
+
+    A price is a sum over pieces of the network where these do not depend on each other, and that of the whole
+    network elsewhere; both are the same to the last bit.
+    """
 
     def __init__(self, bound: BoundSpace, cost_model: CostModel) -> None:
         self.bound, self.cost_model = bound, cost_model
-        self._known: dict[str, Cost] = {}
+        self._known: dict[tuple[tuple[str, Option], ...], Cost] = {}
+        self._in_pieces = True
 
     def price(self, candidate: Candidate) -> Cost:
         """Predicted cost of a candidate. Raises ProfileError for a kernel the device has no row for."""
-        canonical = self.bound.canonical(candidate)
-        cost = self._known.get(canonical.key)
+        cost = self._known.get(candidate.choices)
         if cost is None:
-            cost = self.cost_model.price(deployed_network(self.bound.folded, canonical))
+            cost = self._price(candidate)
             if len(self._known) >= _MOST_KEPT:
                 del self._known[next(iter(self._known))]
-            self._known[canonical.key] = cost
+            self._known[candidate.choices] = cost
         return cost
+
+    def _price(self, candidate: Candidate) -> Cost:
+        if self._in_pieces:
+            try:
+                return self._sums.price(candidate)
+            except Uncuttable:
+                self._in_pieces = False
+        return self.price_whole(candidate)
+
+    def price_whole(self, candidate: Candidate) -> Cost:
+        """Return what `price` does, worked out on the candidate's whole network."""
+        return self.cost_model.price(deployed_network(self.bound.folded, candidate))
+
+    @cached_property
+    def _sums(self) -> SumPricer:
+        return SumPricer(self.bound.folded, self.cost_model)
 
     @cached_property
     def teacher(self) -> Cost:

@@ -112,10 +112,18 @@ def deployed(network: Network, weights: Weights | None = None) -> tuple[Network,
     runtimes fuse an activation into an integer kernel only then.
     """
     network, weights = fold_batch_norms(network, weights)
-    planned = plan(network)
+    return rounded(network, plan(network)), weights
+
+
+def rounded(network: Network, planned: frozenset[str], input_from_zero: bool = False) -> Network:
+    """Return the network with quantizers at these values, ranges still to be set. `input_from_zero` says of
+    a section of a network that what it reads cannot be negative."""
     if not planned:
-        return network, weights
-    return with_ranges(network, _placeholders(network, planned), planned), weights
+        return network
+    ranges = _placeholders(network, planned)
+    if input_from_zero:
+        ranges[INPUT] = (0.0, 1.0)
+    return with_ranges(network, ranges, planned)
 
 
 def deployed_network(bound: BoundSpace, candidate: Candidate) -> Network:

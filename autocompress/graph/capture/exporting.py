@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from dataclasses import dataclass
@@ -34,12 +35,17 @@ def exported(module: nn.Module, example: Example) -> Exported:
     if _is_plain(module, example):
         return Exported(_program(module, example), None)
     trees: list[Tree] = []
+    arguments = example.tree or {"dict": [[_only_argument(module), {"tensor": 0}]]}
     _take_and_return_tensors(module, example, trees)
     program = _program(module, example)
-    names = _unique(names_in(example.tree, "")) if example.tree is not None else ("input",)
-    arguments = {"dict": [["input", {"tensor": 0}]]} if example.tree is None else example.tree
+    names = ("input",) if example.tree is None else _unique(names_in(example.tree))
     outputs = _unique(_output_names(trees[-1]), names)
     return Exported(program, Signature(names, outputs, arguments, trees[-1]))
+
+
+def _only_argument(module: nn.Module) -> str:
+    """The name of the first argument of `forward`."""
+    return next(iter(inspect.signature(module.forward).parameters), "input")
 
 
 def _is_plain(module: nn.Module, example: Example) -> bool:

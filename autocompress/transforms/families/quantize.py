@@ -59,15 +59,20 @@ def weights_in_int8(network: Network) -> frozenset[str]:
     return frozenset(names)
 
 
-def plan(network: Network) -> frozenset[str]:
+def plan(
+    network: Network, known: frozenset[str] = frozenset(), follows: bool | None = None
+) -> frozenset[str]:
     """The values (`INPUT` among them) that must carry a quantizer, given the nodes' `bits`.
 
     The inputs of 8-bit layers and the outputs of 8-bit convolutions are rounded, the latter after an
     activation that clips, which then costs nothing. Additions, products, poolings and operations
     that only move data are rounded where that keeps the values between 8-bit layers in integers.
     Floating-point layers in between read and write floats. Empty when nothing has 8 bits.
+
+    Of a section of a larger network, `known` are the values at its ends that carry one anyway, and `follows`
+    says whether what reads its output works on integers.
     """
-    planned = set()
+    planned = set(known)
     for node in network.nodes:
         if _wants_int8(node):
             planned.add(node.inputs[0])
@@ -82,7 +87,7 @@ def plan(network: Network) -> frozenset[str]:
         size = len(planned)
         planned.update(node.inputs[0] for node in rounded_first if node.name in planned)
         for node in joining:
-            planned |= _joined(network, node, planned)
+            planned |= _joined(network, node, planned, follows)
     return frozenset(planned)
 
 
@@ -240,15 +245,16 @@ def _clips_at_zero(node: Node) -> bool:
     return node.op in ("relu", "relu6")
 
 
-def _joined(network: Network, node: Node, planned: set[str]) -> set[str]:
+def _joined(network: Network, node: Node, planned: set[str], follows: bool | None) -> set[str]:
     """The values to round because of `node`, which joins, given those that are planned already."""
     sources = _operands(network, node)
     target = carrier(network, node) if node.op in _ARITHMETIC else node.name
     if node.op in _ARITHMETIC and target in planned and planned.intersection(sources):
         return set(sources)
-    if target in network.outputs or not planned.issuperset(sources):
+    at_end = target in network.outputs
+    if (at_end and follows is None) or not planned.issuperset(sources):
         return set()
-    leads_on = any(_reads_integers(network, network.by_name[user]) for user in network.users[target])
+    leads_on = (at_end and follows) or reads_integers(network, target)
     return {target} if leads_on or _is_global_pool(node) else set()
 
 
@@ -259,7 +265,12 @@ def _is_rounded_first(network: Network, node: Node) -> bool:
     return known(node.op).rounds_first and alone
 
 
-def _reads_integers(network: Network, node: Node) -> bool:
+def reads_integers(network: Network, value: str) -> bool:
+    """Return whether something that reads a value works on integers where it can."""
+    return any(_works_on_integers(network, network.by_name[user]) for user in network.users[value])
+
+
+def _works_on_integers(network: Network, node: Node) -> bool:
     return _wants_int8(node) or known(node.op).splits or _joins(network, node)
 
 
