@@ -48,7 +48,7 @@ _TRUTHS_ONLY = frozenset(
 """The same, as logic on truth values."""
 
 
-TORCH_DOMAIN = "autocompress.torch"
+TORCH_DOMAIN = "torch.ops"
 """The domain of a file's nodes that stand for torch's own operators; only runtimes of torch run them."""
 
 
