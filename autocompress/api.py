@@ -38,7 +38,8 @@ class Inspection:
     `only_smaller` are options that make nothing faster on the device, only smaller: a search without a budget
     of size or memory leaves them out too. `only_packed` are those that make only `student.acz` smaller, for
     which a search needs a budget of the packed size. `basis` says what the predictions come from, and
-    `relative_error` how wrong they may be.
+    `relative_error` how wrong they may be. `without_onnx` are (name, what, why) of operations that have
+    no form in ONNX: only a runtime that runs torch's operators can be searched for.
     """
 
     sites: tuple[Site, ...]
@@ -50,6 +51,7 @@ class Inspection:
     only_packed: tuple[tuple[str, Option, str], ...] = ()
     basis: str = ""
     relative_error: float | None = None
+    without_onnx: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def conclusion(self) -> str:
@@ -70,6 +72,9 @@ class Inspection:
             ],
             "dropped_without_packed_size_budget": [
                 {"site": name, "option": option, "reason": why} for name, option, why in self.only_packed
+            ],
+            "without_onnx": [
+                {"operation": name, "what": what, "reason": why} for name, what, why in self.without_onnx
             ],
             "conclusion": self.conclusion,
             "predictions": {"basis": self.basis, "relative_error": self.relative_error},
@@ -111,8 +116,17 @@ def inspect(
     opened = open_teacher(teacher, data, input_size, console=console)
     bound = bound_space(opened, loaded_space)
     packed = tuple((name, option, why) for (name, option), why in only_packed(bound).items())
+    without_onnx = tuple((error.where, error.what, error.why) for error in opened.without_onnx)
     if profile is None:
-        return Inspection(bound.sites, bound.dropped, bound.log10_size, None, None, only_packed=packed)
+        return Inspection(
+            bound.sites,
+            bound.dropped,
+            bound.log10_size,
+            None,
+            None,
+            only_packed=packed,
+            without_onnx=without_onnx,
+        )
     view = seen_by(profile, opened, bound, loaded_space)
     everything = Pricer(measured_choices(bound, view), CostModel(view))
     found = payoff(everything)
@@ -128,6 +142,7 @@ def inspect(
         packed,
         view.basis,
         view.relative_error,
+        without_onnx,
     )
 
 

@@ -34,7 +34,7 @@ from autocompress.device.measure.quiet_gate import Gate, QuietSettings
 from autocompress.device.profile.fitting import rows, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profile.validation import Prediction, summary
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.profiler import Bench, ProfileSubject, Sample, profile_from
@@ -197,7 +197,13 @@ class Together:
             every += asked
         self.testing.run(waiting, self.gate)
         subject = ProfileSubject(
-            "device", "onnxruntime", THREADS, 1, DeviceDescription(), Origin(), self.profiling.layouts
+            "device",
+            "onnxruntime",
+            THREADS,
+            1,
+            DeviceDescription(),
+            CandidateOrigin(),
+            self.profiling.layouts,
         )
         measured, drawn = self.profiling.measured(every), {sample.name for sample in self.drawn}
         profile = profile_from(measured, every, subject, drawn)

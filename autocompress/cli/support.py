@@ -68,7 +68,7 @@ def input_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if value is None:
         return None
     sides = value.lower().split("x")
-    if not 1 <= len(sides) <= 3 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    if not 1 <= len(sides) <= 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise click.BadParameter(f"{value!r} is not a size; use 64, 32x96 or 1x32x96", ctx, param)
     numbers = tuple(int(side) for side in sides)
     return numbers[0] if len(numbers) == 1 else numbers

@@ -54,11 +54,11 @@ class Operation:
     adds: bool = False
 
 
-def split(network: Network) -> tuple[list[Operation], str]:
+def split(network: Network) -> tuple[list[Operation], tuple[str, ...]]:
     """The operations of a network in shipped form, in execution order, as if there were no layouts, and
-    the tensor that is its output."""
+    the tensors that are its outputs."""
     splitter = _Splitter(network)
-    return splitter.run(), splitter.output()
+    return splitter.run(), splitter.outputs()
 
 
 class _Splitter:
@@ -67,7 +67,7 @@ class _Splitter:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.found: list[Operation] = []
-        self.tensor = {INPUT: INPUT}
+        self.tensor = {one.name: one.name for one in network.inputs}
         self.dequantized: dict[str, str] = {}
         self.quantizers: dict[str, Quantizer | None] = {}
         self.parts: dict[str, str] = {}
@@ -97,12 +97,12 @@ class _Splitter:
                 if activation is not None:
                     absorbed.add(activation.name)
                 self._operation(node, activation)
-        self.output()
+        self.outputs()
         return self.found
 
-    def output(self) -> str:
-        """The network's output, in floats."""
-        return self._float(self.network.output)
+    def outputs(self) -> tuple[str, ...]:
+        """The network's outputs, in floats."""
+        return tuple(self._float(name) for name in self.network.outputs)
 
     def _alias(self, node: Node) -> None:
         source = next(name for name in node.inputs if name in self.tensor)
@@ -120,7 +120,7 @@ class _Splitter:
             return False
         reads_it = users[0].inputs[0] == node.name and node.name not in users[0].inputs[1:]
         floats = node.quantizer is None and not self.tensor[node.inputs[0]].endswith(":q")
-        return reads_it and floats and node.name != self.network.output
+        return reads_it and floats and node.name not in self.network.outputs
 
     def _scales_convolution(self, node: Node) -> bool:
         """Whether a product with constants goes into the weights of the float convolution before it."""
@@ -130,7 +130,7 @@ class _Splitter:
         source = self.network.by_name.get(values[0])
         if source is None or source.op not in CONVOLUTIONS or source.quantizer is not None:
             return False
-        alone = self.network.users[source.name] == (node.name,) and source.name != self.network.output
+        alone = self.network.users[source.name] == (node.name,) and source.name not in self.network.outputs
         return alone and not self._is_integer(source, source)
 
     def _let_vanish(self, node: Node) -> None:
@@ -204,7 +204,7 @@ class _Splitter:
             return
         shapes = {self.network.shape_of(name) for name in added.node.inputs}
         value = added.node.name
-        alone = self.network.users[value] == norm.nodes[:1] and value != self.network.output
+        alone = self.network.users[value] == norm.nodes[:1] and value not in self.network.outputs
         if alone and added.writes == value and added.precision == "fp32" and shapes == {norm.shape}:
             self.found.remove(added)
             norm.reads, norm.nodes, norm.adds = added.reads, added.nodes + norm.nodes, True
@@ -239,7 +239,7 @@ class _Splitter:
         if node.op not in LAYERS and node.op != "add.Tensor":
             return None
         users = network.users[node.name]
-        if len(users) != 1 or node.quantizer is not None or node.name == network.output:
+        if len(users) != 1 or node.quantizer is not None or node.name in network.outputs:
             return None
         user = network.by_name[users[0]]
         if user.op in CLIPS and user.quantizer is not None and self._is_integer(node, user):
@@ -305,7 +305,7 @@ def _does_nothing(network: Network, node: Node) -> bool:
     if node.op != "slice.Tensor" or same:
         return same
     users = network.users[node.name]
-    if len(users) != 1 or node.name == network.output:
+    if len(users) != 1 or node.name in network.outputs:
         return False
     user = network.by_name[users[0]]
     return user.op == "slice.Tensor" and user.args[1:2] != node.args[1:2]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from autocompress.cost.fused_graph import Operation, split
-from autocompress.graph.network import INPUT, Network, Param
+from autocompress.graph.network import Network, Param
 from autocompress.graph.operations import CONVOLUTIONS, having
 
 _POOLS = frozenset(
@@ -37,9 +37,9 @@ class Layouts:
 
 def operations(network: Network, layouts: Layouts) -> list[Operation]:
     """The operations that a runtime executes for a network in shipped form, in execution order."""
-    found, output = split(network)
+    found, outputs = split(network)
     if layouts.float_block:
-        found = _Blocks(network, found, output, layouts.float_block).run()
+        found = _Blocks(network, found, outputs, layouts.float_block).run()
     if layouts.int8_channels_last:
         found = list(_ChannelsLast(network, found).run())
     return found
@@ -63,7 +63,7 @@ class _Blocks:
 
     network: Network
     source: list[Operation]
-    output: str
+    outputs: tuple[str, ...]
     block: int
     found: list[Operation] = field(default_factory=list)
     blocked: dict[str, _Blocked] = field(default_factory=dict)
@@ -71,8 +71,8 @@ class _Blocks:
     reordered: set[tuple[str, str]] = field(default_factory=set)
 
     def run(self) -> list[Operation]:
-        self.uses: dict[str, int] = {self.output: 1}
-        self.shapes = {INPUT: self.network.input_shape}
+        self.uses: dict[str, int] = dict.fromkeys(self.outputs, 1)
+        self.shapes = {one.name: one.shape for one in self.network.inputs}
         for operation in self.source:
             self.shapes[operation.writes] = operation.shape
             for name in operation.reads:
@@ -80,8 +80,9 @@ class _Blocks:
         for operation in self.source:
             if operation.precision == "int8" or not self._takes_blocks(operation):
                 self._plain(operation)
-        if self.output in self.blocked:
-            self._from_blocked(self.output)
+        for name in self.outputs:
+            if name in self.blocked:
+                self._from_blocked(name)
         return self.found
 
     def _takes_blocks(self, operation: Operation) -> bool:
@@ -261,7 +262,7 @@ class _ChannelsLast:
 
     def __init__(self, network: Network, source: list[Operation]) -> None:
         self.source = source
-        self.shapes = {INPUT: network.input_shape}
+        self.shapes = {one.name: one.shape for one in network.inputs}
         self.shapes.update((operation.writes, operation.shape) for operation in source)
         self.last: set[str] = set()
         self.turned: set[tuple[str, str]] = set()

@@ -29,9 +29,9 @@ def live_bytes(network: Network) -> dict[str, int]:
     read."""
     owners = memory_owners(network)
     last_use = {owners[name]: index for index, node in enumerate(network.nodes) for name in _touched(node)}
-    last_use[owners[network.output]] = len(network.nodes)
-    alive = {INPUT: value_bytes(network, INPUT)}
-    total = alive[INPUT]
+    last_use.update((owners[name], len(network.nodes)) for name in network.outputs)
+    alive = {one.name: value_bytes(network, one.name) for one in network.inputs}
+    total = sum(alive.values())
     cuts = {INPUT: total}
     for index, node in enumerate(network.nodes):
         if owners[node.name] == node.name:
@@ -46,7 +46,7 @@ def live_bytes(network: Network) -> dict[str, int]:
 
 def memory_owners(network: Network) -> dict[str, str]:
     """Return for each value the value in whose memory it lies: most often itself."""
-    owners = {INPUT: INPUT}
+    owners = {one.name: one.name for one in network.inputs}
     for node in network.nodes:
         shares = node.inputs and node.shape != () and node.op in _SHARING
         owners[node.name] = owners[node.inputs[0]] if shares else node.name

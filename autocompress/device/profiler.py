@@ -27,7 +27,12 @@ from autocompress.device.measure.statistics import drift
 from autocompress.device.profile.fitting import fitted, rows, validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Origin, ProfileSource, kernels_fingerprint, with_sources
+from autocompress.device.profile.sources import (
+    CandidateOrigin,
+    ProfileSource,
+    kernels_fingerprint,
+    with_sources,
+)
 from autocompress.device.profile_files.store import write_profile
 from autocompress.device.runtimes.base import Runtime
 from autocompress.device.runtimes.description import DeviceDescription
@@ -78,7 +83,7 @@ class ProfileSubject:
     threads: int
     batch: int
     device: DeviceDescription
-    origin: Origin
+    origin: CandidateOrigin
     layouts: Layouts
 
     def log_setting(self, reference: str) -> LogSetting:

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
+from autocompress.errors import TeacherError
 from autocompress.export import onnx_layers, onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
 from autocompress.export.onnx_parts import Samples, Waiting, export_part, graphs_in, has_parts, reads_of
 from autocompress.export.onnx_registry import NotExpressibleError, Tensor, call, rule_for
 from autocompress.graph.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
 from autocompress.graph.network import (
     BINARIZE,
-    INPUT,
     Network,
     Node,
     Param,
@@ -54,17 +54,28 @@ INPUT_NAME, OUTPUT_NAME = "input", "output"
 Array = NDArray[Any]
 
 
-def to_onnx(network: Network, weights: Weights, *, batch: int = 1) -> onnx.ModelProto:
-    """The network as an ONNX model with one input `input` of shape `(batch, …)` and one `output`.
+def to_onnx(
+    network: Network, weights: Weights, *, batch: int = 1, torch_operators: bool = False
+) -> onnx.ModelProto:
+    """The network as an ONNX model with one input `input` of shape `(batch, …)` and one `output`; of one with
+    a signature the inputs and outputs have the names that stand there.
 
     Batch norms should have been folded (`families.fold`); those that are left are exported as such.
     A value with a quantizer is rounded to uint8; a layer of 8 bits whose input has a quantizer gets
-    int8 weights with one scale for each output channel and an int32 bias.
+    int8 weights with one scale for each output channel and an int32 bias. With `torch_operators` operations
+    without an exporter are written as calls of torch's operators, for runtimes that run these.
 
     Raises:
-        TeacherError: an operation has no exporter, or uses an option that ONNX cannot express.
+        TeacherError: an operation has no form in ONNX.
     """
-    return Emitter(network, on_grids(network, weights), batch).run()
+    return Emitter(network, on_grids(network, weights), batch, torch_operators).run()
+
+
+def without_onnx_form(network: Network, weights: Weights) -> tuple[TeacherError, ...]:
+    """Return what would be raised for each operation that has no form in ONNX."""
+    emitter = Emitter(network, on_grids(network, weights), 1, missing=[])
+    emitter.run()
+    return tuple(emitter.missing or ())
 
 
 @dataclass
@@ -74,6 +85,8 @@ class Emitter:
     network: Network
     weights: Weights
     batch: int
+    torch_operators: bool = False
+    missing: list[TeacherError] | None = None
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
     slices: dict[str, tuple[str, tuple[tuple[int, int, int, int], ...]]] = field(default_factory=dict)
@@ -91,16 +104,39 @@ class Emitter:
         return Samples(self)
 
     def run(self) -> onnx.ModelProto:
-        self.values[INPUT] = self.quantized(
-            INPUT, Tensor(INPUT_NAME, self.network.input_shape), self.network.input_quantizer
-        )
+        for name, one in zip(self.input_names, self.network.inputs, strict=True):
+            quantizer = self.network.quantizer_of(one.name)
+            self.values[one.name] = self.quantized(one.name, Tensor(name, one.shape), quantizer)
         for node in self.network.nodes:
             self.values[node.name] = self._value(node)
-        output = self.real(self.values[self.network.output], self.network.output)
-        if output.name == INPUT_NAME or output.name in self._initializers:
-            copied = self.op("Identity", output.name, name=f"{self.network.output}/output")
-            output = replace(output, name=copied)
-        return self._model(output)
+        outputs: list[Tensor] = []
+        for name in self.network.outputs:
+            output = self._as_tensor(self.real(self.values[name], name))
+            taken = {*self.input_names, *self._initializers, *(one.name for one in outputs)}
+            if output.name in taken:
+                copied = self.op("Identity", output.name, name=f"{name}/output")
+                output = replace(output, name=copied)
+            outputs.append(output)
+        return self._model(outputs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the file's inputs."""
+        signature = self.network.signature
+        return (INPUT_NAME,) if signature is None else signature.inputs
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the file's outputs."""
+        signature = self.network.signature
+        return (OUTPUT_NAME,) if signature is None else signature.outputs
+
+    def _as_tensor(self, value: Any) -> Tensor:
+        """A value of the file; one that depends on no input becomes a constant."""
+        if isinstance(value, Tensor):
+            return value
+        array = np.asarray(value)
+        return Tensor(self.constant(array), array.shape)
 
     def op(self, kind: str, *inputs: str, name: str, outputs: int = 1, **attributes: Any) -> Any:
         """Adds one ONNX node and returns the name of its output (a list when `outputs` > 1)."""
@@ -284,30 +320,51 @@ class Emitter:
     def new_name(self, kind: str = "t") -> str:
         """Return a name for a tensor of the file."""
         self._tensor_count += 1
-        return f"{kind}{self._tensor_count}"
+        name = f"{kind}{self._tensor_count}"
+        return name if name not in (*self.input_names, *self.output_names) else self.new_name(kind)
 
-    def _model(self, output: Tensor) -> onnx.ModelProto:
-        nodes = _live(self.nodes, output.name)
+    def _model(self, outputs: Sequence[Tensor]) -> onnx.ModelProto:
+        nodes = _live(self.nodes, {one.name for one in outputs})
         for node in nodes:
-            _rename(node, output.name, OUTPUT_NAME)
+            for output, name in zip(outputs, self.output_names, strict=True):
+                _rename(node, output.name, name)
         read = {name for node in nodes for name in reads_of(node)}
         constants = [(name, array) for name, array in self._initializers.items() if name in read]
         graph = helper.make_graph(
             nodes,
             "autocompress",
-            [self._info(INPUT_NAME, self.network.input_shape)],
-            [self._info(OUTPUT_NAME, output.shape)],
+            [
+                self._info(name, one.shape, one.dtype, one.has_batch)
+                for name, one in zip(self.input_names, self.network.inputs, strict=True)
+            ],
+            [
+                self._output_info(*one)
+                for one in zip(self.output_names, self.network.outputs, outputs, strict=True)
+            ],
             [numpy_helper.from_array(array, name) for name, array in constants],
         )
         return helper.make_model(
             graph,
             producer_name="autocompress",
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[
+                helper.make_opsetid(domain, OPSET if domain == "" else 1)
+                for domain in sorted({"", *(node.domain for node in nodes)})
+            ],
             ir_version=IR_VERSION,
         )
 
-    def _info(self, name: str, shape: Sequence[int]) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, self.sizes(shape))
+    def _info(
+        self, name: str, shape: Sequence[int], dtype: str = "float32", has_batch: bool = True
+    ) -> onnx.ValueInfoProto:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return helper.make_tensor_value_info(name, kind, self.sizes(shape) if has_batch else tuple(shape))
+
+    def _output_info(self, name: str, value: str, output: Tensor) -> onnx.ValueInfoProto:
+        """Of a network of several tensors the sizes and types are those of one run."""
+        if self.network.signature is None:
+            return self._info(name, output.shape)
+        sample = self.samples.of(value)
+        return self._info(name, sample.shape, str(sample.dtype).removeprefix("torch."), has_batch=False)
 
 
 def _kept_quantizer(node: Node, leaves: Sequence[Any]) -> Quantizer | None:
@@ -347,9 +404,9 @@ def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return map_args(lambda leaf: leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf, result)
 
 
-def _live(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
-    """The nodes that `output` depends on, in order."""
-    needed, live = {output}, []
+def _live(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that the outputs depend on, in order."""
+    needed, live = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.output):
             needed.update(reads_of(node))

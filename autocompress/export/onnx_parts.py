@@ -6,6 +6,7 @@ numbers of them and are exported together with it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from onnx.reference import ReferenceEvaluator
 from autocompress.errors import TeacherError
 from autocompress.export.onnx_registry import RULES, Tensor
 from autocompress.export.torch_onnx import Input, Local, NoOnnxFormError, Part, Step, part_model
-from autocompress.graph.module import build
-from autocompress.graph.network import Node, Param, Ref
+from autocompress.graph.module import build, zero_inputs
+from autocompress.graph.network import Node, Param, Ref, arg_to_json, map_args
+from autocompress.graph.operators import TORCH_DOMAIN
 
 if TYPE_CHECKING:
     from autocompress.export.onnx import Emitter
@@ -44,8 +46,10 @@ def has_parts(node: Node) -> bool:
 def export_part(e: Emitter, node: Node) -> Any:
     """Write an operation by way of `torch.onnx`, with those before it that wait, and return its value.
 
-    Raises TeacherError, naming the operation, where that has no form in ONNX.
+    Raises TeacherError, naming the operation, where that has no form in ONNX, or notes it in `e.missing`.
     """
+    if e.torch_operators:
+        return _call_operator(e, node)
     sample = e.samples.of(node.name)
     if any(one.is_complex() for one in _tensors(sample)):
         return Waiting(node)
@@ -59,11 +63,44 @@ def export_part(e: Emitter, node: Node) -> Any:
     try:
         model = part_model(part, e.opset)
     except NoOnnxFormError as error:
-        raise no_onnx_form(node, str(error)) from error
-    names = splice(e, model.graph, cut.names, node.name)
-    if not isinstance(sample, torch.Tensor):
+        if e.missing is None:
+            raise no_onnx_form(node, str(error)) from error
+        e.missing.append(no_onnx_form(node, str(error)))
+        return _outputs(node, [e.new_name() for _ in _tensors(sample)])
+    return _outputs(node, splice(e, model.graph, cut.names, node.name))
+
+
+def _outputs(node: Node, names: list[str]) -> Any:
+    if _has_parts(node):
         return tuple(Tensor(name, shape) for name, shape in zip(names, node.shape, strict=True))
     return Tensor(names[0], node.shape)
+
+
+def _has_parts(node: Node) -> bool:
+    return bool(node.shape) and isinstance(node.shape[0], tuple)
+
+
+def _call_operator(e: Emitter, node: Node) -> Any:
+    """Write an operation as a call of torch's operator; arguments are JSON, tensors in it by their number."""
+    cut = _Cut(e, node.name)
+    cut.add(node)
+    arguments = [arg_to_json(map_args(_numbered, arg)) for arg in cut.steps[0].args]
+    options = {key: arg_to_json(map_args(_numbered, value)) for key, value in cut.steps[0].kwargs}
+    outputs = [e.new_name() for _ in (node.shape if _has_parts(node) else [node.shape])]
+    call = helper.make_node(
+        "Operator",
+        cut.names,
+        outputs,
+        domain=TORCH_DOMAIN,
+        operator=node.op,
+        arguments=json.dumps([arguments, options]),
+    )
+    e.add_node(call, node.name)
+    return _outputs(node, outputs)
+
+
+def _numbered(leaf: Any) -> Any:
+    return Ref(str(leaf.index)) if isinstance(leaf, Input) else leaf
 
 
 def no_onnx_form(node: Node, why: str) -> TeacherError:
@@ -97,7 +134,8 @@ class Samples:
         e = self._emitter
         nodes = [node for node in e.network.nodes if has_parts(node) or node.name == name]
         names = {name, *(node.name for node in nodes), *(ref for node in nodes for ref in node.inputs)}
-        x = torch.zeros(e.sizes(e.network.input_shape))
+        names |= set() if e.network.signature is None else set(e.network.outputs)
+        x = zero_inputs(e.network, e.batch)
         try:
             with torch.no_grad():
                 self._found.update(build(e.network, e.weights).forward_values(x, names))
@@ -140,9 +178,13 @@ class _Cut:
         if not isinstance(value, Tensor):
             return value
         name = self.emitter.real(value, self.reader).name
+        if self.emitter.torch_operators:
+            return self._input(name, torch.empty(0))
         return self._input(name, self.emitter.samples.of(arg.node))
 
     def _array(self, array: Any) -> Input:
+        if self.emitter.torch_operators:
+            return self._input(self.emitter.constant(array), torch.empty(0))
         if np.iscomplexobj(array):
             pairs = np.stack([array.real, array.imag], axis=-1)
             return self._input(self.emitter.constant(pairs), torch.from_numpy(pairs), is_complex=True)

@@ -195,7 +195,7 @@ def _packed(network: Network, weights: Weights) -> Weights:
         if name in in_8_bits:
             packed[name], packed[name + _SCALE] = quantize_weight(weights[name])
         else:
-            packed[name] = np.ascontiguousarray(weights[name])
+            packed[name] = np.ascontiguousarray(weights[name]).reshape(weights[name].shape)
     return packed
 
 

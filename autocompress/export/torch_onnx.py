@@ -124,7 +124,8 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+    reason = lines[0] if lines else type(error).__name__
+    return reason.partition(" Failure message")[0][:200]
 
 
 @contextlib.contextmanager

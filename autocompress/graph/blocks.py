@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
-from autocompress.graph.network import INPUT, Network, Node, unique_name
+from autocompress.graph.network import Network, Node, unique_name
 from autocompress.graph.operations import WEIGHTED
 
 _CANDIDATE_SOURCES = 200
@@ -69,7 +69,7 @@ def _common_ancestors(network: Network, left: str, right: str, order: dict[str, 
         seen, stack = {start}, [start]
         while stack:
             name = stack.pop()
-            if name == INPUT or len(seen) > _CANDIDATE_SOURCES:
+            if name not in network.by_name or len(seen) > _CANDIDATE_SOURCES:
                 continue
             for parent in _data_inputs(network, name):
                 if parent not in seen:
@@ -88,7 +88,7 @@ def _region(network: Network, value: str, source: str) -> set[str] | None:
         name = stack.pop()
         if name == source or name in inner:
             continue
-        if name == INPUT:
+        if name not in network.by_name:
             return None
         inner.add(name)
         stack.extend(_data_inputs(network, name))
@@ -100,7 +100,7 @@ def _data_inputs(network: Network, name: str) -> tuple[str, ...]:
     return tuple(
         parent
         for parent in network.by_name[name].inputs
-        if parent == INPUT or network.by_name[parent].op != "sym_size.int"
+        if parent not in network.by_name or network.by_name[parent].op != "sym_size.int"
     )
 
 

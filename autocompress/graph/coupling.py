@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from autocompress.graph import coupling_rules
 from autocompress.graph.coupling_rules import Atoms, Axes
-from autocompress.graph.network import INPUT, Network, Node, Param
+from autocompress.graph.network import Network, Node, Param
 from autocompress.graph.operations import WEIGHTED
 from autocompress.graph.replace_layer import input_axis, output_axis
 
@@ -86,11 +86,12 @@ class Coupling:
 def couple(network: Network) -> Coupling:
     """Finds the atoms of a network. Needs shapes only; linear in the number of channels."""
     atoms = Atoms()
-    values: dict[str, Any] = {INPUT: tuple(None for _ in network.input_shape)}
+    values: dict[str, Any] = {one.name: tuple(None for _ in one.shape) for one in network.inputs}
     for node in network.nodes:
         values[node.name] = _visit(node, network, values, atoms)
-    for labels in coupling_rules.axes_in(values[network.output]):
-        atoms.lock(labels, "is the output of the network")
+    for output in network.outputs:
+        for labels in coupling_rules.axes_in(values[output]):
+            atoms.lock(labels, "is the output of the network")
     return Coupling(
         network=network,
         values={name: atoms.resolve(axes) for name, axes in values.items()},

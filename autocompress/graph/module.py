@@ -8,7 +8,7 @@ and compared with the exported file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from autocompress.graph.straight_through import learned_affine, on_grid
 
 USUAL_MOMENTUM = 0.1
 
+Inputs = Tensor | Sequence[Tensor]
+
 
 def build(network: Network, weights: Weights) -> GraphModule:
     """A fresh module in eval mode; the arrays are copied.
@@ -34,7 +36,7 @@ def build(network: Network, weights: Weights) -> GraphModule:
 
 
 class GraphModule(nn.Module):
-    """Runs `source_network`; input `(N, *input_shape)`, output as the teacher's.
+    """Runs `source_network`; called as the teacher is, and returns what it returns.
 
     In training mode batch norms use and update batch statistics: with the network's own momentum,
     or with `batch_norm_momentum` where that is set.
@@ -54,20 +56,32 @@ class GraphModule(nn.Module):
             trainable = spec.trainable and value.is_floating_point()
             _register(self, name, nn.Parameter(value) if trainable else value)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, keep={self.source_network.output})[self.source_network.output]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        network = self.source_network
+        if network.signature is None:
+            (x,) = (*args, *kwargs.values())
+            return self._run((x,), keep={network.output})[network.output]
+        tensors = network.signature.tensors_of(args, kwargs)
+        values = self._run(tensors, keep=set(network.outputs))
+        return network.signature.result_of([values[name] for name in network.outputs])
 
-    def forward_values(self, x: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """The values computed by the named nodes (`INPUT` is `x` itself)."""
-        return self._run(x, keep=set(names))
+    def outputs_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """All outputs of the network, in order, for all of its inputs, in order."""
+        values = self._run(tensors, keep=set(self.source_network.outputs))
+        return [values[name] for name in self.source_network.outputs]
 
-    def forward_visiting(self, x: Tensor, visit: Callable[[Node, dict[str, Any]], None]) -> Tensor:
-        """Like `forward`; before each node `visit` is called with it and with the values at hand.
+    def forward_values(self, x: Inputs, names: Collection[str]) -> dict[str, Tensor]:
+        """The values computed by the named nodes (`INPUT` is `x` itself); several inputs come in order."""
+        return self._run(_all_of(x), keep=set(names))
+
+    def forward_visiting(self, x: Inputs, visit: Callable[[Node, dict[str, Any]], None]) -> Tensor:
+        """Like `forward`, of one output; before each node `visit` is called with it and with the values at
+        hand.
 
         What `visit` changes in place, parameters above all, counts from that node on.
         """
         output = self.source_network.output
-        return self._run(x, keep={output}, visit=visit)[output]
+        return self._run(_all_of(x), keep={output}, visit=visit)[output]
 
     def learn_quantizers(self) -> None:
         """Makes the scales of all quantizers parameters, learned like steps (LSQ, arXiv:1902.08153), until
@@ -120,11 +134,13 @@ class GraphModule(nn.Module):
 
     def _run(
         self,
-        x: Tensor,
+        tensors: Sequence[Tensor],
         keep: Collection[str],
         visit: Callable[[Node, dict[str, Any]], None] | None = None,
     ) -> dict[str, Tensor]:
-        values: dict[str, Any] = {INPUT: self.rounded_input(x)}
+        names = [one.name for one in self.source_network.inputs]
+        values: dict[str, Any] = dict(zip(names, tensors, strict=True))
+        values[INPUT] = self.rounded_input(tensors[0])
         for _ in self.steps(values, keep=keep, visit=visit):
             pass
         return {name: values[name] for name in keep}
@@ -184,6 +200,18 @@ class GraphModule(nn.Module):
         own = node.args[6] or USUAL_MOMENTUM  # 0 is what a cumulative average is traced as.
         momentum = own if self.batch_norm_momentum is None else self.batch_norm_momentum
         return replace(node, args=(*node.args[:5], True, momentum, *node.args[7:]))
+
+
+def zero_inputs(network: Network, batch: int) -> list[Tensor]:
+    """Return zeros of the shapes and types of all inputs."""
+    return [
+        torch.zeros((batch, *one.shape[1:]) if one.has_batch else one.shape, dtype=getattr(torch, one.dtype))
+        for one in network.inputs
+    ]
+
+
+def _all_of(x: Inputs) -> Sequence[Tensor]:
+    return (x,) if isinstance(x, Tensor) else x
 
 
 def resolve(arg: Any, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.graph.capture import signature as signatures
+from autocompress.graph.capture.signature import Signature
 from autocompress.graph.levels import LEAST_SCALE
 
 Weights = dict[str, NDArray[Any]]
@@ -141,9 +143,24 @@ class Node:
         return copy
 
 
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor that a network reads; `has_batch` where its first axis, 1 here, is the batch."""
+
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+    has_batch: bool = True
+
+
 @dataclass(frozen=True)
 class Network:
-    """Operations in execution order, from one input tensor to one output tensor."""
+    """Operations in execution order, from input tensors to output tensors.
+
+    Most networks read one tensor and write one: `input_shape` and `output`. A network of another kind has a
+    `signature`, which says how it is called and what it returns, `more_inputs` beside the first, which is
+    then of `input_dtype`, and `more_outputs` beside the first.
+    """
 
     input_shape: Shape
     nodes: tuple[Node, ...]
@@ -151,6 +168,28 @@ class Network:
     params: Mapping[str, ParamSpec]
     input_quantizer: Quantizer | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    input_dtype: str = "float32"
+    more_inputs: tuple[Input, ...] = ()
+    more_outputs: tuple[str, ...] = ()
+    signature: Signature | None = None
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        return (Input(INPUT, self.input_shape, self.input_dtype), *self.more_inputs)
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """The values that are returned; one may be returned twice."""
+        return (self.output, *self.more_outputs)
+
+    @cached_property
+    def _input_shapes(self) -> dict[str, Shape]:
+        return {one.name: one.shape for one in self.inputs}
+
+    def with_outputs(self, new_names: Mapping[str, str]) -> Network:
+        """The network, returning `new_names[v]` wherever it returns a value `v` named there."""
+        output, *more = (new_names.get(name, name) for name in self.outputs)
+        return replace(self, output=output, more_outputs=tuple(more))
 
     @cached_property
     def by_name(self) -> dict[str, Node]:
@@ -159,7 +198,7 @@ class Network:
     @cached_property
     def users(self) -> dict[str, tuple[str, ...]]:
         """For each value, the names of the nodes that read it, in execution order."""
-        users: dict[str, list[str]] = {INPUT: [], **{node.name: [] for node in self.nodes}}
+        users: dict[str, list[str]] = {name: [] for name in (*self._input_shapes, *self.by_name)}
         for node in self.nodes:
             for name in dict.fromkeys(node.inputs):
                 users[name].append(node.name)
@@ -175,10 +214,12 @@ class Network:
         return {name: tuple(names) for name, names in users.items()}
 
     def shape_of(self, value: str) -> Any:
-        return self.input_shape if value == INPUT else self.by_name[value].shape
+        return self._input_shapes[value] if value in self._input_shapes else self.by_name[value].shape
 
     def quantizer_of(self, value: str) -> Quantizer | None:
-        return self.input_quantizer if value == INPUT else self.by_name[value].quantizer
+        if value in self._input_shapes:
+            return self.input_quantizer if value == INPUT else None
+        return self.by_name[value].quantizer
 
     def is_rounded(self, value: str) -> bool:
         """Whether a value has a quantizer, or becomes binary for the one node that reads it."""
@@ -251,8 +292,8 @@ def redirect(nodes: Iterable[Node], new_names: Mapping[str, str]) -> tuple[Node,
 
 
 def prune_dead(network: Network) -> Network:
-    """The network without the nodes and parameters that its output does not depend on."""
-    needed = {network.output}
+    """The network without the nodes and parameters that its outputs do not depend on."""
+    needed = set(network.outputs)
     for node in reversed(network.nodes):
         if node.name in needed:
             needed.update(node.inputs)
@@ -287,6 +328,20 @@ def to_json(network: Network) -> dict[str, Any]:
             for name, spec in network.params.items()
         },
         "meta": dict(network.meta),
+        **({} if network.signature is None else _call_to_json(network, network.signature)),
+    }
+
+
+def _call_to_json(network: Network, signature: Signature) -> dict[str, Any]:
+    """What networks of one float tensor in and one tensor out, the first that were kept, do without."""
+    return {
+        "input_dtype": network.input_dtype,
+        "more_inputs": [
+            {"name": one.name, "shape": list(one.shape), "dtype": one.dtype, "has_batch": one.has_batch}
+            for one in network.more_inputs
+        ],
+        "more_outputs": list(network.more_outputs),
+        "signature": signatures.to_json(signature),
     }
 
 
@@ -302,6 +357,13 @@ def from_json(data: Mapping[str, Any]) -> Network:
         },
         input_quantizer=_quantizer_from_json(data.get("input_quantizer")),
         meta=dict(data.get("meta", {})),
+        input_dtype=data.get("input_dtype", "float32"),
+        more_inputs=tuple(
+            Input(one["name"], tuple(one["shape"]), one["dtype"], bool(one["has_batch"]))
+            for one in data.get("more_inputs", ())
+        ),
+        more_outputs=tuple(data.get("more_outputs", ())),
+        signature=signatures.checked(data["signature"]) if data.get("signature") else None,
     )
     check(network)
     return network
@@ -312,7 +374,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 def check(network: Network) -> None:
     """Raises ValueError unless names are plain and unique and every value is computed before use."""
-    known = {INPUT}
+    known = {one.name for one in network.inputs}
+    if len(known) != len(network.inputs) or not all(map(_NAME.match, known)):
+        raise ValueError(f"the inputs {sorted(known)} are not plain or not unique")
     for node in network.nodes:
         if not _NAME.match(node.name) or node.name in known:
             raise ValueError(f"node name {node.name!r} is not plain or not unique")
@@ -325,8 +389,13 @@ def check(network: Network) -> None:
         if node.grid is not None:
             _check_grid(network, node, node.grid)
         known.add(node.name)
-    if network.output not in known:
-        raise ValueError(f"output {network.output!r} is not computed")
+    for name in network.outputs:
+        if name not in known:
+            raise ValueError(f"output {name!r} is not computed")
+    signature = network.signature
+    counts = (1, 1) if signature is None else (len(signature.inputs), len(signature.outputs))
+    if counts != (len(network.inputs), len(network.outputs)):
+        raise ValueError(f"the signature speaks of {counts} inputs and outputs")
 
 
 def _check_grid(network: Network, node: Node, grid: Grid) -> None:
@@ -346,10 +415,10 @@ def _quantizer_from_json(data: Any) -> Quantizer | None:
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
-    data: dict[str, Any] = {"name": node.name, "op": node.op, "args": _arg_to_json(node.args)}
-    data["shape"] = _arg_to_json(node.shape)
+    data: dict[str, Any] = {"name": node.name, "op": node.op, "args": arg_to_json(node.args)}
+    data["shape"] = arg_to_json(node.shape)
     if node.kwargs:
-        data["kwargs"] = {key: _arg_to_json(value) for key, value in node.kwargs}
+        data["kwargs"] = {key: arg_to_json(value) for key, value in node.kwargs}
     if node.module:
         data["module"] = node.module
     if node.bits != 32:
@@ -369,9 +438,9 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
     return Node(
         name=data["name"],
         op=data["op"],
-        args=_arg_from_json(data["args"]),
-        shape=_arg_from_json(data["shape"]),
-        kwargs=tuple((key, _arg_from_json(value)) for key, value in data.get("kwargs", {}).items()),
+        args=arg_from_json(data["args"]),
+        shape=arg_from_json(data["shape"]),
+        kwargs=tuple((key, arg_from_json(value)) for key, value in data.get("kwargs", {}).items()),
         module=data.get("module", ""),
         bits=int(data.get("bits", 32)),
         quantizer=_quantizer_from_json(data.get("quantizer")),
@@ -381,21 +450,23 @@ def _node_from_json(data: Mapping[str, Any]) -> Node:
     )
 
 
-def _arg_to_json(arg: Any) -> Any:
+def arg_to_json(arg: Any) -> Any:
+    """Return an argument of a node for JSON."""
     if isinstance(arg, Ref):
         return {"ref": arg.node}
     if isinstance(arg, Param):
         return {"param": arg.name}
     if isinstance(arg, (tuple, list)):
-        return [_arg_to_json(item) for item in arg]
+        return [arg_to_json(item) for item in arg]
     if isinstance(arg, float) and arg in (float("inf"), float("-inf")):
         return {"inf": 1 if arg > 0 else -1}
     return arg
 
 
-def _arg_from_json(data: Any) -> Any:
+def arg_from_json(data: Any) -> Any:
+    """Return the argument that `arg_to_json` wrote."""
     if isinstance(data, list):
-        return tuple(_arg_from_json(item) for item in data)
+        return tuple(arg_from_json(item) for item in data)
     if isinstance(data, dict):
         ((kind, value),) = data.items()
         if kind == "inf":

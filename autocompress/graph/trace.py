@@ -19,13 +19,15 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 
 from autocompress.errors import TeacherError
-from autocompress.graph.capture.exporting import exported
+from autocompress.graph.capture.example import Example
+from autocompress.graph.capture.exporting import Exported, exported
 from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
 from autocompress.graph.capture.rewriting import op_name
+from autocompress.graph.capture.signature import Signature
 from autocompress.graph.hand_written import recognised
 from autocompress.graph.module import build, resolve
 from autocompress.graph.network import (
-    INPUT,
+    Input,
     Network,
     Node,
     Param,
@@ -48,41 +50,43 @@ from autocompress.graph.operators import (
 
 logger = logging.getLogger(__name__)
 
+CHECK_BATCH = 3
+
 _NAMED_AFTER_MODULE = WEIGHTED | {"batch_norm", "layer_norm", "group_norm"}
 
 
-def trace(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
+def trace(module: nn.Module, inputs: tuple[int, ...] | Example) -> tuple[Network, Weights]:
     """The module's inference graph and its parameters as float32 arrays.
 
     Args:
-        module: takes one tensor `(N, *input_shape)` and returns one tensor. It is not modified.
-        input_shape: shape of one example, for an image `(C, H, W)`.
+        module: takes tensors of any batch size N and returns tensors. It is not modified.
+        inputs: what it is called with; for one tensor `(N, …)` the shape without N, of an image `(C, H, W)`.
 
     Raises:
         TeacherError: the module cannot be captured, uses an operation that is no pure function of
             tensors, or its trace computes something else than the module does.
     """
     module = copy.deepcopy(module).float().cpu().eval()
-    program = exported(module, input_shape)
+    example = inputs if isinstance(inputs, Example) else Example.of_shape(inputs)
+    found = exported(module, example)
+    program = found.program
     if is_known(program):
         try:
-            return _traced(module, program, input_shape)
+            return _traced(module, found, example)
         except TeacherError as problem:  # Values changed in place are seen in functional form alone.
             logger.debug("%s: lowered", problem)
     autocast = has_autocast(program)
     program = lowered(program)
-    return _traced(program.module() if autocast else module, program, input_shape)
+    return _traced(program.module() if autocast else module, replace(found, program=program), example)
 
 
-def _traced(
-    module: nn.Module, program: torch.export.ExportedProgram, input_shape: tuple[int, ...]
-) -> tuple[Network, Weights]:
-    rewriter = _Rewriter(program)
-    network, weights = rewriter.rewrite((1, *input_shape))
+def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Network, Weights]:
+    rewriter = _Rewriter(found.program, example.inputs())
+    network, weights = rewriter.rewrite(found.signature)
     network = with_exact_types(_fold_constants(network, weights), rewriter.types)
     network = recognised(prune_dead(network), weights)
     weights = {name: weights[name] for name in network.params}
-    _check_faithful(module, network, weights)
+    _check_faithful(module, network, weights, example)
     return network, weights
 
 
@@ -91,28 +95,44 @@ class _Rewriter:
     """Rewrites one exported program, node by node."""
 
     exported: torch.export.ExportedProgram
+    inputs: tuple[Input, ...]
     nodes: list[Node] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
     params: dict[str, ParamSpec] = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     types: dict[str, Any] = field(default_factory=dict)
+    unread: list[Input] = field(default_factory=list)
 
-    def rewrite(self, input_shape: tuple[int, ...]) -> tuple[Network, Weights]:
-        output: Any = None
+    def rewrite(self, signature: Signature | None) -> tuple[Network, Weights]:
+        outputs: list[str] = []
+        first, *more = self.inputs
+        self.taken.update(one.name for one in self.inputs)
+        self.types.update((one.name, one.dtype) for one in self.inputs)
+        self.unread = list(self.inputs)
         for fx_node in self.exported.graph.nodes:
             if fx_node.op == "placeholder":
                 self._placeholder(fx_node)
             elif fx_node.op == "call_function":
                 self._call(fx_node)
             elif fx_node.op == "output":
-                output = self._output(fx_node)
+                outputs = self._outputs(fx_node)
             else:
                 raise TeacherError(
                     f"the teacher's graph holds a {fx_node.op} node, which is not supported",
                     fix="remove calls of other modules' code from forward(), such as higher-order operators",
                 )
-        return Network(input_shape, tuple(self.nodes), output, self.params), self.weights
+        network = Network(
+            first.shape,
+            tuple(self.nodes),
+            outputs[0],
+            self.params,
+            input_dtype=first.dtype,
+            more_inputs=tuple(more),
+            more_outputs=tuple(outputs[1:]),
+            signature=signature,
+        )
+        return network, self.weights
 
     def _placeholder(self, fx_node: fx.Node) -> None:
         signature = self.exported.graph_signature
@@ -124,7 +144,7 @@ class _Rewriter:
             if fx_node.name in table:
                 self._parameter(fx_node, table[fx_node.name], trainable)
                 return
-        self.names[fx_node.name] = Ref(INPUT)
+        self.names[fx_node.name] = Ref(self.unread.pop(0).name)
 
     def _parameter(self, fx_node: fx.Node, name: str, trainable: bool) -> None:
         value = self.exported.state_dict.get(name)
@@ -190,27 +210,29 @@ class _Rewriter:
             return None
         return arg
 
-    def _output(self, fx_node: fx.Node) -> str:
-        kinds = [one.kind for one in self.exported.graph_signature.output_specs]
-        results: Any = [
-            value
-            for value, kind in zip(fx_node.args[0], kinds, strict=True)  # type: ignore[arg-type]
-            if kind is OutputKind.USER_OUTPUT
+    def _outputs(self, fx_node: fx.Node) -> list[str]:
+        """The names of the values that the program returns to its caller."""
+        specs = self.exported.graph_signature.output_specs
+        results: Any = fx_node.args[0]
+        returned = [
+            value for value, spec in zip(results, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
         ]
-        spec = self.exported.call_spec.out_spec
-        if spec is None or not spec.is_leaf() or not isinstance(results[0], fx.Node):
-            kind = type(results[0]) if spec is None or spec.is_leaf() else spec.type
+        if not returned or not all(isinstance(value, fx.Node) for value in returned):
             raise TeacherError(
-                f"the teacher returns a {kind.__name__}, not one tensor",
-                fix="wrap it in a module whose forward() returns the logits only",
+                "the teacher returns no tensor that depends on its input",
+                fix="let forward() return what it computes",
             )
-        result = self.names[results[0].name]
-        if not isinstance(result, Ref):
-            raise TeacherError(
-                "the teacher returns a parameter, not something computed from its input",
-                fix="return what forward() computes from its input",
-            )
-        return result.node
+        return [self._output(value) for value in returned]
+
+    def _output(self, fx_node: fx.Node) -> str:
+        value = self.names[fx_node.name]
+        if isinstance(value, Ref):
+            return value.node
+        shape = tuple(fx_node.meta["val"].shape)
+        name = unique_name(value.name, self.taken)
+        self.taken.add(name)
+        self.nodes.append(Node(name, "expand", (value, shape), shape))
+        return name
 
 
 def _fold_constants(network: Network, weights: Weights) -> Network:
@@ -222,7 +244,7 @@ def _fold_constants(network: Network, weights: Weights) -> Network:
             isinstance(arg, Ref) and arg.node not in constants
             for arg in flatten(node.args, dict(node.kwargs))
         )
-        if not fixed or node.name == network.output or any(params[name].trainable for name in node.params):
+        if not fixed or node.name in network.outputs or any(params[name].trainable for name in node.params):
             nodes.append(replace(node, args=map_args(partial(_as_param, constants), node.args)))
             continue
         value = _evaluate(node, constants, weights)
@@ -319,26 +341,37 @@ def _at_batch_one(size: int | torch.SymInt) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
-def _check_faithful(module: nn.Module, network: Network, weights: Weights) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, *network.input_shape[1:], generator=generator)
+def _check_faithful(module: nn.Module, network: Network, weights: Weights, example: Example) -> None:
+    tensors = example.at(CHECK_BATCH)
     with torch.no_grad():
-        expected = module(x.clone()).double()
+        result = module(*(one.clone() for one in tensors))
+        expected = [result] if isinstance(result, Tensor) else list(result)
         try:
-            actual = build(network, weights)(x).double()
+            actual = build(network, weights).outputs_of(tensors)
         except Exception as error:
             raise TeacherError(
                 "the teacher's trace does not run",
                 why=str(error)[:300],
                 fix="remove what depends on values or on the batch size from forward()",
             ) from error
-    difference, scale = float((expected - actual).abs().max()), float(expected.abs().max())
-    if not difference <= 1e-4 * max(scale, 1e-6):
-        raise TeacherError(
-            "the teacher's trace computes something else than the teacher",
-            why=f"outputs differ by {difference:.3g} where their largest value is {scale:.3g}",
-            fix="remove randomness and in-place changes of shared tensors from forward()",
-        )
+    for one, other in zip(expected, actual, strict=True):
+        difference, scale = _apart(one, other)
+        if not difference <= 1e-4 * max(scale, 1e-6):
+            raise TeacherError(
+                "the teacher's trace computes something else than the teacher",
+                why=f"outputs differ by {difference:.3g} where their largest value is {scale:.3g}",
+                fix="remove randomness and in-place changes of shared tensors from forward()",
+            )
+
+
+def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """The largest difference, and the largest value."""
+    if one.shape != other.shape or one.numel() == 0:
+        return (0.0 if one.shape == other.shape else float("inf")), 0.0
+    expected, actual = one.double(), other.double()
+    same = torch.where(expected == actual, 0.0, expected - actual)
+    finite = expected[expected.isfinite()]
+    return float(same.abs().max()), float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def layers(network: Network) -> Iterator[Node]:

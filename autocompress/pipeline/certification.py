@@ -22,7 +22,7 @@ from autocompress.cost.pricer import Pricer
 from autocompress.device.measure.latency import CERTIFY, measure_in_fresh_process
 from autocompress.device.measure.machine import device_description
 from autocompress.device.measure.statistics import Measurement
-from autocompress.device.runtimes.base import get_runtime
+from autocompress.device.runtimes.base import get_runtime, runs_torch_operators
 from autocompress.errors import StudentError
 from autocompress.export.onnx import to_onnx
 from autocompress.export.parity import Parity, check_model, check_parity
@@ -41,6 +41,7 @@ from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Cost
 from autocompress.problem.data import Data
 from autocompress.problem.splits import Split
+from autocompress.problem.tasks.metric import ACCURACY, SHARE, Metric
 from autocompress.progress import Console
 from autocompress.reporting.card import Origin, student_card
 from autocompress.runs.certificate import Certificate
@@ -60,6 +61,11 @@ class Device:
     runtime: str
     threads: int
     batch: int = 1
+
+    @property
+    def torch_operators(self) -> bool:
+        """Return whether its files may call torch's own operators."""
+        return runs_torch_operators(self.runtime)
 
 
 @dataclass(frozen=True)
@@ -103,10 +109,12 @@ def examine(
         images = next(iter(data.validation.batches(PARITY_EXAMPLES)))[0]
         rounds = runtime.rounds or _is_quantized(module)
         parity = check_parity(module, session.run, images, rounds=rounds, runtime_batch=device.batch)
-    validation = evaluate_session(session.run, whole_batches(data.validation, device.batch), device.batch)
+    validation = evaluate_session(
+        session.run, whole_batches(data.validation, device.batch), device.batch, data.task
+    )
     test = None
     if data.test is not None:
-        test = evaluate_session(session.run, whole_batches(data.test, device.batch), device.batch)
+        test = evaluate_session(session.run, whole_batches(data.test, device.batch), device.batch, data.task)
     settings = replace(CERTIFY, most_spread=math.inf, most_drift=math.inf) if any_noise else CERTIFY
     measurement = measure_in_fresh_process(
         model_path, reference, runtime=device.runtime, threads=device.threads, settings=settings
@@ -130,7 +138,9 @@ class Computed:
     parameters: int
 
 
-def measured_student(key: str, path: str, evidence: Evidence, computed: Computed) -> Student:
+def measured_student(
+    key: str, path: str, evidence: Evidence, computed: Computed, metric: Metric = ACCURACY
+) -> Student:
     """Return the record of a measured student, which keeps every budget until `judged` says otherwise."""
     reported, measurement = evidence.reported, evidence.measurement
     return Student(
@@ -148,6 +158,7 @@ def measured_student(key: str, path: str, evidence: Evidence, computed: Computed
         parameters=computed.parameters,
         certified=True,
         path=path,
+        metric=metric,
     )
 
 
@@ -216,14 +227,18 @@ class StudentCertifier:
         packed_bytes = packed_size(source) if coded is None else len(coded)
         known = computed(network, weights, cost, packed_bytes)
         path = f"{paths.students.name}/{candidate.key}"
-        student, violated = judged(measured_student(candidate.key, path, evidence, known), self.limits)
+        student, violated = judged(
+            measured_student(candidate.key, path, evidence, known, self._data.task.metric), self.limits
+        )
         certificate = self._certificate(student, violated, evidence)
         self.store.append(Exported(candidate=candidate.key, path=path))
         save_student(
             paths.student(candidate.key),
             network=network,
             weights=weights,
-            onnx_model=to_onnx(network, weights, batch=self.device.batch),
+            onnx_model=to_onnx(
+                network, weights, batch=self.device.batch, torch_operators=self.device.torch_operators
+            ),
             spec_extra=spec,
             bench=certificate.to_json(),
             readme=student_card(Origin.from_json(spec), certificate),
@@ -251,6 +266,7 @@ class StudentCertifier:
             "std": list(data.std),
             "teacher": self.opened.teacher.name,
             "data": data.name,
+            "task": data.task.name,
         }
 
     def _certificate(self, student: Student, violated: tuple[str, ...], evidence: Evidence) -> Certificate:
@@ -269,9 +285,21 @@ class StudentCertifier:
         )
 
 
+def metric_text(student: Student) -> str:
+    """Return the value of the metric alone; of a share in percent."""
+    if student.metric.unit == SHARE:
+        return f"{student.value:.2%}"
+    return f"{student.value:.4g} {student.metric.unit}".rstrip()
+
+
+def shown_metric(student: Student) -> str:
+    """Return the value of the metric and its name, such as `97.22% accuracy`."""
+    return f"{metric_text(student)} {student.metric.name}"
+
+
 def described(student: Student) -> str:
-    """Return accuracy, latency and size of a student in a few words."""
-    return f"{student.accuracy:.2%}, {student.latency_ms:.3f} ms, {student.file_bytes / 1024:.0f} KiB"
+    """Return the metric, latency and size of a student in a few words."""
+    return f"{metric_text(student)}, {student.latency_ms:.3f} ms, {student.file_bytes / 1024:.0f} KiB"
 
 
 def _loaded(source: Path) -> GraphModule:

@@ -19,29 +19,26 @@ from autocompress.device.kit.folder import (
     described,
     read_bytes,
     read_kit,
-    read_results,
     write_kit,
 )
 from autocompress.device.kit.folder import RESULTS as RESULTS_FILE
 from autocompress.device.kit.kit_profile import profile_from_kit
 from autocompress.device.kit.remote import Host, run_remotely
+from autocompress.device.kit.results import read_results
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profile_files.store import PROFILE, write_profile
 from autocompress.device.profiler import Sample
 from autocompress.errors import InputError, ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.export.student_folder import SPEC, read_spec
 from autocompress.graph.network import from_json
-from autocompress.pipeline.options import ImportRequest, KitRequest
+from autocompress.pipeline.options import KIT_RUNTIMES, ImportRequest, KitRequest
 from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.pipeline.profile_device import check_asked, origin_of, profile_samples
 from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space
 from autocompress.progress import Console
-
-RUNTIMES = ("onnxruntime", "openvino")
-"""What the script of a kit can run."""
 
 
 def make_kit(
@@ -59,13 +56,13 @@ def make_kit(
 
     Raises ProfileError for a runtime that no kit has, too few networks, and a folder that is there.
     """
-    if request.runtime not in RUNTIMES:
+    if request.runtime not in KIT_RUNTIMES:
         raise ProfileError(
             f"a kit cannot run {request.runtime!r}",
-            fix=f"use one of: {', '.join(RUNTIMES)}, or import a dump",
+            fix=f"use one of: {', '.join(KIT_RUNTIMES)}, or import a dump",
         )
     check_asked(request.networks, output, "folder", free=overwrite or resume)
-    opened = open_teacher(teacher, request.data, request.input_size)
+    opened = open_teacher(teacher, request.data, request.input_size, runtime=request.runtime)
     origin = origin_of(opened, space, request.seed)
     if resume and (output / MANIFEST).exists():
         return _same_kit(read_kit(output), origin, request)
@@ -101,7 +98,8 @@ def measure_kit_over_ssh(
 def import_kit(
     path: Path, output: Path, *, kit: Path | None = None, overwrite: bool = False
 ) -> DeviceProfile:
-    """Return the profile of a kit's results: `path` is its folder or its results.jsonl. Raises ProfileError."""
+    """Return the profile of a kit's results: `path` is its folder or its results.jsonl. Raises
+    ProfileError."""
     _check_free(output, overwrite=overwrite)
     results = path / RESULTS_FILE if path.is_dir() else path
     opened = read_kit(kit or results.parent)
@@ -188,7 +186,7 @@ def _check_free(output: Path, *, overwrite: bool) -> None:
         raise ProfileError(f"the profile folder {output} exists", fix="give --overwrite, or another folder")
 
 
-def _same_kit(kit: Kit, origin: Origin, request: KitRequest) -> Kit:
+def _same_kit(kit: Kit, origin: CandidateOrigin, request: KitRequest) -> Kit:
     names = ("runtime", "threads", "batch", "networks")
     wanted = {**origin.to_json(), **{name: getattr(request, name) for name in names}}
     there = {**kit.origin.to_json(), "runtime": kit.runtime, "threads": kit.threads, "batch": kit.batch}

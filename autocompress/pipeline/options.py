@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
+from autocompress.device.imports.parsing import KINDS
 from autocompress.errors import InputError
 from autocompress.problem.specs import InputSize
 from autocompress.students.training.settings import DeviceName, DistillSettings
@@ -19,8 +20,11 @@ from autocompress.students.training.settings import DeviceName, DistillSettings
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.problem.tasks.task import Task
+
 Options = TypeVar("Options")
 
+NOT_RECORDED = "(an object of the session)"
 DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
 """Without a number of trials: where there is no time limit either, and where there is one."""
 
@@ -171,6 +175,21 @@ class SearchOptions:
         None, "Give up a trial after this.", flag="--trial-timeout", is_duration=True
     )
 
+    task: str | Task | None = option(
+        None,
+        "What outputs mean: classification, binary, multi-label, regression, dense, segmentation, "
+        "embeddings, detection, agreement, each with options such as ,ignored=11; or file.py:callable.",
+        metavar="TASK",
+        by_default="by labels and outputs",
+    )
+    metric: Any = option(
+        None,
+        "What students are judged by: file.py:callable of (predictions, labels) that gives a number for each "
+        "example.",
+        metavar="METRIC",
+        by_default="the task's",
+    )
+
     @property
     def most_trials(self) -> int:
         """Return how many candidates are evaluated at most."""
@@ -208,8 +227,8 @@ RUNTIME_HELP = (
 )
 DATA_HELP = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, package.module:callable, or file.py:callable."
 INPUT_SIZE_HELP = (
-    "Size of the input images, where neither --data nor the teacher says it: 64 for squares, 32x96 for "
-    "32 high and 96 wide, 1x32x96 with the channels."
+    "Size of the input, where neither --data nor the teacher says it: 64 for squares, 32x96 for "
+    "32 high and 96 wide, 1x32x96 with the channels; 16000 for a signal, 8x64x64 for a volume."
 )
 
 
@@ -237,11 +256,15 @@ class ProfileRequest:
     input_size: InputSize | None = _input_size()
 
 
+KIT_RUNTIMES = ("onnxruntime", "openvino")
+"""What the script of a kit can run."""
+
+
 @dataclass(frozen=True)
 class KitRequest(ProfileRequest):
     """What a kit measures a device with, and where to run it: `ssh` names a host, None runs it nowhere."""
 
-    runtime: str = option("onnxruntime", "What runs the networks there.", choices=("onnxruntime", "openvino"))
+    runtime: str = option("onnxruntime", "What runs the networks there.", choices=KIT_RUNTIMES)
     networks: int = option(40, "Random networks of the space, 8 at least.", least=1)
     ssh: str | None = option(
         None, "Run it there, as HOST or USER@HOST, and import the results.", metavar="HOST"
@@ -266,7 +289,7 @@ class ImportRequest:
     kind: str | None = option(
         None,
         "Tool that wrote the dumps.",
-        choices=("onnxruntime", "openvino", "trtexec", "tflite", "torch"),
+        choices=KINDS,
         by_default="found out",
     )
     models: Sequence[str | Path] = option(

@@ -74,10 +74,12 @@ def check_profile(profile: DeviceProfile, request: CheckRequest, console: Consol
     profile.check_here(device_description(profile.runtime, profile.threads))
     source = _source(profile, teacher)
     loaded = _space(profile, source, request.space)
-    opened = open_teacher(_teacher(profile, source, teacher), request.data, _size(request, source))
+    opened = open_teacher(
+        _teacher(profile, source, teacher), request.data, _size(request, source), runtime=profile.runtime
+    )
     bound = bound_space(opened, loaded)
     view = seen_by(profile, opened, bound, loaded)
-    drawn = list(profile_samples(bound, networks + 2, seed, profile.batch, runtime.precisions))
+    drawn = list(profile_samples(bound, networks + 2, seed, profile.batch, runtime))
     setting = LogSetting(profile.runtime, profile.threads, profile.batch, drawn[0].name)
     with console.stage("validating", len(drawn)) as stage, tempfile.TemporaryDirectory() as folder:
         known = Measurements(Path(folder) / FILE, setting, resume=False)
@@ -237,7 +239,8 @@ def _teacher(
 
 
 def _space(profile: DeviceProfile, source: ProfileSource | None, space: str | Path | None) -> Space:
-    """Return the space given, else that of the source, else of the only source, as long as it is a known one."""
+    """Return the space given, else that of the source, else of the only source, as long as it is a known
+    one."""
     if space is not None:
         return load_space(space)
     names = [source.space] if source else list(dict.fromkeys(one.space for one in profile.sources))

@@ -14,9 +14,9 @@ from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.machine import device_description, usable_cores
 from autocompress.device.profile.latency_table import LatencyTable
 from autocompress.device.profile.profile import DeviceProfile
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profiler import ProfileSubject, Sample, make_profile
-from autocompress.device.runtimes.base import check_transparent, get_runtime
+from autocompress.device.runtimes.base import Runtime, check_transparent, get_runtime, runs_torch_operators
 from autocompress.errors import ProfileError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.network import Network
@@ -59,7 +59,7 @@ def measure_profile(
     check_threads(threads)
     engine = get_runtime(request.runtime)
     check_transparent(engine)
-    opened = open_teacher(teacher, request.data, request.input_size)
+    opened = open_teacher(teacher, request.data, request.input_size, runtime=request.runtime)
     bound = bound_space(opened, space)
     subject = ProfileSubject(
         output.name,
@@ -77,8 +77,9 @@ def measure_profile(
         batch,
         seed,
         round(CHOSEN_SHARE * networks),
+        runs_torch_operators(engine.name),
     )
-    drawn = list(profile_samples(bound, networks - chooser.wanted, seed, batch, engine.precisions))
+    drawn = list(profile_samples(bound, networks - chooser.wanted, seed, batch, engine))
     with console.stage("profiling", networks) as stage:
         return make_profile(
             drawn,
@@ -115,9 +116,9 @@ def check_threads(threads: int) -> None:
         )
 
 
-def origin_of(opened: OpenedTeacher, space: Space, seed: int) -> Origin:
+def origin_of(opened: OpenedTeacher, space: Space, seed: int) -> CandidateOrigin:
     """Return what a profile says of the network and the space that its candidates come from."""
-    return Origin(
+    return CandidateOrigin(
         network=opened.teacher.name,
         space=space.name,
         space_fingerprint=space.fingerprint,
@@ -141,6 +142,7 @@ class Chooser:
     batch: int
     seed: int
     wanted: int
+    torch_operators: bool = False
     asked: int = 0
     pool: dict[str, tuple[str, Candidate, tuple[Kernel, ...]]] = field(default_factory=dict)
 
@@ -159,7 +161,8 @@ class Chooser:
                 for other in doubts.values():
                     other.pop(kernel, None)
             precision, candidate, _ = self.pool.pop(name)
-            found.append(_sample(precision, candidate, deployed_network(self.bound, candidate), self.batch))
+            network = deployed_network(self.bound, candidate)
+            found.append(_sample(precision, candidate, network, self.batch, self.torch_operators))
         self.asked += count
         return found
 
@@ -203,13 +206,18 @@ def network_name(teacher: Teacher) -> str:
 
 
 def profile_samples(
-    bound: BoundSpace, count: int, seed: int, batch: int, precisions: Sequence[str] = ("fp32", "int8")
+    bound: BoundSpace, count: int, seed: int, batch: int, engine: Runtime | None = None
 ) -> Iterator[Sample]:
-    """Return exported random candidates, the teacher in the runtime's precisions first; weights are random."""
+    """Return exported random candidates, the teacher in the runtime's precisions first; weights are
+    random."""
+    precisions = ("fp32", "int8") if engine is None else engine.precisions
+    torch_operators = engine is not None and runs_torch_operators(engine.name)
     for precision, candidate in samples(bound, count, seed, precisions):
-        yield _sample(precision, candidate, deployed_network(bound, candidate), batch)
+        yield _sample(precision, candidate, deployed_network(bound, candidate), batch, torch_operators)
 
 
-def _sample(precision: str, candidate: Candidate, network: Network, batch: int) -> Sample:
-    model = to_onnx(network, random_weights(network), batch=batch).SerializeToString()
-    return Sample(candidate.key, network, model, precision)
+def _sample(
+    precision: str, candidate: Candidate, network: Network, batch: int, torch_operators: bool
+) -> Sample:
+    model = to_onnx(network, random_weights(network), batch=batch, torch_operators=torch_operators)
+    return Sample(candidate.key, network, model.SerializeToString(), precision)

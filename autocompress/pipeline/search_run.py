@@ -18,19 +18,24 @@ from autocompress.device.profile_files.store import write_profile
 from autocompress.errors import InputError, NothingFeasibleError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.module import build
+from autocompress.pipeline.before_search.task_fit import AskedTask
 from autocompress.pipeline.certification import (
     Device,
     StudentCertifier,
     computed,
     examine,
     measured_student,
+    shown_metric,
 )
-from autocompress.pipeline.options import SearchOptions
+from autocompress.pipeline.options import NOT_RECORDED, SearchOptions
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
 from autocompress.pipeline.request import Request
 from autocompress.pipeline.scoring import Scoring
 from autocompress.problem.budgets import Budgets, check_reachable
 from autocompress.problem.specs import absolute
+from autocompress.problem.tasks.classification import Classification
+from autocompress.problem.tasks.metric import ACCURACY
+from autocompress.problem.tasks.task import Task
 from autocompress.progress import Console
 from autocompress.runs.events import RunFinished, RunStarted, SiteRecord
 from autocompress.runs.front import Front, front_of
@@ -99,6 +104,8 @@ def _prepare(request: Request, console: Console) -> _Prepared:
         data_seed=0,
         console=console,
         cache_memory_bytes=request.options.cache_memory_mib * 2**20,
+        asked=AskedTask(request.options.task, request.options.metric),
+        runtime=request.profile.runtime,
     )
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
@@ -135,14 +142,34 @@ def _config(request: Request, prepared: _Prepared) -> dict[str, Any]:
             "budgets": request.budgets.to_json(),
             "device": request.profile.fingerprint,
             "seed": request.options.seed,
+            **_identity_of(opened.data.task),
         },
         "teacher": absolute(opened.teacher.spec) if opened.teacher.spec else "",
         "data": absolute(request.data) if isinstance(request.data, str) else None,
         "device": request.profile.name,
         "space": request.space.to_json(),
         "budgets": request.budgets.to_json(),
-        "options": asdict(request.options),
+        "options": _recorded(request.options),
     }
+
+
+def _identity_of(task: Task) -> dict[str, str]:
+    """Return what tells the task from others; nothing for classes and accuracy, as runs always were."""
+    if type(task) is Classification and task.metric == ACCURACY and not task.ending:
+        return {}
+    return {"task": f"{task.spec or task.name}; {task.metric_spec or task.metric.name}"}
+
+
+def _recorded(options: SearchOptions) -> dict[str, Any]:
+    """Return the options as they are written; a task or metric that was given as an object is not."""
+    plain = replace(options, task=_written(options.task), metric=_written(options.metric))
+    return asdict(plain)
+
+
+def _written(given: Any) -> str | None:
+    if given is None or isinstance(given, str):
+        return given and absolute(given)
+    return NOT_RECORDED
 
 
 class _SearchRun:
@@ -217,7 +244,8 @@ class _SearchRun:
         opened, device, predicted = self.prepared.opened, self.prepared.device, self.prepared.pricer.teacher
         save_teacher(self.paths.teacher, opened.network, opened.weights)
         model = self.paths.teacher_model
-        model.write_bytes(to_onnx(*opened.shipped, batch=device.batch).SerializeToString())
+        exported = to_onnx(*opened.shipped, batch=device.batch, torch_operators=device.torch_operators)
+        model.write_bytes(exported.SerializeToString())
         evidence = patiently(
             lambda: examine(
                 model, self.data, device, module=build(*opened.shipped), any_noise=self._any_noise
@@ -225,7 +253,7 @@ class _SearchRun:
             self.console.say,
         )
         known = computed(opened.network, opened.weights, predicted, predicted.packed_bytes)
-        teacher = measured_student("teacher", str(model), evidence, known)
+        teacher = measured_student("teacher", str(model), evidence, known, self.data.task.metric)
         begun = RunStarted(
             teacher=teacher,
             limits=self.request.budgets.resolve(teacher),
@@ -239,7 +267,7 @@ class _SearchRun:
         self.store.append(begun)
         size = f"{teacher.file_bytes / 1024:.0f} KiB"
         self.console.say(
-            f"teacher: {teacher.accuracy:.2%} accuracy, {teacher.latency_ms:.3f} ms, {size}; "
+            f"teacher: {shown_metric(teacher)}, {teacher.latency_ms:.3f} ms, {size}; "
             f"budgets: {begun.limits.describe()}"
         )
         check_reachable(begun.limits, self.prepared.pricer.smallest)
@@ -254,7 +282,8 @@ class _SearchRun:
         """Return that of this process; None where there are workers."""
         if self.request.options.is_distributed:
             return None
-        return Evaluator(builder, self.paths.distilled, self.prepared.device.batch)
+        device = self.prepared.device
+        return Evaluator(builder, self.paths.distilled, device.batch, device.torch_operators)
 
     def _executor(self, evaluator: Evaluator | None, builder: Workshop) -> Executor:
         request, options = self.request, self.request.options
@@ -265,6 +294,7 @@ class _SearchRun:
             request.space,
             self.paths.distilled,
             batch=self.prepared.device.batch,
+            torch_operators=self.prepared.device.torch_operators,
             data_spec=request.data if isinstance(request.data, str) else None,
             preprocessing=self.prepared.opened.teacher.preprocessing,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from autocompress.problem import specs
 from autocompress.problem.data_checks import check_source, doubts
 from autocompress.problem.sources.image_folders import read_images
 from autocompress.problem.sources.known_sets import cifar10, digits, mnist
+from autocompress.problem.sources.other_targets import read_masks, read_table, read_unlabelled
 from autocompress.problem.sources.source import CACHE_MEMORY_BYTES, Progress, Reading, Source
 from autocompress.problem.sources.user_datasets import (
     from_callable,
@@ -34,6 +35,8 @@ from autocompress.problem.splits import (
     TensorSplit,
     spread,
 )
+from autocompress.problem.tasks.classification import Classification
+from autocompress.problem.tasks.task import Task
 from autocompress.problem.teacher import Preprocessing
 
 __all__ = [
@@ -59,6 +62,9 @@ SOURCES: dict[str, Reader] = {
     "webdataset": read_images,
     "npz": read_arrays,
     "huggingface": read_hugging_face,
+    "images": read_unlabelled,
+    "masks": read_masks,
+    "table": read_table,
 }
 CALIBRATION_SIZE = 512
 MAXIMUM_VALIDATION_SIZE = 5_000
@@ -72,7 +78,7 @@ class Data:
     `calibration` is a small fixed part of `train`, read without augmentation. `input_shape` is
     (C, H, W). `mean` and `std` are those the images were normalised with. `notes` say what was taken
     for which split, what was left out, and what is doubtful. `class_map` is the number of the teacher's
-    output for each class, where the user gave it.
+    output for each class, where the user gave it. `targets` is what labels are, `task` what they are for.
     """
 
     name: str
@@ -87,6 +93,8 @@ class Data:
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     class_map: specs.Value | None = None
+    targets: str = "classes"
+    task: Task = field(default_factory=Classification)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -118,26 +126,30 @@ def load_data(
     preprocessing: Preprocessing | None = None,
     progress: Progress | None = None,
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
+    targets: str | None = "classes",
 ) -> Data:
     """Return the data that a spec names or that datasets hold; `Data` is returned as it is.
 
     `digits`, `mnist:DIR`, `cifar10:DIR`, `imagefolder:DIR` (a folder or a tar), `webdataset:TARS`,
     `npz:FILE`, each with `,size=…,channels=…,mean=…,std=…,augment=none|crop|crop-flip,class_map=…`;
-    `huggingface:DIR`; `package.module:callable` or `file.py:callable` returning datasets. Or the datasets
-    themselves: one, (train, validation[, test]), or a mapping of names to them. A dataset gives
-    (image, label): a PIL image, an 8-bit tensor (C, H, W), or a float tensor that is normalised already;
-    augmentation is then the dataset's own, and options are the callable's arguments. See docs/data.md.
+    `huggingface:DIR`; `images:DIR` without labels, `masks:DIR`, `table:FILE.csv` of values;
+    `package.module:callable` or `file.py:callable` returning datasets. Or the datasets themselves: one,
+    (train, validation[, test]), or a mapping of names to them. A dataset gives (image, label): a PIL image,
+    an 8-bit tensor (C, H, W), or a float tensor that is normalised already; augmentation is then the
+    dataset's own, and options are the callable's arguments. See docs/data.md.
 
     `seed` decides which images are held out where the source does not say. `preprocessing` is what
     the teacher says about its input; options go before it. `progress(what, done, total)` is called
     now and then. Images that need more than `cache_memory_bytes` are read again whenever they are used.
+    `targets` is what labels are read as, see `Task`; None takes them for classes where they can be, else
+    for what they look like.
 
     Raises DataError when the data cannot be found or read, when a split is empty, an image is
     corrupt, shapes differ, a value is not finite, or there are fewer than two classes.
     """
     if isinstance(spec, Data):
         return spec
-    reading = Reading(preprocessing or Preprocessing(), cache_memory_bytes, progress)
+    reading = Reading(preprocessing or Preprocessing(), cache_memory_bytes, progress, targets)
     if isinstance(spec, str):
         parsed = specs.parse(spec, DataError)
         return _assemble(_reader(parsed)(parsed, reading), seed)
@@ -157,8 +169,8 @@ def _reader(spec: specs.Spec) -> Reader:
         return from_callable
     raise DataError(
         f"the data {spec.text!r} is not understood",
-        fix="use digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, webdataset:TARS, npz:FILE, "
-        "huggingface:DIR, file.py:callable or package:callable",
+        fix="use digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, images:DIR, masks:DIR, table:FILE, "
+        "webdataset:TARS, npz:FILE, huggingface:DIR, file.py:callable or package:callable",
     )
 
 
@@ -179,6 +191,7 @@ def _assemble(source: Source, seed: int) -> Data:
         class_names=whole.class_names,
         notes=(_said_splits(source, whole), *source.notes, *doubts(whole)),
         class_map=whole.class_map,
+        targets=whole.targets,
     )
 
 

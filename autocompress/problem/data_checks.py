@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from autocompress.errors import DataError
 from autocompress.problem.sources.source import Source
 from autocompress.problem.splits import Split
@@ -14,6 +17,9 @@ def check_source(source: Source) -> None:
     for what, split in _splits(source).items():
         if not split.size:
             raise DataError(f"the {what} data is empty", where=source.name, fix="put images into it")
+        if source.targets != "classes":
+            check_targets(split.labels, f"{source.name}, {what} data")
+            continue
         low, high = int(split.labels.min()), int(split.labels.max())
         if low < 0 or high >= source.num_classes:
             raise DataError(
@@ -21,7 +27,7 @@ def check_source(source: Source) -> None:
                 where=source.name,
                 fix="labels count from 0, and every class must occur in the training data",
             )
-    if len(source.train.labels.unique()) < 2:
+    if source.targets == "classes" and len(source.train.labels.unique()) < 2:
         raise DataError(
             "the training data has a single class",
             where=source.name,
@@ -36,8 +42,21 @@ def check_source(source: Source) -> None:
         )
 
 
+def check_targets(labels: Tensor, where: str) -> None:
+    """Raise DataError for values that are not finite."""
+    if labels.is_floating_point() and not bool(torch.isfinite(labels).all()):
+        row = int((~torch.isfinite(labels).reshape(len(labels), -1).all(1)).nonzero()[0])
+        raise DataError(
+            f"the label of item {row} holds NaN or infinite values",
+            where=where,
+            fix="leave such items out, or replace the values",
+        )
+
+
 def doubts(source: Source) -> tuple[str, ...]:
     """Return warnings: images in two splits, held-out images of a single class, classes without images."""
+    if source.targets != "classes":
+        return tuple(_copies(source))
     found = [
         f"warning: all {what} images are of one class" + _named(source, int(split.labels[0]))
         for what, split in _splits(source).items()

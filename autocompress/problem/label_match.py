@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.errors import DataError
 from autocompress.problem.data import Data
 from autocompress.problem.sources.files import natural_key
+from autocompress.problem.splits import LazySplit, Split, TensorSplit
 from autocompress.problem.teacher import eval_mode
 
 FIRST_LOOK = 64
 LOOKED_AT = 512
+TARGET_BATCH = 32
 SUSPICIOUS_SHARE = 0.5
 MOST_SHOWN = 12
 IMAGENET_CLASSES = 1000
@@ -132,6 +135,31 @@ def _read_map(name: str, where: str) -> dict[str, Any]:
             f"the class map {name} cannot be read", where=where, why=f"{type(problem).__name__}: {problem}",
             fix='give JSON such as {"cat": 281}, or lines such as cat,281',
         ) from problem  # fmt: skip
+
+
+def with_teacher_outputs(module: nn.Module, data: Data) -> Data:
+    """Return the data whose labels are the module's outputs, computed once for each image."""
+    known: dict[int, Tensor] = {}
+
+    def filled(split: Split) -> Split:
+        assert isinstance(split, (TensorSplit, LazySplit))
+        key = id(split.image_labels)
+        if key not in known:
+            outputs = []
+            with eval_mode(module), torch.inference_mode():
+                for images, _ in replace(split, positions=None).batches(TARGET_BATCH):
+                    outputs.append(module(images).float())
+            known[key] = torch.cat(outputs).clone()
+        return replace(split, image_labels=known[key])
+
+    return replace(
+        data,
+        train=filled(data.train),
+        validation=filled(data.validation),
+        calibration=filled(data.calibration),
+        test=None if data.test is None else filled(data.test),
+        targets="none",
+    )
 
 
 def doubt_about_labels(module: nn.Module, data: Data) -> str:

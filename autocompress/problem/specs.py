@@ -30,7 +30,7 @@ from typing import Any
 from autocompress.errors import InputError
 
 InputSize = int | tuple[int, ...]
-"""Pixels of a side, (height, width), or (channels, height, width)."""
+"""Of a side, of all sides as (height, width), or of these behind the channels."""
 
 Value = int | float | bool | str | tuple[int | float, ...]
 
@@ -40,7 +40,17 @@ _QUOTED = re.compile(r"""(?:^|(?<=[:=]))("(?:[^"]|"")*"|'(?:[^']|'')*')(?=$|[,:]
 _KEPT = re.compile("\0(\\d+)\0")
 """What stands for a quoted text until the rest has been split."""
 
-PATH_KINDS = ("imagefolder", "images", "mnist", "cifar10", "webdataset", "npz", "huggingface")
+PATH_KINDS = (
+    "imagefolder",
+    "images",
+    "mnist",
+    "cifar10",
+    "webdataset",
+    "npz",
+    "huggingface",
+    "masks",
+    "table",
+)
 """Kinds of spec whose target is a path."""
 PATH_OPTIONS = ("weights", "class_map")
 

@@ -1,6 +1,7 @@
 """Splits of labelled images: one interface, held in memory as one tensor or read item by item.
 
-Batches are `(images, labels)`: float32 `(N, C, H, W)`, normalised, and int64 `(N,)`.
+Batches are `(images, labels)`: float32 `(N, C, H, W)`, normalised, and for classes int64 `(N,)`; labels of
+other tasks have a row of their own form for each image.
 """
 
 from __future__ import annotations
@@ -96,8 +97,13 @@ class Split(ABC):
 
 
 def spread(labels: Tensor, seed: int) -> Tensor:
-    """All positions, shuffled so that every prefix holds each class in its share (± 1)."""
+    """All positions, shuffled so that every prefix holds each class in its share (± 1).
+
+    Labels that are no classes are only shuffled.
+    """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    if labels.ndim > 1 or labels.is_floating_point():
+        return shuffled
     place = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         members = shuffled[labels[shuffled] == label]
@@ -132,9 +138,12 @@ class TensorSplit(Split):
         for chosen in self.order(batch_size, shuffle, seed, drop_last):
             rows = chosen if self.positions is None else self.positions[chosen]
             images = self.images[rows]
-            if augment:
+            labels = self.image_labels[rows]
+            if augment and is_mask_of(labels, images):
+                images, labels = _augment_both(images, labels, self.augmentation, generator)
+            elif augment and labels.ndim < 3:
                 images = augment_batch(images, self.augmentation, generator)
-            yield self.normalise(images).contiguous(), self.image_labels[rows]
+            yield self.normalise(images).contiguous(), labels
 
     def select(self, positions: Tensor) -> TensorSplit:
         return replace(self, positions=positions if self.positions is None else self.positions[positions])
@@ -173,6 +182,23 @@ def augment_batch(images: Tensor, augmentation: str, generator: torch.Generator)
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     index = torch.arange(count)[:, None, None]
     return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def is_mask_of(labels: Tensor, images: Tensor) -> bool:
+    """Return whether labels are a class for each pixel."""
+    return (
+        labels.ndim == 3
+        and labels.dtype == images.dtype == torch.uint8
+        and labels.shape[1:] == images.shape[2:]
+    )
+
+
+def _augment_both(
+    images: Tensor, masks: Tensor, augmentation: str, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return images and masks moved alike; what moves in from outside has the class 255, to be ignored."""
+    both = augment_batch(torch.cat([images, masks[:, None] + 1], 1), augmentation, generator)
+    return both[:, :-1], both[:, -1] - 1
 
 
 def _starts(count: int, padding: int, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,8 @@ from autocompress.reporting.units import (
     COSTS,
     UNKNOWN,
     accuracy,
+    beside_teacher,
+    capital,
     cost,
     cost_of,
     interval_ms,
@@ -20,7 +22,6 @@ from autocompress.reporting.units import (
     milliseconds,
     percent,
     plain,
-    points,
     quantity,
     significant,
     size,
@@ -50,6 +51,9 @@ _COUNTS: tuple[tuple[str, str, Callable[[float | None], str], str], ...] = (
 """(cost, what it is, how it is shown, the word for less of it)."""
 
 
+CLASSIFICATION = "classification"
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a student was made of, and what its images are normalised with."""
@@ -61,6 +65,7 @@ class Origin:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     choices: Mapping[str, Option]
+    task: str = CLASSIFICATION
 
     @classmethod
     def from_json(cls, spec: Mapping[str, Any]) -> Origin:
@@ -73,6 +78,7 @@ class Origin:
             tuple(spec["mean"]),
             tuple(spec["std"]),
             dict(spec["choices"]),
+            spec.get("task", CLASSIFICATION),
         )
 
 
@@ -95,9 +101,15 @@ def _introduction(origin: Origin, student: Student) -> str:
     state = "certified" if student.certified else "**not certified**: it breaks a budget"
     return (
         f"# Student {_code(student.key)}\n\n"
-        f"A compressed image classifier ({origin.num_classes} classes), distilled from "
+        f"{_kind(origin)}, distilled from "
         f"{_code(origin.teacher)} on {_code(origin.data)} by autocompress. It is {state}."
     )
+
+
+def _kind(origin: Origin) -> str:
+    if origin.task == CLASSIFICATION:
+        return f"A compressed image classifier ({origin.num_classes} classes)"
+    return f"A compressed network for {origin.task}"
 
 
 def _budgets(certificate: Certificate) -> str:
@@ -123,7 +135,7 @@ def _against_limit(name: str, student: Student) -> str:
 def _numbers(certificate: Certificate) -> str:
     student, teacher = certificate.student, certificate.teacher
     rows = [
-        ("accuracy", accuracy(teacher), accuracy(student), f"{points(student, teacher)} points"),
+        (student.metric.name, accuracy(teacher), accuracy(student), beside_teacher(student, teacher)),
         ("latency", _latency(teacher), _latency(student), _less("latency_ms", certificate, "faster")),
     ]
     rows += [
@@ -131,7 +143,7 @@ def _numbers(certificate: Certificate) -> str:
         for name, label, text, word in _COUNTS
     ]
     source = student.accuracy_from
-    note = f"Accuracy is on {source} data, with its standard error"
+    note = f"{capital(student.metric.name)} is on {source} data, with its standard error"
     if source != "test":
         note += "; the search chose by the same data, so expect slightly less on new data"
     return (
@@ -260,8 +272,8 @@ def _limitations(certificate: Certificate) -> str:
         f"- Latency holds for the device above with {certificate.threads} thread(s); measure it again "
         "elsewhere.\n"
         "- Memory is weights plus the activations alive at once, without the runtime's own.\n"
-        "- It knows no more than its training data, and it inherits the teacher's mistakes. Its accuracy on "
-        "other data, and on single classes, was not examined."
+        f"- It knows no more than its training data, and it inherits the teacher's mistakes. Its "
+        f"{certificate.student.metric.name} on other data, and on single classes, was not examined."
     )
 
 

@@ -7,8 +7,18 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from autocompress.problem.tasks.metric import ACCURACY
 from autocompress.reporting.svg import Plot, Scale, axis_kind, element, line, mark
-from autocompress.reporting.units import cost_of, interval_ms, known, milliseconds, percent, significant
+from autocompress.reporting.units import (
+    cost_of,
+    interval_ms,
+    known,
+    metric_of,
+    metric_value,
+    milliseconds,
+    percent,
+    significant,
+)
 from autocompress.runs.events import TrialFinished
 from autocompress.runs.front import Front
 from autocompress.runs.pareto import (
@@ -147,16 +157,24 @@ def progress(record: RunRecord) -> Chart | None:
     corners.append((x(len(history)), y(history[-1])))
     outline = [*corners, (corners[-1][0], y(0))]
     area = "M" + "L".join(f"{across:.2f} {up:.2f}" for across, up in outline) + "Z"
-    caption = _progress_caption(history, rises[-1] + 1 if rises else 0)
+    caption = _progress_caption(history, rises[-1] + 1 if rises else 0, _nothing(record))
     title = "Progress of the search"
     shown = [element("path", d=area, class_="area"), line(corners, "front-line"), *marks]
     return Chart(title, plot.drawing(title, caption, shown), caption)
 
 
-def _progress_caption(history: list[float], last_rise: int) -> str:
+def _nothing(record: RunRecord) -> str:
+    """Return what a network that knows nothing has of the metric."""
+    metric = metric_of(record.started.teacher if record.started else None)
+    if metric == ACCURACY:
+        return "an accuracy of 0"
+    return f"{metric.name} of {metric_value(metric, 0.0)}"
+
+
+def _progress_caption(history: list[float], last_rise: int, nothing: str) -> str:
     return (
         f"{significant(history[-1], 3)} of the rectangle between no error at no latency and "
-        f"{WORST_LATENCY} times the teacher's predicted latency at an accuracy of 0; last improved by "
+        f"{WORST_LATENCY} times the teacher's predicted latency at {nothing}; last improved by "
         f"trained trial {last_rise} of {len(history)}."
     )
 

@@ -18,14 +18,15 @@ from autocompress.reporting.trade_off import trade_off
 from autocompress.reporting.units import (
     COSTS,
     UNKNOWN,
+    beside_teacher,
     cost,
     known,
     less,
     limits,
+    metric_of,
+    metric_value,
     names,
-    percent,
     plain,
-    points,
 )
 from autocompress.runs.events import TrialFailed, TrialInfeasible
 from autocompress.runs.front import Front, front_of
@@ -83,6 +84,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "name": record.paths.root.resolve().name,
         "state": _state(record),
         "damaged": record.damaged,
+        "metric": metric_of(front.teacher).name,
         "headline": _headline(front, labels),
         "budgets": limits(record.limits),
         "tiles": _tiles(record, front),
@@ -143,8 +145,8 @@ def _headline(front: Front, labels: Mapping[str, str]) -> Headline | None:
         faster=less(teacher, best, "latency_ms"),
         smaller=less(teacher, best, "file_bytes"),
         less_memory=less(teacher, best, "peak_memory_bytes"),
-        accuracy=percent(best.accuracy),
-        points=points(best, teacher),
+        accuracy=metric_value(best.metric, best.accuracy),
+        points=beside_teacher(best, teacher),
     )
 
 

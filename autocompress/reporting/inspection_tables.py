@@ -43,6 +43,13 @@ def inspection_table(inspection: Inspection) -> Group:
 def _left_out(inspection: Inspection) -> Iterator[tuple[str, list[Reason]]]:
     """Yield (title, reasons) of each cause that keeps something from being decided."""
     yield "locked", [(site.kind, site.target, "", site.locked) for site in inspection.sites if site.locked]
+    yield (
+        "have no form in ONNX: use a runtime of torch (--runtime torch)",
+        [
+            ("operation", name, "", f"{what}: {why}" if why else what)
+            for name, what, why in inspection.without_onnx
+        ],
+    )
     yield "options left out", _reasons(inspection.dropped)
     yield "options left out unless --size or --memory is given", _reasons(inspection.only_smaller)
     yield "options left out unless --packed-size is given", _reasons(inspection.only_packed)

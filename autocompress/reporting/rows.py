@@ -9,13 +9,13 @@ from autocompress.problem.candidate import Option
 from autocompress.reporting.charts import state_of
 from autocompress.reporting.units import (
     accuracy,
+    beside_teacher,
     interval_ms,
     known,
     less,
     milliseconds,
     names,
     plain,
-    points,
     quantity,
     size,
 )
@@ -67,7 +67,7 @@ def _cells(model: Student, teacher: Student | None) -> tuple[tuple[str, str], ..
     def beside(name: str) -> str:
         return less(teacher, model, name) if teacher else ""
 
-    difference = f"{points(model, teacher)} points" if teacher else ""
+    difference = beside_teacher(model, teacher) if teacher else ""
     interval = interval_ms(model.latency_ms_ci95)
     return (
         (accuracy(model), difference),

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from autocompress.problem.budgets import Limits
 from autocompress.reporting.units import (
     accuracy,
+    beside_teacher,
     cost_of,
     interval_ms,
     known,
     less,
     limits,
+    metric_of,
     milliseconds,
     names,
     plain,
-    points,
     quantity,
     significant,
     size,
@@ -46,7 +47,15 @@ def front_table(front: Front) -> Table:
     table.padding = (0, 1, 0, 0)
     table.add_column("model", no_wrap=True)
     packed = "packed_bytes" in front.own_limits
-    for heading in ("accuracy %", "latency", "memory", "file", *["packed"] * packed, "MACs", "params"):
+    for heading in (
+        _metric_heading(front),
+        "latency",
+        "memory",
+        "file",
+        *["packed"] * packed,
+        "MACs",
+        "params",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     teacher = front.teacher
     table.add_row("teacher", *_cells(teacher, packed), end_section=True)
@@ -145,7 +154,7 @@ def _compared(student: Student, teacher: Student, packed: bool) -> tuple[str, ..
     percentage, _, *counts = _cells(student, packed)
     latency = milliseconds(student.latency_ms)
     return (
-        f"{percentage}\n[dim]{points(student, teacher)} points[/]",
+        f"{percentage}\n[dim]{beside_teacher(student, teacher)}[/]",
         f"{latency} {share('latency_ms')}\n{_interval(student)}",
         *(f"{text}\n{share(name)}" for text, (name, _) in zip(counts, _counts(packed), strict=True)),
     )
@@ -157,22 +166,28 @@ def _counts(packed: bool) -> list[tuple[str, Callable[[float | None], str]]]:
     return [*((name, size) for name in sizes), ("macs", quantity), ("parameters", quantity)]
 
 
+def _metric_heading(front: Front) -> str:
+    metric = metric_of(front.teacher)
+    return f"{metric.name} {metric.unit}".rstrip()
+
+
 def _interval(model: Student | None) -> str:
     return f"[dim]{escaped(interval_ms(model.latency_ms_ci95 if model else None))}[/]"
 
 
 def _front_caption(front: Front) -> str:
     budgets = limits(front.limits)
+    metric = metric_of(front.teacher).name
     caption = "n×: n times less than the teacher; [ ]: 95 % interval"
     if front.teacher and front.teacher.accuracy_from:
-        caption += f"; accuracy on {front.teacher.accuracy_from} data, ± standard error"
+        caption += f"; {metric} on {front.teacher.accuracy_from} data, ± standard error"
     if budgets:
         caption = f"budgets: {budgets}\n{caption}"
     if not front.students:
         caption += f"\nno certified student; {len(front.measured)} measured"
     beaten = sum(student.certified for student in front.measured) - len(front.students)
     if beaten > 0:
-        caption += f"\nnot shown: {beaten} certified, but beaten in validation accuracy and every cost"
+        caption += f"\nnot shown: {beaten} certified, but beaten in validation {metric} and every cost"
     broken = len(front.violated)
     if broken:
         caption += f"\nnot shown: {broken} measured student{'s' if broken > 1 else ''} that broke a budget"

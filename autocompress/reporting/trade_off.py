@@ -8,18 +8,21 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
+from autocompress.problem.tasks.metric import SHARE, Metric
 from autocompress.reporting.charts import Chart, Trained, beside, shape_of, state_of, trained
 from autocompress.reporting.svg import LEAST_ERROR, Plot, Scale, axis_kind, element, line, mark
 from autocompress.reporting.units import (
     COSTS,
     accuracy,
+    capital,
     cost,
     cost_of,
     interval_ms,
     known,
+    metric_of,
+    metric_value,
     milliseconds,
     names,
-    percent,
     size,
 )
 from autocompress.runs.events import TrialInfeasible
@@ -67,6 +70,11 @@ class _Shown:
         return teacher
 
     @property
+    def metric(self) -> Metric:
+        """Return the metric that models are judged by."""
+        return metric_of(self.front.teacher)
+
+    @property
     def limit(self) -> float | None:
         """Return the budget in milliseconds or bytes; None without one."""
         return self.front.own_limits.get(self.name)
@@ -97,7 +105,7 @@ def trade_off(
     if not shown.costs or not shown.accuracies:
         return None
     drawing = _Drawing(shown, _plot(shown, wide))
-    title = f"Accuracy and {COSTS[name]}"
+    title = f"{capital(shown.metric.name)} and {COSTS[name]}"
     description = (
         f"{len(front.students)} students on the front, {len(front.measured)} measured, "
         f"{len(shown.trials)} trials."
@@ -118,6 +126,15 @@ def _unit(name: str) -> float:
     return 1.0 if name == "latency_ms" else 1024.0
 
 
+def _metric_axis(metric: Metric) -> str:
+    return f"{metric.name}, {metric.unit}" if metric.unit else metric.name
+
+
+def _axis_number(metric: Metric, score: float) -> str:
+    value = metric.value(score)
+    return f"{100 * value if metric.unit == SHARE else value:.4g}"
+
+
 def _plot(shown: _Shown, wide: bool) -> Plot:
     width, height = (920, 440) if wide else (450, 300)
     values = [value / _unit(shown.name) for value in shown.costs]
@@ -129,9 +146,9 @@ def _plot(shown: _Shown, wide: bool) -> Plot:
         width,
         height,
         _AXES[shown.name],
-        "accuracy, %",
+        _metric_axis(shown.metric),
         lambda value: f"{value:g}",
-        lambda value: f"{100 * value:.4g}",
+        lambda score: _axis_number(shown.metric, score),
     )
 
 
@@ -199,7 +216,7 @@ class _Drawing:
         return mark("tick", x, self.plot.y.start - 4, 3.5, "infeasible", tip)
 
     def _dot(self, trial: Trained) -> Markup:
-        found, predicted = percent(trial.accuracy), self._cost(trial.predicted)
+        found, predicted = metric_value(self.shown.metric, trial.accuracy), self._cost(trial.predicted)
         tip = f"trial {trial.trial}: {found} on validation data, {predicted} predicted"
         return mark("circle", self._x(trial.predicted), self.plot.y(trial.accuracy), 2.6, "trial", tip)
 

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from autocompress.problem.budgets import Limits, show
 from autocompress.problem.candidate import Cost
+from autocompress.problem.tasks.metric import ACCURACY, SHARE, Metric
 from autocompress.runs.student import Student
 
 UNKNOWN = "–"
@@ -76,25 +77,57 @@ def quantity(value: float | None) -> str:
     return f"{value:g}"
 
 
+def capital(text: str) -> str:
+    """Return the text with its first letter large."""
+    return text[:1].upper() + text[1:]
+
+
 def percent(value: float | None, digits: int = 2) -> str:
     """Return a share in percent: `97.22 %`."""
     return f"{100 * value:.{digits}f} %" if known(value) else UNKNOWN
 
 
 def accuracy(model: Student | None) -> str:
-    """Return a model's accuracy with its standard error: `97.22 ± 0.87 %`."""
+    """Return a model's value of the metric with its standard error: `97.22 ± 0.87 %`, `0.412 ± 0.013`."""
     if model is None or not known(model.accuracy):
         return UNKNOWN
+    metric = model.metric
     if not known(model.accuracy_std_err):
-        return percent(model.accuracy)
-    return f"{100 * model.accuracy:.2f} ± {100 * model.accuracy_std_err:.2f} %"
+        return metric_value(metric, model.accuracy)
+    spread = metric.spread(model.accuracy, model.accuracy_std_err)
+    if metric.unit == SHARE:
+        return f"{100 * model.value:.2f} ± {100 * spread:.2f} %"
+    return f"{significant(model.value)} ± {significant(spread, 2)} {metric.unit}".rstrip()
+
+
+def metric_value(metric: Metric, score: float | None) -> str:
+    """Return the metric's value of a score: `97.22 %`, `31.2 dB`."""
+    if not known(score):
+        return UNKNOWN
+    if metric.unit == SHARE:
+        return percent(metric.value(score))
+    return f"{significant(metric.value(score))} {metric.unit}".rstrip()
+
+
+def metric_of(teacher: Student | None) -> Metric:
+    """Return the metric of a run, which its teacher was measured by."""
+    return ACCURACY if teacher is None else teacher.metric
 
 
 def points(student: Student, teacher: Student | None) -> str:
-    """Return the difference to the teacher's accuracy in percentage points: `−0.28`."""
+    """Return the difference to the teacher's value, of a share in percentage points: `−0.28`."""
     if teacher is None or not (known(student.accuracy) and known(teacher.accuracy)):
         return UNKNOWN
-    return f"{100 * (student.accuracy - teacher.accuracy):+.2f}".replace("-", "−")
+    difference = student.value - teacher.value
+    if student.metric.unit == SHARE:
+        return f"{100 * difference:+.2f}".replace("-", "−")
+    return f"{'−' if difference < 0 else '+'}{significant(abs(difference))}"
+
+
+def beside_teacher(student: Student, teacher: Student | None) -> str:
+    """Return the same with its unit: `−0.28 points`, `+0.3 dB`."""
+    metric = student.metric
+    return f"{points(student, teacher)} {'points' if metric.unit == SHARE else metric.unit}".rstrip()
 
 
 def ratio(teacher: float | None, value: float | None) -> str:

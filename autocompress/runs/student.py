@@ -9,12 +9,16 @@ from typing import Any
 
 from autocompress.errors import StudentError
 from autocompress.files import copy_folder
+from autocompress.problem.tasks.metric import ACCURACY, Metric
 
 
 @dataclass(frozen=True)
 class Student:
     """One measured student, or the teacher. `accuracy` is on test data where there is some,
-    `validation_accuracy` on the data the search chose by; both were computed from the exported file."""
+    `validation_accuracy` on the data the search chose by; both were computed from the exported file.
+
+    They are scores by the `metric`, which for classes are the accuracy itself: see `Metric`.
+    """
 
     key: str
     accuracy: float
@@ -32,11 +36,17 @@ class Student:
     packed_bytes: int = 0
     accuracy_from: str = ""
     """`test` or `validation`; nothing where the version that measured it did not record it."""
+    metric: Metric = ACCURACY
 
     @property
     def folder(self) -> Path:
         """Return the student's folder in its run."""
         return Path(self.run) / self.path
+
+    @property
+    def value(self) -> float:
+        """Return the metric's value, of which `accuracy` is the score."""
+        return self.metric.value(self.accuracy)
 
     def upper(self, cost: str) -> float:
         """Return the cost as a budget is held against it: of the latency the upper end of its interval."""
@@ -57,12 +67,16 @@ class Student:
             if isinstance(known[name], bool) or not isinstance(known[name], (int, float)):
                 raise TypeError(f"{name} is {known[name]!r}, not a number")
         low, high = data["latency_ms_ci95"]
+        if "metric" in known:
+            known["metric"] = Metric.from_json(known["metric"])
         return cls(**{**known, "latency_ms_ci95": (float(low), float(high))})
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON, without the run that it was found in."""
         data = asdict(self)
-        del data["run"]
+        del data["run"], data["metric"]
+        if self.metric != ACCURACY:
+            data["metric"] = {**self.metric.to_json(), "value": self.value}
         return {**data, "latency_ms_ci95": list(self.latency_ms_ci95)}
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autocompress.graph.module import GraphModule
 from autocompress.problem.splits import Batch, Split
+from autocompress.problem.tasks.classification import Classification
+from autocompress.problem.tasks.measuring import Tally, tallied
+from autocompress.problem.tasks.task import Task
 from autocompress.problem.teacher import eval_mode
 from autocompress.students.training.precision import (
     CPU,
@@ -32,8 +33,8 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy` is a share in [0, 1] and `accuracy_std_err` its binomial standard error;
-    `loss` is the mean cross-entropy over `count` examples."""
+    """`accuracy` is the score by the task's metric, for classes the share in [0, 1] that is right, and
+    `accuracy_std_err` its standard error; `loss` is the mean loss over `count` examples."""
 
     accuracy: float
     accuracy_std_err: float
@@ -47,8 +48,9 @@ def evaluate(
     batch_size: int = EVALUATION_BATCH,
     precision: Precision = "float32",
     on: DeviceName = "cpu",
+    task: Task | None = None,
 ) -> Evaluation:
-    """Top-1 accuracy in eval mode; the module is left in the mode it came in.
+    """Return the score in eval mode, by default top-1 accuracy; the module is left in the mode it came in.
 
     Outputs that are not finite count as wrong and make the loss infinite. `precision` "auto" is
     faster where the processor has bfloat16, and good enough to compare candidates. It may be computed
@@ -57,9 +59,10 @@ def evaluate(
     device = device_named(on)
     half = autocast(uses_bfloat16(precision, device), device)
     with placed(model, device), eval_mode(model), torch.inference_mode(), half, without_tf32(device):
-        return _summarise(
+        outputs = (
             (model(images).cpu(), labels) for images, labels in _laid_out(model, split, batch_size, device)
         )
+        return summary(tallied(task or Classification(), outputs))
 
 
 def _laid_out(model: nn.Module, split: Split, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
@@ -71,9 +74,12 @@ def _laid_out(model: nn.Module, split: Split, batch_size: int, device: torch.dev
 
 
 def evaluate_session(
-    run: Callable[[NDArray[Any]], NDArray[Any]], split: Split, batch_size: int = 1
+    run: Callable[[NDArray[Any]], NDArray[Any]],
+    split: Split,
+    batch_size: int = 1,
+    task: Task | None = None,
 ) -> Evaluation:
-    """The same for an exported file: `run` takes float32 `(N, C, H, W)` and gives `(N, classes)`.
+    """Return the same for an exported file: `run` takes float32 `(N, C, H, W)` and gives the outputs.
 
     `batch_size` is the one the file was exported with.
     """
@@ -82,22 +88,15 @@ def evaluate_session(
         for images, labels in split.batches(batch_size):
             yield torch.from_numpy(np.asarray(run(images.numpy()), dtype=np.float32)), labels
 
-    return _summarise(outputs())
+    return summary(tallied(task or Classification(), outputs()))
 
 
-def _summarise(outputs: Iterable[Batch]) -> Evaluation:
-    correct, loss, count = 0, 0.0, 0
-    for logits, labels in outputs:
-        logits = logits.float()
-        finite = torch.isfinite(logits).all(1)
-        correct += int(((logits.argmax(1) == labels) & finite).sum())
-        losses = functional.cross_entropy(logits, labels, reduction="none")
-        loss += float(torch.where(finite, losses, torch.inf).sum())
-        count += len(labels)
-    if not count:
+def summary(tally: Tally) -> Evaluation:
+    """Return what was seen of a network's outputs as an evaluation."""
+    if not tally.count:
         raise ValueError("there is nothing to evaluate on: the split is empty")
-    accuracy = correct / count
-    return Evaluation(accuracy, math.sqrt(accuracy * (1 - accuracy) / count), loss / count, count)
+    score, std_err = tally.score()
+    return Evaluation(score, std_err, tally.loss, tally.count)
 
 
 def recalibrate_batch_norms(module: nn.Module, batches: Iterable[Batch]) -> int:

@@ -90,7 +90,7 @@ class Workshop:
         network = marked(module.source_network, thinnings, {})
         if trains:
             thinnings = {name: one for name, one in thinnings.items() if one.method not in METHODS}
-        known = evidence(module, self.data.calibration, thinnings)
+        known = evidence(module, self.data.calibration, thinnings, self.data.task)
         sparse = build(network, thinned(network, module.export_weights(), thinnings, known))
         compensate(sparse, self.teacher, self.data.calibration, kept, fixed=fixed)
         return sparse
@@ -183,7 +183,7 @@ class Workshop:
 
     def validated(self, module: GraphModule) -> Evaluation:
         """Accuracy on validation data, computed where students are trained."""
-        return evaluate(module, self.data.validation, on=self.settings.train_on)
+        return evaluate(module, self.data.validation, on=self.settings.train_on, task=self.data.task)
 
     def gone_on(self, candidate: Candidate, weights: Weights) -> GraphModule:
         """The student as an earlier training left it. Raises KeyError for the weights of another one."""

@@ -26,8 +26,11 @@ SCORE_ROWS = 1024
 class Evaluator:
     """Answers a task with JSON values; see `_trial` and `_final` for the names."""
 
-    def __init__(self, workshop: Workshop, folder: Path, batch: int = 1) -> None:
-        self.workshop, self.folder, self.batch = workshop, folder, batch
+    def __init__(
+        self, workshop: Workshop, folder: Path, batch: int = 1, torch_operators: bool = False
+    ) -> None:
+        self.workshop, self.folder = workshop, folder
+        self.batch, self.torch_operators = batch, torch_operators
         self.one_shot = OneShot(workshop)
         self._scorers: dict[int, Scorer] = {}
         self.progress: Progress | None = None
@@ -91,7 +94,9 @@ class Evaluator:
             self.folder / candidate.key,
             network=finished.network,
             weights=finished.weights,
-            onnx_model=to_onnx(finished.network, finished.weights, batch=self.batch),
+            onnx_model=to_onnx(
+                finished.network, finished.weights, batch=self.batch, torch_operators=self.torch_operators
+            ),
             spec_extra={"choices": candidate.to_json()},
             bench={},
             readme="",

@@ -30,7 +30,7 @@ def importances(bound: BoundSpace, weights: Weights, data: Data) -> Saliency:
     }
     sparse = bound.of_kind("sparsity")
     if "obd" not in found and any(settings_of(site, SparsitySettings).method == "obd" for site in sparse):
-        found["obd"] = saliency(teacher, data.calibration.batches(CALIBRATION_BATCH), "obd")
+        found["obd"] = saliency(teacher, data.calibration.batches(CALIBRATION_BATCH), "obd", data.task)
     layers = {site.target for site in bound.of_kind("rank") if settings_of(site, RankSettings).data_aware}
     layers |= {site.target for site in sparse if settings_of(site, SparsitySettings).method == "obs"}
     if layers:
@@ -53,5 +53,5 @@ def importance(
     batches = data.calibration.batches(CALIBRATION_BATCH)
     if method == "obs":
         wanted = (group for group in coupling.groups if group.name in groups)
-        return obs_importance(coupling, teacher, [images for images, _ in batches], wanted)
-    return saliency(teacher, batches, cast(Method, method))
+        return obs_importance(coupling, teacher, [images for images, _ in batches], wanted, data.task)
+    return saliency(teacher, batches, cast(Method, method), data.task)

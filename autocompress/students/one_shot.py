@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import INPUT, Network, Node
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.splits import Batch, Split
-from autocompress.students.accuracy import Evaluation
+from autocompress.problem.tasks.measuring import Tally
+from autocompress.problem.tasks.metric import SHARE
+from autocompress.students.accuracy import Evaluation, summary
 from autocompress.students.calibration.activation_ranges import Range, range_of
 from autocompress.students.calibration.compensation import (
     KeptChannels,
@@ -42,7 +42,7 @@ from autocompress.students.calibration.layer_inputs import (
     solvable_layers,
 )
 from autocompress.students.prefix_cache import PREFIX_BYTES, Kept, PrefixCache, cuts, keys
-from autocompress.students.racing import Correct, paired, unpaired
+from autocompress.students.racing import compared
 from autocompress.students.training.precision import layout_for
 from autocompress.transforms.apply import apply, kept_channels
 from autocompress.transforms.families.fold import fold_batch_norms
@@ -99,7 +99,7 @@ class OneShot:
     batch: int = BATCH
     fit_rows: int = FIT_ROWS
     _targets: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _correct: dict[str, Correct] = field(default_factory=dict, init=False)
+    _seen: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.cache = PrefixCache(self.maximum_bytes)
@@ -109,8 +109,9 @@ class OneShot:
     def __call__(self, candidate: Candidate, rival: Rival | None = None) -> Shot:
         """The accuracy of a candidate in its own precision; with a rival only as far as it is needed."""
         student = self.student(candidate)
-        known = None if rival is None else self._correct.get(rival.key)
-        total, seen = self._held_out.size, _Seen()
+        known = None if rival is None else self._seen.get(rival.key)
+        task = self.workshop.data.task
+        total, seen = self._held_out.size, Tally(task)
         look = self.batch
         labels = iter(self._held_out.labels.split(self.batch))
         images = (images for images, _ in self._batches())
@@ -119,19 +120,15 @@ class OneShot:
             if rival is None or seen.count < look or seen.count == total:
                 continue
             look = 2 * seen.count
-            ours = seen.correct
-            found = (
-                unpaired(ours, rival.accuracy, total)
-                if known is None
-                else paired(ours, known[: seen.count], total)
-            )
+            theirs = None if known is None else known[: seen.count]
+            found = compared(task, seen.statistics, theirs, rival.accuracy, total)
             if found.is_hopeless:
-                accuracy = min(max(rival.accuracy + found.mean, 0.0), 1.0)
+                accuracy = rival.accuracy + found.mean
+                if task.metric.unit == SHARE:
+                    accuracy = min(max(accuracy, 0.0), 1.0)
                 return Shot(Evaluation(accuracy, found.std_err, seen.loss, seen.count), stopped=True)
-        self._correct[candidate.key] = seen.correct
-        share = float(seen.correct.mean())
-        std_err = math.sqrt(share * (1 - share) / seen.count)
-        return Shot(Evaluation(share, std_err, seen.loss, seen.count), stopped=False)
+        self._seen[candidate.key] = seen.statistics
+        return Shot(summary(seen), stopped=False)
 
     def student(self, candidate: Candidate) -> GraphModule:
         """The candidate as it is evaluated: batch norms folded, 8-bit values with their quantizers.
@@ -182,7 +179,7 @@ class OneShot:
         return max(FEWEST_ROWS, min(self.fit_rows, TARGET_BYTES // (4 * max(1, channels))))
 
     def outputs(self, student: GraphModule, batches: Iterable[Tensor], of: str) -> Iterator[Tensor]:
-        """What a student computes for one batch of images after the other, `(N, classes)` float32.
+        """What a student computes for one batch of images after the other, float32.
 
         `of` names the images: equal names, equal batches.
         """
@@ -265,30 +262,6 @@ class OneShot:
         ]
         if missing:
             self._targets.update(layer_outputs(teacher, missing, self._examples, self._rows))
-
-
-@dataclass
-class _Seen:
-    """Answers so far."""
-
-    parts: list[Correct] = field(default_factory=list)
-    losses: float = 0.0
-    count: int = 0
-
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        finite = torch.isfinite(logits).all(1)
-        self.parts.append(((logits.argmax(1) == labels) & finite).numpy())
-        losses = functional.cross_entropy(logits, labels, reduction="none")
-        self.losses += float(torch.where(finite, losses, torch.inf).sum())
-        self.count += len(labels)
-
-    @property
-    def correct(self) -> Correct:
-        return np.concatenate(self.parts)
-
-    @property
-    def loss(self) -> float:
-        return self.losses / self.count
 
 
 def _sources_of_ranges(network: Network) -> dict[str, str]:

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from autocompress.problem.tasks.measuring import difference, score_of, std_err
+from autocompress.problem.tasks.metric import ACCURACY
+from autocompress.problem.tasks.task import Task
 
 Correct = NDArray[np.bool_]
 WIDTH = 3.0
@@ -21,7 +26,7 @@ WIDTH = 3.0
 
 @dataclass(frozen=True)
 class Difference:
-    """Estimate over all images of the accuracy of one candidate above that of another."""
+    """Estimate over all images of the score of one candidate above that of another."""
 
     mean: float
     std_err: float
@@ -29,6 +34,26 @@ class Difference:
     @property
     def is_hopeless(self) -> bool:
         return self.mean + WIDTH * self.std_err < 0
+
+
+def compared(task: Task, ours: Tensor, theirs: Tensor | None, score: float, total: int) -> Difference:
+    """Return our score above that of another candidate, from statistics of the same examples or, where those
+    are not known, from its score over all `total`."""
+    if task.is_mean and task.metric == ACCURACY and _is_right_or_wrong(ours):
+        right = ours[:, 0].numpy() > 0
+        if theirs is None:
+            return unpaired(right, score, total)
+        return paired(right, theirs[:, 0].numpy() > 0, total)
+    left = math.sqrt(max(0.0, 1 - len(ours) / total))
+    if theirs is None:
+        own = score_of(task, ours)
+        return Difference(own - score, std_err(task, ours, own) * left)
+    mean, error = difference(task, ours, theirs)
+    return Difference(mean, error * left)
+
+
+def _is_right_or_wrong(rows: Tensor) -> bool:
+    return bool(((rows == 0) | (rows == 1)).all())
 
 
 def paired(ours: Correct, theirs: Correct, total: int) -> Difference:

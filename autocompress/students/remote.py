@@ -16,11 +16,26 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.export.student_folder import write_folder
+from autocompress.graph.module import build
 from autocompress.graph.network import Network, from_json, to_json
 from autocompress.problem.candidate import Candidate
+from autocompress.problem.label_match import with_teacher_outputs
 from autocompress.problem.space import Space, space_of
+from autocompress.problem.tasks.choice import task_from_json, task_to_json
+from autocompress.problem.tasks.task import Task
 from autocompress.problem.teacher import Preprocessing
-from autocompress.runs.tasks import Arrays, Ask, Evaluate, Executor, Factory, Result, Stage, Stop, Task, Tell
+from autocompress.runs.tasks import (
+    Arrays,
+    Ask,
+    Evaluate,
+    Executor,
+    Factory,
+    Result,
+    Stage,
+    Stop,
+    Tell,
+)
+from autocompress.runs.tasks import Task as Work
 from autocompress.students.builder import Workshop
 from autocompress.students.checkpoints import discard
 from autocompress.students.evaluator import Evaluator
@@ -35,7 +50,8 @@ _SALIENCY = "saliency "
 
 @dataclass(frozen=True, eq=False)
 class RemoteConfig:
-    """Say how an evaluator is made, but for its arrays. `batch` is that of the exported files."""
+    """Say how an evaluator is made, but for its arrays. `batch` is that of the exported files, and
+    `torch_operators` whether they may call torch's own operators."""
 
     network: Network
     space: Space
@@ -43,6 +59,8 @@ class RemoteConfig:
     settings: DistillSettings
     batch: int
     data: PackedData | DataSpec
+    task: Task
+    torch_operators: bool = False
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RemoteConfig:
@@ -54,6 +72,8 @@ class RemoteConfig:
             settings=DistillSettings.from_json(data["settings"]),
             batch=int(data["batch"]),
             data=PackedData.from_json(data["data"]) if "data" in data else DataSpec.from_json(data),
+            task=task_from_json(data["task"]),
+            torch_operators=bool(data.get("torch_operators", False)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +85,8 @@ class RemoteConfig:
             "folder": str(self.folder),
             "settings": self.settings.to_json(),
             "batch": self.batch,
+            "task": task_to_json(self.task),
+            "torch_operators": self.torch_operators,
             **({"data": values} if isinstance(self.data, PackedData) else values),
         }
 
@@ -75,6 +97,7 @@ def remote_evaluator(
     folder: Path,
     *,
     batch: int = 1,
+    torch_operators: bool = False,
     data_spec: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Factory:
@@ -85,7 +108,16 @@ def remote_evaluator(
     """
     data, images = _travelling(workshop, data_spec, preprocessing or Preprocessing())
     importances = {f"{_SALIENCY}{method}": values for method, values in workshop.saliency.items()}
-    config = RemoteConfig(workshop.bound.network, space, folder.resolve(), workshop.settings, batch, data)
+    config = RemoteConfig(
+        workshop.bound.network,
+        space,
+        folder.resolve(),
+        workshop.settings,
+        batch,
+        data,
+        workshop.data.task,
+        torch_operators,
+    )
     return Factory(_TARGET, config.to_json(), {"weights": workshop.weights, **importances, **images})
 
 
@@ -101,7 +133,7 @@ def _travelling(
             fix="give the data as a spec string, such as file.py:callable, or use workers=0",
         )
     data = workshop.data
-    return DataSpec(spec, preprocessing, data.num_classes, tuple(data.class_names)), {}
+    return DataSpec(spec, preprocessing, data.num_classes, tuple(data.class_names), data.targets), {}
 
 
 def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
@@ -110,16 +142,21 @@ def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
     saliency = {
         name.removeprefix(_SALIENCY): values for name, values in arrays.items() if name.startswith(_SALIENCY)
     }
+    weights = dict(arrays["weights"])
+    data = replace(known.data.open(arrays), task=known.task)
+    if isinstance(known.data, DataSpec) and known.task.targets == "none":
+        data = with_teacher_outputs(build(known.network, weights), data)
     workshop = Workshop(
         bind(known.space, known.network),
-        dict(arrays["weights"]),
-        known.data.open(arrays),
+        weights,
+        data,
         saliency,
         known.settings,
     )
     if known.folder.parent.is_dir():
-        return Evaluator(workshop, known.folder, known.batch)
-    return _Sending(Evaluator(workshop, Path(tempfile.mkdtemp(prefix="ac-")), known.batch))
+        return Evaluator(workshop, known.folder, known.batch, known.torch_operators)
+    folder = Path(tempfile.mkdtemp(prefix="ac-"))
+    return _Sending(Evaluator(workshop, folder, known.batch, known.torch_operators))
 
 
 @dataclass
@@ -128,7 +165,7 @@ class _Sending:
 
     evaluator: Evaluator
 
-    def __call__(self, task: Task) -> Mapping[str, Any]:
+    def __call__(self, task: Work) -> Mapping[str, Any]:
         values = dict(self.evaluator(task))
         student = self.evaluator.folder / Candidate.of(task.candidate).key
         if task.stage == Stage.FINAL and student.is_dir():

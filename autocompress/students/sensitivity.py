@@ -8,20 +8,25 @@ differs from space to space, and is found on a small probe of joint candidates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from autocompress.device.measure.statistics import rank_correlation
 from autocompress.problem.candidate import Candidate, Option
 from autocompress.problem.splits import Split
+from autocompress.problem.tasks.classification import Classification
+from autocompress.problem.tasks.task import Task
 from autocompress.students.one_shot import OneShot
 from autocompress.transforms.sites import BoundSpace
 
 BATCH = 256
+OUTPUT_BYTES = 64 * 2**20
+"""Of the teacher; where outputs are large, fewer images are looked at."""
+CLASSIFICATION = Classification()
 
 Damage = dict[tuple[str, Option], float]
 
@@ -35,31 +40,31 @@ def choices_to_score(bound: BoundSpace) -> Iterator[tuple[str, Option]]:
                 yield site.name, option
 
 
-def divergence(changed: Tensor, teacher: Tensor) -> float:
-    """Kullback-Leibler divergence of the teacher's distribution from the changed one, in nats."""
-    found, target = changed.log_softmax(-1), teacher.log_softmax(-1)
-    return float(functional.kl_div(found, target, log_target=True, reduction="sum")) / len(teacher)
+def divergence(changed: Tensor, teacher: Tensor, task: Task = CLASSIFICATION) -> float:
+    """Return how far the task holds the outputs to be from the teacher's: for classes the Kullback-Leibler
+    divergence of the teacher's distribution from the changed one, in nats."""
+    return float(task.distance(changed, teacher))
 
 
-def gradient_weighted_error(changed: Tensor, teacher: Tensor) -> float:
-    """Half the squared change of the outputs along the loss's gradient, expected over labels drawn from the
-    teacher's own distribution p: ½ Δᵀ (diag p - p pᵀ) Δ, as in second-order pruning."""
-    change, p = changed - teacher, teacher.softmax(-1)
-    mean = (p * change).sum(-1)
-    return float(0.5 * ((p * change.square()).sum(-1) - mean.square()).mean())
+def gradient_weighted_error(changed: Tensor, teacher: Tensor, task: Task = CLASSIFICATION) -> float:
+    """Return half the squared change of the outputs as the curvature of the loss weighs it: for classes along
+    the loss's gradient, expected over labels drawn from the teacher's own distribution p:
+    ½ Δᵀ (diag p - p pᵀ) Δ, as in second-order pruning."""
+    scores = task.scores(teacher)
+    return float(task.bent(task.scores(changed) - scores, scores).mean())
 
 
-def feature_error(changed: Tensor, teacher: Tensor) -> float:
-    """Squared change of the outputs before the softmax, as a share of their own square."""
+def feature_error(changed: Tensor, teacher: Tensor, _task: Task = CLASSIFICATION) -> float:
+    """Return the squared change of the outputs as a share of their own square."""
     return float((changed - teacher).square().sum() / teacher.square().sum().clamp_min(1e-12))
 
 
-MEASURES: Mapping[str, Callable[[Tensor, Tensor], float]] = {
+MEASURES: Mapping[str, Callable[..., float]] = {
     "divergence": divergence,
     "gradient-weighted error": gradient_weighted_error,
     "feature error": feature_error,
 }
-"""Each of outputs `(N, classes)` of the changed network and of the teacher. Feature error is taken at the
+"""Each of outputs of the changed network and of the teacher, and the task. Feature error is taken at the
 last features that all candidates have in common, the outputs."""
 
 
@@ -72,13 +77,18 @@ class Scorer:
     def __init__(self, one_shot: OneShot) -> None:
         self._one_shot = one_shot
         split = _unfitted(one_shot.workshop.data.calibration, one_shot.fit_images)
-        self._images = [images for images, _ in split.batches(BATCH)]
+        network = one_shot.workshop.teacher.source_network
+        most = max(1, OUTPUT_BYTES // (4 * math.prod(network.shape_of(network.output)[1:])))
+        self._images = [
+            images for images, _ in split.select(torch.arange(min(most, split.size))).batches(BATCH)
+        ]
         self._teacher = self._outputs(Candidate())
 
     def __call__(self, candidate: Candidate) -> dict[str, float]:
         """Damage that is no number is infinite."""
         changed = self._outputs(candidate)
-        values = {measure: compute(changed, self._teacher) for measure, compute in MEASURES.items()}
+        task = self._one_shot.workshop.data.task
+        values = {measure: compute(changed, self._teacher, task) for measure, compute in MEASURES.items()}
         return {name: value if value == value else float("inf") for name, value in values.items()}
 
     def _outputs(self, candidate: Candidate) -> Tensor:

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from autocompress.graph.module import build
+from autocompress.graph.module import build, zero_inputs
 from autocompress.graph.network import Weights
 from autocompress.problem.candidate import Candidate, Option, Site
 from autocompress.transforms.apply import apply
@@ -58,9 +58,10 @@ def _runs(bound: BoundSpace, weights: Weights | None, candidate: Candidate) -> b
     try:
         network, cut = apply(bound, weights, candidate)
         with torch.no_grad():
-            output = build(network, random_weights(network) if cut is None else cut)(
-                torch.zeros(2, *network.input_shape[1:])
-            )
-        return tuple(output.shape) == (2, *bound.network.shape_of(bound.network.output)[1:])
+            module = build(network, random_weights(network) if cut is None else cut)
+            shapes = [tuple(one.shape) for one in module.outputs_of(zero_inputs(network, 2))]
+        expected = [bound.network.shape_of(name)[1:] for name in bound.network.outputs]
+        batches = {shape[0] for shape in shapes} if network.signature is None else {2}
+        return batches == {2} and [shape[1:] for shape in shapes] == expected
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError):
         return False

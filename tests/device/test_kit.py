@@ -25,11 +25,13 @@ from places import NETWORKS
 from autocompress import api_profile
 from autocompress.cli.main import main
 from autocompress.device.kit import folder as kit_folder
-from autocompress.device.kit.folder import Kit, read_kit, read_results
+from autocompress.device.kit.folder import Kit, read_kit
 from autocompress.device.kit.remote import Host, run_remotely
+from autocompress.device.kit.results import read_results
 from autocompress.device.measure.layout_probe import detect_layouts
 from autocompress.device.measure.machine import machine
 from autocompress.device.profile.profile import DeviceProfile
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profile_files.store import load_profile
 from autocompress.device.profiler import ProfileSubject, make_profile
 from autocompress.device.runtimes.base import get_runtime
@@ -152,6 +154,22 @@ def test_results_elsewhere_are_imported_with_their_kit(kit: Path, tmp_path: Path
         (kit / name).rename(target / name)
     profile = import_kit(target / "results.jsonl", tmp_path / "p", kit=kit)
     assert profile.sources[0].networks == COUNT
+
+
+def test_a_kit_that_was_made_before_says_where_its_networks_come_from(kit: Path):
+    manifest = json.loads((kit / "kit.json").read_text())
+    assert list(manifest["source"]) == [
+        "space", "space_fingerprint", "network", "teacher_fingerprint", "input_shape", "seed",
+    ]  # fmt: skip
+    assert read_kit(kit).origin == ORIGIN
+    manifest["source"] = {"teacher": "older", "space": "joint", "input_shape": [1, 3, 8, 8], "later": [1]}
+    (kit / "kit.json").write_text(json.dumps(manifest))
+    assert read_kit(kit).origin == CandidateOrigin("older", "joint", input_shape=(1, 3, 8, 8))
+    manifest["source"] = {"seed": "one"}
+    (kit / "kit.json").write_text(json.dumps(manifest))
+    with pytest.raises(ProfileError, match="cannot be used") as caught:
+        read_kit(kit)
+    assert "source.seed is no whole number" in caught.value.why
 
 
 def test_a_device_that_is_too_noisy_is_called_so(tmp_path: Path):

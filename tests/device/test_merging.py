@@ -13,13 +13,13 @@ from autocompress.cost.layouts import Layouts
 from autocompress.device.profile.diff import profile_difference
 from autocompress.device.profile.latency_table import LatencyTable, Row
 from autocompress.device.profile.merging import merge_profiles, weighted_median
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.validation import Prediction, Validation
 from autocompress.device.profile_files.store import read_profile, write_profile
 from autocompress.device.runtimes.description import DeviceDescription
 from autocompress.errors import ProfileError
 
-OTHER = Fit({"conv.fp32": 0.6, "add.fp32": 1.1}, {"conv.fp32": 0.5, "add.fp32": 2.0}, 4.0)
+OTHER = LatencyFit({"conv.fp32": 0.6, "add.fp32": 1.1}, {"conv.fp32": 0.5, "add.fp32": 2.0}, 4.0)
 
 
 def other(factor: float = 1.0, count: int = 15) -> DeviceProfile:

@@ -15,7 +15,7 @@ from autocompress.api_profile import profile
 from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.device.profile import latency_table
-from autocompress.device.profile.profile import Fit
+from autocompress.device.profile.profile import LatencyFit
 from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.store import (
     KERNELS,
@@ -271,19 +271,19 @@ def test_a_profile_of_a_gpu_holds_for_that_gpu_on_any_processor():
 
 
 def test_a_kernel_is_scaled_and_relieved_of_the_profiler():
-    fit = Fit({"conv.fp32": 0.5, "add.fp32": 2.0}, {"conv.fp32": 1.5, "add.fp32": 0.5}, 10.0)
+    fit = LatencyFit({"conv.fp32": 0.5, "add.fp32": 2.0}, {"conv.fp32": 1.5, "add.fp32": 0.5}, 10.0)
     convolution = Kernel("conv", "fp32", kernel_height=3, kernel_width=3)
     assert fit.kernel_us(convolution, 100.0, 2) == 0.5 * 100 - 1.5 * 2
     assert fit.kernel_us(Kernel("add", "fp32"), 3.0, 1) == 2.0 * 3 - 0.5
 
 
 def test_a_kernel_of_a_group_without_fit_gets_the_typical_one():
-    fit = Fit({"conv.fp32": 0.5, "add.fp32": 2.0}, {"conv.fp32": 1.5, "add.fp32": 0.5}, 10.0)
+    fit = LatencyFit({"conv.fp32": 0.5, "add.fp32": 2.0}, {"conv.fp32": 1.5, "add.fp32": 0.5}, 10.0)
     assert fit.kernel_us(Kernel("softmax", "fp32"), 10.0, 1) == 1.25 * 10 - 1.0
 
 
 def test_no_kernel_is_free_or_gives_time_back():
-    fit = Fit({"add.fp32": 1.0}, {"add.fp32": 5.0}, 0.0)
+    fit = LatencyFit({"add.fp32": 1.0}, {"add.fp32": 5.0}, 0.0)
     assert fit.kernel_us(Kernel("add", "fp32"), 2.0, 1) == 0.05 * 2
 
 

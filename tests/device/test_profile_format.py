@@ -17,7 +17,7 @@ from profile_samples import FIT, cell, edit, example, source
 from autocompress import files
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import LatencyTable, Row
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.sources import kernels_fingerprint
 from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.store import (
@@ -240,7 +240,7 @@ def test_operators_that_no_network_has_are_read_and_counted(golden: Path):
     assert found.table.coverage["warp " + found.table.rows[1].kernel.precision] == 1
 
 
-SECOND_FIT = Fit({"conv.fp32": 0.7}, {"conv.fp32": 1.0}, 1.0)
+SECOND_FIT = LatencyFit({"conv.fp32": 0.7}, {"conv.fp32": 1.0}, 1.0)
 
 
 def of_two() -> DeviceProfile:

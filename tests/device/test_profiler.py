@@ -23,7 +23,7 @@ from autocompress.device.measure.log import FILE, LogSetting, Measurements, Time
 from autocompress.device.measure.quiet_gate import QuietLatency, QuietSettings
 from autocompress.device.profile.fitting import validation, without_drift
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profile.validation import Prediction, PredictionErrors, summary
 from autocompress.device.profile_files.store import load_profile
 from autocompress.device.profiler import ProfileSubject, Sample, make_profile
@@ -112,7 +112,7 @@ def samples() -> list[Sample]:
 
 
 def profile(device: Device, samples: list[Sample], folder: Path, seed: int = 0, **options: Any) -> Any:
-    origin = Origin(space="joint", seed=seed)
+    origin = CandidateOrigin(space="joint", seed=seed)
     described = DeviceDescription({"cpu": "none"})
     subject = ProfileSubject(folder.name, device.name, 1, 1, described, origin, Layouts(16))
     return make_profile(samples, device, folder, subject, **options)
@@ -208,6 +208,19 @@ def test_with_another_seed_nothing_is_resumed(device: Device, samples: list[Samp
     with pytest.raises(ProfileError, match="not of this profiling"):
         profile(device, samples[8:16], tmp_path / "p", seed=2, resume=True)
     assert (tmp_path / "p" / "kernels.csv").read_bytes() == before
+
+
+def test_measurements_that_were_written_before_are_gone_on_with(tmp_path: Path):
+    head = (
+        '{"format": 1, "runtime": "onnxruntime", "threads": 1, "batch": 1, "reference": "n0", '
+        '"space": "f32859ca65832f9c", "seed": 3}'
+    )
+    line = '{"name": "n0", "precision": "fp32", "latency_ms": 1.5, "reference_ms": 1.25, "kernels": []}'
+    (tmp_path / FILE).write_text(f"{head}\n{line}\n")
+    setting = replace(SETTING, space="f32859ca65832f9c", seed=3)
+    known = Measurements(tmp_path / FILE, setting, resume=True)
+    assert known.found == [Timed("n0", "fp32", 1.5, 1.25, ())]
+    assert (tmp_path / FILE).read_text() == f"{head}\n{line}\n"
 
 
 def test_measurements_of_another_setting_are_not_mixed_in(tmp_path: Path):

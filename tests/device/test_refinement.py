@@ -13,10 +13,10 @@ from autocompress.cost.kernels import Kernel
 from autocompress.device.measure.log import Timed, Timing
 from autocompress.device.profile.fitting import fitted, predicted_us, rows
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.profile import Fit
+from autocompress.device.profile.profile import LatencyFit
 from autocompress.device.profile.refinement import FEWEST_NETWORKS, refined
 
-PLAIN = Fit({}, {}, 0.0)
+PLAIN = LatencyFit({}, {}, 0.0)
 WIDTHS = range(8, 65, 8)
 
 

@@ -10,7 +10,7 @@ from profile_samples import example
 
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import LatencyTable, Row
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.widths import coverage, precision_gains, widths_that_pay
 
 
@@ -21,7 +21,7 @@ def kernel(out: int, inner: int = 16, precision: str = "fp32", groups: int = 1) 
 
 def profile(times_us: dict[Kernel, float]) -> DeviceProfile:
     rows = [Row(each, 5, 1.0, time, 0.99 * time, 1.01 * time) for each, time in times_us.items()]
-    return replace(example(), table=LatencyTable(rows), fit=Fit({}, {}, 0.0))
+    return replace(example(), table=LatencyTable(rows), fit=LatencyFit({}, {}, 0.0))
 
 
 def steps_of(time_us: Callable[[int], float], widths: range) -> int | None:
@@ -90,6 +90,6 @@ def test_a_precision_that_never_helps_is_told():
 def test_the_profilers_overhead_does_not_count():
     """Of 3 and 4 µs shown, 2 are the profiler's: the int8 kernel takes twice as long, not a third longer."""
     rows = profile({kernel(8): 3.0, kernel(8, precision="int8"): 4.0})
-    fit = Fit({"conv.fp32": 1.0, "conv.int8": 1.0}, {"conv.fp32": 2.0, "conv.int8": 2.0}, 0.0)
+    fit = LatencyFit({"conv.fp32": 1.0, "conv.int8": 1.0}, {"conv.fp32": 2.0, "conv.int8": 2.0}, 0.0)
     (gain,) = precision_gains(replace(rows, fit=fit))
     assert gain.ratios[1] == pytest.approx(2.0)

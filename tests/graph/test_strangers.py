@@ -1,5 +1,8 @@
 """Whatever torch can export opens: the traced network and its file compute what the module computes."""
 
+import json
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -9,7 +12,10 @@ from written_networks import net
 
 from autocompress.errors import TeacherError
 from autocompress.export.onnx import to_onnx
+from autocompress.graph.capture.example import Example
+from autocompress.graph.capture.signature import taken_apart
 from autocompress.graph.module import build
+from autocompress.graph.network import from_json, to_json
 from autocompress.graph.trace import trace
 from autocompress.problem.teacher import load_teacher
 
@@ -18,23 +24,44 @@ NEAR = 1e-4
 
 
 def near(actual: np.ndarray, expected: np.ndarray) -> bool:
-    scale = float(np.abs(expected).max())
-    return actual.shape == expected.shape and bool(np.abs(actual - expected).max() <= NEAR * scale)
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return False
+    scale = float(np.abs(expected.astype(np.float64)).max())
+    return bool(np.abs(actual.astype(np.float64) - expected).max() <= NEAR * scale)
+
+
+def arrays(value: Any) -> tuple[list[np.ndarray], Any]:
+    """All tensors in a value as arrays, and its structure."""
+    tensors, tree = taken_apart(value)
+    return [one.numpy() for one in tensors], tree
+
+
+def example(name: str, module: torch.nn.Module, batch: int) -> Example:
+    return Example.of_call(module, STRANGERS[name][1](batch))
+
+
+def call(module: torch.nn.Module, name: str) -> Any:
+    given = STRANGERS[name][1](3)
+    return module(**given) if isinstance(given, dict) else module(*given)
 
 
 @pytest.mark.parametrize("name", STRANGERS)
 def test_a_stranger_s_network_opens_and_its_file_computes_the_same(name: str) -> None:
     torch.manual_seed(0)
-    make, examples = STRANGERS[name]
-    teacher = load_teacher(make())
-    network, weights = trace(teacher.module, tuple(examples(1)[0].shape[1:]))
-    (x,) = examples(3)
+    teacher = load_teacher(STRANGERS[name][0]())
+    network, weights = trace(teacher.module, example(name, teacher.module, 2))
+    assert from_json(json.loads(json.dumps(to_json(network)))) == network
+    called = example(name, teacher.module, 3)
     with torch.no_grad():
-        expected = teacher.module(x.clone()).numpy()
-        assert near(build(network, weights)(x).numpy(), expected)
+        result, built = (call(module, name) for module in (teacher.module, build(network, weights)))
+    expected, structure = arrays(result)
+    actual, same_structure = arrays(built)
+    assert type(built) is type(result) and same_structure == structure
+    assert all(map(near, actual, expected))
     session = onnxruntime.InferenceSession(to_onnx(network, weights, batch=3).SerializeToString())
-    (actual,) = session.run(None, {"input": x.numpy()})
-    assert near(actual, expected)
+    names = [one.name for one in session.get_inputs()]
+    found = session.run(None, dict(zip(names, (one.numpy() for one in called.tensors), strict=True)))
+    assert all(map(near, found, expected))
 
 
 def chosen(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from priced_networks import small_pricer
 
 from autocompress.device.kit.folder import Kit, KitSettings, write_kit
 from autocompress.device.measure.quiet_gate import QuietSettings
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profiler import Sample
 from autocompress.pipeline.profile_device import profile_samples
 
@@ -23,7 +23,7 @@ QUICKLY = KitSettings(
     most_slowdown=ANYTHING,
     last_resort=ANYTHING,
 )
-ORIGIN = Origin("small", "small", input_shape=(1, 1, 16, 16))
+ORIGIN = CandidateOrigin("small", "small", input_shape=(1, 1, 16, 16))
 
 
 @lru_cache(maxsize=1)

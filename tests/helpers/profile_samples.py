@@ -10,12 +10,12 @@ from autocompress.cost.kernels import Kernel
 from autocompress.cost.layouts import Layouts
 from autocompress.cost.model import file_features_count
 from autocompress.device.profile import latency_table
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.sources import ProfileSource
 from autocompress.device.profile.validation import Validation
 from autocompress.device.runtimes.description import DeviceDescription
 
-FIT = Fit({"conv.fp32": 0.9}, {"conv.fp32": 1.5}, 2.0)
+FIT = LatencyFit({"conv.fp32": 0.9}, {"conv.fp32": 1.5}, 2.0)
 
 
 def source(**changes: Any) -> ProfileSource:

@@ -143,7 +143,7 @@ class RankPooling(Around):
 
     def between(self, x: Tensor) -> Tensor:
         ranked = x.flatten(2).sort(dim=2, descending=True).values
-        return (ranked * torch.linspace(1, 0, 64)).mean(2) + x.flatten(2).msort().mean(2)
+        return (ranked * torch.linspace(1, 0, 64)).mean(2) + x.flatten(2).argsort(2).gt(31).float().mean(2)
 
 
 class BilinearPooling(Around):
@@ -196,7 +196,7 @@ class Volume(Around):
 
 class RolledAndMirrored(Around):
     def between(self, x: Tensor) -> Tensor:
-        return (x.roll(3) + x.rot90(1, (2, 3)) + torch.flip(x, (1,))).mean((2, 3))
+        return (x.roll((3, -2), (2, 3)) + x.rot90(1, (2, 3)) + torch.flip(x, (1,))).mean((2, 3))
 
 
 class Resampled(Around):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -327,6 +328,150 @@ def wrapped() -> nn.Module:
     return torch.compile(nn.DataParallel(inner.half().train()))
 
 
+class Pyramid(nn.Module):
+    """Three maps of three sizes, top down; a list within a dict, with a number and nothing beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(i, o, 3, 2, 1) for i, o in ((3, 8), (8, 12), (12, 16)))
+        self.sides = nn.ModuleList(nn.Conv2d(width, 6, 1) for width in (8, 12, 16))
+        self.smooth = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        maps = []
+        for stage in self.stages:
+            x = F.relu(stage(x))
+            maps.append(x)
+        levels = [self.sides[-1](maps[-1])]
+        for side, y in zip(list(self.sides)[-2::-1], maps[-2::-1], strict=True):
+            levels.insert(0, side(y) + F.interpolate(levels[0], size=y.shape[-2:], mode="nearest"))
+        return {"levels": [self.smooth(level) for level in levels], "stride": 2, "loss": None}
+
+
+class Siamese(nn.Module):
+    """One encoder for two images, how near they are, and both descriptions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten()
+        )
+        self.near = nn.Bilinear(8, 8, 1)
+
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        a, b = self.encoder(left), self.encoder(right)
+        return F.cosine_similarity(a, b) + self.near(a, b).squeeze(-1), (a, b)
+
+
+class Words(nn.Module):
+    """A small language model: tokens in, a causal mask, the embedding as output layer, padding masked."""
+
+    def __init__(self, words: int = 20, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(words, width, padding_idx=0)
+        self.places = nn.Embedding(8, width)
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(width), nn.Linear(width, 32), nn.Linear(32, width)
+        self.out = nn.Linear(width, words, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        x = self.embed(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+        later = torch.full((x.shape[1], x.shape[1]), float("-inf")).triu(1)
+        x = x + self.attention(x, x, x, attn_mask=later, need_weights=False)[0]
+        if mask is not None:
+            x = x * mask.unsqueeze(-1)
+        return self.out(self.norm(x + self.narrow(F.relu(self.wide(x)).square())))
+
+
+class Columns(nn.Module):
+    """Reading text lines: convolutions, then recurrent layers over the columns, and their last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, (2, 1), 1))
+        self.gru = nn.GRU(16, 6, bidirectional=True, batch_first=True)
+        self.lstm = nn.LSTM(12, 5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.body(x).permute(0, 3, 1, 2).flatten(2)
+        x, _ = self.gru(x)
+        x, (state, _) = self.lstm(x.transpose(0, 1))
+        scores = F.log_softmax(self.head(x), dim=-1).transpose(0, 1)
+        return scores, state[-1]
+
+
+class Found(NamedTuple):
+    """What a detector finds."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+@dataclass
+class Result:
+    """What a detector returns."""
+
+    found: Found
+    anchors: Tensor
+
+
+class Detector(nn.Module):
+    """A head with anchors of its own, boxes as corners, the class of each as an integer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1, bias=False), nn.BatchNorm2d(8), nn.SiLU())
+        self.boxes, self.classes = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 5, 1)
+        self.register_buffer("anchors", torch.rand(4, 2))
+
+    def forward(self, images: Tensor) -> Result:
+        x = self.body(images)
+        boxes = self.boxes(x).flatten(2).mT
+        centre, size = self.anchors + boxes[..., :2].sigmoid() - 0.5, boxes[..., 2:].exp()
+        scores, classes = self.classes(x).flatten(2).softmax(1).max(1)
+        corners = torch.cat([centre - size / 2, centre + size / 2], -1)
+        return Result(Found(corners, scores, classes), self.anchors)
+
+
+class Denoiser(nn.Module):
+    """An image, a time for each example and what it should show, by name; scale and shift from both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+        self.kind = nn.Embedding(4, 8)
+        self.time = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 16))
+
+    def forward(self, x: Tensor, time: Tensor, about: dict[str, Tensor], strength: float = 1.0) -> Tensor:
+        turns = time[:, None] * torch.exp(-torch.arange(4, dtype=torch.float32))
+        at = torch.cat([turns.sin(), turns.cos()], 1) + self.kind(about["label"])
+        scale, shift = self.time(at)[..., None, None].chunk(2, dim=1)
+        x = F.silu(self.norm(self.enter(x)) * (1 + strength * scale) + shift)
+        return self.leave(torch.where(about["area"][:, None], x, torch.zeros((), dtype=x.dtype)))
+
+
+def two_images(batch: int) -> tuple[Any, ...]:
+    return tuple(torch.randn(batch, 1, 9, 9, generator=_seeded(seed)) for seed in (1, 2))
+
+
+def tokens(batch: int) -> dict[str, Tensor]:
+    ids = torch.randint(0, 20, (batch, 6), generator=_seeded())
+    return {"tokens": ids, "mask": ids != 0}
+
+
+def noisy(batch: int) -> tuple[Any, ...]:
+    generator = _seeded()
+    about = {
+        "label": torch.randint(0, 4, (batch,), generator=generator),
+        "area": torch.rand(batch, 8, 8, generator=generator) > 0.3,
+    }
+    return torch.randn(batch, 3, 8, 8, generator=generator), torch.rand(batch, generator=generator), about
+
+
 def image(side: int = 8, channels: int = 3) -> Callable[[int], tuple[Any, ...]]:
     return lambda batch: (torch.randn(batch, channels, side, side, generator=_seeded()),)
 
@@ -335,11 +480,11 @@ def of_shape(*shape: int) -> Callable[[int], tuple[Any, ...]]:
     return lambda batch: (torch.randn(batch, *shape, generator=_seeded()),)
 
 
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(1)
+def _seeded(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-STRANGERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Any, ...]]]] = {
+STRANGERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "gated skips": (GatedSkips, image()),
     "rotary attention": (Rotary, of_shape(5, 16)),
     "u-net": (SmallUNet, image(16)),
@@ -356,4 +501,10 @@ STRANGERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Any, .
     "sharper": (Sharper, image()),
     "standardized weights": (Standardized, image()),
     "wrapped": (wrapped, image()),
+    "pyramid": (Pyramid, image(16)),
+    "siamese": (Siamese, two_images),
+    "words": (Words, tokens),
+    "columns": (Columns, of_shape(1, 8, 12)),
+    "detector": (Detector, image()),
+    "denoiser": (Denoiser, noisy),
 }

@@ -20,7 +20,7 @@ from autocompress.device.imports.parsing import OperatorTime, get_parser
 from autocompress.device.measure.log import Timed
 from autocompress.device.profile.fitting import fitted, rows, validation
 from autocompress.device.profile.latency_table import LatencyTable
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.sources import ProfileSource, kernels_fingerprint, with_sources
 from autocompress.device.profile.validation import ImportGaps, UnknownOperator, Validation
 from autocompress.device.profiler import Sample, file_coefficients
@@ -120,7 +120,7 @@ def precision_of(found: Sequence[Kernel]) -> str:
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
-def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyTable, Fit, Validation]:
+def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyTable, LatencyFit, Validation]:
     known = [item.latency_ms for item in measured if item.latency_ms is not None]
     if len(known) == len(measured) >= FEWEST_VALIDATED:
         latencies_us = np.array([item.latency_ms for item in timed]) * 1e3
@@ -136,7 +136,7 @@ def _fit(timed: Sequence[Timed], measured: Sequence[Measured]) -> tuple[LatencyT
     ]
     scale = float(np.median(ratios)) if ratios else 1.0
     note = f"not validated: that takes latencies of {FEWEST_VALIDATED} whole networks, {len(known)} are known"
-    fit = Fit(dict.fromkeys(groups, scale), dict.fromkeys(groups, 0.0), 0.0)
+    fit = LatencyFit(dict.fromkeys(groups, scale), dict.fromkeys(groups, 0.0), 0.0)
     return table, fit, Validation(note=note)
 
 

@@ -70,7 +70,8 @@ class Parser(Protocol):
         """Return whether the file looks like one of this tool's."""
 
     def parse(self, dump: Dump) -> list[OperatorTime]:
-        """Return the operators that ran. May raise ValueError, KeyError or TypeError for what it cannot read."""
+        """Return the operators that ran. May raise ValueError, KeyError or TypeError for what it cannot
+        read."""
 
 
 def parse_dump(path: Path, kind: str | None = None) -> tuple[str, list[OperatorTime]]:

@@ -18,7 +18,7 @@ _ON_CPU = "cpu_op"
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
-class Event(NamedTuple):
+class TraceEvent(NamedTuple):
     """Hold one event of the trace; what a GPU ran has the `external_id` of the operator that started it."""
 
     name: str
@@ -63,14 +63,14 @@ def parse(dump: Dump) -> list[OperatorTime]:
     ]
 
 
-def _events(found: list[Any]) -> Iterator[Event]:
+def _events(found: list[Any]) -> Iterator[TraceEvent]:
     """Yield operators, what they started on a GPU, and steps; nothing else of a trace is read."""
     for event in found:
         if not isinstance(event, dict) or event.get("ph") != "X":
             continue
         name, category = str(event.get("name")), str(event.get("cat"))
         if category in (_ON_CPU, *_ON_GPU) or name.startswith(_STEP):
-            yield Event(
+            yield TraceEvent(
                 name,
                 category,
                 float(event["ts"]),
@@ -80,9 +80,9 @@ def _events(found: list[Any]) -> Iterator[Event]:
             )
 
 
-def _outermost(events: Sequence[Event]) -> list[Event]:
+def _outermost(events: Sequence[TraceEvent]) -> list[TraceEvent]:
     """Return operators that no other one on their thread called, on the thread that ran most of them."""
-    threads: dict[Any, list[Event]] = {}
+    threads: dict[Any, list[TraceEvent]] = {}
     for event in sorted(events, key=lambda event: (event.start_us, -event.duration_us)):
         thread = threads.setdefault(event.thread, [])
         if not thread or event.start_us >= thread[-1].end_us:
@@ -90,7 +90,7 @@ def _outermost(events: Sequence[Event]) -> list[Event]:
     return max(threads.values(), key=len, default=[])
 
 
-def _gpu_times(events: Sequence[Event], outer: Sequence[Event]) -> dict[int, float]:
+def _gpu_times(events: Sequence[TraceEvent], outer: Sequence[TraceEvent]) -> dict[int, float]:
     """Return the sums of the kernels of each operator in µs; empty where nothing ran on a GPU."""
     started: dict[Any, float] = {}
     for event in events:
@@ -105,7 +105,7 @@ def _gpu_times(events: Sequence[Event], outer: Sequence[Event]) -> dict[int, flo
     return found
 
 
-def _place(outer: Sequence[Event], time_us: float) -> int | None:
+def _place(outer: Sequence[TraceEvent], time_us: float) -> int | None:
     """Return the index of the operator that was running at a time; `outer` is in order of time."""
     low, high = 0, len(outer)
     while low < high:
@@ -116,7 +116,7 @@ def _place(outer: Sequence[Event], time_us: float) -> int | None:
     return low - 1 if time_us <= outer[low - 1].end_us else None
 
 
-def _stepped(outer: Sequence[Event], steps: Sequence[Event]) -> list[list[int]]:
+def _stepped(outer: Sequence[TraceEvent], steps: Sequence[TraceEvent]) -> list[list[int]]:
     """Return the indices of the operators of each step that has some."""
     runs = []
     for step in sorted(steps, key=lambda step: step.start_us):

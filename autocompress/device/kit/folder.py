@@ -1,23 +1,21 @@
-"""Writing a kit's folder, and reading what came back: nothing that a device sent is believed unchecked."""
+"""Writes a kit's folder and reads it again; `results` reads what came back."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any, NoReturn
 
 from autocompress.device.imports.parsing import read_text
 from autocompress.device.measure.layout_probe import probes
 from autocompress.device.measure.quiet_gate import NATURAL, QUIET_SHARE, WINDOW, QuietSettings
-from autocompress.device.profile.sources import Origin
+from autocompress.device.profile.sources import CandidateOrigin
 from autocompress.device.profiler import (
     LAST_RESORT,
     MOST_ERROR,
@@ -29,8 +27,7 @@ from autocompress.device.profiler import (
     PROFILED_S,
     Sample,
 )
-from autocompress.device.runtimes.base import NodeTime
-from autocompress.device.runtimes.description import DeviceDescription, Plain
+from autocompress.device.runtimes.description import Plain
 from autocompress.errors import ProfileError
 from autocompress.graph.network import Network, from_json, to_json
 
@@ -45,13 +42,9 @@ MANIFEST, SCRIPT, RESULTS, DEVICE, OPTIMIZED = (
 METADATA = "autocompress.network"
 MOST_BYTES = 256 * 1024**2
 MOST_MODEL_BYTES = 2 * 1024**3
-MOST_DEVICE_BYTES = 1024**2
-MOST_MS, MOST_NODE_US = 1e7, 1e9
-MOST_APART = 50
-"""A network and the sum of its operations differ less than that many times, unless a unit is wrong."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+NAME = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
+SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ class Kit:
     threads: int
     batch: int
     reference: str
-    origin: Origin
+    origin: CandidateOrigin
     entries: tuple[Entry, ...]
     probes: tuple[str, ...]
 
@@ -107,36 +100,13 @@ class Kit:
         path = self.folder / "models" / f"{entry.name}.onnx"
         data = read_bytes(path, MOST_MODEL_BYTES)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            _refuse(path, "its SHA-256 is not the one that kit.json lists", "make the kit again")
+            refuse(path, "its SHA-256 is not the one that kit.json lists", "make the kit again")
         return data
 
     def sample(self, entry: Entry) -> Sample:
         """Return the network as it was before it went into the kit."""
         network, model = described(self.model(entry), self.folder / "models" / f"{entry.name}.onnx")
         return Sample(entry.name, network, model, entry.precision)
-
-
-@dataclass(frozen=True)
-class KitResult:
-    """Hold what the device found for one network: operators with the exported nodes that they carry out,
-    where the runtime tells, and the network as the runtime rewrote it, where it shows that."""
-
-    name: str
-    latency_ms: float
-    reference_ms: float
-    nodes: tuple[tuple[NodeTime, tuple[str, ...]], ...]
-    optimized: bytes
-
-
-@dataclass(frozen=True)
-class KitResults:
-    """Hold all results of a kit on one device."""
-
-    runtime: str
-    threads: int
-    device: DeviceDescription
-    optimized_probes: Mapping[str, bytes]
-    found: tuple[KitResult, ...]
 
 
 def write_kit(
@@ -146,7 +116,7 @@ def write_kit(
     runtime: str,
     threads: int,
     batch: int,
-    origin: Origin,
+    origin: CandidateOrigin,
     settings: KitSettings | None = None,
 ) -> Kit:
     """Write the folder; the first sample, the teacher, is the reference. Raises ProfileError."""
@@ -184,9 +154,9 @@ def read_kit(folder: Path) -> Kit:
     """Return the kit in a folder. Raises ProfileError that names what is wrong with its manifest."""
     path = folder / MANIFEST
     text = read_text(path, MOST_BYTES)
-    data = _object(path, text)
+    data = json_object(path, text)
     if data.get("format") != FORMAT:
-        _refuse(path, f"it has format {data.get('format')!r}, this version reads format {FORMAT}")
+        refuse(path, f"it has format {data.get('format')!r}, this version reads format {FORMAT}")
     try:
         entries = tuple(_entry(path, entry, str(entry["precision"])) for entry in data["models"])
         found_probes = tuple(_entry(path, entry, "").name for entry in data["probes"])
@@ -194,72 +164,22 @@ def read_kit(folder: Path) -> Kit:
             folder=folder,
             identity=hashlib.sha256(path.read_bytes()).hexdigest(),
             runtime=str(data["runtime"]),
-            threads=_count(path, "threads", data["threads"]),
-            batch=_count(path, "batch", data["batch"]),
+            threads=count(path, "threads", data["threads"]),
+            batch=count(path, "batch", data["batch"]),
             reference=str(data["reference"]),
-            origin=Origin.from_json(data["source"]),
+            origin=CandidateOrigin.from_json(data["source"]),
             entries=entries,
             probes=found_probes,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _refuse(path, f"it is not a kit's manifest: {type(error).__name__} {error}")
+        refuse(path, f"it is not a kit's manifest: {type(error).__name__} {error}")
     if (
         len(kit.by_name) != len(entries)
         or kit.reference not in kit.by_name
         or found_probes != tuple(probes())
     ):
-        _refuse(path, "its networks are not unique, or its reference or probes are not among them")
+        refuse(path, "its networks are not unique, or its reference or probes are not among them")
     return kit
-
-
-def read_results(path: Path, kit: Kit) -> KitResults:
-    """Return the results of a kit, with device.json and optimized/ beside them. Raises ProfileError.
-
-    A cut-off last line does not count. Every network of the kit must be there.
-    """
-    lines = read_text(path, MOST_BYTES).split("\n")[:-1]
-    if not lines:
-        _refuse(path, "it has no whole line", _AGAIN)
-    head = _object(path, lines[0], 1)
-    if head.get("kit") != kit.identity:
-        _refuse(path, f"these are results of another kit than {kit.folder}", "give the kit that was run")
-    runtime = head.get("runtime")
-    if not isinstance(runtime, str) or not _NAME.match(runtime):
-        _refuse(path, f"line 1: the runtime is {str(runtime)[:40]!r}")
-    found: dict[str, KitResult] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        result = _result(path, number, _object(path, line, number), kit)
-        if result.name in found:
-            _refuse(path, f"line {number}: the network {result.name} is there twice")
-        found[result.name] = result
-    missing = [entry.name for entry in kit.entries if entry.name not in found]
-    if missing:
-        _refuse(
-            path,
-            f"{len(missing)} of {len(kit.entries)} networks are missing: {', '.join(missing[:3])}",
-            _AGAIN,
-        )
-    return KitResults(
-        runtime=runtime,
-        threads=_count(path, "line 1: threads", head.get("threads")),
-        device=read_device(path.with_name(DEVICE)),
-        optimized_probes={name: _optimized(path, name, None) for name in kit.probes},
-        found=tuple(found.values()),
-    )
-
-
-def read_device(path: Path) -> DeviceDescription:
-    """Return the plain values of device.json. Raises ProfileError."""
-    data = _object(path, read_text(path, MOST_DEVICE_BYTES))
-    plain = (str, int, float, bool, type(None))
-    return DeviceDescription(
-        {
-            key: value
-            for key, value in data.items()
-            if isinstance(value, plain)
-            or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
-        }
-    )
 
 
 def with_description(model: bytes, network: Network) -> bytes:
@@ -280,13 +200,13 @@ def described(model: bytes, path: Path) -> tuple[Network, bytes]:
         proto = onnx.load_from_string(model)
         text = next((entry.value for entry in proto.metadata_props if entry.key == METADATA), None)
         if text is None:
-            _refuse(path, "it is not a model of a kit", "give a model of a kit's models/, or --teacher")
+            refuse(path, "it is not a model of a kit", "give a model of a kit's models/, or --teacher")
         network = from_json(json.loads(text))
     except ProfileError:
         raise
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
-        _refuse(path, f"it cannot be read: {type(error).__name__}: {first[:120]}")
+        refuse(path, f"it cannot be read: {type(error).__name__}: {first[:120]}")
     del proto.metadata_props[:]
     return network, proto.SerializeToString()
 
@@ -295,15 +215,15 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
     """Return a file of bounded size. Raises ProfileError."""
     try:
         if path.stat().st_size > most_bytes:
-            _refuse(path, f"it is larger than {most_bytes // 1024**2} MiB")
+            refuse(path, f"it is larger than {most_bytes // 1024**2} MiB")
         return path.read_bytes()
     except FileNotFoundError:
-        _refuse(path, "the file is missing", "copy the folder again, whole")
+        refuse(path, "the file is missing", "copy the folder again, whole")
     except OSError as error:
-        _refuse(path, error.strerror or str(error))
+        refuse(path, error.strerror or str(error))
 
 
-_AGAIN = "run measure_kit.py again: it goes on where it stopped"
+AGAIN = "run measure_kit.py again: it goes on where it stopped"
 
 
 def _written(folder: Path, name: str, data: bytes) -> dict[str, Plain]:
@@ -316,96 +236,34 @@ def _written(folder: Path, name: str, data: bytes) -> dict[str, Plain]:
 def _entry(path: Path, data: Any, precision: str) -> Entry:
     """Return one network or probe that the manifest lists."""
     name, digest = str(data["name"]), str(data["sha256"])
-    if not _NAME.match(name) or data["file"] != f"models/{name}.onnx":
-        _refuse(path, f"it names a file outside of models/: {str(data['file'])[:80]!r}")
-    if not _SHA256.match(digest):
-        _refuse(path, f"the digest of {name} is no SHA-256: {digest[:80]!r}")
+    if not NAME.match(name) or data["file"] != f"models/{name}.onnx":
+        refuse(path, f"it names a file outside of models/: {str(data['file'])[:80]!r}")
+    if not SHA256.match(digest):
+        refuse(path, f"the digest of {name} is no SHA-256: {digest[:80]!r}")
     return Entry(name, digest, precision)
 
 
-def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> KitResult:
-    where = f"line {number}"
-    entry = kit.by_name.get(str(data.get("name")))
-    if entry is None or data.get("sha256") != entry.sha256:
-        _refuse(
-            path,
-            f"{where}: {str(data.get('name'))[:80]!r} is no network of this kit, or another version of it",
-        )
-    try:
-        own = [_number(path, where, value, MOST_MS, least=1e-6) for value in data["latency_ms"]]
-        beside = [_number(path, where, value, MOST_MS, least=1e-6) for value in data["reference_ms"]]
-        nodes = tuple(
-            (NodeTime(_text(name), _text(op), _number(path, where, time_us, MOST_NODE_US)), _texts(origins))
-            for name, op, time_us, origins in data["nodes"]
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        _refuse(path, f"{where} is not a result: {type(error).__name__} {error}", _AGAIN)
-    if not own or len(own) != len(beside) or not sum(node.time_us for node, _ in nodes):
-        _refuse(path, f"{where}: it has no times")
-    together_us = sum(node.time_us for node, _ in nodes)
-    if not 1 / MOST_APART <= 1e3 * median(own) / together_us <= MOST_APART:
-        _refuse(
-            path,
-            f"{where}: the network takes {median(own):g} ms, and its operations {together_us:g} µs together",
-            "give latency_ms in milliseconds and the times of nodes in microseconds",
-        )
-    digest = data.get("optimized_sha256")
-    optimized = _optimized(path, entry.name, str(digest)) if digest is not None else b""
-    return KitResult(entry.name, median(own), median(beside), nodes, optimized)
-
-
-def _optimized(path: Path, name: str, digest: str | None) -> bytes:
-    """Return the network as the runtime rewrote it; empty where there is none and none was promised."""
-    file = path.with_name(OPTIMIZED) / f"{name}.onnx"
-    if digest is None and not file.exists():
-        return b""
-    data = read_bytes(file, MOST_MODEL_BYTES)
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-        _refuse(file, "it is not the file that the results name", "copy optimized/ again, or measure again")
-    return data
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 1000:
-        raise ValueError(f"{str(value)[:40]!r} is not a name")
-    return value
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list):
-        raise TypeError(f"{str(values)[:40]!r} is not a list of names")
-    return tuple(_text(value) for value in values)
-
-
-def _number(path: Path, where: str, value: Any, most: float, *, least: float = 0.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{str(value)[:40]!r} is not a number")
-    if not math.isfinite(value) or not least <= value <= most:
-        _refuse(path, f"{where}: the time {value} is not possible", _AGAIN)
-    return float(value)
-
-
-def _count(path: Path, name: str, value: Any) -> int:
+def count(path: Path, name: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= 4096:
-        _refuse(path, f"{name} is {repr(value)[:40]}, a whole number of 1 or more is expected")
+        refuse(path, f"{name} is {repr(value)[:40]}, a whole number of 1 or more is expected")
     return value
 
 
-def _object(path: Path, text: str, line: int | None = None) -> dict[str, Any]:
+def json_object(path: Path, text: str, line: int | None = None) -> dict[str, Any]:
     where = "" if line is None else f"line {line}: "
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        _refuse(path, f"{where}it is not JSON: {str(error)[:80]}", _AGAIN if line else _FIX)
+        refuse(path, f"{where}it is not JSON: {str(error)[:80]}", AGAIN if line else FIX)
     if not isinstance(data, dict):
-        _refuse(path, f"{where}it is not a JSON object")
+        refuse(path, f"{where}it is not a JSON object")
     return data
 
 
-_FIX = "make the kit and measure it again"
+FIX = "make the kit and measure it again"
 
 
-def _refuse(path: Path, why: str, fix: str = _FIX) -> NoReturn:
+def refuse(path: Path, why: str, fix: str = FIX) -> NoReturn:
     raise ProfileError("the kit's files cannot be used", where=str(path), why=why, fix=fix)
 
 

@@ -6,7 +6,8 @@ from autocompress.cost.kernels import kernels
 from autocompress.cost.layouts import Layouts
 from autocompress.device.imports.operators import attribute_operators
 from autocompress.device.imports.parsing import OperatorTime
-from autocompress.device.kit.folder import Kit, KitResult, KitResults
+from autocompress.device.kit.folder import Kit
+from autocompress.device.kit.results import KitResult, KitResults
 from autocompress.device.measure.attribution import attribute
 from autocompress.device.measure.layout_probe import layouts_of
 from autocompress.device.measure.log import Timed, Timing

@@ -511,7 +511,8 @@ class KitBench:
     def _node_times(
         self, path: Path, gate: ReferenceGate, latency_ms: float, patience: int, tolerance: float
     ) -> list[KitNode] | None:
-        """Return the times operator by operator, read between two quiet moments; None when there were none."""
+        """Return the times operator by operator, read between two quiet moments; None when there were
+        none."""
         most, seconds = self.settings.profiled_runs, self.settings.profiled_s
         runs = max(min(8, most), min(most, round(seconds / latency_ms * 1e3)))
         for _ in range(patience * self.settings.profiled_attempts):

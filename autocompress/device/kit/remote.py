@@ -125,7 +125,8 @@ def _run(host: Host, command: str, progress: Progress | None) -> None:
 
 
 def _fetch(kit: Kit, host: Host, there: str) -> None:
-    """Fetch the results, into a folder of its own first so that only files of these names get into the kit."""
+    """Fetch the results, into a folder of its own first so that only files of these names get into the
+    kit."""
     with tempfile.TemporaryDirectory(dir=kit.folder) as folder:
         remote = [f"{host.copy_name}:{there}/{name}" for name in (RESULTS, DEVICE, OPTIMIZED)]
         _checked(["scp", "-q", "-r", *host.settings, "--", *remote, str(Path(folder).resolve())], host)

@@ -113,7 +113,8 @@ class _Graph:
         return None
 
     def matched(self, times: Sequence[NodeTime]) -> Iterator[tuple[NodeTime, Any]]:
-        """Return the times with their nodes; the runtime invents names for nodes without one, in graph order."""
+        """Return the times with their nodes; the runtime invents names for nodes without one, in graph
+        order."""
         named = {node.name: node for node in self.nodes if node.name}
         unnamed: dict[str, list[Any]] = {}
         for node in reversed(self.nodes):
@@ -194,7 +195,8 @@ class _Graph:
         return next((self.owner[_owner(one)] for one in names if _owner(one) in self.owner), None)
 
     def _nearest(self, node: Any, *, forward: bool) -> int | None:
-        """Return the kernel of the nearest operation that reads what the node writes, or wrote what it reads."""
+        """Return the kernel of the nearest operation that reads what the node writes, or wrote what it
+        reads."""
         queue, seen = [node], set()
         while queue:
             current = queue.pop(0)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autocompress.cost.kernels import Kernel
 from autocompress.device.measure.log import Timed
 from autocompress.device.profile.latency_table import LatencyTable, Row
-from autocompress.device.profile.profile import Fit
+from autocompress.device.profile.profile import LatencyFit
 from autocompress.device.profile.refinement import LEAST_KERNEL_US, refined
 from autocompress.device.profile.validation import Prediction, Unpredicted, Validation, validation_of
 from autocompress.errors import ProfileError
@@ -31,7 +31,7 @@ DECIMALS = 4
 FEW = 2
 
 
-def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[LatencyTable, Fit]:
+def fitted(timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> tuple[LatencyTable, LatencyFit]:
     """Return the table of all kernels, and the fit to the whole-network latencies in µs.
 
     The latencies decide scales and overheads of the groups first, then single kernels, then both together.
@@ -75,7 +75,7 @@ def without_drift(timed: Sequence[Timed]) -> NDArray[np.float64]:
     return corrected
 
 
-def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> Fit:
+def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.float64]) -> LatencyFit:
     """Fit by least squares of relative errors, with scales drawn to 1 and overheads to their common value."""
     from scipy.optimize import lsq_linear
 
@@ -97,7 +97,7 @@ def _fit(table: LatencyTable, timed: Sequence[Timed], latencies_us: NDArray[np.f
     goal = np.concatenate([latencies_us * weight[:, 0], prior / spread])
     solution = lsq_linear(system, goal, bounds=(least, most)).x.tolist()
     scales = dict(zip(groups, solution[:count], strict=True))
-    return Fit(scales, dict(zip(groups, solution[count:-1], strict=True)), solution[-1])
+    return LatencyFit(scales, dict(zip(groups, solution[count:-1], strict=True)), solution[-1])
 
 
 def _sums(
@@ -114,7 +114,7 @@ def _sums(
     return medians, operations
 
 
-def predicted_us(table: LatencyTable, fit: Fit, kernels: Iterable[Kernel]) -> float:
+def predicted_us(table: LatencyTable, fit: LatencyFit, kernels: Iterable[Kernel]) -> float:
     """Return the latency of a network of these kernels. Raises ProfileError where nothing is known of one."""
     total = fit.constant_us
     for kernel in kernels:

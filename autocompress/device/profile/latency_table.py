@@ -60,7 +60,8 @@ class Estimate:
 
 
 class LatencyTable:
-    """Answer from the rows of one device for every kernel of an operation that was measured in its precision."""
+    """Answer from the rows of one device for every kernel of an operation that was measured in its
+    precision."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = tuple(rows)
@@ -72,7 +73,8 @@ class LatencyTable:
         self._curves: dict[tuple[Any, ...], _Curve] = {}
 
     def lookup(self, kernel: Kernel) -> Estimate:
-        """Return what the profiler would show. Raises ProfileError when nothing like the kernel was measured."""
+        """Return what the profiler would show. Raises ProfileError when nothing like the kernel was
+        measured."""
         row = self._by_kernel.get(kernel)
         if row is not None:
             error = (row.ci95_high_us - row.ci95_low_us) / 2 / row.median_us
@@ -139,7 +141,8 @@ def _relatives(kernel: Kernel) -> tuple[str, str]:
 
 
 def work(kernel: Kernel) -> NDArray[np.float64]:
-    """Return the logarithms of what a kernel's time grows with, and whether its channels fill whole vectors."""
+    """Return the logarithms of what a kernel's time grows with, and whether its channels fill whole
+    vectors."""
     macs, read, written = kernel.macs / 3e4, kernel.in_elements / 2e3, kernel.out_elements / 2e3
     channels = (kernel.in_channels / 8, kernel.out_channels / 8)
     amounts = np.log1p(np.array([macs, _padded_macs(kernel) / 3e4, read, written, *channels]))

@@ -17,7 +17,7 @@ import numpy as np
 
 from autocompress.cost.kernels import Kernel
 from autocompress.device.profile.latency_table import LatencyTable, Row
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.sources import ProfileSource, with_sources
 from autocompress.device.profile.validation import Validation, validation_of
 from autocompress.errors import ProfileError
@@ -86,7 +86,8 @@ def _check_once(profiles: Sequence[DeviceProfile]) -> None:
 
 
 def _own_sources(profile: DeviceProfile) -> list[ProfileSource]:
-    """Return the sources, each with its coefficients of file sizes: they fit one family of names and layers."""
+    """Return the sources, each with its coefficients of file sizes: they fit one family of names and
+    layers."""
     return [
         replace(source, file_coefficients=source.file_coefficients or profile.file_coefficients)
         for source in profile.sources
@@ -124,9 +125,9 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
     return float((values[order[low]] + values[order[min(high, len(values) - 1)]]) / 2)
 
 
-def _pooled_fit(fits: Sequence[Fit], weights: Sequence[float]) -> Fit:
+def _pooled_fit(fits: Sequence[LatencyFit], weights: Sequence[float]) -> LatencyFit:
     """Return the weighted medians of the constants and, group by group, of scales and overheads."""
-    return Fit(
+    return LatencyFit(
         _medians_of([fit.scales for fit in fits], weights),
         _medians_of([fit.overheads_us for fit in fits], weights),
         weighted_median([fit.constant_us for fit in fits], weights),
@@ -166,11 +167,12 @@ def _pooled_validation(profiles: Sequence[DeviceProfile], table: LatencyTable) -
 
 
 def _shift(profile: DeviceProfile, source: ProfileSource, table: LatencyTable) -> float:
-    """Return how far the pooling moved predictions of the profile's own networks, as a share, on the average."""
+    """Return how far the pooling moved predictions of the profile's own networks, as a share, on the
+    average."""
     return _mean_share(profile, lambda kernel: table.lookup(kernel).median_us, source.fit)
 
 
-def _mean_share(profile: DeviceProfile, median_us: Callable[[Kernel], float], fit: Fit) -> float:
+def _mean_share(profile: DeviceProfile, median_us: Callable[[Kernel], float], fit: LatencyFit) -> float:
     rows = profile.table.rows
     before = [row.count * fit.kernel_us(row.kernel, row.median_us, row.operations) for row in rows]
     after = [row.count * fit.kernel_us(row.kernel, median_us(row.kernel), row.operations) for row in rows]

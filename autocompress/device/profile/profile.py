@@ -39,7 +39,7 @@ ELSEWHERE_RELATIVE_ERROR = 0.25
 
 
 @dataclass(frozen=True)
-class Fit:
+class LatencyFit:
     """Hold a fit: a kernel's share of a latency = scale · its median - overhead · its operations, in µs.
 
     Scale and overhead, which is that of the runtime's profiler, belong to the kernel's group; `constant_us`
@@ -83,7 +83,7 @@ class DeviceProfile:
     sources: tuple[ProfileSource, ...]
     layouts: Layouts
     table: LatencyTable
-    fit: Fit
+    fit: LatencyFit
     file_coefficients: tuple[float, ...]
     validation: Validation = field(default_factory=Validation)
     basis: str = ""
@@ -115,6 +115,7 @@ class DeviceProfile:
         """Return 16 hexadecimal digits over everything that decides a price."""
         others = [source.fit for source in self.sources if source.fit != self.fit]
         fits = [_content(fit) for fit in others]
+        # The names of the classes `Row`, `Kernel` and `Layouts` are in it: another name, another fingerprint.
         content = repr((self.runtime, self.threads, self.batch, self.layouts, *_content(self.fit),
                         self.file_coefficients, self.table.rows, *fits))  # fmt: skip
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -214,7 +215,7 @@ class DeviceProfile:
             )
 
 
-def _content(fit: Fit) -> list[Any]:
+def _content(fit: LatencyFit) -> list[Any]:
     """Return a fit's numbers in a fixed order."""
     values = [getattr(fit, each.name) for each in fields(fit)]
     return [sorted(value.items()) if isinstance(value, Mapping) else value for value in values]

@@ -20,7 +20,7 @@ from autocompress.device.measure.log import Timed
 from autocompress.device.profile.latency_table import LatencyTable, Row, work
 
 if TYPE_CHECKING:
-    from autocompress.device.profile.profile import Fit
+    from autocompress.device.profile.profile import LatencyFit
 
 OWN_SPREAD, SHARED_SPREAD = 0.1, 0.2
 """Standard deviations of a kernel's relative error: its own, and what it shares with its like."""
@@ -37,7 +37,7 @@ FEWEST_NETWORKS = 8
 
 
 def refined(
-    table: LatencyTable, fit: Fit, timed: Sequence[Timed], latencies_us: NDArray[np.float64]
+    table: LatencyTable, fit: LatencyFit, timed: Sequence[Timed], latencies_us: NDArray[np.float64]
 ) -> LatencyTable:
     """Return the table with every row moved to where the networks' latencies, given the fit, expect it.
 

@@ -12,11 +12,11 @@ from autocompress.device.profile.validation import Validation
 from autocompress.device.runtimes.description import Plain
 
 if TYPE_CHECKING:
-    from autocompress.device.profile.profile import Fit
+    from autocompress.device.profile.profile import LatencyFit
 
 
 @dataclass(frozen=True)
-class Origin:
+class CandidateOrigin:
     """Hold the network and the space that measured candidates come from. Empty and None mean not known.
 
     `input_shape` starts with the batch of one; `seed` decided which candidates.
@@ -41,7 +41,7 @@ class Origin:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Plain]) -> Origin:
+    def from_json(cls, data: Mapping[str, Plain]) -> CandidateOrigin:
         """Return the origin that a kit names. Raises TypeError for what is of another type."""
         given = {newer_name(name): value for name, value in data.items()}
         texts = {}
@@ -70,7 +70,7 @@ class ProfileSource:
 
     network: str
     space: str
-    fit: Fit
+    fit: LatencyFit
     space_fingerprint: str = ""
     teacher_fingerprint: str = ""
     kernels_fingerprint: str = ""

@@ -110,14 +110,16 @@ class Validation(PredictionErrors):
     def _json(self, networks: tuple[Prediction, ...] | None) -> dict[str, Plain]:
         found: dict[str, Plain] = {"network": self.network} if self.network else {}
         found |= {"count": self.count, **self.numbers}
+        kinds = {kind: {"count": one.count, **one.numbers} for kind, one in self.by_precision.items()}
+        lists: dict[str, Plain] = {
+            "by_precision": kinds,
+            "unpredicted": [dict(vars(one)) for one in self.unpredicted],
+        }
+        if networks is not None:
+            lists["networks"] = [dict(vars(one)) for one in networks]
         if self.note:
             found["note"] = self.note
-        else:
-            kinds = self.by_precision.items()
-            found["by_precision"] = {kind: {"count": one.count, **one.numbers} for kind, one in kinds}
-            found["unpredicted"] = [dict(vars(one)) for one in self.unpredicted]
-            if networks is not None:
-                found["networks"] = [dict(vars(one)) for one in networks]
+        found |= {name: value for name, value in lists.items() if value or not self.note}
         if self.pooling_shift is not None:
             found["pooling_shift"] = self.pooling_shift
         if self.validated_at:

@@ -12,7 +12,7 @@ from autocompress import files
 from autocompress.cost.layouts import Layouts
 from autocompress.cost.model import file_features_count
 from autocompress.device.profile.latency_table import LatencyTable, Row
-from autocompress.device.profile.profile import DeviceProfile, Fit
+from autocompress.device.profile.profile import DeviceProfile, LatencyFit
 from autocompress.device.profile.sources import ProfileSource, newer_name
 from autocompress.device.profile.validation import Validation
 from autocompress.device.profile_files.bounded_text import MOST_BYTES, finite, read_text, refuse
@@ -184,7 +184,7 @@ def _layouts(path: Path, data: Mapping[str, object]) -> Layouts:
     return Layouts(block, last)
 
 
-def _fit_data(fit: Fit) -> dict[str, Plain]:
+def _fit_data(fit: LatencyFit) -> dict[str, Plain]:
     return {
         "scales": dict(fit.scales),
         "overheads_us": dict(fit.overheads_us),
@@ -192,7 +192,7 @@ def _fit_data(fit: Fit) -> dict[str, Plain]:
     }
 
 
-def _fit(path: Path, where: str, data: Any) -> Fit:
+def _fit(path: Path, where: str, data: Any) -> LatencyFit:
     """Return a fit, which is made of a number and of mappings from kernel groups to numbers."""
     if not isinstance(data, dict):
         refuse(path, f"the key {where} is missing or is not a mapping")
@@ -201,8 +201,8 @@ def _fit(path: Path, where: str, data: Any) -> Fit:
     constant_us = finite(path, f"{where}.constant_us", data.get("constant_us"))
     if constant_us < 0:
         refuse(path, f"{where}.constant_us is {constant_us}, it must be 0 or more")
-    _known_keys(path, where, data, tuple(each.name for each in fields(Fit)))
-    return Fit(scales, overheads_us, constant_us)
+    _known_keys(path, where, data, tuple(each.name for each in fields(LatencyFit)))
+    return LatencyFit(scales, overheads_us, constant_us)
 
 
 def _numbers(path: Path, key: str, values: Any, *, positive: bool) -> dict[str, float]:
@@ -220,7 +220,7 @@ def _coefficients(path: Path, where: str, given: Any) -> tuple[float, ...]:
     return found
 
 
-def _only_source(path: Path, data: Mapping[str, object], fit: Fit) -> ProfileSource:
+def _only_source(path: Path, data: Mapping[str, object], fit: LatencyFit) -> ProfileSource:
     """Return the source of a profile of format 1, which may say more than is known here."""
     given = {newer_name(name): value for name, value in data.items()}
     own = {name: value for name, value in given.items() if name in ProfileSource.__dataclass_fields__}
@@ -240,7 +240,7 @@ def _sources(path: Path, data: Sequence[object]) -> tuple[ProfileSource, ...]:
     return tuple(found)
 
 
-def _source(path: Path, where: str, given: Mapping[str, object], fit: Fit) -> ProfileSource:
+def _source(path: Path, where: str, given: Mapping[str, object], fit: LatencyFit) -> ProfileSource:
     texts = {name: _text(path, f"{where}.{name}", _plain(given.get(name, ""))) for name in _SOURCE_TEXTS}
     numbers = {
         name: finite(path, f"{where}.{name}", given[name], positive=name.endswith("_ms"))

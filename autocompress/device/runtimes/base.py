@@ -139,6 +139,11 @@ def get_runtime(name: str) -> Runtime:
     return runtime
 
 
+def runs_torch_operators(name: str) -> bool:
+    """Return whether files for a runtime may call torch's own operators, which need no form in ONNX."""
+    return name.startswith("torch")
+
+
 def check_transparent(runtime: Runtime) -> None:
     """Raise InputError for a runtime whose operations cannot be timed one by one."""
     if runtime.opaque:

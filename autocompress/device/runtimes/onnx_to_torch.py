@@ -6,6 +6,8 @@ hand. Each torch call remembers the ONNX node that it was made for.
 
 from __future__ import annotations
 
+import json
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +21,10 @@ from torch import fx
 
 from autocompress.device.runtimes import torch_shapes  # noqa: F401  (it registers its operators)
 from autocompress.device.runtimes.base import NodeTime
-from autocompress.device.runtimes.torch_operators import OPERATORS
+from autocompress.device.runtimes.torch_operators import OPERATORS, Attributes
 from autocompress.errors import InputError
+from autocompress.graph.network import Ref, arg_from_json
+from autocompress.graph.operators import TORCH_DOMAIN, UnknownOperatorError, dtype_named, implementation
 
 _INTEGER_OPERATORS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "DynamicQuantizeLinear")
 
@@ -63,7 +67,7 @@ def torch_graph(model: bytes, runtime: str) -> TorchGraph:
             why="it computes in 8 bits, and this runtime has no integer kernels",
             fix="use onnxruntime or openvino, or a space without 8 bits",
         )
-    unknown = sorted(kinds - OPERATORS.keys())
+    unknown = sorted({node.op_type for node in graph.node if node.domain != TORCH_DOMAIN} - OPERATORS.keys())
     if unknown:
         raise InputError(
             f"{runtime} cannot load the model",
@@ -99,9 +103,35 @@ class _Translation:
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         inputs = [self.values[value] if value else None for value in node.input]
         emit = _Emit(self, name)
-        result = OPERATORS[node.op_type](emit, attributes, *inputs)
+        if node.domain == TORCH_DOMAIN:
+            result = _called(emit, attributes, inputs, len(node.output))
+        else:
+            result = OPERATORS[node.op_type](emit, attributes, *inputs)
         results = result if isinstance(result, list) else [result]
         self.values.update(zip(node.output, results, strict=False))
+
+
+def _called(emit: _Emit, attributes: Attributes, inputs: list[Any], outputs: int) -> Any:
+    """Call the torch operator that a node stands for; see `export.onnx_parts`."""
+    name = attributes["operator"].decode()
+    args, options = json.loads(attributes["arguments"])
+    tensors = [emit.tensor(value) for value in inputs]
+
+    def filled(leaf: Any) -> Any:
+        if isinstance(leaf, Ref):
+            return tensors[int(leaf.node)]
+        return dtype_named(leaf) if isinstance(leaf, str) else leaf
+
+    def listed(arg: Any) -> Any:
+        return [listed(item) for item in arg] if isinstance(arg, tuple) else filled(arg)
+
+    positional = [listed(arg_from_json(arg)) for arg in args]
+    named = {key: listed(arg_from_json(value)) for key, value in options.items()}
+    try:
+        result = emit(implementation(name), *positional, **named)
+    except UnknownOperatorError as error:
+        raise InputError(f"torch has no operator {name} here", why=error.why, fix=error.fix) from error
+    return [emit(operator.getitem, result, index) for index in range(outputs)] if outputs > 1 else result
 
 
 @dataclass(frozen=True)
@@ -127,6 +157,10 @@ class _Emit:
         if arg.ndim == 0 and arg.dtype != np.bool_:
             return arg.item()
         return self._buffer(arg)
+
+    def tensor(self, value: Any) -> Any:
+        """Return a value of the graph; an array as a buffer, also where it has no dimensions."""
+        return self._buffer(value) if isinstance(value, np.ndarray) else value
 
     def _buffer(self, array: Any) -> fx.Node:
         root, name = self.translation.root, f"c{len(list(self.translation.root.buffers()))}"

@@ -92,7 +92,8 @@ class OpenVino:
         return self._session(model, threads, counters=False)
 
     def node_times(self, model: bytes, threads: int, repeats: int) -> list[NodeTime]:
-        """Return medians over several models: the counters are coarse, and where code and data lie matters."""
+        """Return medians over several models: the counters are coarse, and where code and data lie
+        matters."""
         readings = [self._reading(model, threads, repeats) for _ in range(_READINGS)]
         return [
             replace(layers[0], time_us=statistics.median(layer.time_us for layer in layers))

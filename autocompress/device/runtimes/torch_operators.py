@@ -45,7 +45,9 @@ def _with(function: Callable[..., Any], *defaults: tuple[str, Any]) -> Operator:
 
 _ALIKE: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs, "Add": operator.add, "Cos": torch.cos, "Div": operator.truediv, "Erf": torch.erf,
-    "Exp": torch.exp, "Floor": torch.floor, "Greater": torch.gt, "HardSwish": functional.hardswish,
+    "And": torch.logical_and, "Equal": torch.eq, "Exp": torch.exp, "Floor": torch.floor,
+    "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le, "Not": torch.logical_not,
+    "Or": torch.logical_or, "Xor": torch.logical_xor, "Greater": torch.gt, "HardSwish": functional.hardswish,
     "Log": torch.log, "MatMul": torch.matmul, "Mish": functional.mish, "Mul": operator.mul,
     "Neg": torch.neg, "Pow": torch.pow, "Reciprocal": torch.reciprocal, "Relu": torch.relu,
     "Round": torch.round, "Selu": functional.selu, "Sigmoid": torch.sigmoid, "Sin": torch.sin,
@@ -121,6 +123,15 @@ def _extreme(function: Callable[..., Any], bound: str) -> Operator:
 
 
 OPERATORS.update({"Max": _extreme(torch.maximum, "min"), "Min": _extreme(torch.minimum, "max")})
+
+
+_TYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64,
+          9: torch.bool, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}  # fmt: skip
+
+
+@torch_for("Cast")
+def cast(emit: Any, attributes: Attributes, x: Any) -> Any:
+    return emit(torch.ops.aten.to.dtype, x, _TYPES[attributes["to"]])
 
 
 @torch_for("HardSigmoid")

@@ -113,6 +113,8 @@ def slice_(
 @torch_for("Gather")
 def gather(emit: Any, attributes: Attributes, x: Any, indices: Any) -> Any:
     axis = attributes.get("axis", 0)
+    if not isinstance(indices, np.ndarray):
+        return emit(functional.embedding, indices, x)
     if indices.ndim == 0:
         return emit(torch.select, x, axis, int(indices))
     taken = emit(torch.index_select, x, axis, indices.reshape(-1))

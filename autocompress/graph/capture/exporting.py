@@ -4,28 +4,98 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
+from autocompress.graph.capture.example import Example, called
+from autocompress.graph.capture.signature import Signature, Tree, names_in, taken_apart
 
 EXPORT_BATCH = 2
 
 
-def exported(module: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+@dataclass(frozen=True)
+class Exported:
+    """A program of all tensors of the example in their order; `signature` is None for one in and one out."""
+
+    program: torch.export.ExportedProgram
+    signature: Signature | None
+
+
+def exported(module: nn.Module, example: Example) -> Exported:
     """Return the module's program at any batch size.
 
-    Raises TeacherError with torch's reason when it cannot be captured.
+    A module that takes or returns more than one tensor is changed: its `forward` takes and returns them one
+    after the other. Raises TeacherError with torch's reason when it cannot be captured.
     """
-    example = torch.zeros(EXPORT_BATCH, *input_shape)
+    if _is_plain(module, example):
+        return Exported(_program(module, example), None)
+    trees: list[Tree] = []
+    _take_and_return_tensors(module, example, trees)
+    program = _program(module, example)
+    names = _unique(names_in(example.tree, "")) if example.tree is not None else ("input",)
+    arguments = {"dict": [["input", {"tensor": 0}]]} if example.tree is None else example.tree
+    outputs = _unique(_output_names(trees[-1]), names)
+    return Exported(program, Signature(names, outputs, arguments, trees[-1]))
+
+
+def _is_plain(module: nn.Module, example: Example) -> bool:
+    if example.tree is not None:
+        return False
+    try:
+        with torch.no_grad():
+            result = called(module, None, example.at(EXPORT_BATCH))
+    except Exception:  # What is wrong is told by torch.export.
+        return True
+    return isinstance(result, Tensor) and result.is_floating_point()
+
+
+def _take_and_return_tensors(module: nn.Module, example: Example, trees: list[Tree]) -> None:
+    original = module.forward
+
+    def forward(*tensors: Tensor) -> tuple[Any, ...]:
+        results, tree = taken_apart(called(original, example.tree, list(tensors)))
+        trees.append(tree)
+        return tuple(results)
+
+    module.forward = forward
+
+
+def _output_names(tree: Tree) -> list[str]:
+    names = names_in(tree)
+    return [name if name and not name[0].isdigit() else f"output_{name}".rstrip("_") for name in names]
+
+
+def _unique(wanted: Any, taken: tuple[str, ...] = ()) -> tuple[str, ...]:
+    names: list[str] = []
+    for name in wanted:
+        count, unique = 0, name
+        while unique in (*names, *taken):
+            count += 1
+            unique = f"{name}_{count}"
+        names.append(unique)
+    return tuple(names)
+
+
+def _program(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
     logging.getLogger("torch.export").setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch")
+    sizes = [{0: batch} if example.follows_batch(one) else None for one in example.tensors]
+    plain = "forward" not in vars(module)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             return torch.export.export(
-                module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+                module,
+                tuple(example.at(EXPORT_BATCH)),
+                dynamic_shapes=tuple(sizes) if plain else (tuple(sizes),),
+                strict=False,
             )
+    except TeacherError:
+        raise
     except Exception as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TeacherError(
@@ -44,4 +114,4 @@ def _fix(error: Exception) -> str:
         return "make forward() work for any batch size: no branch on it, x.shape[0] instead of a number"
     if "same dtype" in text or ("dtype" in text and "Half" in text):
         return "let forward() compute in the type of its input: without .half(), .bfloat16() or .double()"
-    return "make forward() take one tensor of any batch size, without branches on the values of tensors"
+    return "make forward() run on any batch size, without branches on the values of tensors"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.cost.kernels import Kernel, kernels
-from autocompress.device.runtimes.base import Runtime, get_runtime
+from autocompress.device.runtimes.base import Runtime, get_runtime, runs_torch_operators
 from autocompress.errors import AutocompressError, InputError
 from autocompress.export.onnx import to_onnx
 from autocompress.export.parity import Parity, check_model, check_parity
@@ -157,7 +157,7 @@ def check_network(
     if candidates < 1:
         raise InputError(f"candidates is {candidates}", fix="give 1 or more")
     engine = get_runtime(runtime)
-    opened = open_teacher(teacher, data, input_size, console=console)
+    opened = open_teacher(teacher, data, input_size, console=console, runtime=runtime)
     bound = probed(bind(space, opened.network), opened.weights)
     checker = _Checker(opened, bound, engine, *_examples(opened, seed))
     found = kernels(deployed_network(bound, Candidate()))
@@ -237,7 +237,11 @@ class _Checker:
             step = "calibrating"
             module = self._shipped(network, weights)
             step = "exporting"
-            model = to_onnx(module.source_network, module.export_weights())
+            model = to_onnx(
+                module.source_network,
+                module.export_weights(),
+                torch_operators=runs_torch_operators(self.engine.name),
+            )
             check_model(model)
             step = f"running in {self.engine.name}"
             session = self.engine.load(model.SerializeToString(), 1)

@@ -39,7 +39,7 @@ def is_pair(made: Any) -> bool:
         return False
     images, labels = made
     arrays = all(isinstance(item, (np.ndarray, Tensor)) for item in made)
-    return arrays and images.ndim in (3, 4) and labels.ndim in (1, 2) and len(images) == len(labels)
+    return arrays and images.ndim in (3, 4) and labels.ndim in (1, 2, 3, 4) and len(images) == len(labels)
 
 
 def array_set(images: Any, labels: Any, where: str) -> ArraySet:

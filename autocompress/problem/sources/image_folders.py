@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +83,13 @@ def read_images(spec: specs.Spec, reading: Reading) -> Source:
     found = _found(spec)
     layout = _labelled(found) if is_webdataset(found) else arrange(found, settings.class_folder)
     files, class_names, said = _files(layout, found, settings)
-    size = _choose_size(files["train"], settings, hints, spec)
+    size = choose_size(files["train"], settings, hints, spec)
     channels = settings.channels or hints.channels or (hints.input_shape[0] if hints.input_shape else 3)
     normalisation, whose = source.chosen_normalisation(settings, hints, channels, spec.text)
-    load = partial(
-        _load,
-        channels=channels,
-        size=size,
-        crop_share=hints.crop_share if hints.input_shape and max(size) > SMALL_SIDE else 1.0,
-        normalisation=normalisation,
-        augmentation=settings.augmentation or "crop-flip",
-        reading=reading,
-    )
-    splits = {name: load(item) for name, item in files.items()}
+    splits = {
+        name: load_files(item, channels, size, normalisation, settings, reading)
+        for name, item in files.items()
+    }
     return Source(
         name=spec.text,
         num_classes=len(class_names) or int(splits["train"].labels.max()) + 1,
@@ -207,7 +200,7 @@ def _check_classes(layout: Layout, names: tuple[str, ...], found: Found) -> None
             )
 
 
-def _choose_size(files: Files, settings: Settings, hints: Preprocessing, spec: specs.Spec) -> tuple[int, int]:
+def choose_size(files: Files, settings: Settings, hints: Preprocessing, spec: specs.Spec) -> tuple[int, int]:
     """(height, width)."""
     if settings.size:
         return settings.size
@@ -229,19 +222,25 @@ def _choose_size(files: Files, settings: Settings, hints: Preprocessing, spec: s
     )
 
 
-def _load(
+def load_files(
     files: Files,
-    *,
     channels: int,
     size: tuple[int, int],
-    crop_share: float,
     normalisation: Normalisation,
-    augmentation: str,
+    settings: Settings,
     reading: Reading,
+    whole: bool = False,
 ) -> Split:
-    prepare = _Prepare(files, channels, size, crop_share, augmentation)
+    """Return the split of these files, in memory where it fits there.
+
+    A `whole` image is scaled to the size, without cropping; it stays in memory, so that what belongs to its
+    places can move with it.
+    """
+    hints, augmentation = reading.hints, settings.augmentation or "crop-flip"
+    crop_share = hints.crop_share if hints.input_shape and max(size) > SMALL_SIDE and not whole else 1.0
+    prepare = _Prepare(files, channels, size, crop_share, augmentation, whole)
     count = len(files.names)
-    if count * channels * size[0] * size[1] > reading.cache_memory_bytes:
+    if not whole and count * channels * size[0] * size[1] > reading.cache_memory_bytes:
         return LazySplit(prepare, files.labels, normalisation, identity="\n".join(files.names), content=files)
     images = torch.empty((count, channels, *size), dtype=torch.uint8)
     for position in range(count):
@@ -254,8 +253,15 @@ class _Prepare:
     """(position, augment) → 8-bit image (C, H, W), by timm's transforms where the size is not right."""
 
     def __init__(
-        self, files: Files, channels: int, size: tuple[int, int], crop_share: float, augmentation: str
+        self,
+        files: Files,
+        channels: int,
+        size: tuple[int, int],
+        crop_share: float,
+        augmentation: str,
+        whole: bool = False,
     ) -> None:
+        self.whole = whole
         self.files, self.channels, self.size, self.crop_share = files, channels, size, crop_share
         self.plain = self._transform(is_training=False, crop_pct=crop_share)
         self.augmented = self.plain
@@ -274,6 +280,8 @@ class _Prepare:
 
     def __call__(self, position: int, augment: bool) -> Tensor:
         image = self.files.open_image(position, self.channels)
+        if self.whole:
+            return as_tensor(image.resize(self.size[::-1], Image.Resampling.BILINEAR))
         if augment:
             return torch.as_tensor(self.augmented(image))
         if self.crop_share == 1.0 and image.size == self.size[::-1]:

@@ -28,11 +28,13 @@ LARGEST_SIDE = 8192
 
 @dataclass(frozen=True)
 class Reading:
-    """How data is to be read: what the teacher says, what may be held in memory, who is told of progress."""
+    """How data is to be read: what the teacher says, what may be held in memory, who is told of progress, and
+    what labels the task needs; None where that is not known."""
 
     hints: Preprocessing = field(default_factory=Preprocessing)
     cache_memory_bytes: int = CACHE_MEMORY_BYTES
     progress: Progress | None = None
+    targets: str | None = "classes"
 
     def tell(self, what: str, done: int, total: int) -> None:
         if self.progress and done % PROGRESS_EVERY == 0:
@@ -44,7 +46,8 @@ class Source:
     """What a reader found; a missing validation or test split is cut from `train` later.
 
     `places` says where each split was found, `notes` whatever else is to be told; `class_map` is the number
-    of the teacher's output for each class, where the user gave it.
+    of the teacher's output for each class, where the user gave it. `targets` is what
+    labels are, as in `Task`.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Source:
     places: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     class_map: specs.Value | None = None
+    targets: str = "classes"
 
 
 @dataclass(frozen=True)

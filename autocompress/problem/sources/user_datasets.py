@@ -15,7 +15,7 @@ from autocompress.errors import DataError
 from autocompress.problem import specs
 from autocompress.problem.sources import arrays, source
 from autocompress.problem.sources.iterables import map_style
-from autocompress.problem.sources.labels import Label, numbered, read_label
+from autocompress.problem.sources.labels import classes_in, read_label, targets_of
 from autocompress.problem.sources.layout import PREFERENCE, split_of
 from autocompress.problem.sources.pixels import UnusableImageError, as_tensor, in_channels
 from autocompress.problem.sources.source import Reading, Source
@@ -33,13 +33,27 @@ class MapStyle(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Unlabelled:
+    """A dataset whose items are images, or pairs of an image and what is not read."""
+
+    items: MapStyle
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        item = self.items[index]
+        return (item[0] if isinstance(item, (tuple, list)) else item), 0
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One split under way: labels as the user wrote them, and images where they are held in memory."""
 
     dataset: MapStyle
     where: str
-    labels: list[Label]
+    labels: list[Any]
     images: Tensor | None
     note: str = ""
 
@@ -117,6 +131,8 @@ def from_datasets(made: Any, name: str, reading: Reading) -> Source:
     for split, item in named.items():
         where = f"{name}, {TITLES[split]}"
         dataset, note = map_style(item, where, reading)
+        if reading.targets == "none":
+            dataset = Unlabelled(dataset)
         if not len(dataset):
             raise DataError(
                 f"the {TITLES[split]} data is empty",
@@ -128,7 +144,7 @@ def from_datasets(made: Any, name: str, reading: Reading) -> Source:
             form = Form(tuple(first.shape), reading.hints.channels)
         parts[split] = _part(dataset, where, form, reading, note)
     assert form is not None
-    return _source(name, parts, form, said)
+    return _source(name, parts, form, said, reading)
 
 
 def _named(made: Any, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -172,8 +188,10 @@ def _preference(key: str) -> int:
     return PREFERENCE.index(key.lower()) if key.lower() in PREFERENCE else len(PREFERENCE)
 
 
-def _source(name: str, parts: dict[str, Part], form: Form, said: tuple[str, ...]) -> Source:
-    labels, label_names = numbered([part.labels for part in parts.values()], name)
+def _source(name: str, parts: dict[str, Part], form: Form, said: tuple[str, ...], reading: Reading) -> Source:
+    labels, label_names, targets = targets_of(
+        [(part.labels, part.where) for part in parts.values()], name, reading.targets
+    )
     first = parts["train"]
     image = _image(first.dataset, 0, first.where, form.channels) if first.images is None else first.images[0]
     normalisation = normalisation_of(image)
@@ -185,13 +203,14 @@ def _source(name: str, parts: dict[str, Part], form: Form, said: tuple[str, ...]
     channels, height, width = form.shape
     return Source(
         name=name,
-        num_classes=max(len(label_names), int(labels[0].max()) + 1),
+        num_classes=classes_in(labels[0], label_names, targets),
         input_shape=(channels, height, width),
         normalisation=normalisation,
         train=splits["train"],
         validation=splits.get("validation"),
         test=splits.get("test"),
         class_names=class_names,
+        targets=targets,
         notes=(*said, *(part.note for part in parts.values() if part.note)),
     )
 
@@ -230,7 +249,7 @@ def _part(dataset: MapStyle, where: str, form: Form, reading: Reading, note: str
         if tuple(dataset.images.shape[1:]) != form.shape:
             _check_image(dataset.images[0], 0, where, form)
         _check_finite(dataset.images, where)
-        labels = [read_label(value, n, where) for n, value in enumerate(dataset.labels)]
+        labels = list(dataset.labels)
         return Part(dataset, where, labels, dataset.images, note)
     first = _checked(dataset, 0, where, form)
     if _is_random(dataset, where, form) or first.nbytes * len(dataset) > reading.cache_memory_bytes:
@@ -241,7 +260,7 @@ def _part(dataset: MapStyle, where: str, form: Form, reading: Reading, note: str
     for position in range(len(dataset)):
         image, label = _item(dataset, position, where)
         images[position] = _check_image(_as_tensor(image, where, form.channels), position, where, form)
-        labels.append(read_label(label, position, where))
+        labels.append(label)
         reading.tell(f"reading {where}", position + 1, len(dataset))
     return Part(dataset, where, labels, images, note)
 
@@ -257,15 +276,15 @@ def _is_random(dataset: MapStyle, where: str, form: Form) -> bool:
     return any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(*views, strict=True))
 
 
-def _labels(dataset: MapStyle, where: str) -> tuple[list[Label], str]:
+def _labels(dataset: MapStyle, where: str) -> tuple[list[Any], str]:
     """The labels of all items: from `.targets` where these say what the items say, else from the items."""
     known = getattr(dataset, "targets", None)
     count = len(dataset)
     if known is not None and len(known) == count:
         step = max(1, count // COMPARED_LABELS)
         if all(_same(known[n], _item(dataset, n, where)[1], n, where) for n in range(0, count, step)):
-            return [read_label(known[n], n, where) for n in range(count)], ""
-    labels = [read_label(_item(dataset, n, where)[1], n, where) for n in range(count)]
+            return [known[n] for n in range(count)], ""
+    labels = [_item(dataset, n, where)[1] for n in range(count)]
     differ = known is not None and len(known) == count
     return labels, f"{where}: .targets differ from the labels of the items, which are used" if differ else ""
 

@@ -24,6 +24,7 @@ from autocompress.graph.coupling import Coupling, Group
 from autocompress.graph.module import GraphModule
 from autocompress.graph.network import Network, Node, Weights
 from autocompress.graph.replace_layer import groups_of
+from autocompress.problem.tasks.task import Task
 from autocompress.students.calibration.importance import output_curvature
 from autocompress.students.calibration.layer_inputs import Moments, collect_moments, solvable_layers
 from autocompress.transforms.families.prune import atom_scores
@@ -103,11 +104,16 @@ def _damped(matrix: Array, damping: float) -> Array:
 
 
 def obs_importance(
-    coupling: Coupling, module: GraphModule, images: Sequence[Tensor], groups: Iterable[Group]
+    coupling: Coupling,
+    module: GraphModule,
+    images: Sequence[Tensor],
+    groups: Iterable[Group],
+    task: Task | None = None,
 ) -> Weights:
     """Losses of the channels of `groups` as importances: parameter → one number per output channel.
 
-    `module` computes `coupling.network`, and gives scores of classes. Batches of images `(N, C, H, W)` are
+    `module` computes `coupling.network`, and gives the outputs of the task, by default
+    classes. Batches of images `(N, C, H, W)` are
     read twice per group, or less often where the matrices fit into memory together. A group that no
     layer reads by a dense weight of its own is judged by its squared weights. Raises ValueError without
     images.
@@ -117,7 +123,7 @@ def obs_importance(
     for part in _that_fit(coupling.network, [(group, _readers(coupling, group)) for group in groups]):
         nodes = {node.name: node for _, readers in part for node, _ in readers}
         moments = collect_moments(module, nodes.values(), images)
-        curvature = output_curvature(module, nodes.values(), images, LARGEST_OUT)
+        curvature = output_curvature(module, nodes.values(), images, LARGEST_OUT, task)
         for group, readers in part:
             losses = _losses(group, readers, weights, moments, curvature)
             place = next(place for place in group.places if place.axis == 0)

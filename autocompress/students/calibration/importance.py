@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autocompress.graph.module import GraphModule
 from autocompress.graph.network import Node, Param, Weights
 from autocompress.graph.replace_layer import channel_axis
 from autocompress.problem.splits import Batch
+from autocompress.problem.tasks.classification import Classification
+from autocompress.problem.tasks.task import Task, drawn_direction
 from autocompress.problem.teacher import eval_mode
 
 Method = Literal["l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd"]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 DRAWS = 8
 """Directions drawn for each batch, from which curvature is estimated."""
@@ -30,7 +31,7 @@ def saliency(
     module: nn.Module,
     batches: Iterable[Batch] = (),
     method: Method = "taylor",
-    loss: Loss = functional.cross_entropy,
+    task: Task | None = None,
 ) -> Weights:
     """{parameter name: importance of each element}, of the parameter's shape, ≥ 0.
 
@@ -41,7 +42,9 @@ def saliency(
     - `geometric_median`: the sum of a filter's distances to the other filters of its weight, spread
       evenly over its elements; 0 for vectors (He et al. 2019, arXiv:1811.00250).
     - `obd`: ½ · h · w² (LeCun et al. 1989, "Optimal brain damage"), h the diagonal of the Gauss-Newton
-      matrix of the cross-entropy, estimated from random directions (see `_directions`). `loss` is not read.
+      matrix of the task's loss, estimated from random directions (see `_directions`).
+
+    `loss` is that of the task, by default the cross-entropy of classes.
 
     Gradients are taken in eval mode; the module's own `.grad` fields stay as they are.
     Raises ValueError for an unknown method, and where gradients are needed and there are no batches.
@@ -50,7 +53,7 @@ def saliency(
         raise ValueError(f"importance {method!r} is not one of {', '.join(get_args(Method))}")
     parameters = dict(module.named_parameters())
     if method in _NEED_GRADIENTS:
-        return _from_gradients(module, parameters, batches, loss, method)
+        return _from_gradients(module, parameters, batches, task or Classification(), method)
     if method == "geometric_median":
         return {name: _numpy(_distances(value.detach())) for name, value in parameters.items()}
     scales = _batch_norm_scales(module) if method == "bn_scale" else frozenset(parameters)
@@ -76,7 +79,7 @@ def _from_gradients(
     module: nn.Module,
     parameters: dict[str, nn.Parameter],
     batches: Iterable[Batch],
-    loss: Loss,
+    task: Task,
     method: Method,
 ) -> Weights:
     used = [name for name, value in parameters.items() if value.requires_grad]
@@ -84,7 +87,7 @@ def _from_gradients(
     values = [parameters[name] for name in used]
     count = 0
     with eval_mode(module), torch.enable_grad():
-        for objective in _objectives(module, batches, loss, method):
+        for objective in _objectives(module, batches, task, method):
             gradients = torch.autograd.grad(objective, values, allow_unused=True, retain_graph=True)
             for name, gradient in zip(used, gradients, strict=True):
                 if gradient is not None:
@@ -99,38 +102,39 @@ def _from_gradients(
     }
 
 
-def _objectives(module: nn.Module, batches: Iterable[Batch], loss: Loss, method: Method) -> Iterator[Tensor]:
+def _objectives(module: nn.Module, batches: Iterable[Batch], task: Task, method: Method) -> Iterator[Tensor]:
     """What to take gradients of whose squares are averaged."""
     generator = torch.Generator().manual_seed(0)
     for images, labels in batches:
         outputs = module(images)
         if method == "obd":
-            yield from _directions(outputs, generator)
+            yield from _directions(outputs, generator, task)
         else:
-            yield loss(outputs, labels)
+            yield task.loss(outputs, labels)
 
 
-def _directions(outputs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+def _directions(outputs: Tensor, generator: torch.Generator, task: Task) -> Iterator[Tensor]:
     """What to take gradients of whose squares have the Gauss-Newton matrix of a batch as their mean.
 
-    The cross-entropy's curvature by the scores z of an example, diag(p) − ppᵀ, is S Sᵀ with S = diag(√p) −
-    p√pᵀ. With random signs s, z · (S s) has a gradient whose outer product has JᵀS SᵀJ as its mean (Martens
-    2020, arXiv:1412.1193, with drawn labels in place of signs, which are rarely wrong ones where the network
-    is sure). Summed over a batch, over √batch. A single output counts by its square.
+    The loss's curvature by the scores z of an example is S Sᵀ. With random signs s, z · (S s) has a gradient
+    whose outer product has JᵀS SᵀJ as its mean (Martens 2020, arXiv:1412.1193, with drawn labels in place of
+    signs, which are rarely wrong ones where the network is sure). Summed over a batch, over √batch.
     """
-    scores = outputs.movedim(1, -1).flatten(0, -2) if outputs.ndim > 1 else outputs[:, None]
-    p = scores.detach().softmax(1) if scores.shape[1] > 1 else torch.ones_like(scores)
+    found = task.scores(outputs)
+    scores = found.movedim(1, -1).flatten(0, -2) if found.ndim > 1 else found[:, None]
     for _ in range(DRAWS):
-        signs = torch.randint(2, p.shape, generator=generator).to(p) * 2 - 1
-        drawn = p.sqrt() * signs
-        across = p * drawn.sum(1, keepdim=True) if scores.shape[1] > 1 else 0
-        yield (scores * (drawn - across)).sum() / len(outputs) ** 0.5
+        signs = torch.randint(2, scores.shape, generator=generator).to(scores) * 2 - 1
+        yield (scores * drawn_direction(task.curvature, scores, signs)).sum() / len(outputs) ** 0.5
 
 
 def output_curvature(
-    module: GraphModule, layers: Iterable[Node], images: Iterable[Tensor], largest: int
+    module: GraphModule,
+    layers: Iterable[Node],
+    images: Iterable[Tensor],
+    largest: int,
+    task: Task | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """{layer: how an error of its output bends the cross-entropy of an example, `(out, out)`}.
+    """{layer: how an error of its output bends the loss of an example, `(out, out)`}.
 
     It is the mean over the examples of g · gᵀ, summed over the layer's places, where g is the gradient of
     the loss by one place of the output: the outer factor of the curvature of the layer's weight (K-FAC,
@@ -142,10 +146,12 @@ def output_curvature(
     shapes = {name: size if size <= largest else 1 for name, size in sizes.items()}
     totals = {name: np.zeros((size, size)) for name, size in shapes.items()}
     generator = torch.Generator().manual_seed(0)
-    batches = 0
+    batches, known = 0, task or Classification()
     with eval_mode(module), torch.enable_grad():
         for batch in images if wanted else ():
-            _add_curvature(module, batch, wanted, totals, generator)
+            _add_curvature(
+                module, batch, wanted, totals, partial(_directions, generator=generator, task=known)
+            )
             batches += 1
     return {name: total / max(1, batches * DRAWS) for name, total in totals.items()}
 
@@ -155,11 +161,11 @@ def _add_curvature(
     images: Tensor,
     wanted: Mapping[str, Node],
     totals: dict[str, NDArray[np.float64]],
-    generator: torch.Generator,
+    directions: Callable[[Tensor], Iterator[Tensor]],
 ) -> None:
     """Of one batch, summed over the draws; what it computed is gone when it returns."""
     outputs, values = _with_values(module, images, wanted)
-    for direction in _directions(outputs, generator) if values else ():
+    for direction in directions(outputs) if values else ():
         gradients = torch.autograd.grad(
             direction, list(values.values()), allow_unused=True, retain_graph=True
         )

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 
 from autocompress.graph.module import GraphModule
 from autocompress.problem.splits import Split
+from autocompress.problem.tasks.task import Task
 from autocompress.students.calibration.importance import saliency
 from autocompress.students.calibration.layer_inputs import CALIBRATION_BATCH, collect_moments, solvable_layers
 from autocompress.transforms.families.sparsity import Evidence, Thinning
 
 
-def evidence(module: GraphModule, examples: Split, thinnings: Mapping[str, Thinning]) -> Evidence:
+def evidence(
+    module: GraphModule, examples: Split, thinnings: Mapping[str, Thinning], task: Task | None = None
+) -> Evidence:
     """What the methods of these layers need to know of `module`, and no more, on the examples."""
     methods = {thinning.method for thinning in thinnings.values()}
-    scores = saliency(module, examples.batches(CALIBRATION_BATCH), "obd") if "obd" in methods else {}
+    batches = examples.batches(CALIBRATION_BATCH)
+    scores = saliency(module, batches, "obd", task) if "obd" in methods else {}
     wanted = {name for name, thinning in thinnings.items() if thinning.method == "obs"}
     nodes = [node for node in solvable_layers(module.source_network) if node.name in wanted]
     if not nodes:

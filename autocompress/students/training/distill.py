@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from autocompress.errors import AutocompressError
 from autocompress.graph.module import GraphModule
 from autocompress.problem.data import Data
 from autocompress.problem.splits import Split, TensorSplit
+from autocompress.problem.tasks.task import Task
 from autocompress.problem.teacher import eval_mode
-from autocompress.students.training.losses import ClassLoss, FeatureLoss, Loss, label_loss
+from autocompress.students.training.losses import FeatureLoss, Loss
 from autocompress.students.training.precision import (
     autocast,
     device_named,
@@ -79,8 +81,8 @@ def distil(
     are folded away (for quantization-aware distillation) by SGD at a lower rate; biases and norms do
     not decay.
 
-    The loss is the `ClassLoss` of the settings unless another is given; without a teacher it is the
-    cross-entropy with the labels. `features` needs a student and a teacher that are GraphModules.
+    The loss is that of the data's task unless another is given; without a teacher that of the labels.
+    `features` needs a student and a teacher that are GraphModules.
     A `TeacherOutputs` shared by calls with one seed and batch size computes the teacher once for all.
     The student comes back to the device where it was. On the processor equal arguments give equal weights,
     except under a time limit; on a GPU sums may come out in another order. `stop()` is asked at every step.
@@ -97,13 +99,19 @@ def distil(
             all_answers=_all_answers(answers, data.train, settings, device),
             split=data.train,
             settings=settings,
-            loss=loss or (ClassLoss(settings.temperature, settings.alpha) if answers else label_loss),
+            loss=loss or _loss_of(data.task, settings, has_teacher=answers is not None),
             features=features,
             device=device,
             bfloat16=half,
             layout=layout_for(student, next(data.train.batches(2))[0].to(device)),
         )
         return run.train(progress, stop)
+
+
+def _loss_of(task: Task, settings: DistillSettings, *, has_teacher: bool) -> Loss:
+    if not has_teacher:
+        return lambda outputs, _, labels: task.loss(outputs, labels)
+    return partial(task.distilled, temperature=settings.temperature, alpha=settings.alpha)
 
 
 def one_cycle(share: float) -> float:
@@ -185,6 +193,8 @@ def _all_answers(
     """Return the teacher's outputs for all images where they do not change from epoch to epoch."""
     fixed = isinstance(split, TensorSplit) and not (settings.augment and split.augmentation != "none")
     if answers is None or not fixed or settings.epochs < 1:
+        return None
+    if not answers.fits(split, device):
         return None
     return answers.of_all(split, settings.batch_size, device)
 

@@ -9,23 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autocompress.problem.tasks.task import soft_targets
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(student's output, teacher's output, labels) → a scalar."""
-
-
-def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL divergence from the teacher's softened class probabilities, times T² (Hinton et al. 2015,
-    arXiv:1503.02531): the factor keeps gradients of the size they have at temperature 1.
-
-    Logits are `(N, classes)`; the result is the mean over the batch.
-    """
-    divergence = functional.kl_div(
-        functional.log_softmax(student / temperature, 1),
-        functional.log_softmax(teacher / temperature, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return divergence * temperature**2
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class DistillSettings:
     """Say how a student is trained; every field has a default, and what is None is found out.
 
     `epochs` are passes over the training data and may be a fraction. `learning_rate` is the highest of the
-    cycle, by default one that suits the optimiser. `temperature` and `alpha` are those of the `ClassLoss`.
+    cycle, by default one that suits the optimiser. `temperature` and `alpha` are those of `Task.distilled`.
     `precision` "auto" is bfloat16 where the processor has it; `train_on` "auto" is the GPU that torch sees,
     else the processor. `time_limit_s` shortens the cycle after a few steps were timed.
     """

@@ -51,6 +51,12 @@ class TeacherOutputs:
             self._bytes += outputs.nbytes
         return outputs
 
+    def fits(self, split: Split, device: torch.device = CPU) -> bool:
+        """Return whether the outputs for every image of the split may be held at once."""
+        images, _ = next(split.batches(2))
+        outputs = self.outputs((split.fingerprint(), "first"), images.to(device))
+        return outputs.nbytes // len(outputs) * split.size <= self.maximum_bytes
+
     def of_all(self, split: Split, batch_size: int, device: torch.device = CPU) -> Tensor:
         """Float32 outputs for every image of the split, in order and without augmentation."""
         key = split.fingerprint()

@@ -57,7 +57,7 @@ def _pairs(network: Network) -> Iterator[tuple[Node, Node]]:
 
 def _only_reader(network: Network, node: Node) -> Node | None:
     readers = network.users[node.name]
-    return network.by_name[readers[0]] if len(readers) == 1 and node.name != network.output else None
+    return network.by_name[readers[0]] if len(readers) == 1 and node.name not in network.outputs else None
 
 
 def _is_plain(network: Network, node: Node) -> bool:

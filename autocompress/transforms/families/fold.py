@@ -53,10 +53,7 @@ def fold_batch_norms(
         return network, weights
     kept = (replaced.get(node.name, node) for node in network.nodes)
     nodes = redirect((node for node in kept if node is not None), new_names)
-    folded_network = replace(
-        network, nodes=nodes, output=new_names.get(network.output, network.output), params=params
-    )
-    folded_network = prune_dead(folded_network)
+    folded_network = prune_dead(replace(network.with_outputs(new_names), nodes=nodes, params=params))
     if weights is not None:
         weights = {name: weights[name] for name in folded_network.params}
     return folded_network, weights
@@ -70,7 +67,7 @@ def _foldable_layer(network: Network, norm: Node) -> Node | None:
     layer = network.by_name.get(norm.args[0].node)
     if layer is None or layer.op not in WEIGHTED or layer.quantizer is not None:
         return None
-    if layer.kwargs or network.users[layer.name] != (norm.name,) or network.output == layer.name:
+    if layer.kwargs or network.users[layer.name] != (norm.name,) or layer.name in network.outputs:
         return None
     if layer.op == "linear" and len(layer.shape) != 2:
         return None

@@ -52,7 +52,7 @@ def stretch(network: Network, layer: str) -> Stretch | str:
 def _only_reader(network: Network, node: Node) -> Node | None:
     """The node that alone reads the value, as its data and once."""
     users = network.users[node.name]
-    if len(users) != 1 or network.output == node.name:
+    if len(users) != 1 or node.name in network.outputs:
         return None
     reader = network.by_name[users[0]]
     return reader if reader.inputs == (node.name,) and reader.args[0] == Ref(node.name) else None

@@ -108,7 +108,7 @@ def prune(coupling: Coupling, weights: Weights | None, keep: Keep) -> tuple[Netw
                 value = np.compress(stays, value, axis=axis)
         params[name] = replace(spec, shape=tuple(shape))
         if value is not None:
-            sliced[name] = np.ascontiguousarray(value)
+            sliced[name] = np.ascontiguousarray(value).reshape(value.shape)
     for name, order in _orders(coupling, nodes, keep).items():
         params[name] = ParamSpec(order.shape, str(order.dtype), trainable=False)
         sliced[name] = order

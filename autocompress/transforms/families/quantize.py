@@ -229,7 +229,7 @@ def carrier(network: Network, node: Node) -> str:
     """The value at which the result of `node` is rounded, if it is: that of a clipping activation that
     alone reads it, or its own."""
     users = network.users[node.name]
-    if len(users) == 1 and node.name != network.output and _clips_at_zero(network.by_name[users[0]]):
+    if len(users) == 1 and node.name not in network.outputs and _clips_at_zero(network.by_name[users[0]]):
         return users[0]
     return node.name
 
@@ -246,7 +246,7 @@ def _joined(network: Network, node: Node, planned: set[str]) -> set[str]:
     target = carrier(network, node) if node.op in _ARITHMETIC else node.name
     if node.op in _ARITHMETIC and target in planned and planned.intersection(sources):
         return set(sources)
-    if target == network.output or not planned.issuperset(sources):
+    if target in network.outputs or not planned.issuperset(sources):
         return set()
     leads_on = any(_reads_integers(network, network.by_name[user]) for user in network.users[target])
     return {target} if leads_on or _is_global_pool(node) else set()
@@ -255,7 +255,7 @@ def _joined(network: Network, node: Node, planned: set[str]) -> set[str]:
 def _is_rounded_first(network: Network, node: Node) -> bool:
     """Whether data that are moved and then rounded are better rounded and then moved."""
     source = node.inputs[0]
-    alone = network.users[source] == (node.name,) and source != network.output
+    alone = network.users[source] == (node.name,) and source not in network.outputs
     return known(node.op).rounds_first and alone
 
 
