@@ -197,7 +197,8 @@ def _attention_scale(node: Node, old: Node, coupling: Coupling, keep: Keep) -> N
 
 def _norm_groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
     del coupling, keep
-    return _with_arg(node, 1, old.args[1] * node.shape[1] // old.shape[1])
+    groups = int(old.args[1])
+    return node if groups == 1 else _with_arg(node, 1, groups * node.shape[1] // old.shape[1])
 
 
 def _shuffled(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
