@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from autocompress.export.student_folder import load_student as load
     from autocompress.problem.budgets import Budgets, Limits
     from autocompress.problem.candidate import Candidate, Cost, Site
+    from autocompress.problem.tasks.metric import Metric
+    from autocompress.problem.tasks.task import Task
     from autocompress.runs.front import Front
     from autocompress.runs.student import Student
 
@@ -71,6 +73,7 @@ __all__ = [
     "InputError",
     "InterruptedSearchError",
     "Limits",
+    "Metric",
     "NoisyDeviceError",
     "NothingFeasibleError",
     "ProfileError",
@@ -79,6 +82,7 @@ __all__ = [
     "SpaceError",
     "Student",
     "StudentError",
+    "Task",
     "TeacherError",
     "TooManyFailuresError",
     "__version__",
@@ -127,6 +131,8 @@ _MODULES = {
     "problem.budgets": ("Budgets", "Limits"),
     "problem.candidate": ("Candidate", "Cost", "Site"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "problem.tasks.metric": ("Metric",),
+    "problem.tasks.task": ("Task",),
     "runs.front": ("Front",),
     "runs.student": ("Student",),
 }

@@ -55,7 +55,7 @@ class Inspection:
 
     @property
     def conclusion(self) -> str:
-        """One sentence where nothing is left to decide, else empty."""
+        """Say in one sentence that nothing is left to decide, where that is so, else nothing."""
         from autocompress.pipeline.preparation import NOTHING_PAYS
 
         everything_dropped = self.dropped and all(len(site.options) == 1 for site in self.sites)
@@ -84,7 +84,7 @@ class Inspection:
         }
 
     def table(self) -> Any:
-        """The same for a terminal."""
+        """Draw the same for a terminal."""
         from autocompress.reporting.inspection_tables import inspection_table
 
         return inspection_table(self)
@@ -98,7 +98,7 @@ def inspect(
     input_size: InputSize | None = None,
     console: Console | None = None,
 ) -> Inspection:
-    """Lists every decision a search could take, and every one it could not, with the reason.
+    """List every decision a search could take, and every one it could not, with the reason.
 
     The input size is the data's, else `input_size` (pixels of a side, (height, width), or
     (channels, height, width)), else what the teacher says about itself.
@@ -259,7 +259,7 @@ def _budgets(given: Budgets | None, options: dict[str, Any]) -> Budgets:
 
 
 def resume(run: str | Path, add_trials: int = 0, console: Console | None = None) -> Front:
-    """Goes on with a search where it stopped; finished trials are not repeated."""
+    """Go on with a search where it stopped; finished trials are not repeated."""
     from autocompress.pipeline.request import recorded_request
 
     request = recorded_request(Path(run), add_trials)
@@ -270,7 +270,7 @@ def resume(run: str | Path, add_trials: int = 0, console: Console | None = None)
 
 
 def front(run: str | Path) -> Front:
-    """The certified Pareto front of a run. Needs neither torch nor the search's packages."""
+    """Read the certified Pareto front of a run. Needs neither torch nor the search's packages."""
     from autocompress.runs.front import front_of
     from autocompress.runs.store import read_run
 
@@ -278,7 +278,7 @@ def front(run: str | Path) -> Front:
 
 
 def _answering(found: Front) -> Front:
-    """The front with its run's answers to new budgets behind `Front.solve`, read when first asked."""
+    """Return the front with its run's answers to new budgets behind `Front.solve`, read when first asked."""
 
     @cache
     def answers() -> Answers:
@@ -296,7 +296,8 @@ def solve(
     size: str | None = None,
     packed_size: str | None = None,
 ) -> Answer:
-    """The candidate that is expected to lose least within limits as typed (`1.5ms`, `40%` of the teacher).
+    """Return the candidate that is expected to lose least within limits as typed (`1.5ms`, `40%` of the
+    teacher).
 
     Nothing is evaluated; see `Front.solve`. Raises NothingFeasibleError when there is none.
     """
@@ -335,7 +336,7 @@ def pick(
     packed_size: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Copies the most accurate certified student within these limits to `output`.
+    """Copy the most accurate certified student within these limits to `output`.
 
     Percentages are of the teacher's measured cost. Raises NothingFeasibleError when there is none.
     """
@@ -346,14 +347,14 @@ def pick(
 
 
 def bench(student: str | Path, console: Console | None = None) -> MeasuredAgain:
-    """Measures a student folder again, here, and says whether it keeps the budgets it was certified for."""
+    """Measure a student folder again, here, and say whether it keeps the budgets it was certified for."""
     from autocompress.pipeline.bench_again import measure_again
 
     return measure_again(Path(student), console or Console())
 
 
 def pack(student: str | Path, output: str | Path | None = None, coder: str = "context") -> tuple[Path, int]:
-    """Writes the student of a folder as one coded file, by default `student.acz` in it: (file, its bytes).
+    """Write the student of a folder as one coded file, by default `student.acz` in it: (file, its bytes).
 
     `load` reads the file. Raises StudentError where the folder cannot be read or the file not be written.
     """
@@ -363,7 +364,7 @@ def pack(student: str | Path, output: str | Path | None = None, coder: str = "co
 
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:
-    """Writes one offline HTML file about a run, by default `report.html` in its folder."""
+    """Write one offline HTML file about a run, by default `report.html` in its folder."""
     from autocompress.reporting.html import write_report
 
     return write_report(Path(run), None if output is None else Path(output))
@@ -382,7 +383,7 @@ class Status(TypedDict):
 
 
 def status(run: str | Path) -> Status:
-    """What a search has done and decided so far."""
+    """Say what a search has done and decided so far."""
     from autocompress.runs.store import read_run
 
     record = read_run(Path(run))
@@ -398,14 +399,14 @@ def status(run: str | Path) -> Status:
 
 
 def doctor() -> dict[str, Any]:
-    """What this machine can do: processor, precisions, threads, runtimes, versions, problems."""
+    """Say what this machine can do: processor, precisions, threads, runtimes, versions, problems."""
     from autocompress.device.measure.machine import doctor as examine
 
     return examine().to_json()
 
 
 def versions() -> Mapping[str, str]:
-    """Versions of the packages that decide results."""
+    """Return the versions of the packages that decide results."""
     from autocompress.runs.store import environment_record
 
     return dict(environment_record(0)["packages"])

@@ -71,7 +71,7 @@ class Console:
         return f"{clock(left_s)} of {clock(self._limit_s)} left"
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """Say one line to the user."""
         if self.quiet:
             return
         write_plainly(sys.stderr)
@@ -83,7 +83,7 @@ class Console:
 
     @contextmanager
     def stage(self, name: str, total: float | None, then: str = "") -> Iterator[ProgressBar]:
-        """A bar, or a line now and then, for as long as the block runs; `then` names the next stage."""
+        """Show a bar, or a line now and then, for as long as the block runs; `then` names the next stage."""
         stage = ProgressBar(self, name, total, then)
         if self.quiet or not self._terminal():
             with stage.signs_of_life():
@@ -156,7 +156,7 @@ class ProgressBar:
         return ", ".join(filter(None, (left, self.then and f"then {self.then}")))
 
     def restart(self, name: str, total: float | None, then: str = "") -> None:
-        """The same bar for the next part of the work."""
+        """Begin the same bar anew for the next part of the work."""
         self.finish()
         self.name, self.total, self.then = name, total, then
         self._done, self._shown = 0.0, -1.0
@@ -175,7 +175,7 @@ class ProgressBar:
 
     @contextmanager
     def signs_of_life(self) -> Iterator[None]:
-        """Repeats the last line, with the time, where one step takes long."""
+        """Repeat the last line, with the time, where one step takes long."""
         ended = threading.Event()
 
         def repeat() -> None:

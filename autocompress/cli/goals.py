@@ -70,7 +70,7 @@ def check(
     seed: int,
     output_format: str,
 ) -> None:
-    """Tries in about a minute whether a network goes through all that a search does to it.
+    """Try in about a minute whether a network goes through all that a search does to it.
 
     A few joint candidates are cut from it, exported, run, and compared with what they should compute.
     Shows how much can be changed, and what is locked and why. Nothing is trained, measured or written.

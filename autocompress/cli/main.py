@@ -50,7 +50,7 @@ def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 def main() -> None:
-    """Compresses a neural network until it keeps hard latency, memory and size budgets on a device.
+    """Compress a neural network until it keeps hard latency, memory and size budgets on a device.
 
     Results go to stdout, progress to stderr. AUTOCOMPRESS_DEBUG=1 shows where an error comes from.
 
@@ -92,7 +92,7 @@ def inspect(
     input_size: InputSize | None,
     output_format: str,
 ) -> None:
-    """Shows every decision a search could take about a teacher, and what is locked and why.
+    """Show every decision a search could take about a teacher, and what is locked and why.
 
     With --device also the predicted cost of the teacher and the least reachable one.
 
@@ -111,7 +111,7 @@ def inspect(
 @profile_options
 @click.pass_context
 def profile(ctx: click.Context, /, **options: Any) -> None:
-    """Measures this machine: kernel times on random networks of a space, and how well they predict.
+    """Measure this machine: kernel times on random networks of a space, and how well they predict.
 
     A search prices its candidates with the profile, so it is made once for each device, runtime,
     number of threads, space and input size. Keep the machine otherwise idle meanwhile.
@@ -142,7 +142,7 @@ for command in COMMANDS:
 @main.command(short_help="Find, train and certify students under budgets.")
 @search_options
 def search(run: Path, resume: bool, overwrite: bool, **options: Any) -> None:
-    """Searches under hard budgets, distils the best candidates, and certifies them on this machine.
+    """Search under hard budgets, distil the best candidates, and certify them on this machine.
 
     At least one of --latency, --memory, --size and --packed-size is needed. What cannot be reached is refused
     before anything is trained. Ctrl-C lets the trial under way finish, ends a last
@@ -180,7 +180,7 @@ def search(run: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     help="Trials beyond those asked for.",
 )
 def resume(run: Path, add_trials: int) -> None:
-    """Goes on with the search in RUN where it stopped; nothing that finished is repeated.
+    """Go on with the search in RUN where it stopped; nothing that finished is repeated.
 
     \b
     Example:
@@ -217,7 +217,7 @@ def front(
     sort: str,
     output_format: str,
 ) -> None:
-    """Shows the certified students of RUN that no other one beats in everything at once.
+    """Show the certified students of RUN that no other one beats in everything at once.
 
     \b
     Example:
@@ -259,7 +259,7 @@ def pick(
     solve: bool,
     output_format: str,
 ) -> None:
-    """Copies the most accurate certified student of RUN within these limits to a folder.
+    """Copy the most accurate certified student of RUN within these limits to a folder.
 
     Prints the folder. Ends with exit code 3 and names the nearest miss where there is none.
 
@@ -292,7 +292,7 @@ def pick(
 @click.argument("student", type=FOLDER)
 @FORMAT
 def bench(student: Path, output_format: str) -> None:
-    """Measures the folder STUDENT again, on this machine, against the budgets it was certified for.
+    """Measure the folder STUDENT again, on this machine, against the budgets it was certified for.
 
     Ends with exit code 3 where it breaks one of them here.
 
@@ -322,7 +322,7 @@ def bench(student: Path, output_format: str) -> None:
     help="The smallest file, or the simplest code.",
 )
 def pack(student: Path, output: Path | None, coder: str) -> None:
-    """Writes the network and the weights of the folder STUDENT as one file, coded without loss.
+    """Write the network and the weights of the folder STUDENT as one file, coded without loss.
 
     Small where weights are sparse, share few values or have 8 bits; docs/acz-format.md says how. Prints the
     file and its bytes.
@@ -343,7 +343,7 @@ def pack(student: Path, output: Path | None, coder: str) -> None:
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN/report.html]"
 )
 def report(run: Path, output: Path | None) -> None:
-    """Writes one HTML file about RUN that needs no network, and prints where it is.
+    """Write one HTML file about RUN that needs no network, and print where it is.
 
     \b
     Example:
@@ -357,7 +357,7 @@ def report(run: Path, output: Path | None) -> None:
 @main.command(short_help="Show what this machine can do.")
 @FORMAT
 def doctor(output_format: str) -> None:
-    """Shows what this machine can do: processor, precisions, threads, runtimes, versions, problems.
+    """Show what this machine can do: processor, precisions, threads, runtimes, versions, problems.
 
     \b
     Example:
@@ -374,7 +374,7 @@ def doctor(output_format: str) -> None:
 @RUN
 @FORMAT
 def status(run: Path, output_format: str) -> None:
-    """Shows what the search in RUN has done and decided so far, also while it is under way.
+    """Show what the search in RUN has done and decided so far, also while it is under way.
 
     \b
     Example:

@@ -30,7 +30,7 @@ class Commands(click.Group):
     """A group whose commands end with a sentence and an exit code, never with a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """In the order in which they are used."""
+        """List the commands in the order in which they are used."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -80,7 +80,7 @@ def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
 
 
 def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Seconds of `90s`, `30m` or `1.5h`, as the callback of an option."""
+    """Return the seconds of `90s`, `30m` or `1.5h`, as the callback of an option."""
     if value is None:
         return None
     match = _DURATION.match(value)
@@ -95,7 +95,7 @@ def input_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if value is None:
         return None
     sides = value.lower().split("x")
-    if not 1 <= len(sides) <= 3 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    if not 1 <= len(sides) <= 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise click.BadParameter(f"{value!r} is not a size; use 64, 32x96 or 1x32x96", ctx, param)
     numbers = tuple(int(side) for side in sides)
     return numbers[0] if len(numbers) == 1 else numbers
@@ -103,7 +103,7 @@ def input_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 @contextmanager
 def resumable(run: Path) -> Iterator[None]:
-    """Tells whoever stops a search, at any of its stages, how to go on with it."""
+    """Tell whoever stops a search, at any of its stages, how to go on with it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -117,7 +117,7 @@ def resumable(run: Path) -> Iterator[None]:
 
 
 def to_stdout(data: Any, table: Any, output_format: str) -> None:
-    """JSON, or a table drawn by a function that is only called when it is wanted."""
+    """Print JSON, or a table drawn by a function that is only called when it is wanted."""
     if output_format == "json":
         click.echo(json.dumps(data, indent=2))
         return

@@ -15,6 +15,7 @@ from autocompress.device.profile_files.store import load_profile
 from autocompress.errors import TeacherError
 from autocompress.pipeline.before_search.candidate_check import check_opened
 from autocompress.pipeline.before_search.own_profile import FAST_NETWORKS, own_profile
+from autocompress.pipeline.before_search.task_fit import AskedTask
 from autocompress.pipeline.options import SearchOptions
 from autocompress.pipeline.preparation import OpenedTeacher, open_teacher
 from autocompress.pipeline.request import Goal, Request
@@ -48,6 +49,7 @@ def request_for(goal: Goal, *, resume: bool, console: Console) -> tuple[Request,
         goal.data,
         console=console,
         cache_memory_bytes=goal.options.cache_memory_mib * 2**20,
+        asked=AskedTask(goal.options.task, goal.options.metric),
         runtime=goal.machine.runtime,
     )
     options = _with_time(goal.options, opened, console)

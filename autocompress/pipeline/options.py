@@ -20,8 +20,11 @@ from autocompress.students.training.settings import DeviceName, DistillSettings
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.problem.tasks.task import Task
+
 Options = TypeVar("Options")
 
+NOT_RECORDED = "(an object of the session)"
 DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
 """Without a number of trials: where there is no time limit either, and where there is one."""
 
@@ -172,6 +175,21 @@ class SearchOptions:
         None, "Give up a trial after this.", flag="--trial-timeout", is_duration=True
     )
 
+    task: str | Task | None = option(
+        None,
+        "What outputs mean: classification, binary, multi-label, regression, dense, segmentation, "
+        "embeddings, detection, agreement, each with options such as ,ignored=11; or file.py:callable.",
+        metavar="TASK",
+        by_default="by labels and outputs",
+    )
+    metric: Any = option(
+        None,
+        "What students are judged by: file.py:callable of (predictions, labels) that gives a number for each "
+        "example.",
+        metavar="METRIC",
+        by_default="the task's",
+    )
+
     @property
     def most_trials(self) -> int:
         """Return how many candidates are evaluated at most."""
@@ -209,8 +227,8 @@ RUNTIME_HELP = (
 )
 DATA_HELP = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, package.module:callable, or file.py:callable."
 INPUT_SIZE_HELP = (
-    "Size of the input images, where neither --data nor the teacher says it: 64 for squares, 32x96 for "
-    "32 high and 96 wide, 1x32x96 with the channels."
+    "Size of the input, where neither --data nor the teacher says it: 64 for squares, 32x96 for "
+    "32 high and 96 wide, 1x32x96 with the channels; 16000 for a signal, 8x64x64 for a volume."
 )
 
 

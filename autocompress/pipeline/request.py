@@ -13,7 +13,7 @@ from autocompress.device.measure.machine import device_description
 from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile_files.store import load_profile
 from autocompress.errors import RunError
-from autocompress.pipeline.options import ProfileRequest, SearchOptions
+from autocompress.pipeline.options import NOT_RECORDED, ProfileRequest, SearchOptions
 from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space, space_of
 from autocompress.runs.store import check_available, read_run
@@ -89,7 +89,7 @@ class Request:
 
 
 def recorded_request(run: Path, add_trials: int = 0) -> Request:
-    """The request that a run folder was made with, with more trials.
+    """Return the request that a run folder was made with, with more trials.
 
     Raises RunError for a run that was started from objects of a Python session, or whose configuration was
     changed into what is none.
@@ -98,6 +98,13 @@ def recorded_request(run: Path, add_trials: int = 0) -> Request:
     config = record.config
     for name in ("teacher", "data"):
         if not config.get(name):
+            raise RunError(
+                f"the run was started with a {name} object, which is not recorded",
+                where=str(run),
+                fix="call compress(…, resume=True) with the same objects",
+            )
+    for name in ("task", "metric"):
+        if (config.get("options") or {}).get(name) == NOT_RECORDED:
             raise RunError(
                 f"the run was started with a {name} object, which is not recorded",
                 where=str(run),

@@ -142,7 +142,7 @@ class Scoring:
         self.console.say(text)
 
     def _score(self, found: _Found, images: int) -> None:
-        """Computes what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
+        """Compute what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
         choices = list(choices_to_score(self.workshop.bound))
         failures = Failures(self.store.paths.root, "choices", "choice_scored", only_alike=False)
 
@@ -217,7 +217,8 @@ class Scoring:
         return event
 
     def _rankings(self, scores: Mapping[str, Damage], images: int) -> list[Ranking]:
-        """How well each measure ranks random candidates inside the budgets by their loss in one shot."""
+        """Measure how well each measure ranks random candidates inside the budgets by their loss in one
+        shot."""
         pricer, rng = self.pricer, random.Random(self.seed)
         one_shot = OneShot(self.workshop, images=PROBE_IMAGES, fit_images=images)
         repair = Repairer(pricer, self.limits, {})
@@ -228,8 +229,8 @@ class Scoring:
         return ranked(harms, list(losses), list(losses.values()))
 
     def _images(self) -> int:
-        """Fewer for large networks: all choices together get a fixed number of multiply-adds, or a share of
-        the time limit, by the speed of the teacher."""
+        """Return how many images to score with, fewer for large networks: all choices together get a fixed
+        number of multiply-adds, or a share of the time limit, by the speed of the teacher."""
         choices = sum(len(site.options) for site in self.workshop.bound.free)
         choices += most_scored(choices)
         affordable = SCORE_MACS / (2 * choices * max(1, self.pricer.teacher.macs))
@@ -275,7 +276,7 @@ class _Found:
 
 
 def _loss(one_shot: OneShot, probe: Candidate) -> float:
-    """NaN for a candidate that fails, as one may in a trial."""
+    """Return the loss, NaN for a candidate that fails, as one may in a trial."""
     try:
         return one_shot(probe).evaluation.loss
     except Exception as error:
@@ -289,7 +290,8 @@ def _may_succeed(event: ChoiceScored | JointScored) -> bool:
 
 
 def _finite(result: Result) -> dict[str, float]:
-    """By measure. What could not be scored is taken for as bad as the solver takes anything to be."""
+    """Return the damage by measure. What could not be scored is taken for as bad as the solver takes anything
+    to be."""
     values = {measure: float(result.values.get(measure, math.nan)) for measure in MEASURES}
     return {
         name: min(value, MOST_DAMAGE) if math.isfinite(value) else MOST_DAMAGE
@@ -307,7 +309,8 @@ class _Joint:
         }
 
     def damage(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Of each; what could not be scored is as bad as the solver takes anything to be."""
+        """Return the damage of each; what could not be scored is as bad as the solver takes anything to
+        be."""
         missing = dict(enumerate(one for one in candidates if one.key not in self.known))
         scoring = self.scoring
 

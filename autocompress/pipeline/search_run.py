@@ -18,6 +18,7 @@ from autocompress.device.profile_files.store import write_profile
 from autocompress.errors import InputError, NothingFeasibleError
 from autocompress.export.onnx import to_onnx
 from autocompress.graph.module import build
+from autocompress.pipeline.before_search.task_fit import AskedTask
 from autocompress.pipeline.certification import (
     Device,
     StudentCertifier,
@@ -26,12 +27,15 @@ from autocompress.pipeline.certification import (
     measured_student,
     shown_metric,
 )
-from autocompress.pipeline.options import SearchOptions
+from autocompress.pipeline.options import NOT_RECORDED, SearchOptions
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher, priced, seen_by
 from autocompress.pipeline.request import Request
 from autocompress.pipeline.scoring import Scoring
 from autocompress.problem.budgets import Budgets, check_reachable
 from autocompress.problem.specs import absolute
+from autocompress.problem.tasks.classification import Classification
+from autocompress.problem.tasks.metric import ACCURACY
+from autocompress.problem.tasks.task import Task
 from autocompress.progress import Console, clock
 from autocompress.runs.events import RunFinished, RunStarted, SiteRecord
 from autocompress.runs.front import Front, front_of
@@ -62,7 +66,7 @@ def carry_out(
     console: Console,
     opened: OpenedTeacher | None = None,
 ) -> Front:
-    """Runs the request; returns the certified front. `opened` is its teacher, where that is open already.
+    """Run the request and return the certified front. `opened` is its teacher, where that is open already.
 
     Raises NothingFeasibleError after a search in which no student kept the budgets.
     """
@@ -107,7 +111,7 @@ def planned_stages(options: SearchOptions, *before: str) -> str:
 
 
 def _keep_profile(paths: RunPaths, profile: DeviceProfile) -> None:
-    """Copies the profile into the run once, all of it or nothing: `resume` reads it from there."""
+    """Copy the profile into the run once, all of it or nothing: `resume` reads it from there."""
     if not paths.device.is_dir():
         unfinished = paths.device.with_name(f".{paths.device.name}.partial")
         write_profile(unfinished, profile)
@@ -129,6 +133,7 @@ def opened_for(request: Request, console: Console) -> OpenedTeacher:
         data_seed=0,
         console=console,
         cache_memory_bytes=request.options.cache_memory_mib * 2**20,
+        asked=AskedTask(request.options.task, request.options.metric),
         runtime=request.profile.runtime,
     )
 
@@ -156,7 +161,7 @@ def check_training(options: SearchOptions) -> None:
 
 
 def _check_budgets(budgets: Budgets, pricer: Pricer) -> None:
-    """Refuses, before anything runs, a budget that no candidate reaches by its predicted cost."""
+    """Refuse, before anything runs, a budget that no candidate reaches by its predicted cost."""
     check_reachable(budgets.resolve(pricer.teacher), pricer.smallest)
 
 
@@ -171,14 +176,34 @@ def _config(request: Request, prepared: _Prepared) -> dict[str, Any]:
             "budgets": request.budgets.to_json(),
             "device": request.profile.fingerprint,
             "seed": request.options.seed,
+            **_identity_of(opened.data.task),
         },
         "teacher": absolute(opened.teacher.spec) if opened.teacher.spec else "",
         "data": absolute(request.data) if isinstance(request.data, str) else None,
         "device": request.profile.name,
         "space": request.space.to_json(),
         "budgets": request.budgets.to_json(),
-        "options": asdict(request.options),
+        "options": _recorded(request.options),
     }
+
+
+def _identity_of(task: Task) -> dict[str, str]:
+    """Return what tells the task from others; nothing for classes and accuracy, as runs always were."""
+    if type(task) is Classification and task.metric == ACCURACY and not task.ending:
+        return {}
+    return {"task": f"{task.spec or task.name}; {task.metric_spec or task.metric.name}"}
+
+
+def _recorded(options: SearchOptions) -> dict[str, Any]:
+    """Return the options as they are written; a task or metric that was given as an object is not."""
+    plain = replace(options, task=_written(options.task), metric=_written(options.metric))
+    return asdict(plain)
+
+
+def _written(given: Any) -> str | None:
+    if given is None or isinstance(given, str):
+        return given and absolute(given)
+    return NOT_RECORDED
 
 
 class _SearchRun:

@@ -82,7 +82,7 @@ def executor(
     cpus_per_trial: float | None = None,
     gpus_per_trial: float = 0.0,
 ) -> Executor:
-    """In process for no workers and no address, otherwise Ray Tune.
+    """Return an executor: in process for no workers and no address, otherwise Ray Tune.
 
     Raises InputError when ray is missing, `address` cannot be reached, or no node of the cluster has what
     a trial takes.
@@ -184,7 +184,7 @@ class _Bridge:
         self._error: BaseException | None = None
 
     def next_task(self, trial_id: str) -> str | Wait | None:
-        """The next task as JSON; None when there will be none."""
+        """Return the next task as JSON; None when there will be none."""
         try:
             if self._error or self._stop():
                 return None
@@ -273,7 +273,7 @@ def _searcher(bridge: _Bridge) -> Any:
                 bridge.finished(trial_id, result["result"])
 
         def save(self, checkpoint_path: str) -> None:
-            """The run store is the truth; Tune's own state is never restored."""
+            """Save nothing: the run store is the truth; Tune's own state is never restored."""
 
     return Owner()
 
@@ -290,14 +290,14 @@ def _error_callback(bridge: _Bridge) -> Any:
 
 
 def _placed(factory: Factory) -> Any:
-    """A reference to the arrays in the object store, from where each node takes one copy."""
+    """Return a reference to the arrays in the object store, from where each node takes one copy."""
     import ray
 
     return ray.put({group: dict(arrays) for group, arrays in factory.arrays.items()})
 
 
 def _room(cpus: float, gpus: float) -> int:
-    """How many trials the nodes hold at once. Raises InputError where not one node holds one."""
+    """Return how many trials the nodes hold at once. Raises InputError where not one node holds one."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -319,7 +319,7 @@ def _places(available: float, needed: float) -> int:
 
 
 def _start_ray(cpus: int, address: str | None, folder: Path, array_bytes: int) -> bool:
-    """Connects to Ray, and says whether that has to be undone."""
+    """Connect to Ray, and say whether that has to be undone."""
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -365,7 +365,7 @@ def _own_ending() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for a minute."""
+    """Raise InputError where the address does not answer: Ray itself would try for a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address in ("auto", "local"):
         return

@@ -31,13 +31,16 @@ class DataSpec:
     preprocessing: Preprocessing
     num_classes: int
     class_names: tuple[str, ...]
+    targets: str = "classes"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DataSpec:
         """Return what `to_json` made `data` of."""
         hints = {name: _tuple(value) for name, value in data["preprocessing"].items()}
         names = tuple(str(name) for name in data["class_names"])
-        return cls(str(data["spec"]), Preprocessing(**hints), int(data["num_classes"]), names)
+        return cls(
+            str(data["spec"]), Preprocessing(**hints), int(data["num_classes"]), names, str(data["targets"])
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return every field by its name."""
@@ -45,7 +48,9 @@ class DataSpec:
 
     def open(self, _arrays: Arrays) -> Data:
         """Read the data."""
-        data = load_data(self.spec, 0, preprocessing=self.preprocessing)
+        data = load_data(self.spec, 0, preprocessing=self.preprocessing, targets=self.targets)
+        if data.targets != "classes" or self.targets == "none":
+            return data
         return matched(data, self.num_classes, self.class_names)
 
 

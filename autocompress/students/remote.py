@@ -16,11 +16,26 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.export.student_folder import write_folder
+from autocompress.graph.module import build
 from autocompress.graph.network import Network, from_json, to_json
 from autocompress.problem.candidate import Candidate
+from autocompress.problem.label_match import with_teacher_outputs
 from autocompress.problem.space import Space, space_of
+from autocompress.problem.tasks.choice import task_from_json, task_to_json
+from autocompress.problem.tasks.task import Task
 from autocompress.problem.teacher import Preprocessing
-from autocompress.runs.tasks import Arrays, Ask, Evaluate, Executor, Factory, Result, Stage, Stop, Task, Tell
+from autocompress.runs.tasks import (
+    Arrays,
+    Ask,
+    Evaluate,
+    Executor,
+    Factory,
+    Result,
+    Stage,
+    Stop,
+    Tell,
+)
+from autocompress.runs.tasks import Task as Work
 from autocompress.students.builder import Workshop
 from autocompress.students.checkpoints import discard
 from autocompress.students.evaluator import Evaluator
@@ -44,6 +59,7 @@ class RemoteConfig:
     settings: DistillSettings
     batch: int
     data: PackedData | DataSpec
+    task: Task
     torch_operators: bool = False
 
     @classmethod
@@ -56,6 +72,7 @@ class RemoteConfig:
             settings=DistillSettings.from_json(data["settings"]),
             batch=int(data["batch"]),
             data=PackedData.from_json(data["data"]) if "data" in data else DataSpec.from_json(data),
+            task=task_from_json(data["task"]),
             torch_operators=bool(data.get("torch_operators", False)),
         )
 
@@ -68,6 +85,7 @@ class RemoteConfig:
             "folder": str(self.folder),
             "settings": self.settings.to_json(),
             "batch": self.batch,
+            "task": task_to_json(self.task),
             "torch_operators": self.torch_operators,
             **({"data": values} if isinstance(self.data, PackedData) else values),
         }
@@ -91,7 +109,14 @@ def remote_evaluator(
     data, images = _travelling(workshop, data_spec, preprocessing or Preprocessing())
     importances = {f"{_SALIENCY}{method}": values for method, values in workshop.saliency.items()}
     config = RemoteConfig(
-        workshop.bound.network, space, folder.resolve(), workshop.settings, batch, data, torch_operators
+        workshop.bound.network,
+        space,
+        folder.resolve(),
+        workshop.settings,
+        batch,
+        data,
+        workshop.data.task,
+        torch_operators,
     )
     return Factory(_TARGET, config.to_json(), {"weights": workshop.weights, **importances, **images})
 
@@ -108,7 +133,7 @@ def _travelling(
             fix="give the data as a spec string, such as file.py:callable, or use workers=0",
         )
     data = workshop.data
-    return DataSpec(spec, preprocessing, data.num_classes, tuple(data.class_names)), {}
+    return DataSpec(spec, preprocessing, data.num_classes, tuple(data.class_names), data.targets), {}
 
 
 def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
@@ -117,10 +142,14 @@ def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
     saliency = {
         name.removeprefix(_SALIENCY): values for name, values in arrays.items() if name.startswith(_SALIENCY)
     }
+    weights = dict(arrays["weights"])
+    data = replace(known.data.open(arrays), task=known.task)
+    if isinstance(known.data, DataSpec) and known.task.targets == "none":
+        data = with_teacher_outputs(build(known.network, weights), data)
     workshop = Workshop(
         bind(known.space, known.network),
-        dict(arrays["weights"]),
-        known.data.open(arrays),
+        weights,
+        data,
         saliency,
         known.settings,
     )
@@ -136,7 +165,7 @@ class _Sending:
 
     evaluator: Evaluator
 
-    def __call__(self, task: Task) -> Mapping[str, Any]:
+    def __call__(self, task: Work) -> Mapping[str, Any]:
         values = dict(self.evaluator(task))
         student = self.evaluator.folder / Candidate.of(task.candidate).key
         if task.stage == Stage.FINAL and student.is_dir():

@@ -89,6 +89,11 @@ def _stacked(values: Sequence[Any], where: str) -> Tensor:
 def _in_type(labels: Tensor, kind: str, where: str) -> Tensor:
     if kind != "masks":
         return labels.float()
+    if labels.ndim == 1:
+        raise DataError(
+            "labels are one number for each image, not masks", where=where,
+            fix="--task classification or --task regression would fit",
+        )  # fmt: skip
     if labels.is_floating_point() or labels.ndim != 3 or int(labels.min()) < 0 or int(labels.max()) > 255:
         raise DataError(
             f"masks are {labels.dtype} of shape {tuple(labels.shape[1:])}", where=where,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,9 @@ from autocompress.problem.tasks.agreement import Agreement
 from autocompress.problem.tasks.classification import Binary, Classification, MultiLabel
 from autocompress.problem.tasks.detection import Detection
 from autocompress.problem.tasks.embeddings import Embeddings
-from autocompress.problem.tasks.measuring import score_of
-from autocompress.problem.tasks.metric import SHARE
+from autocompress.problem.tasks.metric import SHARE, Metric
 from autocompress.problem.tasks.segmentation import Segmentation
-from autocompress.problem.tasks.task import Ending, Task, only_metric
+from autocompress.problem.tasks.task import GIVEN, Ending, Task, only_metric
 from autocompress.problem.tasks.values import DenseValues, Regression
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -35,6 +35,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 """In the order in which they are tried where none is named; embeddings are always named."""
 
 ALWAYS_NAMED = ("embeddings", "detection")
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
 FIX = "name another with --task, or write your own: --task file.py:callable"
 
 
@@ -69,7 +70,7 @@ def task_named(name: str | Task, metric: Any = None) -> Task:
     if metric is None:
         return task
     if not isinstance(metric, str):
-        return only_metric(task, metric)
+        return only_metric(task, metric, GIVEN)
     parsed = specs.parse(metric, InputError)
     return only_metric(task, specs.load_callable(parsed, InputError), metric)
 
@@ -96,11 +97,43 @@ def _made(name: str) -> Task:
     return made
 
 
+def task_to_json(task: Task) -> dict[str, Any]:
+    """Return what makes the task again in another process.
+
+    Raises InputError for one that was given as an object.
+    """
+    if not task.spec or (isinstance(task.metric_spec, str) and task.metric_spec == GIVEN):
+        raise InputError(
+            "workers cannot be given a task or a metric of this process",
+            fix="name them: task='file.py:callable', metric='file.py:callable', or use workers=0",
+        )
+    state = {
+        name: value for name, value in vars(task).items() if name not in ("metric", "spec", "metric_spec")
+    }
+    return {
+        "spec": task.spec,
+        "metric_spec": task.metric_spec,
+        "metric": task.metric.to_json(),
+        "state": {name: value for name, value in state.items() if isinstance(value, _PLAIN)},
+    }
+
+
+def task_from_json(data: Mapping[str, Any]) -> Task:
+    """Return the task that `task_to_json` made `data` of."""
+    task = task_named(str(data["spec"]), data["metric_spec"] or None)
+    for name, value in data["state"].items():
+        setattr(task, name, tuple(value) if isinstance(value, list) else value)
+    task.metric = Metric.from_json(data["metric"])
+    return task
+
+
 def recognised(seen: Seen) -> Task:
     """Return the task that labels and outputs fit. Raises InputError where none does."""
     fitting = _fitting(seen)
     if not fitting:
         raise InputError("no task fits the data and the teacher", why=seen.described, fix=FIX)
+    if fitting[0] == "agreement":
+        return Agreement(values=seen.outputs.ndim < 2 or seen.outputs.shape[1] < 2)
     return TASKS[fitting[0]]()
 
 
@@ -146,6 +179,7 @@ def with_ending(task: Task, outputs: Tensor) -> tuple[Task, str]:
     ending = ending_of(outputs, task.curvature)
     if not ending or task.ending or isinstance(task, (Regression, DenseValues)):
         return task, ""
+    task = copy.copy(task)
     task.ending = ending
     words = {"softmax": "a Softmax", "log-softmax": "a LogSoftmax", "sigmoid": "a Sigmoid"}[ending]
     return task, f"the teacher ends in {words}: students learn on what stands before it, and end in it, too"
@@ -165,12 +199,11 @@ def ending_of(outputs: Tensor, curvature: str) -> Ending:
 
 
 def prepared(task: Task, outputs: Tensor, labels: Tensor) -> Task:
-    """Return the task with what it takes from held-out labels and the teacher's outputs for them.
+    """Return the task, scaled to the labels already, with what it takes from the teacher's outputs.
 
     Raises InputError for a metric that is NaN, that is the same whatever the outputs are, or that gives no
     row of numbers for each example.
     """
-    task = task.scaled(labels)
     rows = _statistics(task, outputs, labels)
     value, metric = task.measured(rows), task.metric
     if value != value:
@@ -179,17 +212,16 @@ def prepared(task: Task, outputs: Tensor, labels: Tensor) -> Task:
             fix="give more held-out data, or another --metric",
         )
     mixed = task.measured(_statistics(task, outputs.roll(1, 0), labels))
-    if len(rows) > 2 and value == mixed == task.measured(
-        _statistics(task, torch.zeros_like(outputs), labels)
-    ):
+    noise = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0))
+    if len(rows) > 2 and value == mixed == task.measured(_statistics(task, noise, labels)):
         raise InputError(
             f"the metric {metric.name} is {value:g} whatever the outputs are",
-            why="it is the same for the teacher's outputs, for those of other images, and for zeros",
+            why="it is the same for the teacher's outputs, for those of other images, and for noise",
             fix="use a metric that depends on the outputs; see docs/tasks.md",
         )
     if not metric.higher_is_better and metric.scale == 1.0 and mixed > value and metric.unit != SHARE:
-        task.metric = type(metric)(metric.name, False, metric.unit, mixed)
-    score_of(task, rows)
+        task = copy.copy(task)
+        task.metric = Metric(metric.name, False, metric.unit, mixed)
     return task
 
 

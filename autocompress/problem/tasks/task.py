@@ -15,6 +15,7 @@ Targets = Literal["classes", "values", "masks", "boxes", "none"]
 Ending = Literal["", "softmax", "log-softmax", "sigmoid"]
 Curvature = Literal["softmax", "sigmoid", "square"]
 
+GIVEN = "given"
 SMALLEST_SHARE = 1e-7
 """Probabilities below it are taken for it, so that their logarithm stays finite."""
 
@@ -41,6 +42,8 @@ class Task:
     ending: Ending = ""
     spec: str = ""
     """What names the task to another process; nothing for an object that only this process has."""
+    metric_spec: str = ""
+    """What names the metric where it is the user's own, `GIVEN` for a function of this process."""
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example, `(N,)`."""
@@ -173,7 +176,7 @@ def drawn_direction(curvature: Curvature, scores: Tensor, signs: Tensor) -> Tens
     return drawn - p * drawn.sum(1, keepdim=True)
 
 
-def only_metric(task: Task, metric: Any, spec: str = "") -> Task:
+def only_metric(task: Task, metric: Any, spec: str = GIVEN) -> Task:
     """Return the task judged by a metric of the user's: a function of (predictions, labels) that gives a
     number for each example, `(N,)`, the higher the better.
 
@@ -212,5 +215,5 @@ def only_metric(task: Task, metric: Any, spec: str = "") -> Task:
 
     judged = Judged.__new__(Judged)
     judged.__dict__.update(vars(task))
-    judged.metric, judged.spec = found, spec
+    judged.metric, judged.metric_spec = found, spec
     return judged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -35,8 +36,7 @@ class Regression(Task):
     def scaled(self, labels: Tensor) -> Regression:
         """Return the task with the spread of held-out labels, against which errors are held."""
         rows = labels.double().reshape(len(labels), -1)
-        found = type(self).__new__(type(self))
-        found.__dict__.update(vars(self))
+        found = copy.copy(self)
         found.variance = tuple(rows.var(0, correction=0).clamp_min(LEAST_SQUARE).tolist())
         if self.metric.name == "MAE":
             deviation = float((rows - rows.median(0).values).abs().mean())
@@ -103,8 +103,8 @@ class DenseValues(Task):
 
     def scaled(self, labels: Tensor) -> DenseValues:
         """Return the task with the range of held-out labels."""
-        found = type(self)(self.peak or float(labels.max() - labels.min()) or 1.0)
-        found.ending = self.ending
+        found = copy.copy(self)
+        found.peak = self.peak or float(labels.max() - labels.min()) or 1.0
         return found
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
