@@ -14,7 +14,7 @@ _SIGN_OF_LIFE_S = 30.0
 
 
 class Console:
-    """Says things and shows how far a stage is. `quiet` keeps everything back."""
+    """Say things and show how far a stage is. `quiet` keeps everything back."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet

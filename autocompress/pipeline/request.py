@@ -23,7 +23,7 @@ from autocompress.search.halving import PATIENCE, Epochs, Plan, planned
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What the user asked for; see `api.compress`."""
+    """Hold what the user asked for; see `api.compress`."""
 
     teacher: Any
     data: Any

@@ -41,7 +41,7 @@ FIX = "name another with --task, or write your own: --task file.py:callable"
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a task is recognised by: outputs for some images, their labels, and what the labels are."""
+    """Hold what a task is recognised by: outputs for some images, their labels, and what the labels are."""
 
     outputs: Tensor
     labels: Tensor
