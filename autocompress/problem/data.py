@@ -99,8 +99,8 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 over shapes, normalisation and the content of every split, without targets that are the
-        teacher's outputs."""
+        """Return the SHA-256 over shapes, normalisation and the content of every split, without targets that
+        are the teacher's outputs."""
         digest = hashlib.sha256(repr((self.num_classes, self.input_shape, self.mean, self.std)).encode())
         for split in (self.train, self.validation, self.test):
             digest.update(b"-" if split is None else _own(split, self.targets).fingerprint().encode())
