@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from autocompress.errors import BudgetError
+from autocompress.errors import BudgetError, InputError
 from autocompress.problem.candidate import Cost, Option, Site
 from autocompress.progress import Console
 
@@ -181,7 +181,7 @@ def check(
 def compress(
     teacher: str | nn.Module,
     data: Any,
-    device: str | Path,
+    device: str | Path | None = None,
     space: str | Path = "joint",
     budgets: Budgets | None = None,
     run: str | Path = "runs/latest",
@@ -190,35 +190,72 @@ def compress(
 ) -> Front:
     """Search under the budgets, distil the best, export, measure and certify them.
 
+        compress(model, data, latency="40%", output="student")
+
     Args:
         teacher: a spec (`timm:NAME,…`, `package.module:callable`, `file.py:callable`) or a module.
         data: a spec (`digits`, `imagefolder:DIR`, …) or a tuple (train, validation[, test]) of datasets.
-        device: name or path of a device profile.
+        device: name or path of a device profile. Without one the network is checked, and the profile of this
+            machine that is known for it is used, or a quick one is made, for `runtime` and `threads`.
         space: name or path of a search space.
-        budgets: hard limits; see `Budgets`.
+        budgets: hard limits; see `Budgets`. Or give them as typed: `latency="40%"`, `memory`, `size` and
+            `packed_size`.
         run: folder that records everything; it must not exist, unless `resume` or `overwrite`.
-        options: `resume=True`, `overwrite=True`, and the fields of `SearchOptions`: `trials`, `students`,
-            `time_limit_s`, `workers`, `sampler`, `seed`, `trial_epochs`, `distill_epochs`, …; one made
-            before is given as `options=`.
+        options: `resume=True`, `overwrite=True`, `output=FOLDER` for a copy of the most accurate student, and
+            the fields of `SearchOptions`: `trials`, `students`, `time_limit_s`, `workers`, `sampler`, `seed`,
+            `trial_epochs`, `distill_epochs`, …; one made before is given as `options=`. Without a device,
+            trials and a time limit the time is chosen, and said.
 
     Raises:
         NothingFeasibleError: no student keeps the budgets; names the nearest miss.
         InputError: something that was given cannot be used; nothing was trained.
     """
     from autocompress.device.profile_files.store import load_profile
-    from autocompress.pipeline.options import SearchOptions, from_keywords
-    from autocompress.pipeline.request import Request
+    from autocompress.pipeline.options import ProfileRequest, SearchOptions, from_keywords
+    from autocompress.pipeline.request import Goal
     from autocompress.problem.space import load_space
+    from autocompress.runs.student import check_output
 
-    if budgets is None:
-        raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
+    console, limits = console or Console(), _budgets(budgets, options)
     again = {name: bool(options.pop(name, False)) for name in ("resume", "overwrite")}
+    output, replaces = options.pop("output", None), any(again.values())
+    if output is not None:
+        check_output(output, overwrite=replaces)
+    machine: dict[str, Any] = {name: options.pop(name) for name in ("runtime", "threads") if name in options}
     asked = from_keywords(SearchOptions, options)
-    request = Request(teacher, data, load_profile(device), load_space(space), budgets, Path(run), asked)
-    request.check(**again)
+    goal = Goal(
+        teacher, data, load_space(space), limits, Path(run), asked, from_keywords(ProfileRequest, machine)
+    )
+    if device is not None:
+        if machine:
+            raise InputError("a device profile has its own runtime and threads", fix="give one of them")
+        request, opened = goal.with_profile(load_profile(device)), None
+        request.check(**again)
+    else:
+        goal.check(**again)
+        from autocompress.pipeline.one_command import request_for
+
+        request, opened = request_for(goal, resume=again["resume"], console=console)
     from autocompress.pipeline.search_run import carry_out
 
-    return _answering(carry_out(request, **again, console=console or Console()))
+    found = _answering(carry_out(request, **again, console=console, opened=opened))
+    if output is not None:
+        console.say(f"the student is in {found.best().save(output, overwrite=replaces)}")
+    return found
+
+
+def _budgets(given: Budgets | None, options: dict[str, Any]) -> Budgets:
+    """Return the budgets, or those that are typed in `options`, which are taken out. Raises BudgetError."""
+    from autocompress.problem.budgets import Budgets
+
+    names = ("latency", "memory", "size", "packed_size")
+    found = {name: options.pop(name, None) for name in names}
+    typed = {name: value for name, value in found.items() if value is not None}
+    if given is None and not typed:
+        raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
+    if given is not None and typed:
+        raise BudgetError(f"budgets and {next(iter(typed))} are both given", fix="give one of them")
+    return given or Budgets.parse(**typed)
 
 
 def resume(run: str | Path, add_trials: int = 0, console: Console | None = None) -> Front:

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+CACHE_VARIABLE = "AUTOCOMPRESS_CACHE"
+"""Names a folder for what is kept between commands, in place of the user's cache folder."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -36,6 +40,20 @@ def find(kind: str, name_or_path: str | Path) -> Path | None:
         file = f"{name_or_path}.yaml" if kind == "search_spaces" else str(name_or_path)
         return shipped(kind) / file
     return None
+
+
+def user_cache() -> Path | None:
+    """Return the folder for what is kept between commands, which need not exist; None where there is no home.
+
+    `AUTOCOMPRESS_CACHE` names it, else it is `autocompress` in `XDG_CACHE_HOME` or in `~/.cache`.
+    """
+    named, shared = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if named:
+            return Path(named).expanduser()
+        return Path(shared or "~/.cache").expanduser() / "autocompress"
+    except RuntimeError:
+        return None
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:

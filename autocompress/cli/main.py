@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.goals import check
+from autocompress.cli.goals import check, compress
 from autocompress.cli.options import (
     FOLDER,
     FORMAT,
@@ -22,9 +22,17 @@ from autocompress.cli.options import (
     search_options,
 )
 from autocompress.cli.profile import COMMANDS
-from autocompress.cli.support import Commands, one_of, resumable, to_stdout
+from autocompress.cli.support import (
+    Commands,
+    budgets_of,
+    one_of,
+    print_front,
+    resumable,
+    to_stdout,
+    what_comes_next,
+)
 from autocompress.errors import NothingFeasibleError
-from autocompress.pipeline.options import DATA_HELP, TEACHER_HELP
+from autocompress.pipeline.options import DATA_HELP, DEFAULT_TRIALS, TEACHER_HELP
 from autocompress.problem.specs import InputSize
 from autocompress.progress import Console
 
@@ -65,6 +73,7 @@ def main() -> None:
     """
 
 
+main.add_command(compress)
 main.add_command(check)
 
 
@@ -132,16 +141,7 @@ for command in COMMANDS:
 
 @main.command(short_help="Find, train and certify students under budgets.")
 @search_options
-def search(
-    latency: str | None,
-    memory: str | None,
-    size: str | None,
-    packed_size: str | None,
-    run: Path,
-    resume: bool,
-    overwrite: bool,
-    **options: Any,
-) -> None:
+def search(run: Path, resume: bool, overwrite: bool, **options: Any) -> None:
     """Search under hard budgets, distil the best candidates, and certify them on this machine.
 
     At least one of --latency, --memory, --size and --packed-size is needed. What cannot be reached is refused
@@ -156,13 +156,18 @@ def search(
     """
     one_of({"resume": resume, "overwrite": overwrite}, "resume", "overwrite")
     from autocompress import api
-    from autocompress.problem.budgets import Budgets
 
-    budgets = Budgets.parse(latency=latency, memory=memory, size=size, packed_size=packed_size)
+    if options["trials"] is None and options["time_limit_s"] is None:
+        options["trials"] = DEFAULT_TRIALS
+    budgets = budgets_of(options)
     with resumable(run):
         found = api.compress(budgets=budgets, run=run, resume=resume, overwrite=overwrite, **options)
-    _print_front(found, "table")
-    click.echo(f"take one with: autocompress pick {run} -o student", err=True)
+    print_front(found, "table")
+    what_comes_next(
+        (f"autocompress pick {run} -o student", "copies the best student"),
+        (f"autocompress report {run}", "writes one HTML file about the search"),
+        (f"autocompress front {run} --format json", "prints the same for programs"),
+    )
 
 
 @main.command(short_help="Go on with a search that stopped.")
@@ -186,7 +191,7 @@ def resume(run: Path, add_trials: int) -> None:
 
     with resumable(run):
         found = api.resume(run, add_trials)
-    _print_front(found, "table")
+    print_front(found, "table")
 
 
 @main.command(short_help="Show the certified students of a run.")
@@ -222,7 +227,7 @@ def front(
     from autocompress import api
 
     found = api.front(run).filtered(latency, memory, size, packed_size).sorted_by(sort)
-    _print_front(found, output_format)
+    print_front(found, output_format)
 
 
 @main.command(short_help="Copy the best student within limits.")
@@ -380,9 +385,3 @@ def status(run: Path, output_format: str) -> None:
 
     found = api.status(run)
     to_stdout(found, lambda: status_table(found), output_format)
-
-
-def _print_front(found: Any, output_format: str) -> None:
-    from autocompress.reporting.tables import front_table
-
-    to_stdout(found.to_json(), lambda: front_table(found), output_format)

@@ -58,7 +58,7 @@ class OpenedTeacher:
 
 
 def open_teacher(
-    teacher: str | nn.Module,
+    teacher: str | nn.Module | Teacher,
     data: Any = None,
     input_size: InputSize | None = None,
     data_seed: int = 0,

@@ -81,7 +81,9 @@ def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task | None], None]]
         finally:
             faulthandler.disable()
             if was_enabled:
-                faulthandler.enable()
+                # A notebook's stderr is no file.
+                with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+                    faulthandler.enable()
             file.unlink()
 
 

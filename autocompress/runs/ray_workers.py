@@ -13,9 +13,12 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -337,7 +340,7 @@ def _start_ray(cpus: int, address: str | None, folder: Path, array_bytes: int) -
     if len(str(folder)) < 30:  # Ray puts Unix sockets below it, whose paths are short.
         local["_temp_dir"] = str(folder)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _own_ending():
             ray.init(
                 address=address or "local",
                 include_dashboard=None if address else False,
@@ -348,6 +351,17 @@ def _start_ray(cpus: int, address: str | None, folder: Path, array_bytes: int) -
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _unreachable(address or "of this machine", one_line(error)) from error
     return True
+
+
+@contextlib.contextmanager
+def _own_ending() -> Iterator[None]:
+    """Keep what this process does on SIGTERM: Ray, when it starts, puts an end of its own in its place."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_reachable(address: str) -> None:

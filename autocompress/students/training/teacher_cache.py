@@ -55,7 +55,9 @@ class TeacherOutputs:
     def fits(self, split: Split, device: torch.device = CPU) -> bool:
         """Return whether the outputs for every image of the split may be held at once."""
         images, _ = next(split.batches(2))
-        outputs = self.outputs((split.fingerprint(), "first"), images.to(device))
+        teacher = self.teacher_on(device)
+        with eval_mode(teacher), torch.no_grad():
+            outputs: Tensor = teacher(images.to(device)).float()
         return outputs.nbytes // len(outputs) * split.size <= self.maximum_bytes
 
     def of_all(self, split: Split, batch_size: int, device: torch.device = CPU) -> Tensor:
