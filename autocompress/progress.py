@@ -56,7 +56,7 @@ class Console:
         self._limit_s, self._begun = 0.0, 0.0
 
     def within(self, limit_s: float) -> None:
-        """From now on show what is left of so many seconds; the first call counts."""
+        """Show from now on what is left of so many seconds; the first call counts."""
         if not self._limit_s:
             self._limit_s, self._begun = limit_s, time.monotonic()
 
