@@ -158,6 +158,7 @@ def check_network(
         raise InputError(f"candidates is {candidates}", fix="give 1 or more")
     get_runtime(runtime)
     opened = open_teacher(teacher, data, input_size, console=console, runtime=runtime)
+<<<<<<< HEAD
     return check_opened(opened, space, candidates=candidates, runtime=runtime, seed=seed, console=console)
 
 
@@ -173,6 +174,9 @@ def check_opened(
     """Check a teacher that is opened already; see `check_network`."""
     started = time.monotonic()
     engine = get_runtime(runtime)
+=======
+    _refuse_several_tensors(opened)
+>>>>>>> door
     bound = probed(bind(space, opened.network), opened.weights)
     checker = _Checker(opened, bound, engine, *_examples(opened, seed))
     found = kernels(deployed_network(bound, Candidate()))
@@ -196,6 +200,17 @@ def check_opened(
         candidates=tuple(checked),
         seconds=time.monotonic() - started,
     )
+
+
+def _refuse_several_tensors(opened: OpenedTeacher) -> None:
+    signature = opened.network.signature
+    if signature is not None:
+        raise InputError(
+            "candidates are compared on one input tensor and one float output",
+            where=opened.teacher.name,
+            why=f"the network takes {', '.join(signature.inputs)} and returns {', '.join(signature.outputs)}",
+            fix="run autocompress inspect, which takes it as it is, or wrap it in a module with one of each",
+        )
 
 
 def _drawn(

@@ -84,7 +84,11 @@ def _made(name: str) -> Task:
         try:
             made = maker(**parsed.options)
         except (TypeError, ValueError) as problem:
-            raise InputError(f"the task {name!r} cannot be made", why=str(problem)) from problem
+            raise InputError(
+                f"the task {name!r} cannot be made",
+                why=str(problem),
+                fix="see docs/tasks.md for what each task takes",
+            ) from problem
     else:
         found = specs.load_callable(parsed, InputError)
         made = specs.call(parsed, found, InputError)
