@@ -58,11 +58,11 @@ class Kernel:
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-adds; a multiply-add counts one."""
+        """Count multiply-adds; a multiply-add counts one."""
         taps = self.kernel_height * self.kernel_width
         if self.op == "conv_transpose":
             return self.in_elements * self.out_channels * taps // self.groups
-        if self.op in _WEIGHTED or self.op == "product":
+        if self.op in _WEIGHTED or self.op in ("product", "einsum"):
             return self.out_elements * self.in_channels * taps // self.groups
         return self.height * self.in_channels if self.op.startswith(OPAQUE) else 0
 
@@ -74,15 +74,16 @@ class Kernel:
 
     @property
     def family(self) -> tuple[Any, ...]:
-        """Kernels between which times may be interpolated: same operation, precision and form."""
+        """Return what the kernels have in common between which times may be interpolated: operation,
+        precision and form."""
         depthwise = self.groups > 1 and self.groups == self.in_channels
         form = (self.kernel_height, self.kernel_width, self.stride, depthwise, self.groups > 1)
         return (self.op, self.precision, self.layout, *form)
 
     @property
     def form(self) -> tuple[str, ...]:
-        """Operation, precision and shape of a convolution's kernel: kernels of another form say nothing of
-        its time."""
+        """Return the operation, precision and shape of a convolution's kernel: kernels of another form say
+        nothing of its time."""
         if self.op != "conv":
             return self.op, self.precision
         depthwise = self.groups > 1 and self.groups == self.in_channels
@@ -91,7 +92,7 @@ class Kernel:
 
     @property
     def group(self) -> str:
-        """Kernels that share one correction factor in a device's fit."""
+        """Name the kernels that share one correction factor in a device's fit."""
         kind = self.op if self.op in _OWN_GROUPS else "other"
         if kind == "conv":
             kind = "depthwise" if self.groups > 1 else ("pointwise" if self.kernel_height == 1 else "conv")
@@ -102,20 +103,22 @@ COLUMNS = tuple(name for name in Kernel.__dataclass_fields__ if name != "nodes")
 
 
 def kernels(network: Network, layouts: Layouts | None = None) -> tuple[Kernel, ...]:
-    """The kernels of a network in shipped form (batch norms folded, quantizers in place), in execution order.
+    """Return the kernels of a network in shipped form (batch norms folded, quantizers in place), in execution
+    order.
 
     Where a value changes between 32 and 8 bits, or between layouts, the conversion is a kernel of
     its own. `layouts` are those of the device's runtime.
     """
-    return tuple(_kernel(network, operation) for operation in operations(network, layouts or Layouts()))
+    return tuple(kernel_of(network, operation) for operation in operations(network, layouts or Layouts()))
 
 
 def macs(network: Network) -> int:
-    """Multiply-adds of convolutions, linear layers and matrix products for one example."""
+    """Count the multiply-adds of convolutions, linear layers and matrix products for one example."""
     return sum(kernel.macs for kernel in kernels(network))
 
 
-def _kernel(network: Network, operation: Operation) -> Kernel:
+def kernel_of(network: Network, operation: Operation) -> Kernel:
+    """Return the kernel of one operation of a network."""
     node = operation.node
     if node is None or operation.kind in CONVERSIONS:
         count = elements(operation.shape)
@@ -137,6 +140,8 @@ def _kernel(network: Network, operation: Operation) -> Kernel:
         return _product(network, operation, node)
     if is_opaque(node.op):
         return _opaque(network, operation, node)
+    if node.op == "einsum":
+        return _einsum(network, operation, node)
     height, width = _map_size(node.shape)
     return Kernel(
         "reshape" if node.op in VIEWS else node.op.partition(".")[0],
@@ -245,8 +250,24 @@ def _opaque(network: Network, operation: Operation, node: Node) -> Kernel:
     )
 
 
+def _einsum(network: Network, operation: Operation, node: Node) -> Kernel:
+    left, _, right = str(node.args[0]).replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for term, arg in zip(left.split(","), node.args[1], strict=True):  # type: ignore[call-overload]
+        shape = network.params[arg.name].shape if isinstance(arg, Param) else network.shape_of(arg.node)
+        sizes.update(zip(reversed(term.replace("...", "")), reversed(shape), strict=False))
+    return Kernel(
+        "einsum",
+        operation.precision,
+        in_channels=prod(size for letter, size in sizes.items() if letter not in right),
+        in_elements=sum(elements(network.shape_of(value)) for value in node.inputs),
+        out_elements=elements(node.shape),
+        nodes=operation.nodes,
+    )
+
+
 def _read_shape(network: Network, operation: Operation, node: Node) -> Any:
-    """Of the image that a convolution reads, without the zeros that it adds itself."""
+    """Return the shape of the image that a convolution reads, without the zeros that it adds itself."""
     source = node.inputs[0]
     return network.shape_of(network.by_name[source].inputs[0] if source in operation.nodes else source)
 
@@ -262,7 +283,7 @@ def _weight_shape(network: Network, node: Node) -> tuple[int, ...]:
 
 @lru_cache(maxsize=65536)
 def elements(shape: Any) -> int:
-    """How many numbers tensors of this shape, or of these shapes, hold."""
+    """Count how many numbers tensors of this shape, or of these shapes, hold."""
     total = 1
     if shape and isinstance(shape[0], tuple):
         return sum(elements(part) for part in shape)

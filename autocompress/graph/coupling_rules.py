@@ -28,9 +28,16 @@ Axes = tuple[Labels, ...]
 Rule = Callable[[Node, Network, Mapping[str, Any], "Atoms"], Any]
 
 _SPLIT = "is split by a reshape"
-_ATTENTIONS = frozenset({"scaled_dot_product_attention", "matmul", "bmm"})
-_ON_THE_WAY_TO_HEADS = frozenset(
-    "permute transpose.int unbind.int getitem select.int mul.Scalar mul.Tensor div.Scalar layer_norm".split()
+_ATTENTIONS = frozenset({"scaled_dot_product_attention", "matmul", "bmm", "einsum"})
+_REARRANGE = frozenset("permute transpose.int t unsqueeze squeeze squeeze.dim squeeze.dims".split())
+_TAKE_APART = frozenset({"select.int", "unbind.int"})
+_ON_THE_WAY_TO_HEADS = (
+    _REARRANGE
+    | _TAKE_APART
+    | frozenset(
+        """split.Tensor split_with_sizes chunk getitem mul.Scalar mul.Tensor div.Scalar div.Tensor layer_norm
+        reshape expand""".split()
+    )
 )
 
 
@@ -59,7 +66,7 @@ class Atoms:
         return atom
 
     def unite(self, left: Labels, right: Labels, where: str) -> Labels:
-        """One set of atoms for two axes that must stay equal; a fixed axis locks the other."""
+        """Make one set of atoms of two axes that must stay equal; a fixed axis locks the other."""
         if left is None or right is None:
             self.lock(left, f"meets a fixed axis at {where}")
             self.lock(right, f"meets a fixed axis at {where}")
@@ -80,13 +87,13 @@ class Atoms:
                 self._locks.setdefault(atom, reason)
 
     def of_param(self, name: str, shape: Shape) -> Axes:
-        """Atoms of a parameter's axes; fresh ones at the first call, none on axes of length 1."""
+        """Return the atoms of a parameter's axes; fresh ones at the first call, none on axes of length 1."""
         if name not in self.params:
             self.params[name] = tuple(self.new(size) if size > 1 else None for size in shape)
         return self.params[name]
 
     def bind_param(self, name: str, axes: Axes, where: str) -> Axes:
-        """Declares a parameter's axes, or unites them with those another user declared."""
+        """Declare a parameter's axes, or unite them with those another user declared."""
         known = self.params.get(name)
         if known is not None:
             for old, new in zip(known, axes, strict=True):
@@ -97,7 +104,7 @@ class Atoms:
         return axes
 
     def resolve(self, axes: Any) -> Any:
-        """The same axes with every atom replaced by its root."""
+        """Return the same axes with every atom replaced by its root."""
         if axes is None:
             return None
         if isinstance(axes, tuple):
@@ -112,7 +119,7 @@ class Atoms:
 
 
 def axes_in(axes: Any) -> Iterator[Labels]:
-    """Every axis of a value, also of one with several outputs."""
+    """Yield every axis of a value, also of one with several outputs."""
     for axis in axes:
         if isinstance(axis, tuple):
             yield from axes_in(axis)
@@ -223,7 +230,7 @@ def _grouped(
 
 
 def _whole_groups(groups: int, inputs: int, outputs: int) -> bool:
-    """Whether a grouped convolution loses whole groups: it has more of them than channels in one."""
+    """Return whether a grouped convolution loses whole groups: it has more of them than channels in one."""
     return groups >= min(inputs, outputs) // groups
 
 
@@ -340,12 +347,12 @@ def _pooling(node: Node, network: Network, values: Mapping[str, Any], atoms: Ato
     return out if len(shapes) > 1 else out[0]
 
 
-@_rule(REDUCTION)
+@_rule(REDUCTION | {"linalg_vector_norm"})
 def _reduction(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     rank = len(axes)
     dims = _argument(node, 1, None, "dim")
-    if node.op == "norm.ScalarOpt_dim":
+    if node.op in ("norm.ScalarOpt_dim", "linalg_vector_norm"):
         dims = _argument(node, 2, None, "dim")
     if dims is None or dims == ():
         dims = tuple(range(rank))
@@ -356,7 +363,7 @@ def _reduction(node: Node, network: Network, values: Mapping[str, Any], atoms: A
 
 
 @_rule(["softmax.int", "_softmax", "log_softmax.int", "cumsum"])
-def _along(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _normalised(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     atoms.lock(axes[node.args[1]], f"is normalised by {node.op} at {node.name}")
     return axes
@@ -388,19 +395,43 @@ def _matmul(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
     return (*batch, left[-2], right[-1])
 
 
+@_rule(["einsum"])
+def _einsum(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+    """Unite the axes of one letter."""
+    left, _, right = str(node.args[0]).replace(" ", "").partition("->")
+    operands = [_axes_of(arg, network, values, atoms) for arg in node.args[1]]  # type: ignore[union-attr]
+    terms = left.split(",")
+    if "." in left or not right or any(len(set(term)) != len(term) for term in (*terms, right)):
+        return not_followed(node, network, values, atoms)
+    by_letter: dict[str, Labels] = {}
+    for term, axes in zip(terms, operands, strict=True):
+        for letter, axis in zip(term, axes, strict=True):
+            if letter in by_letter and (axis is not None or by_letter[letter] is not None):
+                axis = atoms.unite(by_letter[letter], axis, node.name)
+            by_letter[letter] = axis
+    return tuple(by_letter[letter] for letter in right)
+
+
 @_rule(["scaled_dot_product_attention"])
 def _attention(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     query, key, value = (_axes_of(arg, network, values, atoms) for arg in node.args[:3])
-    for axis in (query[-1], key[-1]):
-        atoms.lock(axis, f"is the head dimension of the attention {node.name}")
+    if query[-1] is not None or key[-1] is not None:
+        atoms.unite(query[-1], key[-1], node.name)
     batch = []
     for q, k, v in zip(query[:-2], key[:-2], value[:-2], strict=True):
         axis = atoms.unite(q, k, node.name) if q is not None or k is not None else None
         batch.append(atoms.unite(axis, v, node.name) if axis is not None or v is not None else None)
+    mask = _argument(node, 3, name="attn_mask")
+    if isinstance(mask, (Ref, Param)):
+        sizes = _shape_of(mask, network)
+        for index, axis in enumerate(_axes_of(mask, network, values, atoms)[:-2]):
+            place = index + len(query) - len(sizes)
+            if sizes[index] > 1 and (axis is not None or batch[place] is not None):
+                atoms.unite(batch[place], axis, node.name)
     return (*batch, query[-2], value[-1])
 
 
-@_rule(["permute", "transpose.int", "t", "unsqueeze", "squeeze", "squeeze.dim", "squeeze.dims"])
+@_rule(_REARRANGE)
 def _rearranged(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     rank = len(axes)
@@ -453,13 +484,28 @@ def _slice(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms
     return tuple(axes)
 
 
-@_rule(["select.int", "unbind.int"])
+@_rule(_TAKE_APART)
 def _select(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
     axes = _axes_of(node.args[0], network, values, atoms)
     dim = _argument(node, 1, 0) % len(axes)
     atoms.lock(axes[dim], f"is indexed by {node.op} at {node.name}")
     rest = (*axes[:dim], *axes[dim + 1 :])
     return rest if node.op == "select.int" else tuple(rest for _ in node.shape)
+
+
+@_rule(["index.Tensor"])
+def _index(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+    """Let axes stay that are not indexed; the others make room for those of the indices, which stand
+    together."""
+    axes, indices = _axes_of(node.args[0], network, values, atoms), node.args[1]
+    assert isinstance(indices, tuple)
+    at = [place for place, index in enumerate(indices) if index is not None]
+    if not at or at != list(range(at[0], at[-1] + 1)):
+        return not_followed(node, network, values, atoms)
+    for place in at:
+        atoms.lock(axes[place], f"is indexed by {node.op} at {node.name}")
+    new = len(node.shape) - len(axes) + len(at)
+    return (*axes[: at[0]], *(None for _ in range(new)), *axes[at[-1] + 1 :])
 
 
 @_rule(["split.Tensor", "split_with_sizes", "chunk"])
@@ -549,9 +595,9 @@ def _reshape(node: Node, network: Network, values: Mapping[str, Any], atoms: Ato
             out[targets[0]] = _merged(
                 axes[source], [shape[index] for index in sources], sources.index(source)
             )
-        elif len(sources) == 1 and len(targets) > 1 and _attends(node, network):
+        elif len(sources) == 1 and (place := _followed(node, network, targets, atoms)) is not None:
             sizes = [node.shape[index] for index in targets]
-            out[targets[-2]] = _heads(axes[sources[0]], sizes, node.name, atoms)
+            out[targets[place]] = _along(axes[sources[0]], sizes, place, node.name, atoms)
         else:
             for index in tracked:
                 atoms.lock(axes[index], f"{_SPLIT} at {node.name}")
@@ -559,7 +605,7 @@ def _reshape(node: Node, network: Network, values: Mapping[str, Any], atoms: Ato
 
 
 def _attends(node: Node, network: Network) -> bool:
-    """Whether a reshape makes the heads of an attention: moves of data lead from it to a product."""
+    """Return whether a reshape makes the heads of an attention: moves of data lead from it to a product."""
     reached, frontier = {node.name}, [node.name]
     while frontier:
         for user in network.users[frontier.pop()]:
@@ -574,17 +620,50 @@ def _attends(node: Node, network: Network) -> bool:
     return False
 
 
-def _heads(labels: Labels, sizes: list[int], where: str, atoms: Atoms) -> Labels:
-    """Atoms of the heads' axis, the last but one: the channels of a head leave together, and where queries,
-    keys and values lie side by side, all three."""
+def _followed(node: Node, network: Network, targets: list[int], atoms: Atoms) -> int | None:
+    """Return on which of the axes that one is split into channels are followed, as a place in `targets`.
+
+    It is the heads' axis of an attention, the last but one, elsewhere the longest. Axes whose parts are taken
+    one by one, such as queries, keys and values, are none.
+    """
+    taken = _taken_apart(node, network, atoms)
+    places = [place for place, index in enumerate(targets) if index not in taken]
+    if not places:
+        return None
+    if _attends(node, network):
+        return places[max(0, len(places) - 2)]
+    return max(places, key=lambda place: (node.shape[targets[place]], place))
+
+
+def _taken_apart(node: Node, network: Network, atoms: Atoms) -> set[Any]:
+    """Return the axes of a value of which single indices are selected later, by moves of data alone."""
+    found: set[Any] = set()
+    frontier: list[tuple[str, Any]] = [(node.name, tuple(range(len(node.shape))))]
+    while frontier:
+        name, axes = frontier.pop()
+        for user in (network.by_name[one] for one in network.users[name]):
+            if user.op in _TAKE_APART:
+                found.add(axes[_argument(user, 1, 0) % len(axes)])
+            elif user.op in _REARRANGE:
+                frontier.append((user.name, _rearranged(user, network, {name: axes}, atoms)))
+    return found
+
+
+def _along(labels: Labels, sizes: list[int], place: int, where: str, atoms: Atoms) -> Labels:
+    """Return the atoms of one of the axes that an axis is split into: what has one index there leaves
+    together.
+
+    Of an attention it is the axis of the heads, the last but one: the channels of a head leave together, and
+    where queries, keys and values lie side by side, all three.
+    """
     assert labels is not None
-    by_head = np.moveaxis(labels.reshape(sizes), -2, 0).reshape(sizes[-2], -1)
-    _unite_columns(by_head, atoms, where)
-    return by_head[:, 0]
+    rows = np.moveaxis(labels.reshape(sizes), place, 0).reshape(sizes[place], -1)
+    _unite_columns(rows, atoms, where)
+    return rows[:, 0]
 
 
 def _merged(labels: Labels, sizes: list[int], position: int) -> Labels:
-    """Atoms of an axis that several are flattened into, one of which has atoms."""
+    """Return the atoms of an axis that several are flattened into, one of which has atoms."""
     assert labels is not None
     view = [1] * len(sizes)
     view[position] = sizes[position]
@@ -592,7 +671,7 @@ def _merged(labels: Labels, sizes: list[int], position: int) -> Labels:
 
 
 def _matching_axes(source: Shape, target: Shape) -> Iterator[tuple[list[int], list[int]]]:
-    """The finest pairing of runs of axes with equal products; axes of length 1 are left out.
+    """Yield the finest pairing of runs of axes with equal products; axes of length 1 are left out.
 
     (1, 6, 4) → (1, 2, 3, 4) gives ([1], [1, 2]) and ([2], [3]).
     """

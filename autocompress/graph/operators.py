@@ -7,11 +7,16 @@ operators that are pure functions of tensors and that this process has registere
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import operator
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from autocompress.graph.network import BINARIZE, Network, Node
@@ -27,6 +32,8 @@ from autocompress.graph.operations import (
 )
 
 _NAME = re.compile(r"([A-Za-z_]\w*)::([A-Za-z_]\w*)(?:\.(\w+))?\Z")
+PROVIDERS_VARIABLE = "AUTOCOMPRESS_OPERATORS"
+"""Names Python files that register operators, for processes that are started by the one that has them."""
 _PROVIDERS = {"torchvision": "torchvision", "torchaudio": "torchaudio"}
 """Packages that register operators when they are imported."""
 _NOT_FUNCTIONS = frozenset({"prim", "c10d", "debugprims", "profiler", "rpc", "symm_mem", "static_runtime"})
@@ -41,7 +48,7 @@ _TRUTHS_ONLY = frozenset(
 """The same, as logic on truth values."""
 
 
-TORCH_DOMAIN = "autocompress.torch"
+TORCH_DOMAIN = "torch.ops"
 """The domain of a file's nodes that stand for torch's own operators; only runtimes of torch run them."""
 
 
@@ -60,7 +67,8 @@ class UnknownOperatorError(KeyError):
 def implementation(op: str) -> Callable[..., Any]:
     """Return the function that computes `op`. Raises KeyError for a name that stands for none."""
     if is_opaque(op):
-        return operator_named(op)
+        function = operator_named(op)
+        return function if has_gradient(op) else _constant_in(function)
     if op not in KNOWN:
         raise KeyError(op)
     if op == "getitem":
@@ -86,12 +94,13 @@ _DTYPES = frozenset(
 
 
 def dtype_name(dtype: Any) -> str:
-    """How a network writes a torch dtype that is an argument of an operation."""
+    """Return how a network writes a torch dtype that is an argument of an operation."""
     return DTYPE_PREFIX + str(dtype).removeprefix("torch.")
 
 
 def dtype_named(text: str) -> Any:
-    """The torch dtype that `dtype_name` wrote, or the text itself if it is no dtype. Raises KeyError."""
+    """Return the torch dtype that `dtype_name` wrote, or the text itself if it is no dtype. Raises
+    KeyError."""
     if not text.startswith(DTYPE_PREFIX):
         return text
     import torch
@@ -128,19 +137,80 @@ def operator_named(op: str) -> Callable[..., Any]:
         raise UnknownOperatorError(op, "it is no operator's full name", "export the student again")
     namespace, name, overload = match.groups()
     found = _registered(namespace, name, overload or "default")
-    if found is None and namespace in _PROVIDERS:
-        importlib.import_module(_PROVIDERS[namespace])
+    if found is None:
+        _import_providers(namespace)
         found = _registered(namespace, name, overload or "default")
     if found is None:
         raise UnknownOperatorError(
             op,
             f"this process has registered no operator {op}",
-            f"import the package that registers the operators {namespace}::… first",
+            f"import the package that registers {namespace}::…, or name its file in {PROVIDERS_VARIABLE}",
         )
     reason = _impure(namespace, found)
     if reason:
         raise UnknownOperatorError(op, reason, "replace it by operations that compute new tensors")
     return found  # type: ignore[no-any-return]
+
+
+def has_gradient(op: str) -> bool:
+    """Return whether training can go through an operator; its author may have registered no gradient."""
+    import torch
+    from torch._library.custom_ops import OPDEFS
+
+    if not is_opaque(op) or op.startswith("aten::"):
+        return True
+    name = op.partition(".")[0]
+    if name in OPDEFS:
+        return getattr(OPDEFS[name], "_backward_fn", None) is not None
+    keys = ("Autograd", "AutogradCPU", "AutogradCUDA", "CompositeImplicitAutograd")
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(op, key) for key in keys)
+
+
+def _constant_in(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an operator without a gradient as a constant: what is before it learns by other ways alone."""
+    import torch
+
+    def constant(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return constant
+
+
+def needs_providers(network: Network) -> bool:
+    """Return whether a network has operators that neither torch nor a package known here registers."""
+    ops = {node.op for node in network.nodes if is_opaque(node.op)}
+    return any(op.partition(OPAQUE)[0] not in ("aten", *_PROVIDERS) for op in ops)
+
+
+def provide_operators(module: object) -> None:
+    """Let processes that this one starts import the file that a module's class is from, if they lack an
+    operator: to import it is to register what it registers."""
+    source = sys.modules.get(type(module).__module__)
+    path = getattr(source, "__file__", None)
+    if path and type(module).__module__ != "__main__":
+        known = [one for one in os.environ.get(PROVIDERS_VARIABLE, "").split(os.pathsep) if one]
+        os.environ[PROVIDERS_VARIABLE] = os.pathsep.join(dict.fromkeys([*known, str(Path(path).resolve())]))
+
+
+def _import_providers(namespace: str) -> None:
+    """Import the package of a namespace, or else the files that the user's process named."""
+    if namespace in _PROVIDERS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(_PROVIDERS[namespace])
+        return
+    loaded = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    for path in filter(None, os.environ.get(PROVIDERS_VARIABLE, "").split(os.pathsep)):
+        found = importlib.util.spec_from_file_location(Path(path).stem, path)
+        if path in loaded or found is None or found.loader is None:
+            continue
+        module = importlib.util.module_from_spec(found)
+        sys.modules[found.name] = module
+        sys.path.insert(0, str(Path(path).parent))
+        try:
+            found.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(Path(path).parent))
 
 
 def _registered(namespace: str, name: str, overload: str) -> Any:

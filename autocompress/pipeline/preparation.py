@@ -16,15 +16,19 @@ from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.runtimes.base import runs_torch_operators
 from autocompress.errors import InputError, SpaceError, TeacherError
 from autocompress.export.onnx import to_onnx, without_onnx_form
+from autocompress.graph.capture.example import Example
+from autocompress.graph.capture.signature import taken_apart
 from autocompress.graph.network import XNOR, Network, Weights
+from autocompress.graph.operators import has_gradient, needs_providers, provide_operators
 from autocompress.graph.trace import trace
 from autocompress.pipeline.before_search.task_fit import AskedTask, fitted, is_of_classes, of_classes
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import Candidate, Option, eight_bits
 from autocompress.problem.data import CACHE_MEMORY_BYTES, Data, load_data
+from autocompress.problem.inputs import shape_of_size, shape_without_size
 from autocompress.problem.space import Space
 from autocompress.problem.specs import InputSize
-from autocompress.problem.teacher import Teacher, check_teacher, load_teacher
+from autocompress.problem.teacher import Teacher, check_teacher, load_teacher, result_of
 from autocompress.progress import Console
 from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.families.fold import fold_batch_norms
@@ -54,7 +58,7 @@ class OpenedTeacher:
 
 
 def open_teacher(
-    teacher: str | nn.Module,
+    teacher: str | nn.Module | Teacher,
     data: Any = None,
     input_size: InputSize | None = None,
     data_seed: int = 0,
@@ -63,7 +67,7 @@ def open_teacher(
     runtime: str | None = None,
     asked: AskedTask | None = None,
 ) -> OpenedTeacher:
-    """Loads, checks and traces a teacher; raises InputError for whatever cannot be used.
+    """Load, check and trace a teacher; raise InputError for whatever cannot be used.
 
     It is exported once for the runtime that is to run it, so that an operation that cannot be is found now
     and not after a search; without a runtime such operations are listed. `asked` says which task students are
@@ -76,15 +80,20 @@ def open_teacher(
     opened_data = None
     if data is not None:
         opened_data = open_data(loaded, data, data_seed, console, cache_memory_bytes, asked)
-        shape: tuple[int, ...] = opened_data.input_shape
-    else:
-        shape = _shape_without_data(loaded, input_size)
-    outputs = check_teacher(loaded.module, shape)
-    if opened_data is not None:
+        outputs = check_teacher(loaded.module, opened_data.input_shape)
         opened_data = _with_task(loaded, opened_data, outputs, asked, console)
-    network, weights = trace(loaded.module, shape)
+        example = Example.of_shape(opened_data.input_shape)
+    else:
+        example = _example_without_data(loaded, input_size)
+        _check_runs(loaded, example)
+    network, weights = trace(loaded.module, example)
     folded, folded_weights = fold_batch_norms(network, weights)
     assert folded_weights is not None
+    if needs_providers(network):
+        provide_operators(loaded.module)
+    if console is not None:
+        for op in sorted({node.op for node in network.nodes if not has_gradient(node.op)}):
+            console.say(f"{op} has no gradient: layers before it are not trained through it")
     missing: tuple[TeacherError, ...] = ()
     if runtime is None:
         missing = without_onnx_form(folded, folded_weights)
@@ -101,7 +110,8 @@ def open_data(
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
     asked: AskedTask | None = None,
 ) -> Data:
-    """The data, in the size and normalisation that the teacher asks for where the spec says nothing."""
+    """Return the data, in the size and normalisation that the teacher asks for where the spec says
+    nothing."""
     task = None if asked is None else asked.named()
     targets = None if task is None else task.targets
     if console is None:
@@ -126,7 +136,7 @@ def open_data(
 def _with_task(
     teacher: Teacher, data: Data, outputs: tuple[int, ...], asked: AskedTask | None, console: Console | None
 ) -> Data:
-    """Return the data with its task and labels to match; tells what was taken and what is doubtful."""
+    """Return the data with its task and labels to match; tell what was taken and what is doubtful."""
     notes: tuple[str, ...] = ()
     if asked is not None:
         data, notes = fitted(teacher, data, outputs, asked)
@@ -138,25 +148,36 @@ def _with_task(
     return data
 
 
-def _shape_without_data(teacher: Teacher, input_size: InputSize | None) -> tuple[int, ...]:
-    known = teacher.preprocessing.input_shape
+def _example_without_data(teacher: Teacher, input_size: InputSize | None) -> Example:
+    """Return what the teacher is called with: the size given, else what it says, or its layers."""
     if input_size is not None:
-        sides = (input_size,) if isinstance(input_size, int) else tuple(input_size)
-        if not 1 <= len(sides) <= 3 or min(sides) < 1:
-            raise InputError(f"the input size {input_size} is none", fix="give 64, (32, 96) or (3, 32, 96)")
-        channels = sides[0] if len(sides) == 3 else teacher.preprocessing.channels or 3
-        return (channels, sides[-min(2, len(sides))], sides[-1])
+        return Example.of_shape(shape_of_size(teacher.module, input_size))
+    if teacher.example is not None:
+        return Example.of_call(teacher.module, teacher.example)
+    known = teacher.preprocessing.input_shape or shape_without_size(teacher.module)
     if known is None:
         raise InputError(
             "the input size of the teacher is not known",
             where=teacher.name,
-            fix="give --data, or --input-size in pixels: 64, 32x96 (height x width) or 1x32x96",
+            fix="give --data, or --input-size in pixels: 64, 32x96 (height x width) or 1x32x96; for several "
+            "inputs let file.py:callable return a pair: the module, and a tuple or dict of example tensors",
         )
-    return known
+    return Example.of_shape(known)
+
+
+def _check_runs(teacher: Teacher, example: Example) -> None:
+    """Raise TeacherError when the teacher does not run on its example, or computes NaN."""
+    results, _ = taken_apart(result_of(teacher.module, *example.arguments(teacher.module)))
+    if any(one.is_floating_point() and bool(one.isnan().any()) for one in results):
+        raise TeacherError(
+            "the teacher computes NaN on a random input",
+            where=teacher.name,
+            fix="load a checkpoint from before the training diverged",
+        )
 
 
 def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
-    """The space bound to the teacher, with every choice probed once."""
+    """Return the space bound to the teacher, with every choice probed once."""
     bound = probed(bind(space, opened.network), opened.weights)
     if not bound.free:
         raise SpaceError(
@@ -167,7 +188,7 @@ def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
 
 
 def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, space: Space) -> DeviceProfile:
-    """The profile with the fit and the error of what was measured nearest to this teacher.
+    """Return the profile with the fit and the error of what was measured nearest to this teacher.
 
     Raises ProfileError naming the operations of the teacher that the profile knows nothing of.
     """
@@ -181,7 +202,7 @@ def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, sp
 
 
 def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] = LIMITED) -> Pricer:
-    """A pricer for the space without the choices that do not pay on the device.
+    """Return a pricer for the space without the choices that do not pay on the device.
 
     `budgeted` names the costs that have a budget. Raises SpaceError when no choice is left.
     """
@@ -199,13 +220,13 @@ def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] 
 
 
 def measured_choices(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without what the device's runtime, or this profile, has no kernels of."""
+    """Return the space without what the device's runtime, or this profile, has no kernels of."""
     return _in_measured_forms(_in_measured_precisions(bound, profile), profile)
 
 
 def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without replacements and binary activations that run operations of which the device measured
-    nothing alike, which could only be priced by operations of another form."""
+    """Return the space without replacements and binary activations that run operations of which the device
+    measured nothing alike, which could only be priced by operations of another form."""
     known = {row.kernel.form for row in profile.table.rows}
     low = _in_eight_bits(bound)
     priced_as = {
@@ -229,7 +250,8 @@ def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
 
 
 def _in_eight_bits(bound: BoundSpace) -> Candidate:
-    """Every layer that can in 8 bits; in 32 those that could only be `xnor`, which may not be measured."""
+    """Put every layer that can in 8 bits; in 32 those that could only be `xnor`, which may not be
+    measured."""
     found = {site.name: eight_bits(site) for site in bound.of_kind("bits")}
     return Candidate.of({name: option for name, option in found.items() if option != XNOR})
 
@@ -239,7 +261,7 @@ def _kernels(bound: BoundSpace, candidate: Candidate, profile: DeviceProfile) ->
 
 
 def _in_measured_precisions(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without the bit-widths that the device's runtime has no kernels for."""
+    """Return the space without the bit-widths that the device's runtime has no kernels for."""
     if any(row.kernel.precision == "int8" for row in profile.table.rows):
         return bound
     reason = f"{profile.runtime} was measured without 8-bit kernels"

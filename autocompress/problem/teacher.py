@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
 from autocompress.problem import specs
-from autocompress.problem.plain_module import deep_copy, plain
+from autocompress.problem.inputs import example_of, first_channels
 from autocompress.problem.weights.checkpoints import load_weights
 from autocompress.problem.weights.model_folders import is_model_folder, open_folder
+from autocompress.problem.weights.plain_module import deep_copy, plain
 
 HUB_TIMEOUT_S = 3.0
 CHECK_BATCH = 2
@@ -27,7 +28,7 @@ CHECK_BATCH = 2
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the teacher says about its input; None where it says nothing.
+    """Hold what the teacher says about its input; None where it says nothing.
 
     `input_shape` is (C, H, W); `fixed` where no other size can be used. `crop_share` is the side of
     the centre crop by that of the image. `channels` is what the first convolution reads, which may
@@ -44,9 +45,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Teacher:
-    """`fingerprint` is the SHA-256 over names, shapes and bytes of all parameters and buffers.
+    """Hold a teacher; `fingerprint` is the SHA-256 over names, shapes and bytes of all parameters and
+    buffers.
 
     `class_names` are those of its outputs, where it brings them; `notes` say what was taken for it.
+    `example` is what it is called with, where it says so: a tensor, a tuple of arguments, or a dict of them.
     """
 
     module: nn.Module
@@ -56,15 +59,17 @@ class Teacher:
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    example: Any = None
 
 
 def load_teacher(spec: str | nn.Module | Teacher) -> Teacher:
-    """The teacher that a spec names, or a copy of the module given.
+    """Load the teacher that a spec names, or a copy of the module given.
 
     `timm:NAME[,key=value…]` (`weights=FILE`, `pretrained`, and whatever `timm.create_model` takes),
     `package.module:callable[,key=value…]`, `file.py:callable[,key=value…]`, or a folder with a config.json
     of timm or transformers. `weights=FILE` is loaded into what a callable returns, too, unless it takes
-    an argument of that name; `weights_key=KEY` chooses among several sets of weights in the file.
+    an argument of that name; `weights_key=KEY` chooses among several sets of weights in the file. A callable
+    may return a pair: the module, and an example of what it is called with.
 
     Raises TeacherError when it cannot be found or built, is no nn.Module, or has NaN or infinite weights.
     """
@@ -90,8 +95,9 @@ def load_teacher(spec: str | nn.Module | Teacher) -> Teacher:
             fix="use timm:NAME[,weights=FILE], package.module:callable, file.py:callable, or a folder with "
             "a config.json",
         )
-    module, note = _from_callable(parsed)
-    return _finish(module, parsed.target, spec, note)
+    module, note, example = _from_callable(parsed)
+    teacher = _finish(module, parsed.target, spec, note)
+    return teacher if example is None else replace(teacher, example=example)
 
 
 def _of_folder(folder: str, spec: str) -> Teacher:
@@ -104,24 +110,30 @@ def _of_folder(folder: str, spec: str) -> Teacher:
 def check_teacher(
     module: nn.Module, input_shape: tuple[int, ...], num_classes: int | None = None
 ) -> tuple[int, ...]:
-    """Runs one random batch of `(C, H, W)` inputs; returns the output's shape without the batch axis.
+    """Run one random batch of `(C, H, W)` inputs; return the output's shape without the batch axis.
 
     Raises TeacherError when the teacher does not run, returns anything but one tensor, has another
     number of outputs than the data has classes, or computes NaN. None skips the check of classes.
     """
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn((CHECK_BATCH, *input_shape), generator=generator)
+    return _check_output(module, result_of(module, (batch,)), num_classes)
+
+
+def result_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Return what the module makes of one call. Raises TeacherError when it does not run."""
     try:
         with eval_mode(module), torch.inference_mode():
-            output = module(batch)
+            return module(*args, **(kwargs or {}))
     except Exception as problem:
+        shapes = [tuple(one.shape) for one in (*args, *(kwargs or {}).values()) if isinstance(one, Tensor)]
+        shape = shapes[0][1:] if len(shapes) == 1 else ()
         raise TeacherError(
-            f"the teacher does not run on inputs of shape {tuple(input_shape)}",
+            f"the teacher does not run on inputs of shape {shape or shapes}",
             where=type(module).__name__,
             why=f"{type(problem).__name__}: {_first_line(problem)}",
-            fix=_on_shape(module, input_shape),
+            fix=_on_shape(module, shape) if shape else "give an example of its inputs that it runs on",
         ) from problem
-    return _check_output(module, output, num_classes)
 
 
 def _on_shape(module: nn.Module, shape: tuple[int, ...]) -> str:
@@ -181,7 +193,7 @@ def check_classes(outputs: tuple[int, ...], num_classes: int, where: str) -> Non
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Puts a module into eval mode, and each submodule back into its own mode at the end."""
+    """Put a module into eval mode, and each submodule back into its own mode at the end."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -192,7 +204,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the state dict, sorted by name."""
+    """Return the SHA-256 over names, dtypes, shapes and bytes of the state dict, sorted by name."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         array = value.detach().cpu().contiguous().numpy()
@@ -208,7 +220,10 @@ def _finish(
     _check_finite(module, spec or name)
     settings = getattr(module, "pretrained_cfg", None)
     hints = _preprocessing(module, settings if isinstance(settings, Mapping) else {})
-    return Teacher(module, name, spec, fingerprint(module), hints, class_names, tuple(filter(None, (note,))))
+    notes = tuple(filter(None, (note,)))
+    return Teacher(
+        module, name, spec, fingerprint(module), hints, class_names, notes, example=example_of(module)
+    )
 
 
 def _check_finite(module: nn.Module, where: str) -> None:
@@ -225,7 +240,8 @@ def _check_finite(module: nn.Module, where: str) -> None:
 
 
 def _preprocessing(module: nn.Module, settings: Mapping[str, Any]) -> Preprocessing:
-    """`settings` are timm's; they go on saying three channels where a network was made for others."""
+    """Return what timm's `settings` say; they go on saying three channels where a network was made for
+    others."""
     shape = settings.get("input_size")
     patches = getattr(module, "patch_embed", None)
     size = getattr(patches, "img_size", None)
@@ -242,22 +258,13 @@ def _preprocessing(module: nn.Module, settings: Mapping[str, Any]) -> Preprocess
     )
 
 
-def first_channels(module: nn.Module, name: Any = None) -> int | None:
-    """Return the channels that the first 2-D convolution reads; `name` is that layer's, where it is known."""
-    layers = dict(module.named_modules())
-    known = layers.get(name) if isinstance(name, str) else None
-    for layer in (known, *layers.values()):
-        if isinstance(layer, nn.Conv2d):
-            return layer.in_channels
-    return None
-
-
 def _floats(values: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(value) for value in values)
 
 
-def _from_callable(spec: specs.Spec) -> tuple[nn.Module, str]:
-    """The network, and what was taken of `weights=FILE`, unless the callable has an argument `weights`."""
+def _from_callable(spec: specs.Spec) -> tuple[nn.Module, str, Any]:
+    """Return the network, what was taken of `weights=FILE`, unless the callable has an argument `weights`,
+    and an example of its inputs where the callable returns one beside it."""
     made = specs.load_callable(spec, TeacherError)
     options = dict(spec.options)
     own = isinstance(made, nn.Module) or not specs.takes(made, "weights")
@@ -265,9 +272,13 @@ def _from_callable(spec: specs.Spec) -> tuple[nn.Module, str]:
     key = options.pop("weights_key", None) if weights is not None else None
     if not isinstance(made, nn.Module):
         made = specs.call(replace(spec, options=options), made, TeacherError)
+    example = None
+    if isinstance(made, tuple) and len(made) == 2:
+        made, example = made
     if isinstance(made, nn.Module):
         module = deep_copy(made)
-        return module, "" if weights is None else _load(module, str(weights), spec, key)
+        note = "" if weights is None else _load(module, str(weights), spec, key)
+        return module, note, example
     raise TeacherError(
         f"{spec.target} returned a {type(made).__name__}, not an nn.Module",
         where=spec.text,
@@ -322,7 +333,7 @@ def _check_timm_name(spec: specs.Spec) -> None:
 
 
 def _check_hub(spec: specs.Spec) -> None:
-    """Fails in seconds where the hub's own client would try again for most of a minute."""
+    """Fail in seconds where the hub's own client would try again for most of a minute."""
     from huggingface_hub import constants, try_to_load_from_cache
     from timm.models import get_pretrained_cfg
 

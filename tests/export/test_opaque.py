@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from opaque_networks import IMAGE, NETWORKS, CustomOperator, made
 from torch import nn
-from torch.nn import functional as F
 from written_networks import net
 
 from autocompress.cost.kernels import kernels
 from autocompress.cost.memory import peak_memory_bytes
+from autocompress.device.profile.latency_table import LatencyTable, Row
+from autocompress.device.profile_files.kernels_csv import read_rows, rows_text
+from autocompress.device.runtimes.base import get_runtime
 from autocompress.errors import StudentError, TeacherError
 from autocompress.export import torch_onnx
 from autocompress.export.onnx import to_onnx
@@ -28,6 +30,7 @@ from autocompress.export.parity import check_model, check_parity
 from autocompress.export.student_folder import SPEC, load_student, save_student
 from autocompress.graph.module import build
 from autocompress.graph.network import Network, Weights
+from autocompress.graph.operators import TORCH_DOMAIN
 from autocompress.graph.trace import trace
 from autocompress.problem.space import load_space
 from autocompress.transforms.apply import apply, deployed
@@ -37,6 +40,7 @@ from autocompress.transforms.sampling import samples
 from autocompress.transforms.sites import bind
 
 CANDIDATES = 4
+NATIVE = ("lstm head", "topk and gather", "global filter", "bag of words", "masked")
 
 
 def runner(model: onnx.ModelProto) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
@@ -115,6 +119,16 @@ def test_multiply_adds_of_recurrent_layers_and_volumes_are_counted() -> None:
     assert spectrum.macs == 0
 
 
+def test_a_profile_keeps_rows_of_such_kernels_and_says_which_it_lacks(tmp_path: Path) -> None:
+    found = kernels(trace(made("gru over columns"), IMAGE)[0])
+    assert "opaque:gru.input fp32" in LatencyTable([]).missing(found)
+    rows = [Row(kernel, 1, 1.0, 2.0, 1.9, 2.1) for kernel in dict.fromkeys(found)]
+    (tmp_path / "kernels.csv").write_text(rows_text(rows))
+    table = LatencyTable(read_rows(tmp_path / "kernels.csv"))
+    assert table.missing(found) == ()
+    assert {table.lookup(kernel).how for kernel in found} == {"measured"}
+
+
 def test_equal_operations_are_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     exported = []
     export = torch.onnx.export
@@ -123,17 +137,19 @@ def test_equal_operations_are_exported_once(monkeypatch: pytest.MonkeyPatch) -> 
     )
     torch_onnx._exported.cache_clear()
     module = net(
-        lambda m, x: m.second(m.first(x)[0])[0].mean(1) + F.pad(x, (1, 1)).mean(1)[:, 1:-1],
-        first=nn.GRU(8, 8, batch_first=True),
-        second=nn.GRU(8, 8, batch_first=True),
+        lambda m, x: m.second(torch.logcumsumexp(m.first(torch.logcumsumexp(x, 1)), 1)),
+        first=nn.Linear(8, 8),
+        second=nn.Linear(8, 8),
     )
     network, weights = trace(module, (5, 8))
     model = to_onnx(network, weights)
     assert len(exported) == 1
-    assert [node.op_type for node in model.graph.node].count("GRU") == 2
     to_onnx(network, {name: value * 2 for name, value in weights.items()})
     assert len(exported) == 1
-    assert {node.name.partition("/")[0] for node in model.graph.node} >= {"first.gru", "second.gru"}
+    assert {node.name.partition("/")[0] for node in model.graph.node} >= {
+        "logcumsumexp",
+        "logcumsumexp_1",
+    }
 
 
 def test_what_the_weights_are_rearranged_into_is_computed_beforehand() -> None:
@@ -147,6 +163,20 @@ def test_an_operator_without_a_form_in_onnx_is_named() -> None:
     network, weights = trace(CustomOperator().eval(), IMAGE)
     with pytest.raises(TeacherError, match=r"autocompress_tests::soft_sign[\s\S]*--runtime torch"):
         to_onnx(network, weights)
+
+
+@pytest.mark.parametrize("make", [CustomOperator, *(NETWORKS[name].make for name in NATIVE)])
+def test_runtimes_of_torch_call_the_operators_themselves(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = make().eval()
+    model = to_onnx(*trace(module, IMAGE), batch=2, torch_operators=True)
+    check_model(model)
+    assert TORCH_DOMAIN in {node.domain for node in model.graph.node}
+    session = get_runtime("torch").load(model.SerializeToString(), 1)
+    parity = check_parity(module, session.run, images(4), rounds=False, runtime_batch=2)
+    assert parity.max_error < 1e-4
+    times = get_runtime("torch").node_times(model.SerializeToString(), 1, 1)
+    assert {time.name.partition("/")[0] for time in times} <= {node.name for node in model.graph.node}
 
 
 def test_a_student_with_an_operator_that_nobody_registered_is_refused(tmp_path: Path) -> None:

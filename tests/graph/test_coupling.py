@@ -178,7 +178,7 @@ def test_the_channels_of_a_head_leave_together_and_the_stream_around_it_by_itsel
     assert not found["embed"].locked
 
 
-def test_a_single_head_has_values_that_can_leave() -> None:
+def test_a_single_head_can_be_narrower() -> None:
     module = net(
         lambda m, x: m.out(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x))),
         q=nn.Linear(6, 4),
@@ -187,7 +187,7 @@ def test_a_single_head_has_values_that_can_leave() -> None:
         out=nn.Linear(5, 3),
     )
     found = groups(module, (5, 6))
-    assert "head dimension of the attention" in found["q"].locked and found["q"].locked == found["k"].locked
+    assert not found["q"].locked and {("q.weight", 0), ("k.weight", 0)} < places(found["q"])
     assert not found["v"].locked and ("out.weight", 1) in places(found["v"])
 
 
@@ -243,8 +243,11 @@ LOCKED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         "is normalised over several axes at layer_norm",
     ),
     "softmax": (lambda m, x: m.a(x).softmax(1), "is normalised by softmax.int at softmax"),
-    "einsum": (lambda m, x: torch.einsum("nchw,c->nchw", m.a(x), m.scale), "reaches einsum at einsum"),
-    "reshape": (lambda m, x: m.a(x).view(-1, 4, 2, 4, 4).flatten(1, 2), "is split by a reshape at reshape"),
+    "einsum": (lambda m, x: torch.einsum("...hw,...hw->...hw", m.a(x), m.a(x)), "reaches einsum at einsum"),
+    "reshape": (
+        lambda m, x: m.a(x).view(-1, 16, 2, 4).reshape(-1, 8, 4, 4),
+        "is split by a reshape at reshape",
+    ),
     "roll": (lambda m, x: m.a(x).roll(1, 1), "is reordered by roll at roll"),
     "roll of all axes": (lambda m, x: m.a(x).roll(1), "is reordered by roll at roll"),
     "flip": (lambda m, x: m.a(x).flip(1), "is reordered by flip at flip"),

@@ -179,6 +179,49 @@ def sampled() -> Net:
     )
 
 
+def _attends(m: Any, x: Tensor) -> Tensor:
+    """Attention of four heads: by products, by sums over letters, by torch; and of one head."""
+    batch, tokens, _ = x.shape
+    y = x = m.embed(x)
+    q, k, v = m.qkv(y).reshape(batch, tokens, 3, 4, 8).permute(2, 0, 3, 1, 4)
+    shares = (q @ k.transpose(-2, -1) / 8**0.5).softmax(-1)
+    y = y + m.join((shares @ v).transpose(1, 2).reshape(batch, tokens, 32))
+    q, k, v = (layer(y).view(batch, tokens, 4, 8) for layer in (m.q, m.k, m.v))
+    shares = (torch.einsum("bnhd,bmhd->bhnm", q, k) * 8**-0.5).softmax(-1)
+    y = y + m.out(torch.einsum("bhnm,bmhd->bnhd", shares, v).flatten(2))
+    y = y + m.several(y, y, y, need_weights=False)[0]
+    y = y + m.wide(F.scaled_dot_product_attention(m.one(y), m.key(y), m.value(y)))
+    return m.head((y + x).mean(1))
+
+
+def attention() -> Net:
+    sizes = {
+        "embed": (12, 32),
+        "qkv": (32, 96),
+        "join": (32, 32),
+        "q": (32, 32),
+        "k": (32, 32),
+        "v": (32, 32),
+    }
+    more = {"out": (32, 32), "one": (32, 16), "key": (32, 16), "value": (32, 24), "wide": (24, 32)}
+    layers = {name: nn.Linear(*size) for name, size in {**sizes, **more, "head": (32, 4)}.items()}
+    return net(_attends, several=nn.MultiheadAttention(32, 4, batch_first=True), **layers)
+
+
+def _written(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(x @ m.first + m.bias)
+    y = F.relu(torch.einsum("bnc,cd->bnd", y, m.second))
+    y = F.relu(torch.einsum("bnc,dc->bnd", y, m.third) + m.shift)
+    return torch.addmm(m.last_bias, y.mean(1), m.last)
+
+
+def written() -> Net:
+    """Linear layers as products with parameters."""
+    sizes = {"first": (6, 16), "bias": (16,), "second": (16, 24), "third": (32, 24), "shift": (32,)}
+    sizes |= {"last": (32, 3), "last_bias": (3,)}
+    return net(_written, **{name: nn.Parameter(torch.randn(size) / 4) for name, size in sizes.items()})
+
+
 KINDS: dict[str, Kind] = {
     "conv1d": Kind(
         wave,
@@ -200,6 +243,20 @@ KINDS: dict[str, Kind] = {
         widths=named("down bottom up smooth"),
         ranks=named("bottom up smooth"),
         bits=named("down bottom smooth"),
+    ),
+    "attention": Kind(
+        attention,
+        (5, 12),
+        widths=named("embed qkv q one value several"),
+        ranks=named("qkv join q k v out several one wide"),
+        bits=named("embed qkv join q k v out one key value wide head"),
+    ),
+    "written by hand": Kind(
+        written,
+        (5, 6),
+        widths=named("matmul einsum einsum_1"),
+        ranks=named("einsum einsum_1"),
+        bits=named("matmul einsum einsum_1 addmm"),
     ),
     "lengths": Kind(sampled, (4, 32), widths=named("stem mix"), bits=named("stem mix head")),
     "conv3d": Kind(

@@ -21,7 +21,7 @@ from torch import fx
 
 from autocompress.device.runtimes import torch_shapes  # noqa: F401  (it registers its operators)
 from autocompress.device.runtimes.base import NodeTime
-from autocompress.device.runtimes.torch_operators import OPERATORS
+from autocompress.device.runtimes.torch_operators import OPERATORS, Attributes
 from autocompress.errors import InputError
 from autocompress.graph.network import Ref, arg_from_json
 from autocompress.graph.operators import TORCH_DOMAIN, UnknownOperatorError, dtype_named, implementation
@@ -60,6 +60,12 @@ def torch_graph(model: bytes, runtime: str) -> TorchGraph:
             why="it is no ONNX file",
             fix="give a file that autocompress exported",
         ) from error
+    if len(graph.input) != 1:
+        raise InputError(
+            f"{runtime} cannot load the model",
+            why=f"it has {len(graph.input)} inputs, and this runtime runs networks of one",
+            fix="use onnxruntime or openvino",
+        )
     kinds = {node.op_type for node in graph.node}
     if kinds.intersection(_INTEGER_OPERATORS):
         raise InputError(
@@ -111,7 +117,7 @@ class _Translation:
         self.values.update(zip(node.output, results, strict=False))
 
 
-def _called(emit: _Emit, attributes: Mapping[str, Any], inputs: list[Any], outputs: int) -> Any:
+def _called(emit: _Emit, attributes: Attributes, inputs: list[Any], outputs: int) -> Any:
     """Call the torch operator that a node stands for; see `export.onnx_parts`."""
     name = attributes["operator"].decode()
     args, options = json.loads(attributes["arguments"])

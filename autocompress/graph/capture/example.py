@@ -14,6 +14,8 @@ from autocompress.errors import TeacherError
 from autocompress.graph.capture.signature import Tree, names_in, put_together, taken_apart
 from autocompress.graph.network import INPUT, Input, unique_name
 
+RUN_BATCH = 2
+
 
 @dataclass(frozen=True)
 class Example:
@@ -27,12 +29,12 @@ class Example:
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> Example:
-        """One float tensor; `shape` is without the batch."""
+        """Return one float tensor; `shape` is without the batch."""
         return cls((torch.zeros(1, *shape),))
 
     @classmethod
     def of_call(cls, module: nn.Module, given: Any) -> Example:
-        """A call with `given`: a tensor, a tuple of arguments, or a dict of them by name.
+        """Return a call with `given`: a tensor, a tuple of arguments, or a dict of them by name.
 
         Raises TeacherError where `forward` takes no such arguments or no tensor is among them.
         """
@@ -50,7 +52,11 @@ class Example:
             ) from error
         tensors, tree = taken_apart(dict(bound.arguments))
         if not tensors:
-            raise TeacherError("the example inputs hold no tensor", where=type(module).__name__)
+            raise TeacherError(
+                "the example inputs hold no tensor",
+                where=type(module).__name__,
+                fix="give a tensor, a tuple of arguments or a dict of arguments by name",
+            )
         alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and len(bound.arguments) == 1
         plain = alone and tensors[0].is_floating_point()
         return cls(tuple(one.detach().cpu() for one in tensors), None if plain else tree)
@@ -93,6 +99,10 @@ class Example:
         low, high = (int(one.min()), int(one.max())) if one.numel() else (0, 0)
         return torch.randint(low, high + 1, shape, generator=generator).to(one.dtype)
 
+    def arguments(self, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return positional arguments and those by name of one call at a small batch."""
+        return _bound(module.forward, self.tree, self.at(RUN_BATCH))
+
     def called(self, module: nn.Module, tensors: list[Tensor]) -> Any:
         """Return what the module makes of these tensors."""
         return called(module, self.tree, tensors)
@@ -100,11 +110,15 @@ class Example:
 
 def called(function: Any, tree: Tree, tensors: list[Tensor]) -> Any:
     """Return what a function makes of the arguments that the tree puts together."""
+    args, kwargs = _bound(getattr(function, "forward", function), tree, tensors)
+    return function(*args, **kwargs)
+
+
+def _bound(forward: Any, tree: Tree, tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if tree is None:
-        return function(*tensors)
-    forward = getattr(function, "forward", function)
+        return tuple(tensors), {}
     bound = inspect.BoundArguments(inspect.signature(forward), put_together(tree, tensors))
-    return function(*bound.args, **bound.kwargs)
+    return bound.args, bound.kwargs
 
 
 def _dtype(tensor: Tensor) -> str:
