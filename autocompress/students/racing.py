@@ -45,6 +45,8 @@ def compared(task: Task, ours: Tensor, theirs: Tensor | None, score: float, tota
             return unpaired(right, score, total)
         return paired(right, theirs[:, 0].numpy() > 0, total)
     left = math.sqrt(max(0.0, 1 - len(ours) / total))
+    if theirs is None and not task.is_mean:
+        return Difference(0.0, math.inf)  # A metric of some examples may be another one than that of all.
     if theirs is None:
         own = score_of(task, ours)
         return Difference(own - score, std_err(task, ours, own) * left)

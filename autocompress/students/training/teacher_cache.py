@@ -17,7 +17,7 @@ Key = tuple[object, ...]
 
 
 class TeacherOutputs:
-    """Computes the teacher's outputs for batches, once for each key; holds at most 256 MiB of them.
+    """Compute the teacher's outputs for batches, once for each key; hold at most 256 MiB of them.
 
     Students that are trained with the same seed see the same batches, augmentation included, so that
     (data, seed, batch size, epoch, step) names a batch. The teacher is not changed, its mode included.
@@ -55,7 +55,9 @@ class TeacherOutputs:
     def fits(self, split: Split, device: torch.device = CPU) -> bool:
         """Return whether the outputs for every image of the split may be held at once."""
         images, _ = next(split.batches(2))
-        outputs = self.outputs((split.fingerprint(), "first"), images.to(device))
+        teacher = self.teacher_on(device)
+        with eval_mode(teacher), torch.no_grad():
+            outputs: Tensor = teacher(images.to(device)).float()
         return outputs.nbytes // len(outputs) * split.size <= self.maximum_bytes
 
     def of_all(self, split: Split, batch_size: int, device: torch.device = CPU) -> Tensor:
