@@ -55,7 +55,7 @@ class Operation:
 
 
 class Crossing(NamedTuple):
-    """How a value lies where a network is cut: as integers, of which 0 stands for zero (`from_zero`), in
+    """Say how a value lies where a network is cut: as integers, of which 0 stands for zero (`from_zero`), in
     blocks of channels, or with its channels last."""
 
     integer: bool = False
@@ -74,7 +74,7 @@ class Section:
 
     @property
     def reads(self) -> str:
-        """The tensor that it reads."""
+        """Return the tensor that it reads."""
         return f"{INPUT}:q" if self.entry is not None and self.entry.integer else INPUT
 
 
@@ -89,7 +89,7 @@ def split(network: Network, section: Section = WHOLE) -> tuple[list[Operation], 
 
 
 class _Splitter:
-    """Nodes to operations, with fused activations and with conversions between 32 and 8 bits."""
+    """Turn nodes into operations, with fused activations and with conversions between 32 and 8 bits."""
 
     def __init__(self, network: Network, section: Section) -> None:
         self.network, self.section = network, section
@@ -128,7 +128,7 @@ class _Splitter:
         return self.found
 
     def outputs(self) -> tuple[str, ...]:
-        """The network's outputs, in floats; that of a section that does not end it, as it lies."""
+        """Return the network's outputs, in floats; that of a section that does not end it, as it lies."""
         outputs = self.network.outputs
         return tuple(self._float(name) if self.section.ends else self.tensor[name] for name in outputs)
 
@@ -142,7 +142,8 @@ class _Splitter:
             self._quantize(node.name, node.shape, node.quantizer)
 
     def _pads_convolution(self, node: Node) -> bool:
-        """Whether the float convolution that alone reads an image with zeros around it adds these itself."""
+        """Return whether the float convolution that alone reads an image with zeros around it adds these
+        itself."""
         users = [self.network.by_name[name] for name in self.network.users[node.name]]
         if not _adds_zeros(node) or [user.op in CONVOLUTIONS for user in users] != [True]:
             return False
@@ -151,7 +152,8 @@ class _Splitter:
         return reads_it and floats and node.name not in self.network.outputs
 
     def _scales_convolution(self, node: Node) -> bool:
-        """Whether a product with constants goes into the weights of the float convolution before it."""
+        """Return whether a product with constants goes into the weights of the float convolution before
+        it."""
         values = [name for name in node.inputs if name in self.tensor]
         if node.op not in ("mul.Tensor", "mul.Scalar") or len(values) != 1 or values != [*node.inputs]:
             return False
@@ -162,7 +164,7 @@ class _Splitter:
         return alone and not self._is_integer(source, source)
 
     def _let_vanish(self, node: Node) -> None:
-        """The operation before this one computes its value; activations before it vanish as well."""
+        """Let the operation before this one compute its value, and activations before it vanish as well."""
         source = next(name for name in node.inputs if name in self.tensor)
         writer = next((one for one in reversed(self.found) if one.writes == self.tensor[source]), None)
         names: tuple[str, ...] = (node.name,)
@@ -176,11 +178,12 @@ class _Splitter:
         self._alias(node)
 
     def _vanishes(self, node: Node) -> bool:
-        """Whether rounding to integers clips at zero and so does what this activation does."""
+        """Return whether rounding to integers clips at zero and so does what this activation does."""
         return node.op in CLIPS and node.quantizer is not None and node.quantizer.zero_point == 0
 
     def _wait(self, node: Node) -> None:
-        """What computes complex numbers runs within the operation that makes real ones of them."""
+        """Let what computes complex numbers wait: it runs within the operation that makes real ones of
+        them."""
         before = (one for name in node.inputs for one in self.waiting.get(name, ()))
         self.waiting[node.name] = (*dict.fromkeys(before), node)
         self.tensor[node.name] = node.name
@@ -220,13 +223,14 @@ class _Splitter:
             self._quantize(result.name, result.shape, result.quantizer)
 
     def _read_as_integers(self, node: Node, values: list[str]) -> list[str]:
-        """The first product of an attention takes integers, if both its sides are such."""
+        """Return which values the first product of an attention takes as integers, if both its sides are
+        such."""
         first = values[:2] if node.op == "scaled_dot_product_attention" else []
         sides = [name for name in first if name not in values[2:]]
         return sides if all(self.tensor[name].endswith(":q") for name in first) else []
 
     def _take_sum_along(self, norm: Operation) -> None:
-        """A normalisation of sequences adds what it alone reads the sum of."""
+        """Let a normalisation of sequences add what it alone reads the sum of."""
         added = next((one for one in reversed(self.found) if one.writes == norm.reads[0]), None)
         if added is None or added.kind != "add.Tensor" or added.node is None or len(norm.shape) != 3:
             return
@@ -258,11 +262,11 @@ class _Splitter:
         return node.quantizer in (None, first) and all(other == first for other in others)
 
     def _quantizer_written(self, result: Node, reads: list[str]) -> Quantizer | None:
-        """Moved data keep the quantizer that they have."""
+        """Return the quantizer of what is written; moved data keep the quantizer that they have."""
         return self.quantizers.get(reads[0]) if result.quantizer is None else result.quantizer
 
     def _activation(self, node: Node) -> Node | None:
-        """The activation that runs within this operation."""
+        """Return the activation that runs within this operation."""
         network = self.network
         if node.op not in LAYERS and node.op != "add.Tensor":
             return None
@@ -280,7 +284,8 @@ class _Splitter:
         return None
 
     def _is_guarded(self, node: Node) -> bool:
-        """Whether the export keeps this float layer between integers in floats, by an empty activation."""
+        """Return whether the export keeps this float layer between integers in floats, by an empty
+        activation."""
         network = self.network
         if network.quantizer_of(node.inputs[0]) is None:
             return False
@@ -298,7 +303,7 @@ class _Splitter:
         self.quantizers[name] = quantizer
 
     def _float(self, value: str) -> str:
-        """The tensor of a value in floats; the first reader of integers has them converted."""
+        """Return the tensor of a value in floats; the first reader of integers has them converted."""
         name = self.tensor[value]
         if not name.endswith(":q"):
             return name
@@ -313,7 +318,7 @@ class _Splitter:
 
 
 def _adds_zeros(node: Node) -> bool:
-    """Whether an operation surrounds an image by zeros, on its last two axes."""
+    """Return whether an operation surrounds an image by zeros, on its last two axes."""
     if node.op not in ("pad", "constant_pad_nd") or len(node.shape) != 4:
         return False
     amounts, rest = node.args[1], node.args[2:]
@@ -327,7 +332,7 @@ def is_number(node: Node) -> bool:
 
 
 def _does_nothing(network: Network, node: Node) -> bool:
-    """Whether the export leaves the operation out."""
+    """Return whether the export leaves the operation out."""
     if node.op not in _LEFT_OUT:
         return False
     same = node.shape == network.shape_of(node.inputs[0])

@@ -28,8 +28,8 @@ _FOLLOW_LAYOUT = having(lambda row: row.any_layout) | {"quantize", "dequantize"}
 
 @dataclass(frozen=True)
 class Layouts:
-    """How a runtime lays out images: the channels in a block of its float convolutions (0 for none),
-    and whether integer convolutions want channels last."""
+    """Say how a runtime lays out images: the channels in a block of its float convolutions (0 for none), and
+    whether integer convolutions want channels last."""
 
     float_block: int = 16
     int8_channels_last: bool = True
@@ -80,7 +80,7 @@ class _Blocked:
 
 @dataclass
 class _Blocks:
-    """Puts float convolutions on blocks of channels, and what stands between them with them.
+    """Put float convolutions on blocks of channels, and what stands between them with them.
 
     Follows the order and the conditions of ONNX Runtime's NCHWc rewriting: a convolution adds the
     other operand of the addition behind it, and then takes the activation behind that along.
@@ -157,8 +157,8 @@ class _Blocks:
         return self._wrote_blocked(operation)
 
     def _pool(self, operation: Operation) -> bool:
-        """Averages and maxima over whole maps are a pooling and, where they drop both axes, a reshape behind
-        it. They stay in blocks, and are not worth going there for."""
+        """Take averages and maxima over whole maps as a pooling and, where they drop both axes, a reshape
+        behind it. These stay in blocks, and are not worth going there for."""
         source = operation.reads[0]
         shape = self.shapes[source]
         if len(shape) != 4 or shape[1] % self.block or not _is_spatial(operation):
@@ -184,7 +184,7 @@ class _Blocks:
             turned.nodes += (turned.reads[0].partition(":")[0],)
 
     def _turned_alone(self, name: str) -> Operation | None:
-        """The transposition from channels last that wrote this tensor for one reader only."""
+        """Return the transposition from channels last that wrote this tensor for one reader only."""
         for operation in reversed(self.found):
             if operation.writes == name:
                 node = operation.node
@@ -230,7 +230,7 @@ class _Blocks:
         return True
 
     def _take_over(self, conv: Operation, operation: Operation) -> None:
-        """The convolution computes what this operation would have; it runs where the operation stood."""
+        """Let the convolution compute what this operation would have; it runs where the operation stood."""
         conv.nodes += operation.nodes
         conv.writes = operation.writes
         self.found.remove(conv)
@@ -248,7 +248,7 @@ class _Blocks:
         return self._follow(operation)
 
     def _to_channels_last(self, operation: Operation) -> bool:
-        """A transposition of blocks is a reordering of another kind."""
+        """Take a transposition of blocks for a reordering of another kind."""
         node = operation.node
         if node is None or node.args[1] != _TO_CHANNELS_LAST:
             return False
@@ -277,7 +277,7 @@ class _Blocks:
 
 
 def _is_spatial(operation: Operation) -> bool:
-    """Whether a pooling is one over height and width, as runtimes know it."""
+    """Return whether a pooling is one over height and width, as runtimes know it."""
     if operation.kind != "mean.dim":
         return True
     node = operation.node
@@ -285,7 +285,7 @@ def _is_spatial(operation: Operation) -> bool:
 
 
 class _ChannelsLast:
-    """Puts integer convolutions on channels last, and what stands between them with them."""
+    """Put integer convolutions on channels last, and what stands between them with them."""
 
     def __init__(self, network: Network, source: list[Operation], section: Section = WHOLE) -> None:
         self.source = source

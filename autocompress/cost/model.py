@@ -25,9 +25,9 @@ from autocompress.problem.candidate import Cost
 
 @dataclass(frozen=True)
 class FileContent:
-    """What the overhead of an exported file is linear in: nodes, convolutions, letters in the nodes' names,
-    layers of 8 bits, letters in theirs, their output channels, the same without repeats (equal constants are
-    stored once), quantizers, tensors."""
+    """Hold what the overhead of an exported file is linear in: nodes, convolutions, letters in the nodes'
+    names, layers of 8 bits, letters in theirs, their output channels, the same without repeats (equal
+    constants are stored once), quantizers, tensors."""
 
     nodes: int
     convolutions: int
@@ -41,7 +41,8 @@ class FileContent:
 
     @property
     def features(self) -> NDArray[np.float64]:
-        """Numbers whose weighted sum is the overhead; fitted on exported files when a device is profiled."""
+        """Return the numbers whose weighted sum is the overhead; fitted on exported files when a device is
+        profiled."""
         counts = (
             *(1, self.nodes, self.convolutions, self.letters, self.low_layers, self.low_letters),
             *(self.low_channels, sum(self.distinct_channels), self.quantizers, self.tensors),
@@ -78,32 +79,33 @@ def file_features_count() -> int:
 
 
 class DeviceTable(Protocol):
-    """What pricing needs of a device profile."""
+    """Answer what pricing needs of a device profile."""
 
     @property
     def layouts(self) -> Layouts:
-        """How the device's runtime lays out values, which decides the kernels it runs."""
+        """Say how the device's runtime lays out values, which decides the kernels it runs."""
 
     @property
     def constant_us(self) -> float:
-        """What an inference takes beside its kernels."""
+        """Return what an inference takes beside its kernels."""
 
     def kernel_us(self, kernel: Kernel) -> float:
-        """A kernel's share of a network's latency; raises ProfileError when nothing is known of its kind."""
+        """Return a kernel's share of a network's latency; raise ProfileError when nothing is known of its
+        kind."""
 
     @property
     def relative_error(self) -> float:
-        """Half width of the 95 % interval of a predicted latency, as a share of it."""
+        """Return the half width of the 95 % interval of a predicted latency, as a share of it."""
 
     @property
     def file_overhead(self) -> NDArray[np.float64]:
-        """Coefficients of `file_features`, in bytes."""
+        """Return the coefficients of `file_features`, in bytes."""
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """What a network's cost on a device follows from; `live_bytes` is the most that its activations take at
-    once."""
+    """Hold what a network's cost on a device follows from; `live_bytes` is the most that its activations take
+    at once."""
 
     kernels_us: float
     macs: int
@@ -115,7 +117,7 @@ class Amounts:
 
 
 class CostModel:
-    """Prices networks on one device; the times of kernels are kept."""
+    """Price networks on one device; the times of kernels are kept."""
 
     def __init__(self, device: DeviceTable) -> None:
         self.device = device

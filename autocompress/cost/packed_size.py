@@ -43,8 +43,9 @@ STORED_BYTES = 70.0
 
 @dataclass(frozen=True)
 class PackedContent:
-    """What the size of a student's weights follows from: how many operations and tensors there are, letters
-    in the names of the latter, how many layers are coded, and what the tensors take in a coded file."""
+    """Hold what the size of a student's weights follows from: how many operations and tensors there are,
+    letters in the names of the latter, how many layers are coded, and what the tensors take in a coded
+    file."""
 
     nodes: int
     tensors: int
@@ -101,12 +102,12 @@ def _layers(network: Network) -> dict[str, Node]:
 
 
 def is_coded(node: Node) -> bool:
-    """Whether the weights of a layer are such that the student is coded."""
+    """Return whether the weights of a layer are such that the student is coded."""
     return node.density < 1 or bool(node.codebook) or node.grid is not None
 
 
 def bits_a_weight(node: Node, in_int8: bool = False) -> float:
-    """Of a layer's weight, zeros and all."""
+    """Return the bits of a layer's weight, zeros and all."""
     places = HEADROOM * entropy_bits(node.density)
     if node.grid is not None:
         value = float(GRID_BITS[node.grid.form])
@@ -118,14 +119,15 @@ def bits_a_weight(node: Node, in_int8: bool = False) -> float:
 
 
 def entropy_bits(share: float) -> float:
-    """Bits that tell whether an event of this probability happened."""
+    """Return the bits that tell whether an event of this probability happened."""
     if not 0 < share < 1:
         return 0.0
     return -share * log2(share) - (1 - share) * log2(1 - share)
 
 
 def _table_bytes(node: Node, in_int8: bool, channels: int) -> int:
-    """Of the codebook, or of the scales, and of the start; steps of a grid are parameters by themselves."""
+    """Return the bytes of the codebook, or of the scales, and of the start; steps of a grid are parameters by
+    themselves."""
     start = LEARNING_BYTES if is_coded(node) else 0
     if node.grid is not None:
         return start

@@ -24,7 +24,7 @@ Pair = int | Sequence[int]
 
 
 def pair(value: Pair, rank: int = 2) -> tuple[int, ...]:
-    """One number for each spatial axis."""
+    """Return one number for each spatial axis."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * rank if len(values) == 1 else values
 
@@ -85,7 +85,7 @@ def _pads(padding: Pair | str, kernel: Sequence[int], dilations: Sequence[int]) 
 
 
 def _without_defaults(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out what ONNX assumes anyway, for a smaller file."""
+    """Leave out what ONNX assumes anyway, for a smaller file."""
     return {
         key: value
         for key, value in attributes.items()
@@ -109,7 +109,7 @@ def linear(e: Emitter, node: Node, x: Tensor, weight: Any, bias: Any = None) -> 
 
 
 def _linear_on_rows(e: Emitter, node: Node, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    """Runtimes have an integer Gemm with bias, but no integer MatMul with one.
+    """Write a Gemm over rows: runtimes have an integer Gemm with bias, but no integer MatMul with one.
 
     A quantizer of the result belongs between the Gemm and the reshape, where it fuses.
     """
@@ -231,7 +231,7 @@ def group_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> str:
-    """Statistics by InstanceNormalization over (N, groups, rest); runtimes run it as one kernel."""
+    """Take statistics by InstanceNormalization over (N, groups, rest); runtimes run it as one kernel."""
     channels = x.shape[1]
     rows = e.op("Reshape", x.name, e.ints(0, groups, -1), name=f"{node.name}/groups")
     ones, zeros = e.name(np.ones(groups, np.float32)), e.name(np.zeros(groups, np.float32))
@@ -316,7 +316,7 @@ def adaptive_pool(e: Emitter, node: Node, x: Tensor, output_size: Pair) -> Any:
 
 
 def _averaged_unevenly(e: Emitter, node: Node, x: Tensor, sizes: Sequence[int]) -> str:
-    """Averages over windows of several sizes are products with a matrix of shares, one for each axis."""
+    """Write averages over windows of several sizes as products with a matrix of shares, one for each axis."""
     shares = [_shares(size, out) for size, out in zip(x.shape[2:], sizes, strict=True)]
     if len(shares) == 1:
         return e.op("MatMul", x.name, e.name(np.ascontiguousarray(shares[0].T)), name=node.name)
@@ -325,7 +325,7 @@ def _averaged_unevenly(e: Emitter, node: Node, x: Tensor, sizes: Sequence[int]) 
 
 
 def _largest_unevenly(e: Emitter, node: Node, x: Tensor, sizes: Sequence[int]) -> str:
-    """Maxima over windows of several sizes, one axis after the other."""
+    """Write maxima over windows of several sizes, one axis after the other."""
     result = x.name
     for axis, (size, out) in enumerate(zip(x.shape[2:], sizes, strict=True), start=2):
         parts = []

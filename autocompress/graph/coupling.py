@@ -33,7 +33,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group lies in one parameter: `indices[i]` are the positions of its i-th atom on `axis`.
+    """Say where a group lies in one parameter: `indices[i]` are the positions of its i-th atom on `axis`.
 
     `makes` says that the parameter computes the channels there; where it does not, it reads them.
     """
@@ -75,7 +75,7 @@ class Coupling:
 
     @cached_property
     def output_axes(self) -> dict[str, int]:
-        """Weight of a layer → its axis of outputs."""
+        """Return by weight of a layer its axis of outputs."""
         return {
             node.args[1].name: output_axis(node)
             for node in self.network.nodes
@@ -94,7 +94,7 @@ class Coupling:
 
 
 def couple(network: Network) -> Coupling:
-    """Finds the atoms of a network. Needs shapes only; linear in the number of channels."""
+    """Find the atoms of a network. Needs shapes only; linear in the number of channels."""
     atoms = Atoms()
     values: dict[str, Any] = {one.name: tuple(None for _ in one.shape) for one in network.inputs}
     for node in network.nodes:
@@ -173,7 +173,7 @@ def _group(
 def _layers(
     coupling: Coupling, signature: tuple[tuple[str, int, int], ...], axis_of: Callable[[Node], int]
 ) -> list[str]:
-    """Layers that have the group on this axis of their weight, in order."""
+    """Return the layers that have the group on this axis of their weight, in order."""
     places = {(param, axis) for param, axis, _ in signature}
     return [
         node.name

@@ -57,7 +57,7 @@ _NAMED_AFTER_MODULE = WEIGHTED | {"batch_norm", "layer_norm", "group_norm"}
 
 
 def trace(module: nn.Module, inputs: tuple[int, ...] | Example) -> tuple[Network, Weights]:
-    """The module's inference graph and its parameters as float32 arrays.
+    """Return the module's inference graph and its parameters as float32 arrays.
 
     Args:
         module: takes tensors of any batch size N and returns tensors. It is not modified.
@@ -110,7 +110,7 @@ def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Netwo
 
 @dataclass
 class _Rewriter:
-    """Rewrites one exported program, node by node."""
+    """Rewrite one exported program, node by node."""
 
     exported: torch.export.ExportedProgram
     inputs: tuple[Input, ...]
@@ -200,7 +200,7 @@ class _Rewriter:
             self._overwrite(fx_node.args[0], node.name)
 
     def _overwrite(self, target: fx.Node, new_name: str) -> None:
-        """After an in-place operation every name of the old value means the new one."""
+        """Let every name of the old value mean the new one after an in-place operation."""
         old = self.names[target.name]
         for name, value in self.names.items():
             if value == old:
@@ -230,7 +230,7 @@ class _Rewriter:
         return arg
 
     def _outputs(self, fx_node: fx.Node) -> list[str]:
-        """The names of the values that the program returns to its caller."""
+        """Return the names of the values that the program returns to its caller."""
         specs = self.exported.graph_signature.output_specs
         results: Any = fx_node.args[0]
         returned = [
@@ -255,7 +255,8 @@ class _Rewriter:
 
 
 def _fold_constants(network: Network, weights: Weights) -> Network:
-    """Values that depend on nothing trainable and not on the input become buffers; `weights` gains them."""
+    """Turn values that depend on nothing trainable and not on the input into buffers; `weights` gains
+    them."""
     params, nodes = dict(network.params), []
     constants: dict[str, Any] = {}
     for node in network.nodes:
@@ -320,7 +321,7 @@ def _is_noop(op: str, fx_node: fx.Node) -> bool:
 
 
 def _with_free_batch(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A size that follows the batch is written -1 where the operation can infer it."""
+    """Write a size that follows the batch as -1 where the operation can infer it."""
     if len(args) < 2 or not isinstance(args[1], tuple) or op == "expand":
         return args
     sizes = args[1]
@@ -354,7 +355,7 @@ def _shape(value: Any) -> Any:
 
 
 def _type(value: Any) -> Any:
-    """The name of a value's dtype; a tuple for several, and nothing for a number."""
+    """Return the name of a value's dtype; a tuple for several, and nothing for a number."""
     if isinstance(value, (list, tuple)):
         return tuple(_type(item) for item in value)
     return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else ""
@@ -390,7 +391,7 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights, tenso
 
 
 def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """The largest difference, and the largest value."""
+    """Return the largest difference, and the largest value."""
     if one.shape != other.shape or one.numel() == 0:
         return (0.0 if one.shape == other.shape else float("inf")), 0.0
     expected, actual = one.double(), other.double()
@@ -400,7 +401,7 @@ def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def layers(network: Network) -> Iterator[Node]:
-    """The convolutions and linear layers whose weight is a parameter, in execution order."""
+    """Yield the convolutions and linear layers whose weight is a parameter, in execution order."""
     for node in network.nodes:
         if node.op in WEIGHTED and isinstance(node.args[1], Param):
             yield node

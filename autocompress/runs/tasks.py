@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Stage(StrEnum):
-    """What an evaluation is for, from the cheapest to the longest."""
+    """Say what an evaluation is for, from the cheapest to the longest."""
 
     SCORE = "score"
     TRIAL = "trial"
@@ -45,7 +45,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a task. `error` is one line, `detail` the traceback; both empty when `ok`."""
+    """Say what became of a task. `error` is one line, `detail` the traceback; both empty when `ok`."""
 
     trial: int
     ok: bool
@@ -57,7 +57,7 @@ class Result:
 
 
 class Wait(Enum):
-    """Given by `ask` when there is nothing to do until another task has finished."""
+    """Say, given by `ask`, that there is nothing to do until another task has finished."""
 
     WAIT = "wait"
 
@@ -74,7 +74,7 @@ Arrays = Mapping[str, Mapping[str, "NDArray[Any]"]]
 
 @dataclass(frozen=True)
 class Factory:
-    """Names a function that makes an evaluator: `target(config, arrays)` returns an `Evaluate`.
+    """Name a function that makes an evaluator: `target(config, arrays)` returns an `Evaluate`.
 
     `target` is `package.module:function`, importable in every worker; `config` is JSON. `arrays` are what
     is too large for that; workers of one machine share one copy of them.
@@ -97,20 +97,20 @@ class Factory:
 class Executor(Protocol):
     @property
     def workers(self) -> int:
-        """How many tasks are under way at once."""
+        """Return how many tasks are under way at once."""
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
-        """Runs tasks until `ask` returns None or `stop` is true; tasks under way are finished first.
+        """Run tasks until `ask` returns None or `stop` is true; tasks under way are finished first.
 
         `ask`, `tell` and `stop` are called in the caller's thread, and what they raise is raised
         here. Every task that `ask` gave is told exactly once, whatever happens to its worker.
         """
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
 
 
 def one_line(error: BaseException) -> str:
-    """The kind and first line of an exception."""
+    """Return the kind and first line of an exception."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

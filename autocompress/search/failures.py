@@ -15,7 +15,8 @@ ALLOWED_SHARE = 0.3
 
 @dataclass
 class Failures:
-    """Of tasks of one kind, `named` in the plural; `event` is the run's at `root` that records one."""
+    """Count the failures of tasks of one kind, `named` in the plural; `event` is the run's at `root` that
+    records one."""
 
     root: Path
     named: str
@@ -25,7 +26,7 @@ class Failures:
     _reasons: list[str] = field(default_factory=list)
 
     def add(self, reason: str, finished: int) -> None:
-        """Counts one more. Raises TooManyFailuresError where none is `finished` and the first failed alike,
+        """Count one more. Raises TooManyFailuresError where none is `finished` and the first failed alike,
         or, without `only_alike`, for whatever reasons."""
         self.count += 1
         self._reasons.append(reason)
@@ -40,7 +41,7 @@ class Failures:
             )
 
     def check_share(self, total: int) -> None:
-        """After `add`: raises TooManyFailuresError where more than `ALLOWED` and `ALLOWED_SHARE` failed."""
+        """Raise TooManyFailuresError, after `add`, where more than `ALLOWED` and `ALLOWED_SHARE` failed."""
         if self.count > max(ALLOWED, ALLOWED_SHARE * total):
             raise TooManyFailuresError(
                 f"{self.count} of {total} {self.named} failed",
@@ -50,5 +51,5 @@ class Failures:
 
 
 def _kind(reason: str) -> str:
-    """A reason without its numbers, so that reasons can be compared."""
+    """Return a reason without its numbers, so that reasons can be compared."""
     return re.sub(r"\d+", "#", reason)

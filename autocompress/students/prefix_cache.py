@@ -24,8 +24,8 @@ LARGEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Kept:
-    """`value` is what the first nodes of a network lead to. `weights` and `ranges`, by name, are what fitting
-    made of the parameters before it and what ranges the values before it had."""
+    """Hold what is kept: `value` is what the first nodes of a network lead to. `weights` and `ranges`, by
+    name, are what fitting made of the parameters before it and what ranges the values before it had."""
 
     value: Tensor
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Kept:
 
 
 class PrefixCache:
-    """Holds at most `maximum_bytes` of tensors; what was not used for the longest time goes first.
+    """Hold at most `maximum_bytes` of tensors; what was not used for the longest time goes first.
 
     `hits` and `misses` count networks that went on from a kept value and those that began at the input.
     """
@@ -48,7 +48,7 @@ class PrefixCache:
         self._kept: OrderedDict[str, Kept] = OrderedDict()
 
     def put(self, key: str, kept: Kept) -> None:
-        """Keeps it, unless it is too large or one with as many ranges is there already."""
+        """Keep it, unless it is too large or one with as many ranges is there already."""
         before = self._kept.get(key)
         if before is not None and len(before.ranges) >= len(kept.ranges):
             return
@@ -68,8 +68,8 @@ class PrefixCache:
         keys: Mapping[int, str],
         serves: Callable[[int, Kept], bool] = lambda _cut, _kept: True,
     ) -> tuple[int, dict[str, Tensor], Kept] | None:
-        """The last cut at which a value is kept that `serves`: number of the node to go on from, the values
-        to go on with, and what was kept."""
+        """Return the last cut at which a value is kept that `serves`: number of the node to go on from, the
+        values to go on with, and what was kept."""
         for cut in sorted(cuts, reverse=True):
             kept = self._kept.get(keys[cut])
             if kept is not None and serves(cut, kept):
@@ -81,7 +81,7 @@ class PrefixCache:
 
 
 def cuts(network: Network) -> dict[int, str]:
-    """{number of a node: the only value that it and all after it read}, before layers with weights."""
+    """Return {number of a node: the only value that it and all after it read}, before layers with weights."""
     last: dict[str, int] = {}
     for index, node in enumerate(network.nodes):
         last.update(dict.fromkeys(node.inputs, index))
@@ -96,7 +96,7 @@ def cuts(network: Network) -> dict[int, str]:
 
 
 def keys(module: GraphModule, start: str, describe: Callable[[Node], str] = repr) -> dict[int, str]:
-    """{number of a node: digest of all nodes before it, of their parameters and of `start`}."""
+    """Return {number of a node: digest of all nodes before it, of their parameters and of `start`}."""
     return dict(_keys(module, start, describe))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.graph.coupling import Coupling
-from autocompress.graph.module import build
+from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights
 from autocompress.transforms.families.prune import Keep
 
@@ -62,6 +62,41 @@ def with_zeros(coupling: Coupling, weights: Weights, keep: Keep) -> Weights:
             axis = np.moveaxis(zeroed[place.param], place.axis, 0)
             axis[place.indices[~keep[group.atoms]].ravel()] = 0
     return zeroed
+
+
+def with_channels_left_out(coupling: Coupling, weights: Weights, keep: Keep) -> GraphModule:
+    """The whole network with zeros wherever a channel that is not kept has its place, whose means and
+    normalisations over channels see the kept ones alone."""
+    module = build(coupling.network, with_zeros(coupling, weights, keep))
+    for node in coupling.network.nodes:
+        if node.op not in ("layer_norm", "group_norm", "mean.dim"):
+            continue
+        axes = [
+            None if one is None else torch.from_numpy(keep[one]) for one in coupling.values[node.inputs[0]]
+        ]
+        for axis, kept in enumerate(axes):
+            is_over_it = node.op != "mean.dim" or axis in [dim % len(axes) for dim in node.args[1]]
+            if kept is not None and not kept.all() and is_over_it:
+                module._functions[node.name] = _seeing(module._functions[node.name], axis, kept)
+    return module
+
+
+def _seeing(function: Callable[..., Tensor], axis: int, kept: Tensor) -> Callable[..., Tensor]:
+    """The function of kept channels alone; where it keeps their axis the others are zero."""
+    places = kept.nonzero()[:, 0]
+
+    def of_kept(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        part = x.index_select(axis, places)
+
+        def cut(arg: Any) -> Any:
+            if isinstance(arg, Tensor) and arg.shape == kept.shape:
+                return arg[kept]
+            return [len(places)] if isinstance(arg, list) and arg == [len(kept)] else arg
+
+        result = function(part, *map(cut, args), **options)
+        return torch.zeros_like(x).index_copy(axis, places, result) if result.shape == part.shape else result
+
+    return of_kept
 
 
 def conv(channels: int, out: int, kernel: int = 1, **options: Any) -> nn.Conv2d:

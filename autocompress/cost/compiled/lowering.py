@@ -32,8 +32,8 @@ integers; None where nothing does."""
 
 
 class Lowered(NamedTuple):
-    """For each piece what is made of it, and what else is alive at each of its slot's `cuts` (an empty tuple
-    for nothing at any); and how the output is left."""
+    """Hold for each piece what is made of it, and what else is alive at each of its slot's `cuts` (an empty
+    tuple for nothing at any); and how the output is left."""
 
     slots: tuple[Slot, ...]
     carried: tuple[tuple[Carried, ...], ...]
@@ -84,19 +84,19 @@ class Form:
 
     @cached_property
     def opens(self) -> bool:
-        """Whether nothing before depends on what reads the input: it is a layer, or not alone."""
+        """Return whether nothing before depends on what reads the input: it is a layer, or not alone."""
         users = (self.network.by_name[name] for name in self.network.users[INPUT])
         readers = [node for node in users if not is_number(node)]
         return len(readers) > 1 or all(node.op in LAYERS for node in readers)
 
     @cached_property
     def closes(self) -> bool:
-        """Whether nothing behind depends on what computes the output."""
+        """Return whether nothing behind depends on what computes the output."""
         return self.network.by_name[self.network.output].op not in NEVER_CLOSES
 
     @cached_property
     def reads_integers(self) -> bool:
-        """Whether something that reads the input works on integers where it can."""
+        """Return whether something that reads the input works on integers where it can."""
         return reads_integers(self.network, INPUT)
 
     def round(self, ends: Ends) -> tuple[bool, bool]:
@@ -143,7 +143,7 @@ class Form:
 
     @cached_property
     def _own_names(self) -> tuple[dict[str, str], ...]:
-        """For each piece, the values that it computes or reads → their names there."""
+        """Return for each piece the names there of the values that it computes or reads."""
         found: list[dict[str, str]] = [{here: own for own, here in names.items()} for names in self.names]
         for name, piece in self.piece_of.items():
             found[piece][name] = name

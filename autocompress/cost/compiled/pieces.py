@@ -73,13 +73,13 @@ class Version:
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
-        """The values that it reads from outside."""
+        """Return the values that it reads from outside."""
         inside = {node.name for node in self.nodes}
         return tuple(dict.fromkeys(name for node in self.nodes for name in node.inputs if name not in inside))
 
     @cached_property
     def elements(self) -> dict[str, int]:
-        """How many numbers each value holds that is read or computed here."""
+        """Count how many numbers each value holds that is read or computed here."""
         known = {node.name: elements(node.shape) for node in self.network.nodes}
         return {INPUT: elements(self.network.input_shape), **known}
 
@@ -109,9 +109,9 @@ class Axis:
 
 @dataclass(eq=False)
 class Piece:
-    """`sites` are the positions of the sites that decide about it among those of the whole space, `key` those
-    of the options and the counts of channels from which what becomes of it follows. `owners` are all names
-    of nodes and parameters, and the pieces that invented some of them."""
+    """Hold a part of a network: `sites` are the positions of the sites that decide about it among those of
+    the whole space, `key` those of the options and the counts of channels from which what becomes of it
+    follows. `owners` are all names of nodes and parameters, and the pieces that invented some of them."""
 
     bound: BoundSpace
     names: tuple[str, ...]

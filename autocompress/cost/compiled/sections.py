@@ -59,7 +59,7 @@ class Section:
 
     @cached_property
     def whole(self) -> Skeleton:
-        """The section with all of its blocks."""
+        """Return the section with all of its blocks."""
         return self._without([False] * len(self.blocks))
 
     def skeleton(self, options: Sequence[Option]) -> Skeleton:
@@ -159,7 +159,7 @@ def _around(blocks: Iterable[tuple[int, Block]], name: str) -> list[str]:
 
 
 class _Sites:
-    """Which sites decide about a node."""
+    """Know which sites decide about a node."""
 
     def __init__(self, bound: BoundSpace) -> None:
         self.bound = bound
@@ -254,7 +254,7 @@ def _check_space(bound: BoundSpace) -> None:
 
 
 def _check_params(network: Network, pieces: Sequence[Sequence[str]]) -> None:
-    """Raises Uncuttable where two pieces read one parameter, or a batch norm is not with its layer."""
+    """Raise Uncuttable where two pieces read one parameter, or a batch norm is not with its layer."""
     piece_of = {name: at for at, names in enumerate(pieces) for name in names}
     for users in network.param_users.values():
         if len({piece_of[name] for name in users}) > 1:

@@ -59,7 +59,7 @@ class OnnxRuntimeSession:
 
 
 def _dtype(kind: str) -> str:
-    """ONNX Runtime's name of a type, such as `tensor(int64)`, as numpy's."""
+    """Return ONNX Runtime's name of a type, such as `tensor(int64)`, as numpy's."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)
 

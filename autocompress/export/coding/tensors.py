@@ -36,7 +36,7 @@ class Plain:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """`levels` of any shape; `scales` is (1,) or (levels.shape[0],)."""
+    """Hold `levels` of any shape; `scales` is (1,) or (levels.shape[0],)."""
 
     levels: NDArray[np.integer]
     scales: Floats
@@ -57,7 +57,8 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """`levels` count from the value nearest to zero: the value is `codebook[level + zero_index]`.
+    """Hold values and `levels`, which count from the value nearest to zero: the value is
+    `codebook[level + zero_index]`.
 
     `codebook` is ascending, (K,). Raises ValueError on `values` when a level is outside it.
     """
@@ -78,7 +79,8 @@ class Shared:
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
-    """`levels` are 1 where a value stands and 0 elsewhere; `kept` (float32) are the values in order.
+    """Hold few values: `levels` are 1 where a value stands and 0 elsewhere; `kept` (float32) are the values
+    in order.
 
     Raises ValueError on `values` when a level is neither or there are not as many ones as values.
     """
@@ -99,7 +101,7 @@ Stored = Plain | Scaled | Grid | Shared | Sparse
 
 
 def candidates(array: NDArray[Any]) -> Iterator[Stored]:
-    """Every form of the array that gives it back bit for bit, `Plain` first."""
+    """Yield every form of the array that gives it back bit for bit, `Plain` first."""
     yield Plain(array)
     if array.dtype != np.float32 or not array.size or not np.isfinite(array).all():
         return
@@ -116,7 +118,8 @@ def candidates(array: NDArray[Any]) -> Iterator[Stored]:
 
 
 def shared_values(array: Floats) -> Shared | None:
-    """The array as a codebook and indices, None where it has more than 256 values or as many as elements."""
+    """Return the array as a codebook and indices, None where it has more than 256 values or as many as
+    elements."""
     codebook, indices = np.unique(array, return_inverse=True)
     if len(codebook) > MOST_SHARED_VALUES or 2 * len(codebook) > array.size + 1:
         return None
@@ -125,7 +128,7 @@ def shared_values(array: Floats) -> Shared | None:
 
 
 def on_grid(array: Floats) -> Grid | None:
-    """The array as multiples of a power of two, None where one is above 32,767."""
+    """Return the array as multiples of a power of two, None where one is above 32,767."""
     largest = float(np.abs(array).max(initial=0))
     if not largest:
         return Grid(np.zeros(array.shape, dtype=np.int32), 0)

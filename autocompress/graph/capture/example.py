@@ -29,12 +29,12 @@ class Example:
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> Example:
-        """One float tensor; `shape` is without the batch."""
+        """Return one float tensor; `shape` is without the batch."""
         return cls((torch.zeros(1, *shape),))
 
     @classmethod
     def of_call(cls, module: nn.Module, given: Any) -> Example:
-        """A call with `given`: a tensor, a tuple of arguments, or a dict of them by name.
+        """Return a call with `given`: a tensor, a tuple of arguments, or a dict of them by name.
 
         Raises TeacherError where `forward` takes no such arguments or no tensor is among them.
         """

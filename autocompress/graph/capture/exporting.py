@@ -52,7 +52,7 @@ def exported(module: nn.Module, example: Example) -> Exported:
 
 
 def _only_argument(module: nn.Module) -> str:
-    """The name of the first argument of `forward`."""
+    """Return the name of the first argument of `forward`."""
     return next(iter(inspect.signature(module.forward).parameters), "input")
 
 
@@ -97,7 +97,7 @@ def _unique(wanted: Any, taken: tuple[str, ...] = ()) -> tuple[str, ...]:
 def _programs(
     module: nn.Module, example: Example
 ) -> tuple[torch.export.ExportedProgram, torch.export.ExportedProgram | None]:
-    """The program of any batch size, or those of two fixed ones."""
+    """Return the program of any batch size, or those of two fixed ones."""
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         return _program(module, example, EXPORT_BATCH, torch.export.Dim("batch")), None

@@ -105,7 +105,7 @@ def _decomposed(program: Program, whole: frozenset[str]) -> Program:
 
 
 def _decomposed_in_vain(node: fx.Node) -> list[str]:
-    """The operation that an unknown one is a part of: it is simpler to run and to export whole."""
+    """Return the operation that an unknown one is a part of: it is simpler to run and to export whole."""
     origins = [str(source.target) for source in node.meta.get("from_node") or ()]
     if node.op != "call_function" or _row_of(node.target) in KNOWN or not origins:
         return []
@@ -120,7 +120,7 @@ def has_autocast(program: Program) -> bool:
 
 
 def _without_autocast(program: Program) -> None:
-    """Switches autocast off: networks compute in float32."""
+    """Switch autocast off: networks compute in float32."""
     for module in program.graph_module.modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:

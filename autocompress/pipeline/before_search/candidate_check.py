@@ -48,7 +48,7 @@ QUICK = Quantize(ranges="minmax", correct_biases=False)
 
 @dataclass(frozen=True)
 class CheckedCandidate:
-    """How one candidate went: `reason` is empty where it went through, else says at which step and why.
+    """Say how one candidate went: `reason` is empty where it went through, else says at which step and why.
 
     `macs` are multiply-adds of one example; `parity` is None where it did not come to a comparison.
     """
@@ -65,7 +65,8 @@ class CheckedCandidate:
 
 @dataclass(frozen=True)
 class NetworkCheck:
-    """What a check found of a teacher, and of each candidate of it; the first ones are the teacher itself.
+    """Say what a check found of a teacher, and of each candidate of it; the first ones are the teacher
+    itself.
 
     `changeable_share` is the share of the teacher's multiply-adds in layers whose width, rank, structure,
     block or merge is a decision. `examples` says what candidates were compared on.
@@ -153,11 +154,25 @@ def check_network(
 
     Raises InputError where the teacher cannot be used at all, or less than one candidate is asked for.
     """
-    started = time.monotonic()
     if candidates < 1:
         raise InputError(f"candidates is {candidates}", fix="give 1 or more")
-    engine = get_runtime(runtime)
+    get_runtime(runtime)
     opened = open_teacher(teacher, data, input_size, console=console, runtime=runtime)
+    return check_opened(opened, space, candidates=candidates, runtime=runtime, seed=seed, console=console)
+
+
+def check_opened(
+    opened: OpenedTeacher,
+    space: Space,
+    *,
+    candidates: int,
+    runtime: str,
+    seed: int,
+    console: Console,
+) -> NetworkCheck:
+    """Check a teacher that is opened already; see `check_network`."""
+    started = time.monotonic()
+    engine = get_runtime(runtime)
     _refuse_several_tensors(opened)
     bound = probed(bind(space, opened.network), opened.weights)
     checker = _Checker(opened, bound, engine, *_examples(opened, seed))
@@ -230,7 +245,7 @@ def _examples(opened: OpenedTeacher, seed: int) -> tuple[Split, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _Checker:
-    """Takes candidates through every step that a search would, but for training and timing."""
+    """Take candidates through every step that a search would, but for training and timing."""
 
     opened: OpenedTeacher
     bound: BoundSpace

@@ -44,7 +44,7 @@ class WeightSet:
 
     @property
     def keys(self) -> tuple[str, str]:
-        """What the user can choose it by: where it lies, or its prefix."""
+        """Return what the user can choose it by: where it lies, or its prefix."""
         return self.key, self.prefix.rstrip(".")
 
     @property
@@ -55,7 +55,7 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a set of weights lies over a network."""
+    """Say how a set of weights lies over a network."""
 
     weights: WeightSet
     lacking: tuple[str, ...]
@@ -111,7 +111,7 @@ def _taken(weights: WeightSet, others: list[str], path: Path) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return what a file of weights holds, with nothing of it executed; raises TeacherError."""
+    """Return what a file of weights holds, with nothing of it executed; raise TeacherError."""
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     with path.open("rb") as file:
@@ -150,7 +150,7 @@ def _read_shards(index: Path) -> State:
 
 
 class _Inert:
-    """Stands in for an object that is not read: takes whatever it is made and filled with, keeps nothing."""
+    """Stand in for an object that is not read: take whatever it is made and filled with, keep nothing."""
 
     def __init__(self, *_args: Any, **_options: Any) -> None:
         pass
@@ -160,14 +160,15 @@ class _Inert:
 
 
 class _InertMapping:
-    """Stands in for dictionaries of other packages, whose entries are read."""
+    """Stand in for dictionaries of other packages, whose entries are read."""
 
     def __new__(cls, *_args: Any, **_options: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 
 
 def _read_torch(path: Path) -> Any:
-    """First without other objects, then with objects that keep nothing, then with dictionaries among them."""
+    """Read the file first without other objects, then with objects that keep nothing, then with dictionaries
+    among them."""
     problem: Exception = ValueError("no attempt was made")
     names: list[str] = []
     for stand_in in (None, _Inert, _InertMapping):
@@ -185,7 +186,8 @@ def _read_torch(path: Path) -> Any:
 
 
 def _classes_in(path: Path) -> list[str]:
-    """Names of classes and functions that a file asks for beyond those of tensors; nothing is imported."""
+    """Return the names of classes and functions that a file asks for beyond those of tensors; nothing is
+    imported."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:
@@ -223,7 +225,7 @@ def _conversion(path: Path, state: str) -> str:
 
 
 def weight_sets(content: Any, path: Path) -> list[WeightSet]:
-    """Return every set of weights in what a file holds; raises TeacherError where there is none."""
+    """Return every set of weights in what a file holds; raise TeacherError where there is none."""
     found = list(_sets(content, ()))
     if found:
         return found

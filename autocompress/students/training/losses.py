@@ -36,18 +36,19 @@ class ClassLoss:
 
 
 def value_loss(student: Tensor, teacher: Tensor, _labels: Tensor) -> Tensor:
-    """Mean squared error with the teacher's outputs, for regression and dense outputs of any shape."""
+    """Return the mean squared error with the teacher's outputs, for regression and dense outputs of any
+    shape."""
     return functional.mse_loss(student, teacher)
 
 
 def label_loss(student: Tensor, _teacher: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the labels alone: how a teacher is trained."""
+    """Return the cross-entropy with the labels alone: how a teacher is trained."""
     return functional.cross_entropy(student, labels)
 
 
 @dataclass(frozen=True)
 class FeatureLoss:
-    """Makes inner values of the student like those of the teacher (Romero et al. 2015, arXiv:1412.6550).
+    """Make inner values of the student like those of the teacher (Romero et al. 2015, arXiv:1412.6550).
 
     `pairs` are names of values of the student's and of the teacher's network; each pair must have
     one shape, and counts by its squared error over the teacher's mean square.
