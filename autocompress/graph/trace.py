@@ -271,11 +271,18 @@ def _fold_constants(network: Network, weights: Weights) -> Network:
         if not isinstance(value, Tensor):
             nodes.append(replace(node, args=map_args(partial(_as_param, constants), node.args)))
             continue
-        name = unique_name(f"{node.name}_constant", params)
+        name = unique_name(_constant_name(node.name, params), params)
         weights[name] = value.contiguous().numpy()
         params[name] = ParamSpec(tuple(value.shape), str(weights[name].dtype), trainable=False)
         constants[node.name] = name
     return replace(network, nodes=tuple(nodes), params=params)
+
+
+def _constant_name(node: str, params: Mapping[str, ParamSpec]) -> str:
+    """The name of a folded value: under that of its node, or beside it where that is a parameter itself."""
+    parts = node.split(".")
+    taken = any(".".join(parts[:count]) in params for count in range(1, len(parts) + 1))
+    return f"{node}_constant" if taken else f"{node}.constant"
 
 
 def _as_param(constants: Mapping[str, str], leaf: Any) -> Any:
