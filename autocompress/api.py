@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from autocompress.errors import BudgetError
+from autocompress.errors import BudgetError, InputError
 from autocompress.problem.candidate import Cost, Option, Site
 from autocompress.progress import Console
 
@@ -55,7 +55,7 @@ class Inspection:
 
     @property
     def conclusion(self) -> str:
-        """One sentence where nothing is left to decide, else empty."""
+        """Say in one sentence that nothing is left to decide, where that is so, else nothing."""
         from autocompress.pipeline.preparation import NOTHING_PAYS
 
         everything_dropped = self.dropped and all(len(site.options) == 1 for site in self.sites)
@@ -84,7 +84,7 @@ class Inspection:
         }
 
     def table(self) -> Any:
-        """The same for a terminal."""
+        """Draw the same for a terminal."""
         from autocompress.reporting.inspection_tables import inspection_table
 
         return inspection_table(self)
@@ -98,7 +98,7 @@ def inspect(
     input_size: InputSize | None = None,
     console: Console | None = None,
 ) -> Inspection:
-    """Lists every decision a search could take, and every one it could not, with the reason.
+    """List every decision a search could take, and every one it could not, with the reason.
 
     The input size is the data's, else `input_size` (pixels of a side, (height, width), or
     (channels, height, width)), else what the teacher says about itself.
@@ -181,7 +181,7 @@ def check(
 def compress(
     teacher: str | nn.Module,
     data: Any,
-    device: str | Path,
+    device: str | Path | None = None,
     space: str | Path = "joint",
     budgets: Budgets | None = None,
     run: str | Path = "runs/latest",
@@ -190,39 +190,76 @@ def compress(
 ) -> Front:
     """Search under the budgets, distil the best, export, measure and certify them.
 
+        compress(model, data, latency="40%", output="student")
+
     Args:
         teacher: a spec (`timm:NAME,…`, `package.module:callable`, `file.py:callable`) or a module.
         data: a spec (`digits`, `imagefolder:DIR`, …) or a tuple (train, validation[, test]) of datasets.
-        device: name or path of a device profile.
+        device: name or path of a device profile. Without one the network is checked, and the profile of this
+            machine that is known for it is used, or a quick one is made, for `runtime` and `threads`.
         space: name or path of a search space.
-        budgets: hard limits; see `Budgets`.
+        budgets: hard limits; see `Budgets`. Or give them as typed: `latency="40%"`, `memory`, `size` and
+            `packed_size`.
         run: folder that records everything; it must not exist, unless `resume` or `overwrite`.
-        options: `resume=True`, `overwrite=True`, and the fields of `SearchOptions`: `trials`, `students`,
-            `time_limit_s`, `workers`, `sampler`, `seed`, `trial_epochs`, `distill_epochs`, …; one made
-            before is given as `options=`.
+        options: `resume=True`, `overwrite=True`, `output=FOLDER` for a copy of the most accurate student, and
+            the fields of `SearchOptions`: `trials`, `students`, `time_limit_s`, `workers`, `sampler`, `seed`,
+            `trial_epochs`, `distill_epochs`, …; one made before is given as `options=`. Without a device,
+            trials and a time limit the time is chosen, and said.
 
     Raises:
         NothingFeasibleError: no student keeps the budgets; names the nearest miss.
         InputError: something that was given cannot be used; nothing was trained.
     """
     from autocompress.device.profile_files.store import load_profile
-    from autocompress.pipeline.options import SearchOptions, from_keywords
-    from autocompress.pipeline.request import Request
+    from autocompress.pipeline.options import ProfileRequest, SearchOptions, from_keywords
+    from autocompress.pipeline.request import Goal
     from autocompress.problem.space import load_space
+    from autocompress.runs.student import check_output
 
-    if budgets is None:
-        raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
+    console, limits = console or Console(), _budgets(budgets, options)
     again = {name: bool(options.pop(name, False)) for name in ("resume", "overwrite")}
+    output, replaces = options.pop("output", None), any(again.values())
+    if output is not None:
+        check_output(output, overwrite=replaces)
+    machine: dict[str, Any] = {name: options.pop(name) for name in ("runtime", "threads") if name in options}
     asked = from_keywords(SearchOptions, options)
-    request = Request(teacher, data, load_profile(device), load_space(space), budgets, Path(run), asked)
-    request.check(**again)
+    goal = Goal(
+        teacher, data, load_space(space), limits, Path(run), asked, from_keywords(ProfileRequest, machine)
+    )
+    if device is not None:
+        if machine:
+            raise InputError("a device profile has its own runtime and threads", fix="give one of them")
+        request, opened = goal.with_profile(load_profile(device)), None
+        request.check(**again)
+    else:
+        goal.check(**again)
+        from autocompress.pipeline.one_command import request_for
+
+        request, opened = request_for(goal, resume=again["resume"], console=console)
     from autocompress.pipeline.search_run import carry_out
 
-    return _answering(carry_out(request, **again, console=console or Console()))
+    found = _answering(carry_out(request, **again, console=console, opened=opened))
+    if output is not None:
+        console.say(f"the student is in {found.best().save(output, overwrite=replaces)}")
+    return found
+
+
+def _budgets(given: Budgets | None, options: dict[str, Any]) -> Budgets:
+    """Return the budgets, or those that are typed in `options`, which are taken out. Raises BudgetError."""
+    from autocompress.problem.budgets import Budgets
+
+    names = ("latency", "memory", "size", "packed_size")
+    found = {name: options.pop(name, None) for name in names}
+    typed = {name: value for name, value in found.items() if value is not None}
+    if given is None and not typed:
+        raise BudgetError("no budget is set", fix="give at least one of --latency, --memory and --size")
+    if given is not None and typed:
+        raise BudgetError(f"budgets and {next(iter(typed))} are both given", fix="give one of them")
+    return given or Budgets.parse(**typed)
 
 
 def resume(run: str | Path, add_trials: int = 0, console: Console | None = None) -> Front:
-    """Goes on with a search where it stopped; finished trials are not repeated."""
+    """Go on with a search where it stopped; finished trials are not repeated."""
     from autocompress.pipeline.request import recorded_request
 
     request = recorded_request(Path(run), add_trials)
@@ -233,7 +270,7 @@ def resume(run: str | Path, add_trials: int = 0, console: Console | None = None)
 
 
 def front(run: str | Path) -> Front:
-    """The certified Pareto front of a run. Needs neither torch nor the search's packages."""
+    """Read the certified Pareto front of a run. Needs neither torch nor the search's packages."""
     from autocompress.runs.front import front_of
     from autocompress.runs.store import read_run
 
@@ -241,7 +278,7 @@ def front(run: str | Path) -> Front:
 
 
 def _answering(found: Front) -> Front:
-    """The front with its run's answers to new budgets behind `Front.solve`, read when first asked."""
+    """Return the front with its run's answers to new budgets behind `Front.solve`, read when first asked."""
 
     @cache
     def answers() -> Answers:
@@ -259,7 +296,8 @@ def solve(
     size: str | None = None,
     packed_size: str | None = None,
 ) -> Answer:
-    """The candidate that is expected to lose least within limits as typed (`1.5ms`, `40%` of the teacher).
+    """Return the candidate that is expected to lose least within limits as typed (`1.5ms`, `40%` of the
+    teacher).
 
     Nothing is evaluated; see `Front.solve`. Raises NothingFeasibleError when there is none.
     """
@@ -298,7 +336,7 @@ def pick(
     packed_size: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Copies the most accurate certified student within these limits to `output`.
+    """Copy the most accurate certified student within these limits to `output`.
 
     Percentages are of the teacher's measured cost. Raises NothingFeasibleError when there is none.
     """
@@ -309,14 +347,14 @@ def pick(
 
 
 def bench(student: str | Path, console: Console | None = None) -> MeasuredAgain:
-    """Measures a student folder again, here, and says whether it keeps the budgets it was certified for."""
+    """Measure a student folder again, here, and say whether it keeps the budgets it was certified for."""
     from autocompress.pipeline.bench_again import measure_again
 
     return measure_again(Path(student), console or Console())
 
 
 def pack(student: str | Path, output: str | Path | None = None, coder: str = "context") -> tuple[Path, int]:
-    """Writes the student of a folder as one coded file, by default `student.acz` in it: (file, its bytes).
+    """Write the student of a folder as one coded file, by default `student.acz` in it: (file, its bytes).
 
     `load` reads the file. Raises StudentError where the folder cannot be read or the file not be written.
     """
@@ -326,7 +364,7 @@ def pack(student: str | Path, output: str | Path | None = None, coder: str = "co
 
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:
-    """Writes one offline HTML file about a run, by default `report.html` in its folder."""
+    """Write one offline HTML file about a run, by default `report.html` in its folder."""
     from autocompress.reporting.html import write_report
 
     return write_report(Path(run), None if output is None else Path(output))
@@ -345,7 +383,7 @@ class Status(TypedDict):
 
 
 def status(run: str | Path) -> Status:
-    """What a search has done and decided so far."""
+    """Say what a search has done and decided so far."""
     from autocompress.runs.store import read_run
 
     record = read_run(Path(run))
@@ -361,14 +399,14 @@ def status(run: str | Path) -> Status:
 
 
 def doctor() -> dict[str, Any]:
-    """What this machine can do: processor, precisions, threads, runtimes, versions, problems."""
+    """Say what this machine can do: processor, precisions, threads, runtimes, versions, problems."""
     from autocompress.device.measure.machine import doctor as examine
 
     return examine().to_json()
 
 
 def versions() -> Mapping[str, str]:
-    """Versions of the packages that decide results."""
+    """Return the versions of the packages that decide results."""
     from autocompress.runs.store import environment_record
 
     return dict(environment_record(0)["packages"])

@@ -80,7 +80,7 @@ def validate_profile(
 def merge_profiles(
     devices: Sequence[str | Path], output: str | Path, overwrite: bool = False
 ) -> DeviceProfile:
-    """Write one profile of several of the same device, runtime, threads and batch, and returns it."""
+    """Write one profile of several of the same device, runtime, threads and batch, and return it."""
     from autocompress.device.profile.merging import merge_profiles as merge
     from autocompress.device.profile_files.store import load_profile, write_profile
 

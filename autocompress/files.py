@@ -5,22 +5,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+CACHE_VARIABLE = "AUTOCOMPRESS_CACHE"
+"""Names a folder for what is kept between commands, in place of the user's cache folder."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(kind: str) -> Path:
-    """The folder of shipped `search_spaces` or `hardware_profiles`: in a wheel, or in a checkout."""
+    """Return the folder of shipped `search_spaces` or `hardware_profiles`: in a wheel, or in a checkout."""
     inside = _PACKAGE / kind
     return inside if inside.is_dir() else _PACKAGE.parent / kind
 
 
 def names(kind: str) -> list[str]:
-    """Names that can be given instead of a path, sorted."""
+    """Return the names that can be given instead of a path, sorted."""
     folder = shipped(kind)
     if kind == "search_spaces":
         return sorted(path.stem for path in folder.glob("*.yaml"))
@@ -28,7 +32,7 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name_or_path: str | Path) -> Path | None:
-    """The path meant by a shipped name or a path; None when there is neither."""
+    """Return the path meant by a shipped name or a path; None when there is neither."""
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path
@@ -38,8 +42,22 @@ def find(kind: str, name_or_path: str | Path) -> Path | None:
     return None
 
 
+def user_cache() -> Path | None:
+    """Return the folder for what is kept between commands, which need not exist; None where there is no home.
+
+    `AUTOCOMPRESS_CACHE` names it, else it is `autocompress` in `XDG_CACHE_HOME` or in `~/.cache`.
+    """
+    named, shared = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if named:
+            return Path(named).expanduser()
+        return Path(shared or "~/.cache").expanduser() / "autocompress"
+    except RuntimeError:
+        return None
+
+
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Makes the folder anew by `fill`, which is given an empty one beside it. An older one is there until the
+    """Make the folder anew by `fill`, which is given an empty one beside it. An older one is there until the
     new one is whole, and again where that cannot take its place. Raises OSError."""
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"

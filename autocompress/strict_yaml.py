@@ -36,7 +36,7 @@ class Document:
     lines: Mapping[KeyPath, int]
 
     def known_prefix(self, path: Iterable[Any]) -> KeyPath:
-        """The longest beginning of `path` that is in the file, parts that are not skipped."""
+        """Return the longest beginning of `path` that is in the file, parts that are not skipped."""
         known: KeyPath = ()
         for part in path:
             if (*known, part) in self.lines:
@@ -48,7 +48,7 @@ class Document:
 
 
 def read_document(path: Path, max_bytes: int = MAX_BYTES) -> Document:
-    """Raises StrictYamlError for every way in which the file cannot be read."""
+    """Read a document; raise StrictYamlError for every way in which the file cannot be read."""
     try:
         if not path.is_file():
             raise StrictYamlError("it is not a file")
@@ -66,7 +66,7 @@ def read_document(path: Path, max_bytes: int = MAX_BYTES) -> Document:
 
 
 def document_of(data: Any) -> Document:
-    """Data that was read before, by JSON or YAML, as a document of one line."""
+    """Return data that was read before, by JSON or YAML, as a document of one line."""
     lines: dict[KeyPath, int] = {}
 
     def seen(value: Any, path: KeyPath) -> Any:
@@ -81,7 +81,7 @@ def document_of(data: Any) -> Document:
 
 
 def parse_document(text: str) -> Document:
-    """Raises StrictYamlError unless `text` is one plain YAML document."""
+    """Parse a document; raise StrictYamlError unless `text` is one plain YAML document."""
     try:
         loader = _StrictLoader(text)
         node = loader.get_single_node()

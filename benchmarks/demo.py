@@ -50,7 +50,7 @@ def main() -> int:
     seed = ["--seed", arguments.seed]
     call(sys.executable, str(Path(__file__).with_name("demo_teacher.py")), str(TEACHER), *seed)
     teacher = ["--teacher", SPEC, "--data", "digits", "--space", "digits-demo"]
-    call(AUTOCOMPRESS, "profile", *teacher, "--networks", "24", "-o", str(DEVICE), "--overwrite")
+    call(AUTOCOMPRESS, "profile", *teacher, "--networks", "20", "-o", str(DEVICE), "--overwrite")
     budget = [*BUDGETS, "--trials", "12", "--students", "3"]
     epochs = ["--trial-epochs", "2", "--distill-epochs", "10"]
     run = ["--run", str(RUN), "--overwrite"]

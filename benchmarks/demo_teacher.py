@@ -11,8 +11,8 @@ import click
 
 from autocompress.errors import TeacherError
 
-ARCHITECTURE = "timm:resnet34,channels=64/96/128/160,num_classes=10"
-"""timm's ResNet-34 (16 residual blocks of two 3×3 convolutions) with narrower late stages."""
+ARCHITECTURE = "timm:resnet18,channels=64/96/128/160,num_classes=10"
+"""timm's ResNet-18 (8 residual blocks of two 3×3 convolutions) with narrower late stages."""
 
 DATA = "digits"
 EPOCHS = 12

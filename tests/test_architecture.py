@@ -21,6 +21,23 @@ PACKAGE = ROOT / "autocompress"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "optuna", "ray", "onnx", "onnxruntime", "timm", "pydantic", "sklearn", "scipy")
 LINTER = Path(sys.executable).with_name("lint-imports")
+VERBS = frozenset(
+    """
+    Adapt Add Allow Append Apply Ask Attach Average Begin Bind Build Calibrate Call Carry Change Check
+    Choose Clear Close Collect Combine Compare Compress Compute Connect Convert Copy Correct Count Create
+    Cut Decide Declare Decode Define Delete Derive Describe Distil Do Draw Drop Encode End Ensure Enter
+    Estimate Evaluate Expand Export Extend Fail Fetch Find Fit Fold Follow Forget Gather Generate Give Go
+    Guess Hear Hold Ignore Import Insert Invert Join Keep Learn Leave Let List Load Lock Look Make Mark
+    Match Measure Mend Merge Move Multiply Name Note Open Order Pack Pad Pair Parse Pass Pick Pin Plan
+    Predict Prefer Prepare Price Print Propose Prune Push Put Quantize Queue Raise Rank Read Rebuild
+    Record Reduce Refuse Register Release Remember Remove Rename Repair Repeat Replace Report Reset
+    Reshape Resolve Restore Resume Return Rewrite Round Run Save Say Scale Score Search Seed Select Send
+    Serve Set Share Shift Show Shrink Simplify Skip Slice Solve Sort Split Standardise Start Stop Store
+    Stretch Swap Switch Take Tell Time Trace Train Transpose Try Turn Undo Unite Unpack Update Use
+    Validate Wait Walk Warn Wrap Write Yield
+    """.split()
+)
+"""What the docstring of a function may begin with; a verb that is missing may be added here."""
 
 
 def in_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
@@ -144,6 +161,18 @@ def test_nothing_that_was_read_is_executed(file: Path):
         if ast.unparse(node.func) == "torch.load":
             assert "weights_only=True" in ast.unparse(node), f"line {node.lineno}"
         assert ast.unparse(node.func) not in ("torch.save", "yaml.load"), f"line {node.lineno}"
+
+
+def test_every_docstring_of_a_function_begins_with_a_verb():
+    others = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node) or "Return"
+                if docstring.split()[0].rstrip(":,") not in VERBS:
+                    place = f"{file.relative_to(PACKAGE).as_posix()}, line {node.lineno}"
+                    others.append(f"{place}: {docstring.splitlines()[0]}")
+    assert others == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())

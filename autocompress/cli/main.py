@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.goals import check
+from autocompress.cli.goals import check, compress
 from autocompress.cli.options import (
     FOLDER,
     FORMAT,
@@ -22,9 +22,17 @@ from autocompress.cli.options import (
     search_options,
 )
 from autocompress.cli.profile import COMMANDS
-from autocompress.cli.support import Commands, one_of, resumable, to_stdout
+from autocompress.cli.support import (
+    Commands,
+    budgets_of,
+    one_of,
+    print_front,
+    resumable,
+    to_stdout,
+    what_comes_next,
+)
 from autocompress.errors import NothingFeasibleError
-from autocompress.pipeline.options import DATA_HELP, TEACHER_HELP
+from autocompress.pipeline.options import DATA_HELP, DEFAULT_TRIALS, TEACHER_HELP
 from autocompress.problem.specs import InputSize
 from autocompress.progress import Console
 
@@ -42,7 +50,7 @@ def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 def main() -> None:
-    """Compresses a neural network until it keeps hard latency, memory and size budgets on a device.
+    """Compress a neural network until it keeps hard latency, memory and size budgets on a device.
 
     Results go to stdout, progress to stderr. AUTOCOMPRESS_DEBUG=1 shows where an error comes from.
 
@@ -65,6 +73,7 @@ def main() -> None:
     """
 
 
+main.add_command(compress)
 main.add_command(check)
 
 
@@ -83,7 +92,7 @@ def inspect(
     input_size: InputSize | None,
     output_format: str,
 ) -> None:
-    """Shows every decision a search could take about a teacher, and what is locked and why.
+    """Show every decision a search could take about a teacher, and what is locked and why.
 
     With --device also the predicted cost of the teacher and the least reachable one.
 
@@ -102,7 +111,7 @@ def inspect(
 @profile_options
 @click.pass_context
 def profile(ctx: click.Context, /, **options: Any) -> None:
-    """Measures this machine: kernel times on random networks of a space, and how well they predict.
+    """Measure this machine: kernel times on random networks of a space, and how well they predict.
 
     A search prices its candidates with the profile, so it is made once for each device, runtime,
     number of threads, space and input size. Keep the machine otherwise idle meanwhile.
@@ -132,17 +141,8 @@ for command in COMMANDS:
 
 @main.command(short_help="Find, train and certify students under budgets.")
 @search_options
-def search(
-    latency: str | None,
-    memory: str | None,
-    size: str | None,
-    packed_size: str | None,
-    run: Path,
-    resume: bool,
-    overwrite: bool,
-    **options: Any,
-) -> None:
-    """Searches under hard budgets, distils the best candidates, and certifies them on this machine.
+def search(run: Path, resume: bool, overwrite: bool, **options: Any) -> None:
+    """Search under hard budgets, distil the best candidates, and certify them on this machine.
 
     At least one of --latency, --memory, --size and --packed-size is needed. What cannot be reached is refused
     before anything is trained. Ctrl-C lets the trial under way finish, ends a last
@@ -156,13 +156,18 @@ def search(
     """
     one_of({"resume": resume, "overwrite": overwrite}, "resume", "overwrite")
     from autocompress import api
-    from autocompress.problem.budgets import Budgets
 
-    budgets = Budgets.parse(latency=latency, memory=memory, size=size, packed_size=packed_size)
+    if options["trials"] is None and options["time_limit_s"] is None:
+        options["trials"] = DEFAULT_TRIALS
+    budgets = budgets_of(options)
     with resumable(run):
         found = api.compress(budgets=budgets, run=run, resume=resume, overwrite=overwrite, **options)
-    _print_front(found, "table")
-    click.echo(f"take one with: autocompress pick {run} -o student", err=True)
+    print_front(found, "table")
+    what_comes_next(
+        (f"autocompress pick {run} -o student", "copies the best student"),
+        (f"autocompress report {run}", "writes one HTML file about the search"),
+        (f"autocompress front {run} --format json", "prints the same for programs"),
+    )
 
 
 @main.command(short_help="Go on with a search that stopped.")
@@ -175,7 +180,7 @@ def search(
     help="Trials beyond those asked for.",
 )
 def resume(run: Path, add_trials: int) -> None:
-    """Goes on with the search in RUN where it stopped; nothing that finished is repeated.
+    """Go on with the search in RUN where it stopped; nothing that finished is repeated.
 
     \b
     Example:
@@ -186,7 +191,7 @@ def resume(run: Path, add_trials: int) -> None:
 
     with resumable(run):
         found = api.resume(run, add_trials)
-    _print_front(found, "table")
+    print_front(found, "table")
 
 
 @main.command(short_help="Show the certified students of a run.")
@@ -212,7 +217,7 @@ def front(
     sort: str,
     output_format: str,
 ) -> None:
-    """Shows the certified students of RUN that no other one beats in everything at once.
+    """Show the certified students of RUN that no other one beats in everything at once.
 
     \b
     Example:
@@ -222,7 +227,7 @@ def front(
     from autocompress import api
 
     found = api.front(run).filtered(latency, memory, size, packed_size).sorted_by(sort)
-    _print_front(found, output_format)
+    print_front(found, output_format)
 
 
 @main.command(short_help="Copy the best student within limits.")
@@ -254,7 +259,7 @@ def pick(
     solve: bool,
     output_format: str,
 ) -> None:
-    """Copies the most accurate certified student of RUN within these limits to a folder.
+    """Copy the most accurate certified student of RUN within these limits to a folder.
 
     Prints the folder. Ends with exit code 3 and names the nearest miss where there is none.
 
@@ -287,7 +292,7 @@ def pick(
 @click.argument("student", type=FOLDER)
 @FORMAT
 def bench(student: Path, output_format: str) -> None:
-    """Measures the folder STUDENT again, on this machine, against the budgets it was certified for.
+    """Measure the folder STUDENT again, on this machine, against the budgets it was certified for.
 
     Ends with exit code 3 where it breaks one of them here.
 
@@ -317,7 +322,7 @@ def bench(student: Path, output_format: str) -> None:
     help="The smallest file, or the simplest code.",
 )
 def pack(student: Path, output: Path | None, coder: str) -> None:
-    """Writes the network and the weights of the folder STUDENT as one file, coded without loss.
+    """Write the network and the weights of the folder STUDENT as one file, coded without loss.
 
     Small where weights are sparse, share few values or have 8 bits; docs/acz-format.md says how. Prints the
     file and its bytes.
@@ -338,7 +343,7 @@ def pack(student: Path, output: Path | None, coder: str) -> None:
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN/report.html]"
 )
 def report(run: Path, output: Path | None) -> None:
-    """Writes one HTML file about RUN that needs no network, and prints where it is.
+    """Write one HTML file about RUN that needs no network, and print where it is.
 
     \b
     Example:
@@ -352,7 +357,7 @@ def report(run: Path, output: Path | None) -> None:
 @main.command(short_help="Show what this machine can do.")
 @FORMAT
 def doctor(output_format: str) -> None:
-    """Shows what this machine can do: processor, precisions, threads, runtimes, versions, problems.
+    """Show what this machine can do: processor, precisions, threads, runtimes, versions, problems.
 
     \b
     Example:
@@ -369,7 +374,7 @@ def doctor(output_format: str) -> None:
 @RUN
 @FORMAT
 def status(run: Path, output_format: str) -> None:
-    """Shows what the search in RUN has done and decided so far, also while it is under way.
+    """Show what the search in RUN has done and decided so far, also while it is under way.
 
     \b
     Example:
@@ -380,9 +385,3 @@ def status(run: Path, output_format: str) -> None:
 
     found = api.status(run)
     to_stdout(found, lambda: status_table(found), output_format)
-
-
-def _print_front(found: Any, output_format: str) -> None:
-    from autocompress.reporting.tables import front_table
-
-    to_stdout(found.to_json(), lambda: front_table(found), output_format)

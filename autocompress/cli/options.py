@@ -78,13 +78,9 @@ def _type(one: Field[Any], typed: Typed) -> Any:
     return str
 
 
-def search_options(command: Command) -> Command:
-    """Add every option of `search` to a command."""
-    options: list[Decorator] = [
-        click.option("--teacher", required=True, help=TEACHER_HELP),
-        click.option("--data", required=True, help=DATA_HELP),
-        SPACE,
-        click.option("--device", required=True, help="Device profile of this machine: a name or a folder."),
+def budget_options() -> list[Decorator]:
+    """Return the options of hard limits."""
+    return [
         click.option(
             "--latency", metavar="TIME", help="Limit of one inference: 2ms, 500us, or 40% of the teacher."
         ),
@@ -95,6 +91,24 @@ def search_options(command: Command) -> Command:
             metavar="BYTES",
             help="Limit of the coded student.acz: 30KB, or 5%. The search may choose sparsity and codebooks.",
         ),
+    ]
+
+
+DEVICE = click.option(
+    "--device",
+    help="Device profile of this machine: a name or a folder.  [default: the one that is known for this "
+    "network, else a quick one is made]",
+)
+
+
+def search_options(command: Command) -> Command:
+    """Add every option of `search` to a command."""
+    options: list[Decorator] = [
+        click.option("--teacher", required=True, help=TEACHER_HELP),
+        click.option("--data", required=True, help=DATA_HELP),
+        SPACE,
+        DEVICE,
+        *budget_options(),
         click.option(
             "--run",
             type=FOLDER,
@@ -105,6 +119,33 @@ def search_options(command: Command) -> Command:
         click.option("--resume", is_flag=True, help="Go on with the run of that folder."),
         click.option("--overwrite", is_flag=True, help="Replace the run of that folder."),
         *options_of(SearchOptions),
+    ]
+    return with_options(command, options)
+
+
+def compress_options(command: Command) -> Command:
+    """Add every option of `compress` to a command."""
+    of_search = {one.name: _option(one, typed) for one, typed in typed_fields(SearchOptions)}
+    of_profile = {one.name: _option(one, typed) for one, typed in typed_fields(ProfileRequest)}
+    options: list[Decorator] = [
+        click.option("--teacher", required=True, help=TEACHER_HELP),
+        click.option("--data", required=True, help=DATA_HELP),
+        *budget_options(),
+        click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the student to."),
+        click.option(
+            "--time",
+            "time_limit_s",
+            callback=duration_s,
+            metavar="TIME",
+            help="What all of it should take: 90s, 30m, 1.5h.  [default: by network and data]",
+        ),
+        SPACE,
+        of_profile["runtime"],
+        of_profile["threads"],
+        of_search["seed"],
+        click.option("--run", type=FOLDER, help="Folder that records the search.  [default: OUTPUT.run]"),
+        click.option("--resume", is_flag=True, help="Go on with the run of that folder."),
+        click.option("--overwrite", is_flag=True, help="Replace the student and the run that are there."),
     ]
     return with_options(command, options)
 

@@ -16,7 +16,7 @@ from autocompress.cli.support import one_of, to_stdout
 @click.argument("name")
 @FORMAT
 def show_profile(name: str, output_format: str) -> None:
-    """Shows the device profile NAME, a shipped name or a folder, and checks all of its files.
+    """Show the device profile NAME, a shipped name or a folder, and check all of its files.
 
     What was measured of each kind of kernel, how well it predicts, and which widths and precisions
     are worth offering on the device.
@@ -48,7 +48,7 @@ def show_profile(name: str, output_format: str) -> None:
 @click.argument("second")
 @FORMAT
 def diff_profiles(first: str, second: str, output_format: str) -> None:
-    """Compares two device profiles: what they were measured with, and what equal kernels take.
+    """Compare two device profiles: what they were measured with, and what equal kernels take.
 
     A ratio above 1 means that SECOND is slower. Ends with exit code 0 whatever the difference.
 
@@ -68,7 +68,7 @@ def diff_profiles(first: str, second: str, output_format: str) -> None:
 @check_options
 @FORMAT
 def validate_profile(name: str, output_format: str, **options: Any) -> None:
-    """Checks the device profile NAME on this machine, on networks that it was not made from.
+    """Check the device profile NAME on this machine, on networks that it was not made from.
 
     Measures them as profiling does and compares with the predictions. Refuses another machine than
     was profiled. Keep the machine otherwise idle meanwhile.
@@ -91,7 +91,7 @@ def validate_profile(name: str, output_format: str, **options: Any) -> None:
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder to write the merged profile to.")
 @click.option("--overwrite", is_flag=True, help="Replace a profile that is there.")
 def merge_profiles(profiles: tuple[str, ...], output: Path, overwrite: bool) -> None:
-    """Makes one profile of PROFILES of the same device, runtime, number of threads and batch size.
+    """Make one profile of PROFILES of the same device, runtime, number of threads and batch size.
 
     Each network keeps its own fit; equal kernels are pooled.
 
@@ -110,7 +110,7 @@ def merge_profiles(profiles: tuple[str, ...], output: Path, overwrite: bool) -> 
 @click.command("kit", short_help="Write a folder to measure another device with.")
 @kit_options
 def make_kit(**options: Any) -> None:
-    """Writes a folder to measure a device with that autocompress cannot run on.
+    """Write a folder to measure a device with that autocompress cannot run on.
 
     It holds the networks and one script that needs only numpy and the runtime. Run it there by hand,
     or over ssh with --ssh, which also fetches the results and makes the profile.
@@ -134,7 +134,7 @@ def make_kit(**options: Any) -> None:
 @click.command("import", short_help="Make a profile of a kit's results or a profiler's log.")
 @import_options
 def import_profile(**options: Any) -> None:
-    """Makes a device profile of a measured kit, or of what a vendor's profiler wrote.
+    """Make a device profile of a measured kit, or of what a vendor's profiler wrote.
 
     SOURCES is a kit's folder or its results.jsonl; or dumps of ONNX Runtime, OpenVINO, trtexec, TFLite or
     torch.profiler, each with the profiled model of a kit as --model.

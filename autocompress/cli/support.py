@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
 from autocompress.errors import AutocompressError, InterruptedSearchError
+from autocompress.progress import write_plainly
 
 DEBUG_VARIABLE = "AUTOCOMPRESS_DEBUG"
 WIDTH_WITHOUT_TERMINAL = 110
@@ -27,12 +30,14 @@ class Commands(click.Group):
     """A group whose commands end with a sentence and an exit code, never with a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """In the order in which they are used."""
+        """List the commands in the order in which they are used."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        write_plainly(sys.stdout, sys.stderr)
         try:
-            return super().invoke(ctx)
+            with _ending_in_order():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except AutocompressError as error:
@@ -45,6 +50,28 @@ class Commands(click.Group):
             _fail(ctx, f"{type(error).__name__}: {first} {hint}", AutocompressError.exit_code)
 
 
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Within, being told to end by another program, or by a terminal that closes, is like a second Ctrl-C:
+    what had finished is kept, and the last words are said."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [one for one in known if signal.getsignal(one) == signal.SIG_DFL]  # `nohup` ignores one of them.
+    try:
+        before = {one: signal.signal(one, end) for one in heard}
+    except ValueError:  # Not in the main thread, which is the one that signals reach.
+        yield
+        return
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         click.echo(traceback.format_exc(), err=True, nl=False)
@@ -53,7 +80,7 @@ def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
 
 
 def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Seconds of `90s`, `30m` or `1.5h`, as the callback of an option."""
+    """Return the seconds of `90s`, `30m` or `1.5h`, as the callback of an option."""
     if value is None:
         return None
     match = _DURATION.match(value)
@@ -76,7 +103,7 @@ def input_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 @contextmanager
 def resumable(run: Path) -> Iterator[None]:
-    """Tells whoever stops a search, at any of its stages, how to go on with it."""
+    """Tell whoever stops a search, at any of its stages, how to go on with it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -90,7 +117,7 @@ def resumable(run: Path) -> Iterator[None]:
 
 
 def to_stdout(data: Any, table: Any, output_format: str) -> None:
-    """JSON, or a table drawn by a function that is only called when it is wanted."""
+    """Print JSON, or a table drawn by a function that is only called when it is wanted."""
     if output_format == "json":
         click.echo(json.dumps(data, indent=2))
         return
@@ -99,6 +126,27 @@ def to_stdout(data: Any, table: Any, output_format: str) -> None:
     # A file or a pipe has no width of its own, and rich would cut numbers off at 80 columns.
     width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
     Console(file=sys.stdout, width=width).print(table())
+
+
+def budgets_of(options: dict[str, Any]) -> Any:
+    """Take the limits as typed out of the options; return them as budgets. Raises BudgetError."""
+    from autocompress.problem.budgets import Budgets
+
+    return Budgets.parse(**{name: options.pop(name) for name in ("latency", "memory", "size", "packed_size")})
+
+
+def print_front(found: Any, output_format: str) -> None:
+    """Show the certified students of a run."""
+    from autocompress.reporting.tables import front_table
+
+    to_stdout(found.to_json(), lambda: front_table(found), output_format)
+
+
+def what_comes_next(*commands: tuple[str, str]) -> None:
+    """Say which commands come next: (the command, what it does) of each."""
+    click.echo("what comes next:", err=True)
+    for command, what in commands:
+        click.echo(f"  {command}\n      {what}", err=True)
 
 
 def one_of(options: dict[str, Any], first: str, second: str) -> None:

@@ -8,7 +8,7 @@ times here, only which operations run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from autocompress.cost.opaque_work import complex_values
 from autocompress.graph.network import BINARIZE, INPUT, Network, Node, Quantizer
@@ -54,22 +54,49 @@ class Operation:
     adds: bool = False
 
 
-def split(network: Network) -> tuple[list[Operation], tuple[str, ...]]:
-    """The operations of a network in shipped form, in execution order, as if there were no layouts, and
-    the tensors that are its outputs."""
-    splitter = _Splitter(network)
+class Crossing(NamedTuple):
+    """How a value lies where a network is cut: as integers, of which 0 stands for zero (`from_zero`), in
+    blocks of channels, or with its channels last."""
+
+    integer: bool = False
+    from_zero: bool = False
+    blocked: bool = False
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """Part of a larger network: how its input comes, unless that is the network's own, and whether its output
+    is the network's."""
+
+    entry: Crossing | None = None
+    ends: bool = True
+
+    @property
+    def reads(self) -> str:
+        """Return the tensor that it reads."""
+        return f"{INPUT}:q" if self.entry is not None and self.entry.integer else INPUT
+
+
+WHOLE = Section()
+
+
+def split(network: Network, section: Section = WHOLE) -> tuple[list[Operation], tuple[str, ...]]:
+    """Return the operations of a network in shipped form, in execution order, as if there were no layouts,
+    and the tensors that are its outputs."""
+    splitter = _Splitter(network, section)
     return splitter.run(), splitter.outputs()
 
 
 class _Splitter:
     """Nodes to operations, with fused activations and with conversions between 32 and 8 bits."""
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, section: Section) -> None:
+        self.network, self.section = network, section
         self.found: list[Operation] = []
-        self.tensor = {one.name: one.name for one in network.inputs}
+        self.tensor = {one.name: one.name for one in network.inputs} | {INPUT: section.reads}
         self.dequantized: dict[str, str] = {}
-        self.quantizers: dict[str, Quantizer | None] = {}
+        self.quantizers: dict[str, Quantizer | None] = {section.reads: network.input_quantizer}
         self.parts: dict[str, str] = {}
         self.padded: dict[str, str] = {}
         self.complex = complex_values(network)
@@ -77,7 +104,7 @@ class _Splitter:
 
     def run(self) -> list[Operation]:
         network = self.network
-        if network.input_quantizer is not None:
+        if network.input_quantizer is not None and self.section.entry is None:
             self._quantize(INPUT, network.input_shape, network.input_quantizer)
         absorbed: set[str] = set()
         for node in network.nodes:
@@ -92,7 +119,7 @@ class _Splitter:
                 self._let_vanish(node)
             elif node.name in self.complex:
                 self._wait(node)
-            elif not _is_number(node):
+            elif not is_number(node):
                 activation = self._activation(node)
                 if activation is not None:
                     absorbed.add(activation.name)
@@ -101,8 +128,9 @@ class _Splitter:
         return self.found
 
     def outputs(self) -> tuple[str, ...]:
-        """The network's outputs, in floats."""
-        return tuple(self._float(name) for name in self.network.outputs)
+        """Return the network's outputs, in floats; that of a section that does not end it, as it lies."""
+        outputs = self.network.outputs
+        return tuple(self._float(name) if self.section.ends else self.tensor[name] for name in outputs)
 
     def _alias(self, node: Node) -> None:
         source = next(name for name in node.inputs if name in self.tensor)
@@ -114,7 +142,8 @@ class _Splitter:
             self._quantize(node.name, node.shape, node.quantizer)
 
     def _pads_convolution(self, node: Node) -> bool:
-        """Whether the float convolution that alone reads an image with zeros around it adds these itself."""
+        """Return whether the float convolution that alone reads an image with zeros around it adds these
+        itself."""
         users = [self.network.by_name[name] for name in self.network.users[node.name]]
         if not _adds_zeros(node) or [user.op in CONVOLUTIONS for user in users] != [True]:
             return False
@@ -123,7 +152,8 @@ class _Splitter:
         return reads_it and floats and node.name not in self.network.outputs
 
     def _scales_convolution(self, node: Node) -> bool:
-        """Whether a product with constants goes into the weights of the float convolution before it."""
+        """Return whether a product with constants goes into the weights of the float convolution before
+        it."""
         values = [name for name in node.inputs if name in self.tensor]
         if node.op not in ("mul.Tensor", "mul.Scalar") or len(values) != 1 or values != [*node.inputs]:
             return False
@@ -134,7 +164,7 @@ class _Splitter:
         return alone and not self._is_integer(source, source)
 
     def _let_vanish(self, node: Node) -> None:
-        """The operation before this one computes its value; activations before it vanish as well."""
+        """Let the operation before this one compute its value, and activations before it vanish as well."""
         source = next(name for name in node.inputs if name in self.tensor)
         writer = next((one for one in reversed(self.found) if one.writes == self.tensor[source]), None)
         names: tuple[str, ...] = (node.name,)
@@ -148,11 +178,12 @@ class _Splitter:
         self._alias(node)
 
     def _vanishes(self, node: Node) -> bool:
-        """Whether rounding to integers clips at zero and so does what this activation does."""
+        """Return whether rounding to integers clips at zero and so does what this activation does."""
         return node.op in CLIPS and node.quantizer is not None and node.quantizer.zero_point == 0
 
     def _wait(self, node: Node) -> None:
-        """What computes complex numbers runs within the operation that makes real ones of them."""
+        """Let what computes complex numbers wait: it runs within the operation that makes real ones of
+        them."""
         before = (one for name in node.inputs for one in self.waiting.get(name, ()))
         self.waiting[node.name] = (*dict.fromkeys(before), node)
         self.tensor[node.name] = node.name
@@ -192,13 +223,14 @@ class _Splitter:
             self._quantize(result.name, result.shape, result.quantizer)
 
     def _read_as_integers(self, node: Node, values: list[str]) -> list[str]:
-        """The first product of an attention takes integers, if both its sides are such."""
+        """Return which values the first product of an attention takes as integers, if both its sides are
+        such."""
         first = values[:2] if node.op == "scaled_dot_product_attention" else []
         sides = [name for name in first if name not in values[2:]]
         return sides if all(self.tensor[name].endswith(":q") for name in first) else []
 
     def _take_sum_along(self, norm: Operation) -> None:
-        """A normalisation of sequences adds what it alone reads the sum of."""
+        """Let a normalisation of sequences add what it alone reads the sum of."""
         added = next((one for one in reversed(self.found) if one.writes == norm.reads[0]), None)
         if added is None or added.kind != "add.Tensor" or added.node is None or len(norm.shape) != 3:
             return
@@ -230,11 +262,11 @@ class _Splitter:
         return node.quantizer in (None, first) and all(other == first for other in others)
 
     def _quantizer_written(self, result: Node, reads: list[str]) -> Quantizer | None:
-        """Moved data keep the quantizer that they have."""
+        """Return the quantizer of what is written; moved data keep the quantizer that they have."""
         return self.quantizers.get(reads[0]) if result.quantizer is None else result.quantizer
 
     def _activation(self, node: Node) -> Node | None:
-        """The activation that runs within this operation."""
+        """Return the activation that runs within this operation."""
         network = self.network
         if node.op not in LAYERS and node.op != "add.Tensor":
             return None
@@ -252,7 +284,8 @@ class _Splitter:
         return None
 
     def _is_guarded(self, node: Node) -> bool:
-        """Whether the export keeps this float layer between integers in floats, by an empty activation."""
+        """Return whether the export keeps this float layer between integers in floats, by an empty
+        activation."""
         network = self.network
         if network.quantizer_of(node.inputs[0]) is None:
             return False
@@ -270,7 +303,7 @@ class _Splitter:
         self.quantizers[name] = quantizer
 
     def _float(self, value: str) -> str:
-        """The tensor of a value in floats; the first reader of integers has them converted."""
+        """Return the tensor of a value in floats; the first reader of integers has them converted."""
         name = self.tensor[value]
         if not name.endswith(":q"):
             return name
@@ -285,7 +318,7 @@ class _Splitter:
 
 
 def _adds_zeros(node: Node) -> bool:
-    """Whether an operation surrounds an image by zeros, on its last two axes."""
+    """Return whether an operation surrounds an image by zeros, on its last two axes."""
     if node.op not in ("pad", "constant_pad_nd") or len(node.shape) != 4:
         return False
     amounts, rest = node.args[1], node.args[2:]
@@ -293,12 +326,13 @@ def _adds_zeros(node: Node) -> bool:
     return plain and isinstance(amounts, tuple) and len(amounts) <= 4 and min(amounts) >= 0  # type: ignore[type-var]
 
 
-def _is_number(node: Node) -> bool:
+def is_number(node: Node) -> bool:
+    """Return whether a node computes an integer, such as a size, which no runtime carries out."""
     return node.op == "sym_size.int" or node.op.startswith("operator.") or node.shape == ()
 
 
 def _does_nothing(network: Network, node: Node) -> bool:
-    """Whether the export leaves the operation out."""
+    """Return whether the export leaves the operation out."""
     if node.op not in _LEFT_OUT:
         return False
     same = node.shape == network.shape_of(node.inputs[0])

@@ -58,7 +58,7 @@ class Kernel:
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-adds; a multiply-add counts one."""
+        """Count multiply-adds; a multiply-add counts one."""
         taps = self.kernel_height * self.kernel_width
         if self.op == "conv_transpose":
             return self.in_elements * self.out_channels * taps // self.groups
@@ -74,15 +74,16 @@ class Kernel:
 
     @property
     def family(self) -> tuple[Any, ...]:
-        """Kernels between which times may be interpolated: same operation, precision and form."""
+        """Return what the kernels have in common between which times may be interpolated: operation,
+        precision and form."""
         depthwise = self.groups > 1 and self.groups == self.in_channels
         form = (self.kernel_height, self.kernel_width, self.stride, depthwise, self.groups > 1)
         return (self.op, self.precision, self.layout, *form)
 
     @property
     def form(self) -> tuple[str, ...]:
-        """Operation, precision and shape of a convolution's kernel: kernels of another form say nothing of
-        its time."""
+        """Return the operation, precision and shape of a convolution's kernel: kernels of another form say
+        nothing of its time."""
         if self.op != "conv":
             return self.op, self.precision
         depthwise = self.groups > 1 and self.groups == self.in_channels
@@ -91,7 +92,7 @@ class Kernel:
 
     @property
     def group(self) -> str:
-        """Kernels that share one correction factor in a device's fit."""
+        """Name the kernels that share one correction factor in a device's fit."""
         kind = self.op if self.op in _OWN_GROUPS else "other"
         if kind == "conv":
             kind = "depthwise" if self.groups > 1 else ("pointwise" if self.kernel_height == 1 else "conv")
@@ -102,20 +103,22 @@ COLUMNS = tuple(name for name in Kernel.__dataclass_fields__ if name != "nodes")
 
 
 def kernels(network: Network, layouts: Layouts | None = None) -> tuple[Kernel, ...]:
-    """The kernels of a network in shipped form (batch norms folded, quantizers in place), in execution order.
+    """Return the kernels of a network in shipped form (batch norms folded, quantizers in place), in execution
+    order.
 
     Where a value changes between 32 and 8 bits, or between layouts, the conversion is a kernel of
     its own. `layouts` are those of the device's runtime.
     """
-    return tuple(_kernel(network, operation) for operation in operations(network, layouts or Layouts()))
+    return tuple(kernel_of(network, operation) for operation in operations(network, layouts or Layouts()))
 
 
 def macs(network: Network) -> int:
-    """Multiply-adds of convolutions, linear layers and matrix products for one example."""
+    """Count the multiply-adds of convolutions, linear layers and matrix products for one example."""
     return sum(kernel.macs for kernel in kernels(network))
 
 
-def _kernel(network: Network, operation: Operation) -> Kernel:
+def kernel_of(network: Network, operation: Operation) -> Kernel:
+    """Return the kernel of one operation of a network."""
     node = operation.node
     if node is None or operation.kind in CONVERSIONS:
         count = elements(operation.shape)
@@ -264,7 +267,7 @@ def _einsum(network: Network, operation: Operation, node: Node) -> Kernel:
 
 
 def _read_shape(network: Network, operation: Operation, node: Node) -> Any:
-    """Of the image that a convolution reads, without the zeros that it adds itself."""
+    """Return the shape of the image that a convolution reads, without the zeros that it adds itself."""
     source = node.inputs[0]
     return network.shape_of(network.by_name[source].inputs[0] if source in operation.nodes else source)
 
@@ -280,7 +283,7 @@ def _weight_shape(network: Network, node: Node) -> tuple[int, ...]:
 
 @lru_cache(maxsize=65536)
 def elements(shape: Any) -> int:
-    """How many numbers tensors of this shape, or of these shapes, hold."""
+    """Count how many numbers tensors of this shape, or of these shapes, hold."""
     total = 1
     if shape and isinstance(shape[0], tuple):
         return sum(elements(part) for part in shape)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from autocompress.cost.fused_graph import Operation, split
-from autocompress.graph.network import Network, Param
+from autocompress.cost.fused_graph import WHOLE, Crossing, Operation, Section, split
+from autocompress.graph.network import INPUT, Network, Param
 from autocompress.graph.operations import CONVOLUTIONS, having
 
 _POOLS = frozenset(
@@ -36,13 +36,38 @@ class Layouts:
 
 
 def operations(network: Network, layouts: Layouts) -> list[Operation]:
-    """The operations that a runtime executes for a network in shipped form, in execution order."""
-    found, outputs = split(network)
+    """Return the operations that a runtime executes for a network in shipped form, in execution order."""
+    return section_operations(network, layouts, WHOLE)[0]
+
+
+def section_operations(
+    network: Network, layouts: Layouts, section: Section
+) -> tuple[list[Operation], Crossing]:
+    """Return the operations of a section of a network, and how it leaves its first output."""
+    found, outputs = split(network, section)
+    output = outputs[0]
+    blocked = channels_last = False
     if layouts.float_block:
-        found = _Blocks(network, found, outputs, layouts.float_block).run()
+        blocks = _Blocks(network, found, outputs, layouts.float_block, section)
+        found, blocked = blocks.run(), output in blocks.blocked
     if layouts.int8_channels_last:
-        found = list(_ChannelsLast(network, found).run())
-    return found
+        last = _ChannelsLast(network, found, section)
+        found, channels_last = list(last.run()), output in last.last
+    quantizer = network.quantizer_of(network.output)
+    from_zero = quantizer is not None and quantizer.zero_point == 0
+    return found, Crossing(output.endswith(":q"), from_zero, blocked, channels_last)
+
+
+def layout_of_convolution(out_channels: int, in_channels: int, groups: int, block: int) -> str:
+    """Return how a float convolution lies, `in_channels` being those of one group: on blocks of channels
+    (`blocked`), on plain channels that it turns into blocks (`to_blocked`), or on plain ones."""
+    if groups > 1:
+        depthwise = in_channels == 1 and out_channels == groups
+        whole = in_channels % block == 0 and out_channels // groups % block == 0
+        return "" if out_channels % _ALIGNMENT or not (depthwise or whole) else "blocked"
+    if in_channels < block:
+        return "to_blocked"
+    return "" if in_channels % _ALIGNMENT else "blocked"
 
 
 @dataclass(slots=True)
@@ -65,6 +90,7 @@ class _Blocks:
     source: list[Operation]
     outputs: tuple[str, ...]
     block: int
+    section: Section = WHOLE
     found: list[Operation] = field(default_factory=list)
     blocked: dict[str, _Blocked] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
@@ -72,7 +98,12 @@ class _Blocks:
 
     def run(self) -> list[Operation]:
         self.uses: dict[str, int] = dict.fromkeys(self.outputs, 1)
+        entry = self.section.entry
         self.shapes = {one.name: one.shape for one in self.network.inputs}
+        self.shapes[self.section.reads] = self.network.input_shape
+        if entry is not None and entry.blocked:
+            before = Operation("input", "fp32", [], INPUT, self.network.input_shape, ())
+            self.blocked[INPUT] = _Blocked(before, len(self.network.users[INPUT]))
         for operation in self.source:
             self.shapes[operation.writes] = operation.shape
             for name in operation.reads:
@@ -80,7 +111,7 @@ class _Blocks:
         for operation in self.source:
             if operation.precision == "int8" or not self._takes_blocks(operation):
                 self._plain(operation)
-        for name in self.outputs:
+        for name in self.outputs if self.section.ends else ():
             if name in self.blocked:
                 self._from_blocked(name)
         return self.found
@@ -114,24 +145,20 @@ class _Blocks:
         if not isinstance(node.args[1], Param):
             return False
         out_channels, in_channels = self.network.params[node.args[1].name].shape[:2]
-        groups = int(node.args[6]) if len(node.args) > 6 else 1  # type: ignore[arg-type]
-        if groups > 1:
-            depthwise = in_channels == 1 and out_channels == groups
-            whole = in_channels % self.block == 0 and out_channels // groups % self.block == 0
-            if out_channels % _ALIGNMENT or not (depthwise or whole):
-                return False
-        elif in_channels < self.block:
-            operation.layout = "to_blocked"
+        groups = int(node.args[6]) if len(node.args) > 6 else 1
+        layout = layout_of_convolution(out_channels, in_channels, groups, self.block)
+        if layout == "to_blocked":
+            operation.layout = layout
             self._read_plain(operation)
-            return self._wrote_blocked(operation)
-        elif in_channels % _ALIGNMENT:
+        elif layout == "blocked":
+            self._read_blocked(operation)
+        else:
             return False
-        self._read_blocked(operation)
         return self._wrote_blocked(operation)
 
     def _pool(self, operation: Operation) -> bool:
-        """Averages and maxima over whole maps are a pooling and, where they drop both axes, a reshape behind
-        it. They stay in blocks, and are not worth going there for."""
+        """Take averages and maxima over whole maps as a pooling and, where they drop both axes, a reshape
+        behind it. These stay in blocks, and are not worth going there for."""
         source = operation.reads[0]
         shape = self.shapes[source]
         if len(shape) != 4 or shape[1] % self.block or not _is_spatial(operation):
@@ -157,7 +184,7 @@ class _Blocks:
             turned.nodes += (turned.reads[0].partition(":")[0],)
 
     def _turned_alone(self, name: str) -> Operation | None:
-        """The transposition from channels last that wrote this tensor for one reader only."""
+        """Return the transposition from channels last that wrote this tensor for one reader only."""
         for operation in reversed(self.found):
             if operation.writes == name:
                 node = operation.node
@@ -203,7 +230,7 @@ class _Blocks:
         return True
 
     def _take_over(self, conv: Operation, operation: Operation) -> None:
-        """The convolution computes what this operation would have; it runs where the operation stood."""
+        """Let the convolution compute what this operation would have; it runs where the operation stood."""
         conv.nodes += operation.nodes
         conv.writes = operation.writes
         self.found.remove(conv)
@@ -221,7 +248,7 @@ class _Blocks:
         return self._follow(operation)
 
     def _to_channels_last(self, operation: Operation) -> bool:
-        """A transposition of blocks is a reordering of another kind."""
+        """Take a transposition of blocks for a reordering of another kind."""
         node = operation.node
         if node is None or node.args[1] != _TO_CHANNELS_LAST:
             return False
@@ -250,7 +277,7 @@ class _Blocks:
 
 
 def _is_spatial(operation: Operation) -> bool:
-    """Whether a pooling is one over height and width, as runtimes know it."""
+    """Return whether a pooling is one over height and width, as runtimes know it."""
     if operation.kind != "mean.dim":
         return True
     node = operation.node
@@ -260,11 +287,13 @@ def _is_spatial(operation: Operation) -> bool:
 class _ChannelsLast:
     """Puts integer convolutions on channels last, and what stands between them with them."""
 
-    def __init__(self, network: Network, source: list[Operation]) -> None:
+    def __init__(self, network: Network, source: list[Operation], section: Section = WHOLE) -> None:
         self.source = source
         self.shapes = {one.name: one.shape for one in network.inputs}
+        self.shapes[section.reads] = network.input_shape
         self.shapes.update((operation.writes, operation.shape) for operation in source)
-        self.last: set[str] = set()
+        entry = section.entry
+        self.last = {section.reads} if entry is not None and entry.channels_last else set[str]()
         self.turned: set[tuple[str, str]] = set()
 
     def run(self) -> Iterator[Operation]:

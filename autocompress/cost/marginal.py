@@ -50,7 +50,7 @@ class EffectTable:
 
     @cached_property
     def cuts(self) -> tuple[str, ...]:
-        """Names of the values during whose computation memory is counted."""
+        """Return the names of the values during whose computation memory is counted."""
         found = dict.fromkeys(self.live_bytes)
         for effect in self.effects.values():
             found.update(dict.fromkeys(effect.live_bytes))
@@ -91,7 +91,7 @@ class _Priced:
     packed_bytes: float
 
     def since(self, before: _Priced) -> Effect:
-        """What this adds to `before`. A cut that this no longer has is empty, one that is new was."""
+        """Return what this adds to `before`. A cut that this no longer has is empty, one that is new was."""
         cuts = {*self.live_bytes, *before.live_bytes}
         changes = {cut: self.live_bytes.get(cut, 0) - before.live_bytes.get(cut, 0) for cut in cuts}
         return Effect(
@@ -104,7 +104,7 @@ class _Priced:
 
 
 def effects_of(pricer: Pricer, base: Candidate) -> EffectTable:
-    """Prices every option of every site once, against `base`.
+    """Price every option of every site once, against `base`.
 
     Where a choice of the base takes a site away, the site's options are compared without that choice.
     Raises ProfileError for a kernel that the device has no row for.
@@ -155,8 +155,8 @@ def _priced(pricer: Pricer, candidate: Candidate) -> _Priced:
 
 
 def exclusions(bound: BoundSpace) -> dict[Choice, frozenset[str]]:
-    """The sites that a choice at a block, a merge or a layer's structure makes moot, by the space's own rule
-    for canonical candidates."""
+    """Return the sites that a choice at a block, a merge or a layer's structure makes moot, by the space's
+    own rule for canonical candidates."""
     found = {}
     for site in (site for kind in ("block", "merge", "structure") for site in bound.of_kind(kind)):
         others = [other for other in bound.free if other is not site]
@@ -178,7 +178,7 @@ def _other(options: Iterable[Option], default: Option) -> Option:
 
 
 def _moot(bound: BoundSpace, choice: Choice, others: Iterable[Site]) -> set[str]:
-    """Those of the other sites whose choices do not count beside `choice`."""
+    """Return those of the other sites whose choices do not count beside `choice`."""
     chosen = {site.name: _other(site.options, site.default) for site in others}
     kept = bound.canonical(Candidate.of({**chosen, choice[0]: choice[1]})).as_dict
     return {name for name in chosen if name not in kept} if choice[0] in kept else set()

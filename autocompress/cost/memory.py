@@ -27,21 +27,29 @@ def live_bytes(network: Network) -> dict[str, int]:
     """Return the bytes of activations alive while each value is computed, the input first, in execution
     order. Values that share another's memory are not named; that memory lives until the last of them was
     read."""
+    sizes = {one.name: value_bytes(network, one.name) for one in network.inputs}
+    cuts = {}
+    for value, alive in alive_values(network):
+        sizes[value] = value_bytes(network, value)
+        cuts[value] = sum(map(sizes.__getitem__, alive))
+    return cuts
+
+
+def alive_values(network: Network) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each value that has memory of its own, the input first, and the values alive while it is
+    computed, itself included."""
     owners = memory_owners(network)
     last_use = {owners[name]: index for index, node in enumerate(network.nodes) for name in _touched(node)}
     last_use.update((owners[name], len(network.nodes)) for name in network.outputs)
-    alive = {one.name: value_bytes(network, one.name) for one in network.inputs}
-    total = sum(alive.values())
-    cuts = {INPUT: total}
+    alive = dict.fromkeys(one.name for one in network.inputs)
+    yield INPUT, tuple(alive)
     for index, node in enumerate(network.nodes):
         if owners[node.name] == node.name:
-            alive[node.name] = value_bytes(network, node.name)
-            total += alive[node.name]
-            cuts[node.name] = total
+            alive[node.name] = None
+            yield node.name, tuple(alive)
         for owner in {owners[name] for name in _touched(node)}:
             if last_use[owner] == index:
-                total -= alive.pop(owner)
-    return cuts
+                del alive[owner]
 
 
 def memory_owners(network: Network) -> dict[str, str]:

@@ -6,6 +6,9 @@ that the device's runtime executes; the device's table says what each takes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from math import fsum
 from typing import Protocol
 
 import numpy as np
@@ -13,42 +16,65 @@ from numpy.typing import NDArray
 
 from autocompress.cost.kernels import Kernel, elements, kernels
 from autocompress.cost.layouts import Layouts
-from autocompress.cost.memory import low_bit_layers, peak_memory_bytes, weight_bytes
-from autocompress.cost.packed_size import packed_bytes
-from autocompress.graph.network import Network
+from autocompress.cost.memory import live_bytes, low_bit_layers, weight_bytes
+from autocompress.cost.packed_size import PackedContent, packed_content, packed_total
+from autocompress.graph.network import Network, Node
 from autocompress.graph.operations import CONVOLUTIONS
 from autocompress.problem.candidate import Cost
 
 
-def file_features(network: Network) -> NDArray[np.float64]:
-    """What the overhead of an exported file is linear in.
+@dataclass(frozen=True)
+class FileContent:
+    """What the overhead of an exported file is linear in: nodes, convolutions, letters in the nodes' names,
+    layers of 8 bits, letters in theirs, their output channels, the same without repeats (equal constants are
+    stored once), quantizers, tensors."""
 
-    1, nodes, convolutions, letters in the nodes' names, layers of 8 bits, letters in theirs, their
-    output channels, the same without repeats (equal constants are stored once), quantizers,
-    parameters. Fitted on exported files when a device is profiled.
-    """
+    nodes: int
+    convolutions: int
+    letters: int
+    low_layers: int
+    low_letters: int
+    low_channels: int
+    distinct_channels: frozenset[int]
+    quantizers: int
+    tensors: int
+
+    @property
+    def features(self) -> NDArray[np.float64]:
+        """Return the numbers whose weighted sum is the overhead; fitted on exported files when a device is
+        profiled."""
+        counts = (
+            *(1, self.nodes, self.convolutions, self.letters, self.low_layers, self.low_letters),
+            *(self.low_channels, sum(self.distinct_channels), self.quantizers, self.tensors),
+        )
+        return np.array(counts, dtype=np.float64)
+
+
+def file_content(network: Network, nodes: Collection[Node] | None = None) -> FileContent:
+    """Return what the file of a network holds, or the part of it that is due to these of its nodes."""
+    counted = network.nodes if nodes is None else nodes
     low = list(low_bit_layers(network))
-    quantizers = sum(1 for node in network.nodes if node.quantizer) + (network.input_quantizer is not None)
-    letters = sum(len(node.name) for node in network.nodes)
-    low_letters = sum(len(node.name) for node in low)
     channels = [network.params[node.params[0]].shape[0] for node in low]
-    counts = [
-        1,
-        len(network.nodes),
-        sum(node.op in CONVOLUTIONS for node in network.nodes),
-        letters,
-        len(low),
-        low_letters,
-        sum(channels),
-        sum(set(channels)),
-        quantizers,
-        len(network.params) - len(network.steps),
-    ]
-    return np.array(counts, dtype=np.float64)
+    return FileContent(
+        nodes=len(counted),
+        convolutions=sum(node.op in CONVOLUTIONS for node in counted),
+        letters=sum(len(node.name) for node in counted),
+        low_layers=len(low),
+        low_letters=sum(len(node.name) for node in low),
+        low_channels=sum(channels),
+        distinct_channels=frozenset(channels),
+        quantizers=sum(node.quantizer is not None for node in counted),
+        tensors=len(network.params) - len(network.steps),
+    )
+
+
+def file_features(network: Network) -> NDArray[np.float64]:
+    """Return what the overhead of a network's exported file is linear in; see `FileContent`."""
+    return _whole_file(network).features
 
 
 def file_features_count() -> int:
-    """Length of `file_features`."""
+    """Return the length of `file_features`."""
     return 10
 
 
@@ -57,53 +83,92 @@ class DeviceTable(Protocol):
 
     @property
     def layouts(self) -> Layouts:
-        """How the device's runtime lays out values, which decides the kernels it runs."""
+        """Say how the device's runtime lays out values, which decides the kernels it runs."""
 
     @property
     def constant_us(self) -> float:
-        """What an inference takes beside its kernels."""
+        """Return what an inference takes beside its kernels."""
 
     def kernel_us(self, kernel: Kernel) -> float:
-        """A kernel's share of a network's latency; raises ProfileError when nothing is known of its kind."""
+        """Return a kernel's share of a network's latency; raise ProfileError when nothing is known of its
+        kind."""
 
     @property
     def relative_error(self) -> float:
-        """Half width of the 95 % interval of a predicted latency, as a share of it."""
+        """Return the half width of the 95 % interval of a predicted latency, as a share of it."""
 
     @property
     def file_overhead(self) -> NDArray[np.float64]:
-        """Coefficients of `file_features`, in bytes."""
+        """Return the coefficients of `file_features`, in bytes."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What a network's cost on a device follows from; `live_bytes` is the most that its activations take at
+    once."""
+
+    kernels_us: float
+    macs: int
+    parameters: int
+    weight_bytes: int
+    live_bytes: int
+    file: FileContent
+    packed: PackedContent
 
 
 class CostModel:
-    """Prices networks on one device; kernel times are kept, so a network costs one walk over its nodes."""
+    """Prices networks on one device; the times of kernels are kept."""
 
     def __init__(self, device: DeviceTable) -> None:
         self.device = device
         self._known: dict[Kernel, float] = {}
 
     def price(self, network: Network) -> Cost:
-        """Predicted cost of a network in shipped form.
+        """Return the predicted cost of a network in shipped form.
 
         Raises ProfileError for a kernel of which the device has no row and nothing to interpolate from.
         """
         found = kernels(network, self.device.layouts)
-        latency = (self.device.constant_us + sum(map(self._kernel_us, found))) / 1e3
+        return self.cost(
+            Amounts(
+                kernels_us=fsum(map(self.kernel_us, found)),
+                macs=sum(kernel.macs for kernel in found),
+                parameters=trainable_parameters(network),
+                weight_bytes=weight_bytes(network),
+                live_bytes=max(live_bytes(network).values()),
+                file=_whole_file(network),
+                packed=packed_content(network),
+            )
+        )
+
+    def cost(self, amounts: Amounts) -> Cost:
+        """Return what these amounts cost on the device."""
+        latency = (self.device.constant_us + amounts.kernels_us) / 1e3
         margin = self.device.relative_error * latency
-        overhead = float(self.device.file_overhead @ file_features(network))
-        weights = weight_bytes(network)
+        overhead = float(self.device.file_overhead @ amounts.file.features)
         return Cost(
             latency_ms=latency,
             latency_ms_ci95=(latency - margin, latency + margin),
-            peak_memory_bytes=peak_memory_bytes(network),
-            file_bytes=round(weights + overhead),
-            macs=sum(kernel.macs for kernel in found),
-            parameters=sum(elements(spec.shape) for spec in network.params.values() if spec.trainable),
-            packed_bytes=packed_bytes(network, weights),
+            peak_memory_bytes=amounts.live_bytes + amounts.weight_bytes,
+            file_bytes=round(amounts.weight_bytes + overhead),
+            macs=amounts.macs,
+            parameters=amounts.parameters,
+            packed_bytes=packed_total(amounts.packed, amounts.weight_bytes),
         )
 
-    def _kernel_us(self, kernel: Kernel) -> float:
+    def kernel_us(self, kernel: Kernel) -> float:
+        """Return a kernel's share of a latency. Raises ProfileError when nothing is known of its kind."""
         known = self._known.get(kernel)
         if known is None:
             known = self._known[kernel] = self.device.kernel_us(kernel)
         return known
+
+
+def trainable_parameters(network: Network) -> int:
+    """Return how many numbers training may change."""
+    return sum(elements(spec.shape) for spec in network.params.values() if spec.trainable)
+
+
+def _whole_file(network: Network) -> FileContent:
+    found = file_content(network)
+    return replace(found, quantizers=found.quantizers + (network.input_quantizer is not None))

@@ -8,10 +8,13 @@ is left. A student without such weights has no coded file: what counts then is i
 
 from __future__ import annotations
 
-from math import log2
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import fsum, log2
 
 import numpy as np
 
+from autocompress.cost.kernels import elements
 from autocompress.graph.network import GRID_BITS, Network, Node, Param
 from autocompress.graph.operations import LAYERS
 
@@ -38,35 +41,72 @@ STORED_BYTES = 70.0
 """Of an entry in the header of `model.safetensors`, beside its name."""
 
 
+@dataclass(frozen=True)
+class PackedContent:
+    """What the size of a student's weights follows from: how many operations and tensors there are, letters
+    in the names of the latter, how many layers are coded, and what the tensors take in a coded file."""
+
+    nodes: int
+    tensors: int
+    letters: int
+    coded_layers: int
+    coded_bytes: float
+
+
 def packed_bytes(network: Network, plain_bytes: int) -> int:
-    """Estimated bytes, on the safe side, of the smallest file of a student's weights; `plain_bytes` is what
-    they take uncoded."""
-    layers = {node.args[1].name: node for node in network.nodes if _has_weight(node)}
+    """Return the estimated bytes, on the safe side, of the smallest file of a student's weights;
+    `plain_bytes` is what they take uncoded."""
+    return packed_total(packed_content(network), plain_bytes)
+
+
+def packed_content(network: Network) -> PackedContent:
+    """Return what the size of a network's weights follows from."""
+    return PackedContent(
+        len(network.nodes),
+        len(network.params),
+        sum(map(len, network.params)),
+        sum(map(is_coded, _layers(network).values())),
+        fsum(coded_bytes(network)),
+    )
+
+
+def packed_total(content: PackedContent, plain_bytes: int) -> int:
+    """Return the bytes of the smaller file of weights with this content."""
+    if not content.coded_layers:
+        return round(plain_bytes + STORED_BYTES * content.tensors + content.letters)
+    header = HEADER_BYTES + NODE_BYTES * content.nodes + PARAM_BYTES * content.tensors
+    return round(header + content.coded_bytes)
+
+
+def coded_bytes(network: Network) -> Iterator[float]:
+    """Yield what each parameter takes in a coded file."""
+    layers = _layers(network)
     biases = (name for node in layers.values() if node.codebook for name in node.params[1:])
     few_levels = {name for name in biases if len(network.param_users[name]) == 1}
-    if not any(is_coded(node) for node in layers.values()):
-        return round(plain_bytes + sum(STORED_BYTES + len(name) for name in network.params))
-    total = HEADER_BYTES + NODE_BYTES * len(network.nodes) + PARAM_BYTES * len(network.params)
     for name, spec in network.params.items():
-        count = int(np.prod(spec.shape))
+        count = elements(spec.shape)
         node = layers.get(name)
         if name in few_levels:
-            total += HEADROOM * count * BIAS_BITS / 8 + LEARNING_BYTES
+            yield HEADROOM * count * BIAS_BITS / 8 + LEARNING_BYTES
         elif node is None:
-            total += count * np.dtype(spec.dtype).itemsize
+            yield count * np.dtype(spec.dtype).itemsize
         else:
             in_int8 = node.bits == 8 and network.quantizer_of(node.inputs[0]) is not None
-            total += count * bits_a_weight(node, in_int8) / 8 + _table_bytes(node, in_int8, spec.shape[0])
-    return round(total)
+            yield count * bits_a_weight(node, in_int8) / 8 + _table_bytes(node, in_int8, spec.shape[0])
+
+
+def _layers(network: Network) -> dict[str, Node]:
+    """Return the layers by the names of their weights."""
+    return {node.args[1].name: node for node in network.nodes if _has_weight(node)}
 
 
 def is_coded(node: Node) -> bool:
-    """Whether the weights of a layer are such that the student is coded."""
+    """Return whether the weights of a layer are such that the student is coded."""
     return node.density < 1 or bool(node.codebook) or node.grid is not None
 
 
 def bits_a_weight(node: Node, in_int8: bool = False) -> float:
-    """Of a layer's weight, zeros and all."""
+    """Return the bits of a layer's weight, zeros and all."""
     places = HEADROOM * entropy_bits(node.density)
     if node.grid is not None:
         value = float(GRID_BITS[node.grid.form])
@@ -78,14 +118,15 @@ def bits_a_weight(node: Node, in_int8: bool = False) -> float:
 
 
 def entropy_bits(share: float) -> float:
-    """Bits that tell whether an event of this probability happened."""
+    """Return the bits that tell whether an event of this probability happened."""
     if not 0 < share < 1:
         return 0.0
     return -share * log2(share) - (1 - share) * log2(1 - share)
 
 
 def _table_bytes(node: Node, in_int8: bool, channels: int) -> int:
-    """Of the codebook, or of the scales, and of the start; steps of a grid are parameters by themselves."""
+    """Return the bytes of the codebook, or of the scales, and of the start; steps of a grid are parameters by
+    themselves."""
     start = LEARNING_BYTES if is_coded(node) else 0
     if node.grid is not None:
         return start

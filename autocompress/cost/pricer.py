@@ -2,34 +2,86 @@
 
 from __future__ import annotations
 
+import logging
+import random
 from functools import cached_property
 
+from autocompress.cost.compiled.pieces import Uncuttable
+from autocompress.cost.compiled.pricing import SumPricer
 from autocompress.cost.model import CostModel
+from autocompress.errors import ProfileError
 from autocompress.problem.budgets import LIMITED
 from autocompress.problem.candidate import PACKED_KINDS, Candidate, Cost, Option, Site, eight_bits
 from autocompress.transforms.apply import deployed_network
+from autocompress.transforms.sampling import random_candidate
 from autocompress.transforms.sites import BoundSpace
 
+log = logging.getLogger("autocompress")
+
 _MOST_KEPT = 20_000
+_PROBES = 6
+"""Random candidates whose price by pieces is compared with that of their whole network."""
 
 
 class Pricer:
-    """Prices candidates of one bound space on one device; the last 20,000 answers are kept."""
+    """Prices candidates of one bound space on one device; the last 20,000 answers are kept.
+
+    A price is a sum over pieces of the network where these do not depend on each other, and that of the whole
+    network elsewhere; both are the same to the last bit.
+    """
 
     def __init__(self, bound: BoundSpace, cost_model: CostModel) -> None:
         self.bound, self.cost_model = bound, cost_model
-        self._known: dict[str, Cost] = {}
+        self._known: dict[tuple[tuple[str, Option], ...], Cost] = {}
+        self._in_pieces = True
 
     def price(self, candidate: Candidate) -> Cost:
-        """Predicted cost of a candidate. Raises ProfileError for a kernel the device has no row for."""
-        canonical = self.bound.canonical(candidate)
-        cost = self._known.get(canonical.key)
+        """Return the predicted cost of a candidate. Raises ProfileError for a kernel the device has no row
+        for."""
+        cost = self._known.get(candidate.choices)
         if cost is None:
-            cost = self.cost_model.price(deployed_network(self.bound.folded, canonical))
+            cost = self._price(candidate)
             if len(self._known) >= _MOST_KEPT:
                 del self._known[next(iter(self._known))]
-            self._known[canonical.key] = cost
+            self._known[candidate.choices] = cost
         return cost
+
+    def _price(self, candidate: Candidate) -> Cost:
+        if self._in_pieces and self._sums is not None:
+            try:
+                return self._sums.price(candidate)
+            except Uncuttable:
+                self._in_pieces = False
+        return self.price_whole(candidate)
+
+    def price_whole(self, candidate: Candidate) -> Cost:
+        """Return what `price` does, worked out on the candidate's whole network."""
+        return self.cost_model.price(deployed_network(self.bound.folded, candidate))
+
+    @cached_property
+    def _sums(self) -> SumPricer | None:
+        """Return what prices by pieces; None where the network cannot be cut, or where prices of a sample of
+        candidates are not those of their whole networks."""
+        rng = random.Random(0)
+        drawn = [random_candidate(self.bound, rng) for _ in range(_PROBES)]
+        try:
+            sums = SumPricer(self.bound.folded, self.cost_model)
+            for candidate in (Candidate(), self.low_bits, *drawn):
+                if not self._agrees(sums, candidate):
+                    log.warning(
+                        "pieces of the network do not add up for %s: it is priced whole", candidate.key
+                    )
+                    return None
+        except Uncuttable:
+            return None
+        return sums
+
+    def _agrees(self, sums: SumPricer, candidate: Candidate) -> bool:
+        try:
+            whole = self.price_whole(candidate)
+        except ProfileError:
+            return True
+        return sums.price(candidate) == whole
 
     @cached_property
     def teacher(self) -> Cost:
@@ -37,12 +89,12 @@ class Pricer:
 
     @cached_property
     def low_bits(self) -> Candidate:
-        """Every layer that can in 8 bits: the starting point of most good candidates."""
+        """Return every layer that can in 8 bits: the starting point of most good candidates."""
         return Candidate.of({site.name: eight_bits(site) for site in self.bound.of_kind("bits")})
 
     @cached_property
     def smallest(self) -> Cost:
-        """For each cost separately, the least that coordinate descent over the sites reaches."""
+        """Return for each cost separately the least that coordinate descent over the sites reaches."""
         least = {name: self._least(name) for name in LIMITED}
         best = least["latency_ms"]
         return Cost(
@@ -76,7 +128,7 @@ class Pricer:
         )
 
     def useless(self) -> dict[tuple[str, Option], str]:
-        """Options that make nothing faster or smaller, with the reason.
+        """Return the options that make nothing faster or smaller, with the reason.
 
         Each is tried on the teacher and on the teacher at its fewest bits, by itself.
         """

@@ -28,7 +28,7 @@ class Repairer:
         self.pricer, self.limits, self.damage = pricer, limits, damage
 
     def __call__(self, candidate: Candidate) -> Candidate:
-        """The canonical candidate itself if it keeps the limits, else a repaired one.
+        """Return the canonical candidate itself if it keeps the limits, else a repaired one.
 
         When no sequence of single steps reaches the limits the closest found is returned.
         """
@@ -49,7 +49,7 @@ class Repairer:
         return self._taken_back(candidate, asked) if self._excess(candidate) <= 0 else candidate
 
     def _taken_back(self, candidate: Candidate, asked: Candidate) -> Candidate:
-        """Takes back the changes that later ones made unnecessary, the most harmful first."""
+        """Take back the changes that later ones made unnecessary, the most harmful first."""
         sites = self.pricer.bound.by_name
         changed = [name for name in sites if candidate.get(sites[name]) != asked.get(sites[name])]
         changed.sort(key=lambda name: -self._harm(name, candidate.get(sites[name]), asked.get(sites[name])))
@@ -60,17 +60,19 @@ class Repairer:
         return candidate
 
     def _harm(self, name: str, option: Option, current: Option) -> float:
-        """Estimated loss of quality of a change."""
+        """Return the estimated loss of quality of a change."""
         before = self.damage.get((name, current), 0.0)
         return max(self.damage.get((name, option), UNKNOWN_DAMAGE) - before, LEAST_DAMAGE)
 
     def _excess(self, candidate: Candidate) -> float:
-        """How far the worst limit is overshot, ≤ 0 inside; the upper end of the latency's interval counts."""
+        """Return how far the worst limit is overshot, ≤ 0 inside; the upper end of the latency's interval
+        counts."""
         excess = self.limits.excess(self.pricer.price(candidate), upper=True)
         return max(excess.values())
 
     def _steps(self, candidate: Candidate) -> list[tuple[str, Option]]:
-        """Single changes towards cheaper, best saving per damage first, the candidate's key breaking ties."""
+        """Return single changes towards cheaper, best saving per damage first, the candidate's key breaking
+        ties."""
         broken = [name for name, excess in self._broken(candidate)]
         ranked = []
         for (site, option), saving in self._savings(tuple(broken)).items():
@@ -87,7 +89,8 @@ class Repairer:
         return [(name, value) for name, value in excess.items() if value > 0]
 
     def _savings(self, names: tuple[str, ...]) -> dict[tuple[str, Option], float]:
-        """Relative saving of each single choice on the low-bit teacher, summed over the named limits."""
+        """Return the relative saving of each single choice on the low-bit teacher, summed over the named
+        limits."""
         if names not in self._cache:
             base = self.pricer.low_bits
             before = self.pricer.price(base)
@@ -115,7 +118,8 @@ def _shuffled(key: str, site: str, option: Option) -> str:
 def seeds(
     pricer: Pricer, repair: Callable[[Limits], Callable[[Candidate], Candidate]], limits: Limits, count: int
 ) -> list[Candidate]:
-    """Starting points of a study: the least damaged candidates at `count` levels inside the budgets."""
+    """Return starting points of a study: the least damaged candidates at `count` levels inside the
+    budgets."""
     found: dict[str, Candidate] = {}
     for index in range(count):
         share = 1.0 - 0.4 * index / max(1, count - 1)

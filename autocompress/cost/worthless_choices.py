@@ -36,7 +36,7 @@ class Payoff:
     only_packed: Reasons
 
     def dropped(self, budgeted: Collection[str]) -> dict[tuple[str, Option], str]:
-        """What a search under budgets of these costs leaves out."""
+        """Return what a search under budgets of these costs leaves out."""
         found = dict(self.useless)
         if not SHRUNK & set(budgeted):
             found |= self.only_smaller
@@ -46,7 +46,7 @@ class Payoff:
 
 
 def payoff(pricer: Pricer) -> Payoff:
-    """Raises ProfileError for kernels that the device's table cannot price."""
+    """Find what pays; raise ProfileError for kernels that the device's table cannot price."""
     judge = _Judge(pricer)
     useless = {
         (name, option): judge.words(pricer.bound.by_name[name], option) for name, option in pricer.useless()
@@ -55,8 +55,8 @@ def payoff(pricer: Pricer) -> Payoff:
 
 
 def only_packed(bound: BoundSpace) -> dict[tuple[str, Option], str]:
-    """The choices of sparsity, of shared values and of fewer than 8 bits, which no runtime here computes any
-    faster with."""
+    """Return the choices of sparsity, of shared values and of fewer than 8 bits, which no runtime here
+    computes any faster with."""
     return {
         (site.name, option): PACKED_REASON
         for site in bound.free
@@ -66,7 +66,7 @@ def only_packed(bound: BoundSpace) -> dict[tuple[str, Option], str]:
 
 
 def _only_smaller(pricer: Pricer) -> dict[tuple[str, Option], str]:
-    """Again without what was found, until nothing more is: a layer may only have been faster in few bits
+    """Look again without what was found, until nothing more is: a layer may only have been faster in few bits
     because its neighbours were, without a conversion in between."""
     found: dict[tuple[str, Option], str] = {}
     while True:
@@ -95,7 +95,8 @@ class _Judge:
         self._kernels: dict[str, tuple[Kernel, ...]] = {}
 
     def never_faster(self, site: Site, option: Option) -> str:
-        """In words; empty where the option is faster on the float or the low-bit teacher."""
+        """Say why the option is never faster; empty where it is faster on the float or the low-bit
+        teacher."""
         low = with_choice(self.pricer.low_bits, site.name, option)
         pairs = (
             (Candidate(), with_choice(Candidate(), site.name, option)),
@@ -117,7 +118,7 @@ class _Judge:
         )
 
     def words(self, site: Site, option: Option) -> str:
-        """Why an option makes nothing faster or smaller."""
+        """Say why an option makes nothing faster or smaller."""
         changed = with_choice(Candidate(), site.name, option)
         latencies = _change(self._latency_ms(Candidate()), self._latency_ms(changed))
         if site.kind != "width":
@@ -135,7 +136,7 @@ class _Judge:
         return self.pricer.price(candidate).latency_ms
 
     def _layer(self, site: Site, candidate: Candidate) -> tuple[int, float] | None:
-        """Output channels and time of the first layer of a site."""
+        """Return the output channels and time of the first layer of a site."""
         for kernel in self._found(candidate):
             if site.layers and site.layers[0] in kernel.nodes and kernel.out_channels:
                 return kernel.out_channels, self._time_us(kernel)

@@ -39,7 +39,7 @@ _WORTH_CODING = 256
 def acz_bytes(
     network: Network, weights: Weights, meta: Mapping[str, Any] | None = None, coder: str = "context"
 ) -> bytes:
-    """The file's content; `meta` is JSON of the caller's, kept in the header beside the network.
+    """Return the file's content; `meta` is JSON of the caller's, kept in the header beside the network.
 
     Weights of 8-bit layers are stored as the integers that the layer computes with, or as the values that
     they share where that is shorter, those on a grid as their levels, all others bit for bit, except that
@@ -63,7 +63,7 @@ def save_acz(
     meta: Mapping[str, Any] | None = None,
     coder: str = "context",
 ) -> int:
-    """Writes `acz_bytes` to a file and returns how many they are."""
+    """Write `acz_bytes` to a file and return how many they are."""
     content = acz_bytes(network, weights, meta, coder)
     Path(path).write_bytes(content)
     return len(content)
@@ -82,15 +82,15 @@ def load_acz(source: Path | bytes, limit_bytes: int = LIMIT_BYTES) -> GraphModul
 
 
 def read_meta(source: Path | bytes) -> dict[str, Any]:
-    """What `meta` was when the file was written; reads the header alone. Raises StudentError."""
+    """Return what `meta` was when the file was written; read the header alone. Raises StudentError."""
     with _opened(source) as (stream, where):
         meta = container.read_header(stream, where).meta
     return {key: value for key, value in meta.items() if key != _NETWORK}
 
 
 def is_worth_coding(network: Network, weights: Weights) -> bool:
-    """Whether the network chose zeros, shared values or fewer than 8 bits, or a weight has few distinct
-    values, so that `student.acz` is much smaller."""
+    """Return whether the network chose zeros, shared values or fewer than 8 bits, or a weight has few
+    distinct values, so that `student.acz` is much smaller."""
     return any(is_coded(node) for node in network.nodes) or any(
         weight.ndim > 1
         and weight.size >= _WORTH_CODING
@@ -101,7 +101,7 @@ def is_worth_coding(network: Network, weights: Weights) -> bool:
 
 
 def tensor_bytes(array: NDArray[Any], coder: str = "context") -> int:
-    """What a tensor alone takes in the file, the few bytes around its record not counted."""
+    """Return what a tensor alone takes in the file, the few bytes around its record not counted."""
     return len(body_of(smallest(array, coder), coder)[1])
 
 
@@ -121,12 +121,13 @@ def _stored(network: Network, weights: Weights, coder: str) -> Iterator[Stored]:
 
 
 def _unsigned_zeros(array: NDArray[Any]) -> NDArray[Any]:
-    """Masks leave zeros of either sign, which compute the same and would count as two values."""
+    """Drop the signs of zeros: masks leave zeros of either sign, which compute the same and would count as
+    two values."""
     return np.asarray(array + array.dtype.type(0)) if np.issubdtype(array.dtype, np.floating) else array
 
 
 def _slim(network: Network) -> dict[str, Any]:
-    """The network's JSON without what the header says already or nothing reads."""
+    """Return the network's JSON without what the header says already or nothing reads."""
     data = to_json(network)
     del data["params"]
     for node in data["nodes"]:

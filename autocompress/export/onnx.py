@@ -23,7 +23,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from autocompress.errors import TeacherError
-from autocompress.export import onnx_layers, onnx_moves, onnx_pointwise  # noqa: F401  (they register the exporters)
+from autocompress.export import (  # noqa: F401  (they register the exporters)
+    onnx_layers,
+    onnx_moves,
+    onnx_pointwise,
+    onnx_recurrent,
+)
 from autocompress.export.onnx_parts import Samples, Waiting, export_part, graphs_in, has_parts, reads_of
 from autocompress.export.onnx_registry import NotExpressibleError, Tensor, call, rule_for
 from autocompress.graph.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
@@ -57,8 +62,8 @@ Array = NDArray[Any]
 def to_onnx(
     network: Network, weights: Weights, *, batch: int = 1, torch_operators: bool = False
 ) -> onnx.ModelProto:
-    """The network as an ONNX model with one input `input` of shape `(batch, …)` and one `output`; of one with
-    a signature the inputs and outputs have the names that stand there.
+    """Return the network as an ONNX model with one input `input` of shape `(batch, …)` and one `output`; of
+    one with a signature the inputs and outputs have the names that stand there.
 
     Batch norms should have been folded (`families.fold`); those that are left are exported as such.
     A value with a quantizer is rounded to uint8; a layer of 8 bits whose input has a quantizer gets
@@ -121,25 +126,25 @@ class Emitter:
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """The names of the file's inputs."""
+        """Return the names of the file's inputs."""
         signature = self.network.signature
         return (INPUT_NAME,) if signature is None else signature.inputs
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The names of the file's outputs."""
+        """Return the names of the file's outputs."""
         signature = self.network.signature
         return (OUTPUT_NAME,) if signature is None else signature.outputs
 
     def _as_tensor(self, value: Any) -> Tensor:
-        """A value of the file; one that depends on no input becomes a constant."""
+        """Return a value of the file; one that depends on no input becomes a constant."""
         if isinstance(value, Tensor):
             return value
         array = np.asarray(value)
         return Tensor(self.constant(array), array.shape)
 
     def op(self, kind: str, *inputs: str, name: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Adds one ONNX node and returns the name of its output (a list when `outputs` > 1)."""
+        """Add one ONNX node and return the name of its output (a list when `outputs` > 1)."""
         names = [self.new_name() for _ in range(outputs)]
         self.add_node(helper.make_node(kind, inputs, names, **attributes), name)
         return names[0] if outputs == 1 else names
@@ -150,7 +155,7 @@ class Emitter:
         self.nodes.append(node)
 
     def constant(self, value: Any, dtype: Any = None) -> str:
-        """The name of an initializer; equal constants share one."""
+        """Return the name of an initializer; equal constants share one."""
         array = np.ascontiguousarray(np.asarray(value, dtype=dtype)).reshape(np.shape(value))
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
@@ -163,18 +168,19 @@ class Emitter:
         return self._initializers.get(name)
 
     def in_int8(self, node: Node) -> bool:
-        """Whether a layer computes in 8 bits."""
+        """Return whether a layer computes in 8 bits."""
         return runs_in_int8(self.network, node)
 
     def fill(self, x: Tensor, value: float) -> str:
-        """The constant that stands for `value` beside the elements of `x`."""
+        """Return the constant that stands for `value` beside the elements of `x`."""
         if x.quantizer is None or not x.is_quantized:
             return self.constant(value, np.float32)
         level = round(value / x.quantizer.scale) + x.quantizer.zero_point
         return self.constant(min(max(level, 0), ACTIVATION_LEVELS), np.uint8)
 
     def reshape_real(self, x: Tensor, shape: Sequence[int], name: str) -> Tensor:
-        """`x`, dequantized already, with another shape; the integers behind it are what is reshaped."""
+        """Return `x`, dequantized already, with another shape; the integers behind it are what is
+        reshaped."""
         whole = self._integers.get(x.name)
         rows = self.op("Reshape", x.name if whole is None else whole.name, self.ints(*shape), name=name)
         if whole is None:
@@ -183,14 +189,14 @@ class Emitter:
         return result
 
     def sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """A shape at the batch size of the export."""
+        """Return a shape at the batch size of the export."""
         return (shape[0] * self.batch, *shape[1:])
 
     def ints(self, *values: int) -> str:
         return self.constant(values, np.int64)
 
     def name(self, value: Any) -> str:
-        """The ONNX name of an argument: a computed value, a parameter, or a number (as float32)."""
+        """Return the ONNX name of an argument: a computed value, a parameter, or a number (as float32)."""
         if isinstance(value, Tensor):
             return value.name
         if isinstance(value, (bool, int, float)):
@@ -198,7 +204,7 @@ class Emitter:
         return self.constant(value)
 
     def real(self, value: Any, reader: str) -> Any:
-        """A value as floats: dequantized once, on behalf of its first reader."""
+        """Return a value as floats: dequantized once, on behalf of its first reader."""
         if not isinstance(value, Tensor) or not value.is_quantized:
             return value
         if value.name not in self._real:
@@ -210,7 +216,7 @@ class Emitter:
         return self._real[value.name]
 
     def resolve(self, arg: Any) -> Any:
-        """References become tensors or constants, parameters become arrays."""
+        """Turn references into tensors or constants, parameters into arrays."""
         if isinstance(arg, Ref):
             return self.values[arg.node]
         if isinstance(arg, Param):
@@ -218,7 +224,7 @@ class Emitter:
         return arg
 
     def layer_inputs(self, node: Node, x: Tensor, weight: Any, bias: Any) -> list[str]:
-        """Names of input, weight and bias of a convolution or linear layer, in float or 8 bits."""
+        """Return the names of input, weight and bias of a convolution or linear layer, in float or 8 bits."""
         if not self.in_int8(node):
             return [self.name(part) for part in (x, weight, bias) if part is not None]
         assert x.quantizer is not None
@@ -234,14 +240,14 @@ class Emitter:
         return [x.name, w, self._dequantized(rounded, bias_scale, 0, f"{node.name}/b")]
 
     def _finer(self, node: Node) -> int:
-        """By how much the integers of a layer are multiplied and their scale divided: its bias is rounded to
-        that scale times the input's, which were whole signs where both are binary."""
+        """Return by how much the integers of a layer are multiplied and their scale divided: its bias is
+        rounded to that scale times the input's, which were whole signs where both are binary."""
         reads_binary = self.network.by_name.get(node.inputs[0], node).op == BINARIZE
         is_binary = node.grid is not None and node.grid.form == "binary"
         return WEIGHT_LEVELS if reads_binary and is_binary else 1
 
     def kept_in_float(self, node: Node, x: Tensor, result: str) -> str:
-        """The result of a layer, guarded against ONNX Runtime's own quantization.
+        """Return the result of a layer, guarded against ONNX Runtime's own quantization.
 
         Between a DequantizeLinear and a QuantizeLinear it would round a float layer's weights to 8 bits
         with one scale for the whole tensor. A LeakyRelu of slope 1 prevents it and fuses into the layer.
@@ -253,7 +259,8 @@ class Emitter:
         return guarded
 
     def _dequantized(self, integers: Array, scale: Array, axis: int, name: str) -> str:
-        """Constants with their DequantizeLinear; without its optional zero points ORT fuses no Gemm."""
+        """Return constants with their DequantizeLinear; without its optional zero points ORT fuses no
+        Gemm."""
         zeros = np.zeros(scale.shape, integers.dtype)
         inputs = (self.constant(integers), self.constant(scale), self.constant(zeros))
         result: str = self.op("DequantizeLinear", *inputs, name=name, axis=axis)
@@ -269,7 +276,7 @@ class Emitter:
         leaves = list(flatten(args, kwargs))
         if not any(isinstance(leaf, (Tensor, Waiting)) for leaf in leaves):
             return _compute(node, args, kwargs)
-        if has_parts(node):
+        if has_parts(self, node):
             return self._finish(node, export_part(self, node))
         try:
             return self._by_rule(node, args, kwargs, leaves)
@@ -277,7 +284,7 @@ class Emitter:
             return self._finish(node, export_part(self, node))
 
     def _by_rule(self, node: Node, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
-        """What the operation's own exporter writes. Raises NotExpressibleError."""
+        """Return what the operation's own exporter writes. Raises NotExpressibleError."""
         rule = rule_for(node)
         quantizer = _kept_quantizer(node, leaves)
         if quantizer is None:
@@ -295,7 +302,7 @@ class Emitter:
         return self._finish(node, result)
 
     def quantized(self, value: str, tensor: Tensor, quantizer: Quantizer | None) -> Tensor:
-        """The tensor as integers of this quantizer; unchanged when that is None."""
+        """Return the tensor as integers of this quantizer; unchanged when that is None."""
         if quantizer is None or (tensor.is_quantized and tensor.quantizer == quantizer):
             return tensor
         inputs = (self.real(tensor, value).name, *self._quantizer(quantizer))
@@ -313,7 +320,8 @@ class Emitter:
         return size * self.batch if isinstance(source, Tensor) and axis % len(source.shape) == 0 else size
 
     def _unique(self, name: str) -> str:
-        """ONNX Runtime refuses two nodes of one name: the second `x/dq` becomes `x/dq2`."""
+        """Return a name that no other node has, as ONNX Runtime refuses two of one name: the second `x/dq`
+        becomes `x/dq2`."""
         count = self._node_names[name] = self._node_names.get(name, 0) + 1
         return name if count == 1 else f"{name}{count}"
 
@@ -360,7 +368,7 @@ class Emitter:
         return helper.make_tensor_value_info(name, kind, self.sizes(shape) if has_batch else tuple(shape))
 
     def _output_info(self, name: str, value: str, output: Tensor) -> onnx.ValueInfoProto:
-        """Of a network of several tensors the sizes and types are those of one run."""
+        """Describe an output; of a network of several tensors the sizes and types are those of one run."""
         if self.network.signature is None:
             return self._info(name, output.shape)
         sample = self.samples.of(value)
@@ -368,7 +376,7 @@ class Emitter:
 
 
 def _kept_quantizer(node: Node, leaves: Sequence[Any]) -> Quantizer | None:
-    """The quantizer of an operation's integers where it works on these as they are."""
+    """Return the quantizer of an operation's integers where it works on these as they are."""
     shared = _shared_quantizer(leaves)
     row = known(node.op)
     fits = row.concatenates and node.quantizer in (None, shared)
@@ -376,7 +384,8 @@ def _kept_quantizer(node: Node, leaves: Sequence[Any]) -> Quantizer | None:
 
 
 def _shared_quantizer(leaves: Sequence[Any]) -> Quantizer | None:
-    """The quantizer of all computed operands, if all are integers and nothing else is joined to them."""
+    """Return the quantizer of all computed operands, if all are integers and nothing else is joined to
+    them."""
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     quantizers = {tensor.quantizer if tensor.is_quantized else None for tensor in tensors}
     floats = any(isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" for leaf in leaves)
@@ -384,7 +393,7 @@ def _shared_quantizer(leaves: Sequence[Any]) -> Quantizer | None:
 
 
 def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The value of a node that does not depend on the input."""
+    """Compute the value of a node that does not depend on the input."""
     import torch
 
     from autocompress.graph.operators import dtype_named, implementation
@@ -405,7 +414,7 @@ def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _live(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """The nodes that the outputs depend on, in order."""
+    """Return the nodes that the outputs depend on, in order."""
     needed, live = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.output):

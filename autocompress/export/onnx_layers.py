@@ -7,7 +7,7 @@ best. All constants are float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ Pair = int | Sequence[int]
 
 
 def pair(value: Pair, rank: int = 2) -> tuple[int, ...]:
-    """One number for each spatial axis."""
+    """Return one number for each spatial axis."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * rank if len(values) == 1 else values
 
@@ -85,7 +85,7 @@ def _pads(padding: Pair | str, kernel: Sequence[int], dilations: Sequence[int]) 
 
 
 def _without_defaults(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out what ONNX assumes anyway, for a smaller file."""
+    """Leave out what ONNX assumes anyway, for a smaller file."""
     return {
         key: value
         for key, value in attributes.items()
@@ -109,7 +109,7 @@ def linear(e: Emitter, node: Node, x: Tensor, weight: Any, bias: Any = None) -> 
 
 
 def _linear_on_rows(e: Emitter, node: Node, x: Tensor, weight: Any, bias: Any) -> Tensor:
-    """Runtimes have an integer Gemm with bias, but no integer MatMul with one.
+    """Write a Gemm over rows: runtimes have an integer Gemm with bias, but no integer MatMul with one.
 
     A quantizer of the result belongs between the Gemm and the reshape, where it fuses.
     """
@@ -231,7 +231,7 @@ def group_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> str:
-    """Statistics by InstanceNormalization over (N, groups, rest); runtimes run it as one kernel."""
+    """Take statistics by InstanceNormalization over (N, groups, rest); runtimes run it as one kernel."""
     channels = x.shape[1]
     rows = e.op("Reshape", x.name, e.ints(0, groups, -1), name=f"{node.name}/groups")
     ones, zeros = e.name(np.ones(groups, np.float32)), e.name(np.zeros(groups, np.float32))
@@ -298,6 +298,7 @@ def variance(
 @exports("adaptive_avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool3d", "adaptive_max_pool2d")
 def adaptive_pool(e: Emitter, node: Node, x: Tensor, output_size: Pair) -> Any:
     kind = "MaxPool" if "max" in node.op else "AveragePool"
+    _refuse_indices(e, node)
     spatial = x.shape[2:]
     sizes = pair(output_size, len(spatial))
     if set(sizes) == {1}:
@@ -305,9 +306,9 @@ def adaptive_pool(e: Emitter, node: Node, x: Tensor, output_size: Pair) -> Any:
     elif tuple(sizes) == tuple(spatial):
         result = e.op("Identity", x.name, name=node.name)
     elif any(size % out for size, out in zip(spatial, sizes, strict=True)):
-        if kind == "MaxPool" or len(sizes) > 2:
+        if len(sizes) > 2:
             raise not_expressible(node, f"its input of {spatial} is no multiple of its output of {sizes}")
-        result = _averaged_unevenly(e, node, x, sizes)
+        result = (_largest_unevenly if kind == "MaxPool" else _averaged_unevenly)(e, node, x, sizes)
     else:
         kernel = [size // out for size, out in zip(spatial, sizes, strict=True)]
         result = e.op(kind, x.name, name=node.name, kernel_shape=kernel, strides=kernel)
@@ -315,7 +316,7 @@ def adaptive_pool(e: Emitter, node: Node, x: Tensor, output_size: Pair) -> Any:
 
 
 def _averaged_unevenly(e: Emitter, node: Node, x: Tensor, sizes: Sequence[int]) -> str:
-    """Averages over windows of several sizes are products with a matrix of shares, one for each axis."""
+    """Write averages over windows of several sizes as products with a matrix of shares, one for each axis."""
     shares = [_shares(size, out) for size, out in zip(x.shape[2:], sizes, strict=True)]
     if len(shares) == 1:
         return e.op("MatMul", x.name, e.name(np.ascontiguousarray(shares[0].T)), name=node.name)
@@ -323,11 +324,37 @@ def _averaged_unevenly(e: Emitter, node: Node, x: Tensor, sizes: Sequence[int]) 
     return e.op("MatMul", rows, e.name(np.ascontiguousarray(shares[1].T)), name=node.name)
 
 
+def _largest_unevenly(e: Emitter, node: Node, x: Tensor, sizes: Sequence[int]) -> str:
+    """Write maxima over windows of several sizes, one axis after the other."""
+    result = x.name
+    for axis, (size, out) in enumerate(zip(x.shape[2:], sizes, strict=True), start=2):
+        parts = []
+        for start, end in _windows(size, out):
+            bounds = (e.ints(start), e.ints(end), e.ints(axis))
+            part = e.op("Slice", result, *bounds, name=f"{node.name}/window")
+            parts.append(e.op("ReduceMax", part, e.ints(axis), name=f"{node.name}/largest", keepdims=1))
+        last = axis == len(x.shape) - 1
+        result = e.op("Concat", *parts, name=node.name if last else f"{node.name}/rows", axis=axis)
+    return result
+
+
+def _refuse_indices(e: Emitter, node: Node) -> None:
+    """Raise NotExpressibleError where the places of the maxima are read too."""
+    users = [e.network.by_name[name] for name in e.network.users[node.name]]
+    if any(user.op == "getitem" and user.args[1] == 1 for user in users):
+        raise not_expressible(node, "the places of the maxima have no exporter")
+
+
+def _windows(size: int, out: int) -> Iterator[tuple[int, int]]:
+    """Yield the (start, end) of the windows that torch pools so many positions over."""
+    for index in range(out):
+        yield index * size // out, -(-(index + 1) * size // out)
+
+
 def _shares(size: int, out: int) -> NDArray[np.float32]:
     """Return `(out, size)`: how much each position counts in each of the windows that torch averages over."""
     shares = np.zeros((out, size), np.float32)
-    for index in range(out):
-        start, end = index * size // out, -(-(index + 1) * size // out)
+    for index, (start, end) in enumerate(_windows(size, out)):
         shares[index, start:end] = 1 / (end - start)
     return shares
 
@@ -365,6 +392,7 @@ def max_pool(
     dilation: Pair = 1,
     ceil_mode: bool = False,
 ) -> Any:
+    _refuse_indices(e, node)
     attributes = _pool_attributes(x, kernel_size, stride, padding, ceil_mode)
     attributes |= _without_defaults({"dilations": pair(dilation, len(x.shape) - 2)})
     result = e.op("MaxPool", x.name, name=node.name, **attributes)

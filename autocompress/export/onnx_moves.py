@@ -105,7 +105,7 @@ def slice_(
     end: int | None = None,
     step: int = 1,
 ) -> str:
-    """Slices of slices become one node, and a slice that keeps everything none."""
+    """Write slices of slices as one node, and a slice that keeps everything as none."""
     axis = dim % len(x.shape)
     first, last = start or 0, _END if end is None else min(end, _END)
     if first == 0 and step == 1 and last >= x.shape[axis] * (e.batch if axis == 0 else 1):

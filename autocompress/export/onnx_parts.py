@@ -22,6 +22,7 @@ from autocompress.export.onnx_registry import RULES, Tensor
 from autocompress.export.torch_onnx import Input, Local, NoOnnxFormError, Part, Step, part_model
 from autocompress.graph.module import build, zero_inputs
 from autocompress.graph.network import Node, Param, Ref, arg_to_json, map_args
+from autocompress.graph.operations import is_opaque
 from autocompress.graph.operators import TORCH_DOMAIN
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ class Waiting:
     node: Node
 
 
-def has_parts(node: Node) -> bool:
-    """Return whether an operation has no exporter of its own."""
-    return node.op not in RULES
+def has_parts(e: Emitter, node: Node) -> bool:
+    """Return whether an operation is written without an exporter of its own."""
+    return node.op not in RULES or (e.torch_operators and is_opaque(node.op))
 
 
 def export_part(e: Emitter, node: Node) -> Any:
@@ -132,7 +133,7 @@ class Samples:
 
     def _run(self, name: str) -> None:
         e = self._emitter
-        nodes = [node for node in e.network.nodes if has_parts(node) or node.name == name]
+        nodes = [node for node in e.network.nodes if has_parts(e, node) or node.name == name]
         names = {name, *(node.name for node in nodes), *(ref for node in nodes for ref in node.inputs)}
         names |= set() if e.network.signature is None else set(e.network.outputs)
         x = zero_inputs(e.network, e.batch)

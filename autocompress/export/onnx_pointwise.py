@@ -60,7 +60,8 @@ def clamp(e: Emitter, node: Node, x: Tensor, min: float | None = None, max: floa
 
 @exports(BINARIZE)
 def binarize(e: Emitter, node: Node, x: Tensor, step: Any) -> str | Tensor:
-    """Quantized, it is what rounding to 0 or 1 times the step leaves of a value between 0 and the step."""
+    """Write the step function; quantized, it is what rounding to 0 or 1 times the step leaves of a value
+    between 0 and the step."""
     if node.quantizer is not None:
         return clamp(e, node, x, 0.0, float(step[0]))
     above = e.op("Greater", x.name, e.name(float(step[0]) / 2), name=f"{node.name}/above")
@@ -148,7 +149,7 @@ def binary(e: Emitter, node: Node, a: Any, b: Any, alpha: float = 1) -> str:
 
 
 def _as_float(value: Any) -> Any:
-    """ONNX does not mix types, and the other operand is a float tensor."""
+    """Return constants as floats: ONNX does not mix types, and the other operand is a float tensor."""
     return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" else value
 
 

@@ -33,7 +33,7 @@ RULES: dict[str, Exporter] = {}
 
 
 def exports(*ops: str) -> Callable[[AnyExporter], AnyExporter]:
-    """Registers a function `(emitter, node, *args, **kwargs) -> output name(s)` for these operations.
+    """Register a function `(emitter, node, *args, **kwargs) -> output name(s)` for these operations.
 
     The function's parameters after `node` are those of the ATen operation, with its defaults. A
     computed value arrives as `Tensor`, a parameter or constant as an array, a number as itself.
@@ -52,7 +52,8 @@ def exports(*ops: str) -> Callable[[AnyExporter], AnyExporter]:
 
 
 def rule_for(node: Node) -> Exporter:
-    """Raises TeacherError, naming the operations that can be exported, when `node.op` cannot."""
+    """Return the rule for a node. Raises TeacherError, naming the operations that can be exported, when
+    `node.op` cannot."""
     if node.op not in RULES:
         raise TeacherError(
             f"operation {node.op} cannot be exported to ONNX",
@@ -64,7 +65,7 @@ def rule_for(node: Node) -> Exporter:
 
 
 def call(node: Node, rule: Exporter, emitter: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the rule's exporter returns; raises TeacherError for arguments that it has no place for."""
+    """Return what the rule's exporter returns; raise TeacherError for arguments that it has no place for."""
     try:
         inspect.signature(rule).bind(emitter, node, *args, **kwargs)
     except TypeError as error:
@@ -77,7 +78,7 @@ class NotExpressibleError(TeacherError):
 
 
 def not_expressible(node: Node, why: str) -> NotExpressibleError:
-    """The error for an operation that has an exporter, but not with these arguments."""
+    """Return the error for an operation that has an exporter, but not with these arguments."""
     return NotExpressibleError(
         f"operation {node.op} cannot be exported to ONNX with these arguments",
         where=node.name,

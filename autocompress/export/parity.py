@@ -48,7 +48,7 @@ def check_parity(
     runtime_batch: int = 1,
     classes: bool = True,
 ) -> Parity:
-    """Compares the module's outputs with the runtime's on the same examples.
+    """Compare the module's outputs with the runtime's on the same examples.
 
     Args:
         module: in eval mode; computes with simulated quantization where the file has 8 bits.
@@ -84,7 +84,7 @@ def check_parity(
 
 
 def compare(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> Parity:
-    """Raises StudentError for outputs of other shapes or that are not finite."""
+    """Compare outputs; raise StudentError for outputs of other shapes or that are not finite."""
     if expected.shape != actual.shape:
         raise StudentError(
             "the exported file's output has another shape than the model's",
@@ -106,7 +106,7 @@ def compare(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> Parit
 
 
 def check_model(model: onnx.ModelProto) -> None:
-    """Raises StudentError unless the ONNX checker accepts the model, shapes included."""
+    """Raise StudentError unless the ONNX checker accepts the model, shapes included."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
@@ -119,7 +119,7 @@ def check_model(model: onnx.ModelProto) -> None:
 
 
 def _agreement(expected: NDArray[np.float64], actual: NDArray[np.float64], tie: float) -> float:
-    """Over axis 1, the classes, of every position."""
+    """Return the share of positions whose class, over axis 1, is the same."""
     if expected.ndim < 2:
         return 1.0
     chosen = np.take_along_axis(expected, actual.argmax(axis=1)[:, None], axis=1)[:, 0]

@@ -59,7 +59,7 @@ def save_student(
     readme: str,
     coded: bytes | bool = True,
 ) -> None:
-    """Writes the student's folder, all of it or nothing; an older one of that name is replaced.
+    """Write the student's folder, all of it or nothing; an older one of that name is replaced.
 
     `coded` is the content of `student.acz`, or whether it is made where it is worth it. `spec_extra`
     (choices, classes, normalisation, …) goes into `spec.json`. Raises ValueError when it uses one of the
@@ -84,7 +84,7 @@ def save_student(
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
-    """`spec.json` as it is; raises StudentError when it is missing, damaged or of a later format."""
+    """Read `spec.json` as it is; raise StudentError when it is missing, damaged or of a later format."""
     path = Path(folder) / SPEC
     try:
         spec = json.loads(_read(path), parse_constant=_no_number)
@@ -104,7 +104,7 @@ def read_spec(folder: Path) -> dict[str, Any]:
 
 
 def load_student(folder: Path) -> GraphModule:
-    """The student as a module in eval mode that computes what `model.onnx` computes.
+    """Load the student as a module in eval mode that computes what `model.onnx` computes.
 
     `folder` is a student's folder, or a `student.acz` alone. Needs neither the teacher nor its code.
     Raises StudentError, naming the file, for a folder that is not a student's, is incomplete, or is damaged.
@@ -126,13 +126,13 @@ def load_student(folder: Path) -> GraphModule:
 
 
 def packed_size(folder: Path) -> int:
-    """Bytes of the student's coded file; of one without, of its weights as they are stored."""
+    """Return the bytes of the student's coded file; of one without, of its weights as they are stored."""
     coded = Path(folder) / ACZ
     return (coded if coded.is_file() else Path(folder) / WEIGHTS).stat().st_size
 
 
 def coded_again(folder: Path, meta: Mapping[str, Any]) -> bytes | None:
-    """The `student.acz` of a student's folder with other `meta`; None where it has none. Raises
+    """Return the `student.acz` of a student's folder with other `meta`; None where it has none. Raises
     StudentError."""
     path = Path(folder) / ACZ
     if not path.is_file():
@@ -142,7 +142,7 @@ def coded_again(folder: Path, meta: Mapping[str, Any]) -> bytes | None:
 
 
 def pack_student(folder: Path, output: Path | None = None, coder: str = "context") -> tuple[Path, int]:
-    """Writes `student.acz` of a student's folder, there or as `output`: (the file, its bytes).
+    """Write `student.acz` of a student's folder, there or as `output`: (the file, its bytes).
 
     A folder whose own `student.acz` is written anew keeps its checksum in `spec.json`. Raises StudentError.
     """
@@ -172,7 +172,8 @@ def pack_student(folder: Path, output: Path | None = None, coder: str = "context
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether the weights, coded or not, and the ONNX file are those that `spec.json` was written with."""
+    """Return whether the weights, coded or not, and the ONNX file are those that `spec.json` was written
+    with."""
     checksums = read_spec(folder)["sha256"]
     names = [name for name in (WEIGHTS, MODEL, ACZ) if name in checksums]
     return all(_sha256(_read(Path(folder) / name)) == checksums[name] for name in names)
@@ -186,7 +187,7 @@ def _network(path: Path, data: Any) -> Network:
 
 
 def _packed(network: Network, weights: Weights) -> Weights:
-    """The arrays as they are stored."""
+    """Return the arrays as they are stored."""
     packed = to_levels(network, weights)
     in_8_bits = weights_in_int8(network)
     for name in network.params:
@@ -200,7 +201,8 @@ def _packed(network: Network, weights: Weights) -> Weights:
 
 
 def _unpacked(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Weights:
-    """The stored arrays as the network's weights; raises ValueError naming the array that does not fit."""
+    """Return the stored arrays as the network's weights; raise ValueError naming the array that does not
+    fit."""
     weights: Weights = {}
     on_grid = {node.args[1].name for node in network.nodes if node.grid is not None}
     for name, spec in network.params.items():
@@ -220,7 +222,7 @@ def _unpacked(network: Network, arrays: Mapping[str, NDArray[Any]]) -> Weights:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All of the folder or nothing; an older one of that name is replaced."""
+    """Write all of the folder or nothing; an older one of that name is replaced."""
 
     def fill(fresh: Path) -> None:
         for name, content in files.items():

@@ -130,7 +130,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """`torch.onnx` reports on every step, by warnings and by logs of several libraries."""
+    """Keep silent: `torch.onnx` reports on every step, by warnings and by logs of several libraries."""
     names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

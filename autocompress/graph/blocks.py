@@ -31,7 +31,7 @@ class Block:
 
 
 def residual_blocks(network: Network) -> tuple[Block, ...]:
-    """Every residual block, innermost first where blocks nest, in execution order of the additions."""
+    """Return every residual block, innermost first where blocks nest, in execution order of the additions."""
     blocks: list[Block] = []
     order = {node.name: index for index, node in enumerate(network.nodes)}
     for node in network.nodes:
@@ -63,7 +63,7 @@ def _find(network: Network, add: Node, order: dict[str, int]) -> tuple[str, set[
 
 
 def _common_ancestors(network: Network, left: str, right: str, order: dict[str, int]) -> Iterator[str]:
-    """Values both operands depend on, latest first; an operand counts as its own ancestor."""
+    """Yield the values both operands depend on, latest first; an operand counts as its own ancestor."""
     ancestors = []
     for start in (left, right):
         seen, stack = {start}, [start]
@@ -81,7 +81,8 @@ def _common_ancestors(network: Network, left: str, right: str, order: dict[str, 
 
 
 def _region(network: Network, value: str, source: str) -> set[str] | None:
-    """All that lies between `source` and `value` inclusive of the latter; None if a path avoids `source`."""
+    """Return all that lies between `source` and `value` inclusive of the latter; None if a path avoids
+    `source`."""
     inner: set[str] = set()
     stack = [value]
     while stack:
@@ -96,7 +97,7 @@ def _region(network: Network, value: str, source: str) -> set[str] | None:
 
 
 def _data_inputs(network: Network, name: str) -> tuple[str, ...]:
-    """Inputs of a node, without integers such as the batch size, which carry no data."""
+    """Return the inputs of a node, without integers such as the batch size, which carry no data."""
     return tuple(
         parent
         for parent in network.by_name[name].inputs

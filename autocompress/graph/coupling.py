@@ -15,7 +15,7 @@ atoms that reach it, with the reason. The idea of dependency groups is that of D
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from autocompress.graph import coupling_rules
 from autocompress.graph.coupling_rules import Atoms, Axes
-from autocompress.graph.network import Network, Node
+from autocompress.graph.network import INPUT, Network, Node
 from autocompress.graph.operations import PRODUCERS
 from autocompress.graph.replace_layer import input_axis, output_axis, weight_param
 
@@ -61,17 +61,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Coupling:
-    """Atoms on every axis of every value and parameter of `network`, after all unions."""
+    """Atoms on every axis of every value and parameter of `network`, after all unions.
+
+    `chosen` are the groups of a part of a network, which are those of the whole.
+    """
 
     network: Network
     values: Mapping[str, Any]
     params: Mapping[str, Axes]
     atom_count: int
     locks: Mapping[int, str]
+    chosen: tuple[Group, ...] | None = None
 
     @cached_property
     def output_axes(self) -> dict[str, int]:
-        """Weight of a layer → its axis of outputs."""
+        """Return by weight of a layer its axis of outputs."""
         return {
             weight.name: output_axis(node)
             for node in self.network.nodes
@@ -80,11 +84,17 @@ class Coupling:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        return tuple(_groups(self))
+        return tuple(_groups(self)) if self.chosen is None else self.chosen
+
+    def within(self, part: Network, groups: tuple[Group, ...]) -> Coupling:
+        """Return the coupling of a part of the network, whose channels belong to these of its groups."""
+        values = {name: self.values[name] for name in (INPUT, *part.by_name)}
+        params = {name: self.params[name] for name in part.params if name in self.params}
+        return replace(self, network=part, values=values, params=params, chosen=groups)
 
 
 def couple(network: Network) -> Coupling:
-    """Finds the atoms of a network. Needs shapes only; linear in the number of channels."""
+    """Find the atoms of a network. Needs shapes only; linear in the number of channels."""
     atoms = Atoms()
     values: dict[str, Any] = {one.name: tuple(None for _ in one.shape) for one in network.inputs}
     for node in network.nodes:
@@ -163,7 +173,7 @@ def _group(
 def _layers(
     coupling: Coupling, signature: tuple[tuple[str, int, int], ...], axis_of: Callable[[Node], int]
 ) -> list[str]:
-    """Layers that have the group on this axis of their weight, in order."""
+    """Return the layers that have the group on this axis of their weight, in order."""
     places = {(param, axis) for param, axis, _ in signature}
     return [
         node.name

@@ -67,7 +67,7 @@ class Atoms:
         return atom
 
     def unite(self, left: Labels, right: Labels, where: str) -> Labels:
-        """One set of atoms for two axes that must stay equal; a fixed axis locks the other."""
+        """Make one set of atoms of two axes that must stay equal; a fixed axis locks the other."""
         if left is None or right is None:
             self.lock(left, f"meets a fixed axis at {where}")
             self.lock(right, f"meets a fixed axis at {where}")
@@ -88,13 +88,13 @@ class Atoms:
                 self._locks.setdefault(atom, reason)
 
     def of_param(self, name: str, shape: Shape) -> Axes:
-        """Atoms of a parameter's axes; fresh ones at the first call, none on axes of length 1."""
+        """Return the atoms of a parameter's axes; fresh ones at the first call, none on axes of length 1."""
         if name not in self.params:
             self.params[name] = tuple(self.new(size) if size > 1 else None for size in shape)
         return self.params[name]
 
     def bind_param(self, name: str, axes: Axes, where: str) -> Axes:
-        """Declares a parameter's axes, or unites them with those another user declared."""
+        """Declare a parameter's axes, or unite them with those another user declared."""
         known = self.params.get(name)
         if known is not None:
             for old, new in zip(known, axes, strict=True):
@@ -105,7 +105,7 @@ class Atoms:
         return axes
 
     def resolve(self, axes: Any) -> Any:
-        """The same axes with every atom replaced by its root."""
+        """Return the same axes with every atom replaced by its root."""
         if axes is None:
             return None
         if isinstance(axes, tuple):
@@ -120,7 +120,7 @@ class Atoms:
 
 
 def axes_in(axes: Any) -> Iterator[Labels]:
-    """Every axis of a value, also of one with several outputs."""
+    """Yield every axis of a value, also of one with several outputs."""
     for axis in axes:
         if isinstance(axis, tuple):
             yield from axes_in(axis)
@@ -231,7 +231,7 @@ def _grouped(
 
 
 def _whole_groups(groups: int, inputs: int, outputs: int) -> bool:
-    """Whether a grouped convolution loses whole groups: it has more of them than channels in one."""
+    """Return whether a grouped convolution loses whole groups: it has more of them than channels in one."""
     return groups >= min(inputs, outputs) // groups
 
 
@@ -408,7 +408,7 @@ def _matmul(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
 
 @_rule(["einsum"])
 def _einsum(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
-    """Axes of one letter are one axis."""
+    """Unite the axes of one letter."""
     left, _, right = str(node.args[0]).replace(" ", "").partition("->")
     operands = [_axes_of(arg, network, values, atoms) for arg in node.args[1]]  # type: ignore[union-attr]
     terms = left.split(",")
@@ -506,7 +506,8 @@ def _select(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
 
 @_rule(["index.Tensor"])
 def _index(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
-    """Axes that are not indexed stay; the others make room for those of the indices, which stand together."""
+    """Let axes stay that are not indexed; the others make room for those of the indices, which stand
+    together."""
     axes, indices = _axes_of(node.args[0], network, values, atoms), node.args[1]
     assert isinstance(indices, tuple)
     at = [place for place, index in enumerate(indices) if index is not None]
@@ -615,7 +616,7 @@ def _reshape(node: Node, network: Network, values: Mapping[str, Any], atoms: Ato
 
 
 def _attends(node: Node, network: Network) -> bool:
-    """Whether a reshape makes the heads of an attention: moves of data lead from it to a product."""
+    """Return whether a reshape makes the heads of an attention: moves of data lead from it to a product."""
     reached, frontier = {node.name}, [node.name]
     while frontier:
         for user in network.users[frontier.pop()]:
@@ -646,7 +647,7 @@ def _followed(node: Node, network: Network, targets: list[int], atoms: Atoms) ->
 
 
 def _taken_apart(node: Node, network: Network, atoms: Atoms) -> set[Any]:
-    """Axes of a value of which single indices are selected later, by moves of data alone."""
+    """Return the axes of a value of which single indices are selected later, by moves of data alone."""
     found: set[Any] = set()
     frontier: list[tuple[str, Any]] = [(node.name, tuple(range(len(node.shape))))]
     while frontier:
@@ -660,7 +661,8 @@ def _taken_apart(node: Node, network: Network, atoms: Atoms) -> set[Any]:
 
 
 def _along(labels: Labels, sizes: list[int], place: int, where: str, atoms: Atoms) -> Labels:
-    """Atoms of one of the axes that an axis is split into: what has one index there leaves together.
+    """Return the atoms of one of the axes that an axis is split into: what has one index there leaves
+    together.
 
     Of an attention it is the axis of the heads, the last but one: the channels of a head leave together, and
     where queries, keys and values lie side by side, all three.
@@ -672,7 +674,7 @@ def _along(labels: Labels, sizes: list[int], place: int, where: str, atoms: Atom
 
 
 def _merged(labels: Labels, sizes: list[int], position: int) -> Labels:
-    """Atoms of an axis that several are flattened into, one of which has atoms."""
+    """Return the atoms of an axis that several are flattened into, one of which has atoms."""
     assert labels is not None
     view = [1] * len(sizes)
     view[position] = sizes[position]
@@ -680,7 +682,7 @@ def _merged(labels: Labels, sizes: list[int], position: int) -> Labels:
 
 
 def _matching_axes(source: Shape, target: Shape) -> Iterator[tuple[list[int], list[int]]]:
-    """The finest pairing of runs of axes with equal products; axes of length 1 are left out.
+    """Yield the finest pairing of runs of axes with equal products; axes of length 1 are left out.
 
     (1, 6, 4) → (1, 2, 3, 4) gives ([1], [1, 2]) and ([2], [3]).
     """

@@ -66,7 +66,7 @@ def _with_linear_layers(network: Network, weights: Weights) -> Network:
 
 
 def _linear_parts(network: Network, node: Node) -> tuple[Ref, Param, Param | None, bool] | None:
-    """What a product reads, its matrix, its bias, and whether the matrix has its inputs first."""
+    """Return what a product reads, its matrix, its bias, and whether the matrix has its inputs first."""
     bias, operands = None, node.args
     is_turned: bool | None = True
     if node.op == "einsum":
@@ -86,7 +86,8 @@ def _linear_parts(network: Network, node: Node) -> tuple[Ref, Param, Param | Non
 
 
 def _is_turned(equation: str) -> bool | None:
-    """Whether an einsum of two operands has a matrix with its inputs first; None if it is no linear layer."""
+    """Return whether an einsum of two operands has a matrix with its inputs first; None if it is no linear
+    layer."""
     left, _, right = equation.replace(" ", "").partition("->")
     data, _, matrix = left.partition(",")
     if len(matrix) != 2 or len(set(data)) != len(data) or "." in data or not right:
@@ -133,7 +134,7 @@ def _shuffle(network: Network, last: Node) -> Node | None:
 
 
 def _before(network: Network, node: Node) -> Node | None:
-    """The operation whose value this one alone reads, as its data."""
+    """Return the operation whose value this one alone reads, as its data."""
     if not isinstance(node.args[0], Ref):
         return None
     source = network.by_name.get(node.args[0].node)
@@ -141,7 +142,7 @@ def _before(network: Network, node: Node) -> Node | None:
 
 
 def _swaps_groups(node: Node, rank: int) -> bool:
-    """Whether a transposition swaps axes 1 and 2 and no others."""
+    """Return whether a transposition swaps axes 1 and 2 and no others."""
     if node.op == "permute":
         order = [int(axis) % rank for axis in node.args[1]]  # type: ignore[union-attr, arg-type]
         return order == [0, 2, 1, *range(3, rank)]

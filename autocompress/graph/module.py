@@ -27,7 +27,7 @@ Inputs = Tensor | Sequence[Tensor]
 
 
 def build(network: Network, weights: Weights) -> GraphModule:
-    """A fresh module in eval mode; the arrays are copied.
+    """Build a fresh module in eval mode; the arrays are copied.
 
     Raises KeyError for an operation that `graph.operators` knows no function for, and for a missing
     parameter.
@@ -66,17 +66,18 @@ class GraphModule(nn.Module):
         return network.signature.result_of([values[name] for name in network.outputs])
 
     def outputs_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """All outputs of the network, in order, for all of its inputs, in order."""
+        """Return all outputs of the network, in order, for all of its inputs, in order."""
         values = self._run(tensors, keep=set(self.source_network.outputs))
         return [values[name] for name in self.source_network.outputs]
 
     def forward_values(self, x: Inputs, names: Collection[str]) -> dict[str, Tensor]:
-        """The values computed by the named nodes (`INPUT` is `x` itself); several inputs come in order."""
+        """Return the values computed by the named nodes (`INPUT` is `x` itself); several inputs come in
+        order."""
         return self._run(_all_of(x), keep=set(names))
 
     def forward_visiting(self, x: Inputs, visit: Callable[[Node, dict[str, Any]], None]) -> Tensor:
-        """Like `forward`, of one output; before each node `visit` is called with it and with the values at
-        hand.
+        """Run like `forward`, of one output; before each node `visit` is called with it and with the values
+        at hand.
 
         What `visit` changes in place, parameters above all, counts from that node on.
         """
@@ -84,7 +85,7 @@ class GraphModule(nn.Module):
         return self._run(_all_of(x), keep={output}, visit=visit)[output]
 
     def learn_quantizers(self) -> None:
-        """Makes the scales of all quantizers parameters, learned like steps (LSQ, arXiv:1902.08153), until
+        """Make the scales of all quantizers parameters, learned like steps (LSQ, arXiv:1902.08153), until
         `settle_quantizers`. Values with equal quantizers share one."""
         network = self.source_network
         found = [
@@ -94,7 +95,7 @@ class GraphModule(nn.Module):
         self.quantizer_scales = nn.ParameterList(self._learned.values())
 
     def settle_quantizers(self) -> None:
-        """Writes what was learned into `source_network`; zero points stay as they are."""
+        """Write what was learned into `source_network`; zero points stay as they are."""
         settled = {
             one: Quantizer(max(abs(float(scale.detach())), LEAST_SCALE), one.zero_point)
             for one, scale in self._learned.items()
@@ -115,7 +116,7 @@ class GraphModule(nn.Module):
         return value in self.source_network.by_name and self.source_network.by_name[value].op == BINARIZE
 
     def _settled_step(self, node: Node) -> Quantizer | None:
-        """That of a binary value, whose scale is its learned step."""
+        """Return the quantizer of a binary value, whose scale is its learned step."""
         if node.op != BINARIZE or node.quantizer is None:
             return None
         return Quantizer.binary(float(self.tensor_named(node.params[0]).detach()))
@@ -126,7 +127,7 @@ class GraphModule(nn.Module):
         return tensor
 
     def export_weights(self) -> Weights:
-        """Every parameter and buffer of the network as a fresh numpy array."""
+        """Return every parameter and buffer of the network as a fresh numpy array."""
         return {
             name: self.tensor_named(name).detach().cpu().contiguous().numpy().copy()
             for name in self.source_network.params
@@ -152,7 +153,7 @@ class GraphModule(nn.Module):
         keep: Collection[str] = (),
         visit: Callable[[Node, dict[str, Any]], None] | None = None,
     ) -> Iterator[tuple[int, Node]]:
-        """Runs the nodes from number `start` on over `values`, which holds what they read (`INPUT` as it is
+        """Run the nodes from number `start` on over `values`, which holds what they read (`INPUT` as it is
         after the network's input quantizer); after each its number and itself are given.
 
         `values` is changed: each result is added and, unless it is to be kept, removed after its last use.
@@ -169,7 +170,7 @@ class GraphModule(nn.Module):
                     values.pop(name, None)
 
     def rounded_input(self, x: Tensor) -> Tensor:
-        """The input as the network reads it: after its input quantizer."""
+        """Return the input as the network reads it: after its input quantizer."""
         rounded: Tensor = self._fake_quantize(x, self.source_network.input_quantizer)
         return rounded
 
@@ -215,7 +216,7 @@ def _all_of(x: Inputs) -> Sequence[Tensor]:
 
 
 def resolve(arg: Any, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    """The argument as torch takes it: references looked up, sequences as lists, dtypes by name."""
+    """Return the argument as torch takes it: references looked up, sequences as lists, dtypes by name."""
     if isinstance(arg, Ref):
         return values[arg.node]
     if isinstance(arg, Param):
@@ -226,7 +227,7 @@ def resolve(arg: Any, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any
 
 
 def _last_uses(network: Network) -> dict[int, tuple[str, ...]]:
-    """For each node's index, the values that nothing after it reads."""
+    """Return for each node's index the values that nothing after it reads."""
     last: dict[str, int] = {}
     for index, node in enumerate(network.nodes):
         last[node.name] = index
@@ -250,14 +251,14 @@ def _register(root: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _rounded(value: Tensor, quantizer: Quantizer) -> Tensor:
-    """The numbers of `fake_quantize_per_tensor_affine`, many times faster, but without gradients."""
+    """Return the numbers of `fake_quantize_per_tensor_affine`, many times faster, but without gradients."""
     inverse = float(1 / np.float32(quantizer.scale))
     low, high = -quantizer.zero_point, ACTIVATION_LEVELS - quantizer.zero_point
     return value.mul(inverse).round_().clamp_(low, high).mul_(quantizer.scale)
 
 
 def fake_quantize_weight(weight: Tensor) -> Tensor:
-    """Symmetric 8-bit quantization per output channel (axis 0), scale = largest magnitude / 127."""
+    """Quantize to symmetric 8 bits per output channel (axis 0), scale = largest magnitude / 127."""
     weight = weight.float()
     scale = (weight.detach().abs().flatten(1).amax(1) / WEIGHT_LEVELS).clamp_min(LEAST_SCALE)
     zero = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)

@@ -64,7 +64,7 @@ class Quantizer:
 
     @classmethod
     def binary(cls, step: float) -> Quantizer:
-        """Of values that are 0 or `step`: the integers are 0 and 1."""
+        """Return the quantizer of values that are 0 or `step`: the integers are 0 and 1."""
         return cls(float(np.float32(max(step, LEAST_SCALE))), 0)
 
 
@@ -76,7 +76,7 @@ GRID_BITS: Mapping[str, int] = {"binary": 1, "ternary": 2, "2": 2, "3": 3, "4": 
 
 
 def grid_form(option: float | str) -> str | None:
-    """The form of the weights of a layer of so many bits; None for 8 and more, which need no grid."""
+    """Return the form of the weights of a layer of so many bits; None for 8 and more, which need no grid."""
     form = "binary" if option == XNOR else str(option)
     return form if form in GRID_BITS else None
 
@@ -122,17 +122,17 @@ class Node:
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the nodes whose values this one reads, in order, repeats included."""
+        """Return the names of the nodes whose values this one reads, in order, repeats included."""
         return tuple(ref.node for ref in _leaves_of(Ref, (self.args, self.kwargs), []))
 
     @cached_property
     def params(self) -> tuple[str, ...]:
-        """Names of the parameters this node reads, in order."""
+        """Return the names of the parameters this node reads, in order."""
         names = tuple(param.name for param in _leaves_of(Param, (self.args, self.kwargs), []))
         return names if self.grid is None else (*names, self.grid.step)
 
     def but(self, **changes: Any) -> Node:
-        """A copy with these fields changed: `dataclasses.replace`, several times as fast."""
+        """Return a copy with these fields changed: `dataclasses.replace`, several times as fast."""
         copy = object.__new__(Node)
         fields = copy.__dict__
         fields.update(self.__dict__)
@@ -179,7 +179,7 @@ class Network:
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:
-        """The values that are returned; one may be returned twice."""
+        """Return the values that are returned; one may be returned twice."""
         return (self.output, *self.more_outputs)
 
     @cached_property
@@ -187,7 +187,7 @@ class Network:
         return {one.name: one.shape for one in self.inputs}
 
     def with_outputs(self, new_names: Mapping[str, str]) -> Network:
-        """The network, returning `new_names[v]` wherever it returns a value `v` named there."""
+        """Return the network, returning `new_names[v]` wherever it returns a value `v` named there."""
         output, *more = (new_names.get(name, name) for name in self.outputs)
         return replace(self, output=output, more_outputs=tuple(more))
 
@@ -197,7 +197,7 @@ class Network:
 
     @cached_property
     def users(self) -> dict[str, tuple[str, ...]]:
-        """For each value, the names of the nodes that read it, in execution order."""
+        """Return for each value the names of the nodes that read it, in execution order."""
         users: dict[str, list[str]] = {name: [] for name in (*self._input_shapes, *self.by_name)}
         for node in self.nodes:
             for name in dict.fromkeys(node.inputs):
@@ -206,7 +206,7 @@ class Network:
 
     @cached_property
     def param_users(self) -> dict[str, tuple[str, ...]]:
-        """For each parameter, the names of the nodes that read it."""
+        """Return for each parameter the names of the nodes that read it."""
         users: dict[str, list[str]] = {name: [] for name in self.params}
         for node in self.nodes:
             for name in dict.fromkeys(node.params):
@@ -222,7 +222,7 @@ class Network:
         return self.by_name[value].quantizer
 
     def is_rounded(self, value: str) -> bool:
-        """Whether a value has a quantizer, or becomes binary for the one node that reads it."""
+        """Return whether a value has a quantizer, or becomes binary for the one node that reads it."""
         if self.quantizer_of(value) is not None:
             return True
         users = [self.by_name[name] for name in self.users[value]]
@@ -230,7 +230,7 @@ class Network:
 
     @cached_property
     def steps(self) -> frozenset[str]:
-        """Names of the parameters that scale the values of a grid."""
+        """Return the names of the parameters that scale the values of a grid."""
         return frozenset(node.grid.step for node in self.nodes if node.grid is not None)
 
     @property
@@ -242,7 +242,7 @@ class Network:
 
 
 def _leaves_of(kind: type[Leaf], args: tuple[Any, ...], found: list[Leaf]) -> list[Leaf]:
-    """`found` with the leaves of this kind in nested tuples, in order."""
+    """Return `found` with the leaves of this kind in nested tuples, in order."""
     for arg in args:
         if type(arg) is kind:
             found.append(arg)
@@ -252,7 +252,7 @@ def _leaves_of(kind: type[Leaf], args: tuple[Any, ...], found: list[Leaf]) -> li
 
 
 def flatten(*args: Any) -> Iterator[Any]:
-    """The leaves of nested tuples, lists and mappings, in order."""
+    """Yield the leaves of nested tuples, lists and mappings, in order."""
     for arg in args:
         if isinstance(arg, (tuple, list)):
             yield from flatten(*arg)
@@ -263,19 +263,19 @@ def flatten(*args: Any) -> Iterator[Any]:
 
 
 def map_args(change: Callable[[Any], Any], arg: Any) -> Any:
-    """`arg` with `change` applied to every leaf; sequences become tuples."""
+    """Return `arg` with `change` applied to every leaf; sequences become tuples."""
     if isinstance(arg, (tuple, list)):
         return tuple(map_args(change, item) for item in arg)
     return change(arg)
 
 
 def batch_is_second(shape: Shape) -> bool:
-    """Whether a value has its batch, 1 in a trace, on the second axis, as within torch's attention."""
+    """Return whether a value has its batch, 1 in a trace, on the second axis, as within torch's attention."""
     return len(shape) > 2 and shape[0] != 1 == shape[1]
 
 
 def redirect(nodes: Iterable[Node], new_names: Mapping[str, str]) -> tuple[Node, ...]:
-    """The nodes, reading `new_names[v]` wherever they read a value `v` named there."""
+    """Return the nodes, reading `new_names[v]` wherever they read a value `v` named there."""
 
     def change(leaf: Any) -> Any:
         return Ref(new_names[leaf.node]) if isinstance(leaf, Ref) and leaf.node in new_names else leaf
@@ -292,7 +292,7 @@ def redirect(nodes: Iterable[Node], new_names: Mapping[str, str]) -> tuple[Node,
 
 
 def prune_dead(network: Network) -> Network:
-    """The network without the nodes and parameters that its outputs do not depend on."""
+    """Return the network without the nodes and parameters that its outputs do not depend on."""
     needed = set(network.outputs)
     for node in reversed(network.nodes):
         if node.name in needed:
@@ -304,7 +304,7 @@ def prune_dead(network: Network) -> Network:
 
 
 def unique_name(wanted: str, taken: Iterable[str]) -> str:
-    """`wanted`, or `wanted_1`, `wanted_2`, … : the first that is not taken."""
+    """Return `wanted`, or `wanted_1`, `wanted_2`, … : the first that is not taken."""
     taken_set = set(taken)
     name, count = wanted, 0
     while name in taken_set or name == INPUT:
@@ -317,7 +317,7 @@ def unique_name(wanted: str, taken: Iterable[str]) -> str:
 
 
 def to_json(network: Network) -> dict[str, Any]:
-    """A JSON-ready dictionary; `from_json` gives the equal network back."""
+    """Return a JSON-ready dictionary; `from_json` gives the equal network back."""
     return {
         "input_shape": list(network.input_shape),
         "input_quantizer": _quantizer_to_json(network.input_quantizer),
@@ -333,7 +333,8 @@ def to_json(network: Network) -> dict[str, Any]:
 
 
 def _call_to_json(network: Network, signature: Signature) -> dict[str, Any]:
-    """What networks of one float tensor in and one tensor out, the first that were kept, do without."""
+    """Return what networks of one float tensor in and one tensor out, the first that were kept, do
+    without."""
     return {
         "input_dtype": network.input_dtype,
         "more_inputs": [
@@ -346,7 +347,8 @@ def _call_to_json(network: Network, signature: Signature) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Network:
-    """Raises ValueError or KeyError with the offending part when `data` is not a network."""
+    """Build the network; raise ValueError or KeyError with the offending part when `data` is not a
+    network."""
     network = Network(
         input_shape=tuple(data["input_shape"]),
         nodes=tuple(_node_from_json(node) for node in data["nodes"]),
@@ -373,7 +375,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 
 def check(network: Network) -> None:
-    """Raises ValueError unless names are plain and unique and every value is computed before use."""
+    """Raise ValueError unless names are plain and unique and every value is computed before use."""
     known = {one.name for one in network.inputs}
     if len(known) != len(network.inputs) or not all(map(_NAME.match, known)):
         raise ValueError(f"the inputs {sorted(known)} are not plain or not unique")

@@ -70,7 +70,7 @@ class KnownOperation:
         return self.in_8_bits is EightBits.MOVES
 
     def named(self, names: str) -> Iterator[KnownOperation]:
-        """Rows like this one under each of these names."""
+        """Yield rows like this one under each of these names."""
         return (replace(self, name=name) for name in names.split())
 
 
@@ -197,12 +197,12 @@ def short_name(op: str) -> str:
 
 
 def known(op: str) -> KnownOperation:
-    """The row of an operation; one that says nothing for an operation that has none."""
+    """Return the row of an operation; one that says nothing for an operation that has none."""
     return OPERATIONS.get(op, _OTHER)
 
 
 def having(condition: Callable[[KnownOperation], bool]) -> frozenset[str]:
-    """The names of the operations of which this is true."""
+    """Return the names of the operations of which this is true."""
     return frozenset(name for name, row in OPERATIONS.items() if condition(row))
 
 

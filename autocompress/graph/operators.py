@@ -48,7 +48,7 @@ _TRUTHS_ONLY = frozenset(
 """The same, as logic on truth values."""
 
 
-TORCH_DOMAIN = "autocompress.torch"
+TORCH_DOMAIN = "torch.ops"
 """The domain of a file's nodes that stand for torch's own operators; only runtimes of torch run them."""
 
 
@@ -94,12 +94,13 @@ _DTYPES = frozenset(
 
 
 def dtype_name(dtype: Any) -> str:
-    """How a network writes a torch dtype that is an argument of an operation."""
+    """Return how a network writes a torch dtype that is an argument of an operation."""
     return DTYPE_PREFIX + str(dtype).removeprefix("torch.")
 
 
 def dtype_named(text: str) -> Any:
-    """The torch dtype that `dtype_name` wrote, or the text itself if it is no dtype. Raises KeyError."""
+    """Return the torch dtype that `dtype_name` wrote, or the text itself if it is no dtype. Raises
+    KeyError."""
     if not text.startswith(DTYPE_PREFIX):
         return text
     import torch

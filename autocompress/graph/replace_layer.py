@@ -74,7 +74,8 @@ def channel_axis(node: Node) -> int:
 
 
 def conv_args(node: Node) -> ConvArgs:
-    """Arguments of a convolution; integers stand for all axes. `padding` may be 'same' or 'valid'."""
+    """Return the arguments of a convolution; integers stand for all axes. `padding` may be 'same' or
+    'valid'."""
     rank = len(node.shape) - 2
     names = _TRANSPOSED_ORDER if node.op in TRANSPOSED else _ORDER
     said = dict(zip(names, node.args[3:], strict=False)) | dict(node.kwargs)
@@ -120,7 +121,7 @@ class Link:
 def replace_by_chain(
     network: Network, weights: Weights | None, layer: str, chain: Sequence[Link]
 ) -> tuple[Network, Weights | None]:
-    """`layer` becomes the chain, and so do the other layers with its weight, with the same factors.
+    """Replace `layer` by the chain, and likewise the other layers with its weight, with the same factors.
 
     The bias and the name of each go to its last link, its bits to all.
     """
@@ -139,7 +140,7 @@ def replace_by_chain(
 
 
 def _chain_of(network: Network, old: Node, chain: Sequence[Link], weights: Sequence[str]) -> list[Node]:
-    """The nodes that one layer becomes."""
+    """Return the nodes that one layer becomes."""
     nodes: list[Node] = []
     source: Any = old.args[1 if old.op == EMBEDDING else 0]
     shape = network.shape_of(source.node)
@@ -175,7 +176,7 @@ def _output_shape(shape: Shape, link: Link) -> Shape:
 
 
 def output_shape(shape: Shape, weight_shape: Shape, conv: ConvArgs) -> Shape:
-    """Of a convolution with this weight that reads `shape`."""
+    """Return the shape of the output of a convolution with this weight that reads `shape`."""
     if conv.output_padding:
         sizes = tuple(
             (size - 1) * stride - 2 * pad + dilation * (kernel - 1) + more + 1

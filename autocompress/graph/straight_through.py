@@ -15,7 +15,7 @@ _ROUNDS = 10
 
 
 def on_grid(weight: Tensor, steps: Tensor, form: str) -> Tensor:
-    """`weight` `(out, …)` at its nearest values, by `steps` `(out,)`, for `ternary` `(2 · out,)`.
+    """Round `weight` `(out, …)` to its nearest values, by `steps` `(out,)`, for `ternary` `(2 · out,)`.
 
     The gradient passes to the weight as if nothing was rounded, except beyond the outermost values of 2
     bits and more, and to the steps as in LSQ (Esser et al. 2020, arXiv:1902.08153), which also says how
@@ -32,9 +32,9 @@ def on_grid(weight: Tensor, steps: Tensor, form: str) -> Tensor:
 
 
 def binarized(value: Tensor, step: Tensor) -> Tensor:
-    """`step` `(1,)` where `value` is above half of it, else 0: the signs of a binary network (XNOR-Net,
-    Rastegari et al. 2016, arXiv:1603.05279) for values that are never negative. Gradients as in `on_grid`;
-    none where the value is above the step."""
+    """Return `step` `(1,)` where `value` is above half of it, else 0: the signs of a binary network
+    (XNOR-Net, Rastegari et al. 2016, arXiv:1603.05279) for values that are never negative. Gradients as in
+    `on_grid`; none where the value is above the step."""
     value = value.float()
     factor = value[0].numel() ** -0.5
     step = step.clamp_min(LEAST_SCALE)
@@ -45,7 +45,7 @@ def binarized(value: Tensor, step: Tensor) -> Tensor:
 
 
 def best_binary_step(value: Tensor) -> float:
-    """The step of least squared error for `binarized` values: the mean of what is above its half."""
+    """Return the step of least squared error for `binarized` values: the mean of what is above its half."""
     value = value.detach().float()
     step = float(value.clamp_min(0).mean()) * 2
     for _ in range(_ROUNDS):
@@ -57,8 +57,8 @@ def best_binary_step(value: Tensor) -> float:
 
 
 def learned_affine(value: Tensor, scale: Tensor, zero_point: int, levels: int) -> Tensor:
-    """`value` at the nearest multiples of `scale` `(1,)`, from -zero_point to levels - zero_point of them;
-    gradients as in `on_grid`."""
+    """Round `value` to the nearest multiples of `scale` `(1,)`, from -zero_point to levels - zero_point of
+    them; gradients as in `on_grid`."""
     factor = (value[0].numel() * levels) ** -0.5
     zero = torch.tensor([float(zero_point)], device=value.device)
     scale = scale.abs().clamp_min(LEAST_SCALE)
@@ -80,7 +80,7 @@ def _to_multiple(part: Tensor, unit: Tensor) -> Tensor:
 
 
 def _slowed(steps: Tensor, weight: Tensor, largest: int) -> Tensor:
-    """The same steps, positive, with gradients as small against their size as those of weights."""
+    """Return the same steps, positive, with gradients as small against their size as those of weights."""
     factor = (weight[0].numel() * largest) ** -0.5
     steps = steps.clamp_min(LEAST_SCALE)
     return steps * factor + (steps - steps * factor).detach()

@@ -21,6 +21,7 @@ from torch.export.graph_signature import OutputKind
 from autocompress.errors import TeacherError
 from autocompress.graph.capture.example import Example
 from autocompress.graph.capture.exporting import Exported, exported
+from autocompress.graph.capture.fixed_batch import AT_ONE, DiffersOtherwiseError, of_any_batch
 from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
 from autocompress.graph.capture.rewriting import op_name
 from autocompress.graph.capture.signature import Signature
@@ -56,7 +57,7 @@ _NAMED_AFTER_MODULE = PRODUCERS | {"batch_norm", "layer_norm", "group_norm"}
 
 
 def trace(module: nn.Module, inputs: tuple[int, ...] | Example) -> tuple[Network, Weights]:
-    """The module's inference graph and its parameters as float32 arrays.
+    """Return the module's inference graph and its parameters as float32 arrays.
 
     Args:
         module: takes tensors of any batch size N and returns tensors. It is not modified.
@@ -70,14 +71,30 @@ def trace(module: nn.Module, inputs: tuple[int, ...] | Example) -> tuple[Network
     example = inputs if isinstance(inputs, Example) else Example.of_shape(inputs)
     found = exported(module, example)
     program = found.program
-    if is_known(program):
+    if is_known(program) and found.twin is None:
         try:
             return _traced(module, found, example)
         except TeacherError as problem:  # Values changed in place are seen in functional form alone.
             logger.debug("%s: lowered", problem)
     autocast = has_autocast(program)
     program = lowered(program)
+    if found.twin is not None:
+        program = _of_any_batch(program, lowered(found.twin), type(module).__name__)
     return _traced(program.module() if autocast else module, replace(found, program=program), example)
+
+
+def _of_any_batch(
+    program: torch.export.ExportedProgram, twin: torch.export.ExportedProgram, where: str
+) -> torch.export.ExportedProgram:
+    try:
+        return of_any_batch(program, twin)
+    except DiffersOtherwiseError as problem:
+        raise TeacherError(
+            "the teacher computes other things at one batch size than at another",
+            where=where,
+            why=str(problem),
+            fix="make forward() work for any batch size: no branch on it, x.shape[0] instead of a number",
+        ) from problem
 
 
 def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Network, Weights]:
@@ -86,7 +103,8 @@ def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Netwo
     network = with_exact_types(_fold_constants(network, weights), rewriter.types)
     network = recognised(prune_dead(network), weights)
     weights = {name: weights[name] for name in network.params}
-    _check_faithful(module, network, weights, example)
+    for batch in (CHECK_BATCH,) if found.twin is None else (1, 2, CHECK_BATCH):
+        _check_faithful(module, network, weights, example.at(batch))
     return network, weights
 
 
@@ -182,7 +200,7 @@ class _Rewriter:
             self._overwrite(fx_node.args[0], node.name)
 
     def _overwrite(self, target: fx.Node, new_name: str) -> None:
-        """After an in-place operation every name of the old value means the new one."""
+        """Let every name of the old value mean the new one after an in-place operation."""
         old = self.names[target.name]
         for name, value in self.names.items():
             if value == old:
@@ -197,7 +215,8 @@ class _Rewriter:
         name = unique_name(_node_name(op, module), self.taken)
         self.taken.add(name)
         self.types[name] = _type(fx_node.meta["val"])
-        return Node(name, op, args, _shape(fx_node.meta["val"]), kwargs, module)
+        shape = fx_node.meta.get(AT_ONE, _shape(fx_node.meta["val"]))
+        return Node(name, op, args, shape, kwargs, module)
 
     def _arg(self, arg: Any) -> Any:
         if isinstance(arg, fx.Node):
@@ -211,7 +230,7 @@ class _Rewriter:
         return arg
 
     def _outputs(self, fx_node: fx.Node) -> list[str]:
-        """The names of the values that the program returns to its caller."""
+        """Return the names of the values that the program returns to its caller."""
         specs = self.exported.graph_signature.output_specs
         results: Any = fx_node.args[0]
         returned = [
@@ -236,7 +255,8 @@ class _Rewriter:
 
 
 def _fold_constants(network: Network, weights: Weights) -> Network:
-    """Values that depend on nothing trainable and not on the input become buffers; `weights` gains them."""
+    """Turn values that depend on nothing trainable and not on the input into buffers; `weights` gains
+    them."""
     params, nodes = dict(network.params), []
     constants: dict[str, Any] = {}
     for node in network.nodes:
@@ -251,7 +271,7 @@ def _fold_constants(network: Network, weights: Weights) -> Network:
         if not isinstance(value, Tensor):
             nodes.append(replace(node, args=map_args(partial(_as_param, constants), node.args)))
             continue
-        name = unique_name(f"{node.name}.constant", params)
+        name = unique_name(f"{node.name}_constant", params)
         weights[name] = value.contiguous().numpy()
         params[name] = ParamSpec(tuple(value.shape), str(weights[name].dtype), trainable=False)
         constants[node.name] = name
@@ -294,7 +314,7 @@ def _is_noop(op: str, fx_node: fx.Node) -> bool:
 
 
 def _with_free_batch(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A size that follows the batch is written -1 where the operation can infer it."""
+    """Write a size that follows the batch as -1 where the operation can infer it."""
     if len(args) < 2 or not isinstance(args[1], tuple) or op == "expand":
         return args
     sizes = args[1]
@@ -328,7 +348,7 @@ def _shape(value: Any) -> Any:
 
 
 def _type(value: Any) -> Any:
-    """The name of a value's dtype; a tuple for several, and nothing for a number."""
+    """Return the name of a value's dtype; a tuple for several, and nothing for a number."""
     if isinstance(value, (list, tuple)):
         return tuple(_type(item) for item in value)
     return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else ""
@@ -341,8 +361,7 @@ def _at_batch_one(size: int | torch.SymInt) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
-def _check_faithful(module: nn.Module, network: Network, weights: Weights, example: Example) -> None:
-    tensors = example.at(CHECK_BATCH)
+def _check_faithful(module: nn.Module, network: Network, weights: Weights, tensors: list[Tensor]) -> None:
     with torch.no_grad():
         result = module(*(one.clone() for one in tensors))
         expected = [result] if isinstance(result, Tensor) else list(result)
@@ -365,7 +384,7 @@ def _check_faithful(module: nn.Module, network: Network, weights: Weights, examp
 
 
 def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """The largest difference, and the largest value."""
+    """Return the largest difference, and the largest value."""
     if one.shape != other.shape or one.numel() == 0:
         return (0.0 if one.shape == other.shape else float("inf")), 0.0
     expected, actual = one.double(), other.double()
@@ -375,7 +394,7 @@ def _apart(one: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def layers(network: Network) -> Iterator[Node]:
-    """The convolutions and linear layers whose weight is a parameter, in execution order."""
+    """Yield the convolutions and linear layers whose weight is a parameter, in execution order."""
     for node in network.nodes:
         if node.op in WEIGHTED and isinstance(node.args[1], Param):
             yield node

@@ -54,7 +54,7 @@ class Answer:
         }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes it as JSON to a file, a new one without `overwrite`. Raises InputError."""
+        """Write it as JSON to a file, a new one without `overwrite`. Raises InputError."""
         target = Path(path)
         try:
             with target.open("w" if overwrite else "x", encoding="utf-8") as file:
@@ -74,7 +74,7 @@ class Answers:
 
     @classmethod
     def of(cls, run: str | Path) -> Answers:
-        """Reads a run that is scored, finished or not. Raises RunError for one that is not."""
+        """Read a run that is scored, finished or not. Raises RunError for one that is not."""
         record = read_run(run)
         damage, table = _scores(record), _priced_choices(record)
         network = from_json(json.loads((record.paths.teacher / "network.json").read_text(encoding="utf-8")))
@@ -95,7 +95,7 @@ class Answers:
         size_mib: float | None = None,
         packed_size_mib: float | None = None,
     ) -> Answer:
-        """The least damaged candidate within these limits; those that are not given are the run's own.
+        """Return the least damaged candidate within these limits; those that are not given are the run's own.
 
         The upper end of the predicted latency's interval keeps the limit. Raises NothingFeasibleError,
         which names the nearest miss and the limit that it breaks.

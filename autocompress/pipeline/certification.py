@@ -80,7 +80,7 @@ class Evidence:
 
     @property
     def reported(self) -> Evaluation:
-        """The accuracy a student is reported with: on test data where there is some."""
+        """Return the accuracy a student is reported with: on test data where there is some."""
         return self.test or self.validation
 
 
@@ -93,7 +93,7 @@ def examine(
     reference: Path | None = None,
     any_noise: bool = False,
 ) -> Evidence:
-    """Runs the file: checker, parity with `module`, accuracy, latency in a fresh process.
+    """Run the file: checker, parity with `module`, accuracy, latency in a fresh process.
 
     With `any_noise` the latency is taken as it comes, however wide its interval: for where it has no budget.
 
@@ -123,7 +123,7 @@ def examine(
 
 
 def whole_batches(split: Split, batch: int) -> Split:
-    """The split without the examples that do not fill a batch of the exported file."""
+    """Return the split without the examples that do not fill a batch of the exported file."""
     count = split.size // batch * batch
     return split if count == split.size else split.select(torch.arange(count))
 
@@ -169,7 +169,7 @@ def judged(student: Student, limits: Limits) -> tuple[Student, tuple[str, ...]]:
 
 
 def count(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Multiply-adds of one example and trainable parameters, both by fvcore."""
+    """Count multiply-adds of one example and trainable parameters, both by fvcore."""
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

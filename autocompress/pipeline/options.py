@@ -225,7 +225,10 @@ RUNTIME_HELP = (
     "What runs the networks: onnxruntime, openvino, torch, torch-cuda, …; `doctor` says which are installed, "
     "and docs/runtimes.md what each can do."
 )
-DATA_HELP = "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, package.module:callable, or file.py:callable."
+DATA_HELP = (
+    "digits, mnist:DIR, cifar10:DIR, imagefolder:DIR, images:DIR without labels, masks:DIR, table:FILE.csv, "
+    "npz:FILE, package.module:callable, or file.py:callable."
+)
 INPUT_SIZE_HELP = (
     "Size of the input, where neither --data nor the teacher says it: 64 for squares, 32x96 for "
     "32 high and 96 wide, 1x32x96 with the channels; 16000 for a signal, 8x64x64 for a volume."

@@ -58,7 +58,7 @@ class OpenedTeacher:
 
 
 def open_teacher(
-    teacher: str | nn.Module,
+    teacher: str | nn.Module | Teacher,
     data: Any = None,
     input_size: InputSize | None = None,
     data_seed: int = 0,
@@ -67,7 +67,7 @@ def open_teacher(
     runtime: str | None = None,
     asked: AskedTask | None = None,
 ) -> OpenedTeacher:
-    """Loads, checks and traces a teacher; raises InputError for whatever cannot be used.
+    """Load, check and trace a teacher; raise InputError for whatever cannot be used.
 
     It is exported once for the runtime that is to run it, so that an operation that cannot be is found now
     and not after a search; without a runtime such operations are listed. `asked` says which task students are
@@ -110,7 +110,8 @@ def open_data(
     cache_memory_bytes: int = CACHE_MEMORY_BYTES,
     asked: AskedTask | None = None,
 ) -> Data:
-    """The data, in the size and normalisation that the teacher asks for where the spec says nothing."""
+    """Return the data, in the size and normalisation that the teacher asks for where the spec says
+    nothing."""
     task = None if asked is None else asked.named()
     targets = None if task is None else task.targets
     if console is None:
@@ -135,7 +136,7 @@ def open_data(
 def _with_task(
     teacher: Teacher, data: Data, outputs: tuple[int, ...], asked: AskedTask | None, console: Console | None
 ) -> Data:
-    """Return the data with its task and labels to match; tells what was taken and what is doubtful."""
+    """Return the data with its task and labels to match; tell what was taken and what is doubtful."""
     notes: tuple[str, ...] = ()
     if asked is not None:
         data, notes = fitted(teacher, data, outputs, asked)
@@ -148,7 +149,7 @@ def _with_task(
 
 
 def _example_without_data(teacher: Teacher, input_size: InputSize | None) -> Example:
-    """What the teacher is called with: the size given, else what it says, or its layers."""
+    """Return what the teacher is called with: the size given, else what it says, or its layers."""
     if input_size is not None:
         return Example.of_shape(shape_of_size(teacher.module, input_size))
     if teacher.example is not None:
@@ -176,7 +177,7 @@ def _check_runs(teacher: Teacher, example: Example) -> None:
 
 
 def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
-    """The space bound to the teacher, with every choice probed once."""
+    """Return the space bound to the teacher, with every choice probed once."""
     bound = probed(bind(space, opened.network), opened.weights)
     if not bound.free:
         raise SpaceError(
@@ -187,7 +188,7 @@ def bound_space(opened: OpenedTeacher, space: Space) -> BoundSpace:
 
 
 def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, space: Space) -> DeviceProfile:
-    """The profile with the fit and the error of what was measured nearest to this teacher.
+    """Return the profile with the fit and the error of what was measured nearest to this teacher.
 
     Raises ProfileError naming the operations of the teacher that the profile knows nothing of.
     """
@@ -201,7 +202,7 @@ def seen_by(profile: DeviceProfile, opened: OpenedTeacher, bound: BoundSpace, sp
 
 
 def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] = LIMITED) -> Pricer:
-    """A pricer for the space without the choices that do not pay on the device.
+    """Return a pricer for the space without the choices that do not pay on the device.
 
     `budgeted` names the costs that have a budget. Raises SpaceError when no choice is left.
     """
@@ -219,13 +220,13 @@ def priced(bound: BoundSpace, profile: DeviceProfile, budgeted: Collection[str] 
 
 
 def measured_choices(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without what the device's runtime, or this profile, has no kernels of."""
+    """Return the space without what the device's runtime, or this profile, has no kernels of."""
     return _in_measured_forms(_in_measured_precisions(bound, profile), profile)
 
 
 def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without replacements and binary activations that run operations of which the device measured
-    nothing alike, which could only be priced by operations of another form."""
+    """Return the space without replacements and binary activations that run operations of which the device
+    measured nothing alike, which could only be priced by operations of another form."""
     known = {row.kernel.form for row in profile.table.rows}
     low = _in_eight_bits(bound)
     priced_as = {
@@ -249,7 +250,8 @@ def _in_measured_forms(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
 
 
 def _in_eight_bits(bound: BoundSpace) -> Candidate:
-    """Every layer that can in 8 bits; in 32 those that could only be `xnor`, which may not be measured."""
+    """Put every layer that can in 8 bits; in 32 those that could only be `xnor`, which may not be
+    measured."""
     found = {site.name: eight_bits(site) for site in bound.of_kind("bits")}
     return Candidate.of({name: option for name, option in found.items() if option != XNOR})
 
@@ -259,7 +261,7 @@ def _kernels(bound: BoundSpace, candidate: Candidate, profile: DeviceProfile) ->
 
 
 def _in_measured_precisions(bound: BoundSpace, profile: DeviceProfile) -> BoundSpace:
-    """The space without the bit-widths that the device's runtime has no kernels for."""
+    """Return the space without the bit-widths that the device's runtime has no kernels for."""
     if any(row.kernel.precision == "int8" for row in profile.table.rows):
         return bound
     reason = f"{profile.runtime} was measured without 8-bit kernels"

@@ -41,7 +41,7 @@ POOL = 6
 
 
 def measure_profile(
-    teacher: str | nn.Module,
+    teacher: str | nn.Module | Teacher,
     space: Space,
     output: Path,
     request: ProfileRequest,

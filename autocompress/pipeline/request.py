@@ -13,12 +13,37 @@ from autocompress.device.measure.machine import device_description
 from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile_files.store import load_profile
 from autocompress.errors import RunError
-from autocompress.pipeline.options import NOT_RECORDED, SearchOptions
+from autocompress.pipeline.options import NOT_RECORDED, ProfileRequest, SearchOptions
 from autocompress.problem.budgets import Budgets
 from autocompress.problem.space import Space, space_of
 from autocompress.runs.store import check_available, read_run
 from autocompress.runs.tasks import one_line
 from autocompress.search.halving import PATIENCE, Epochs, Plan, planned
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What the user asked for, but for a device profile; see `api.compress`.
+
+    `machine` says what runs students here and how, where a profile has to be found or made.
+    """
+
+    teacher: Any
+    data: Any
+    space: Space
+    budgets: Budgets
+    run: Path
+    options: SearchOptions = field(default_factory=SearchOptions)
+    machine: ProfileRequest = field(default_factory=ProfileRequest)
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Raise InputError for numbers or a run folder that cannot be used."""
+        self.options.check()
+        check_available(self.run, resume=resume, overwrite=overwrite)
+
+    def with_profile(self, profile: DeviceProfile) -> Request:
+        """Return the request of a search that prices with this profile."""
+        return Request(self.teacher, self.data, profile, self.space, self.budgets, self.run, self.options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +89,7 @@ class Request:
 
 
 def recorded_request(run: Path, add_trials: int = 0) -> Request:
-    """The request that a run folder was made with, with more trials.
+    """Return the request that a run folder was made with, with more trials.
 
     Raises RunError for a run that was started from objects of a Python session, or whose configuration was
     changed into what is none.

@@ -10,15 +10,17 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import torch
+from torch import nn
 
 from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Option
+from autocompress.problem.data import Data
 from autocompress.progress import Console
 from autocompress.runs.events import (
     ChoiceScored,
@@ -47,7 +49,10 @@ SCORE_MACS = 2e13
 """What scoring may take: ten minutes or so of one core, less for small networks."""
 SCORE_SHARE = 0.15
 """Of the time limit, where there is one."""
-TIMED_IMAGES = 32
+LEARNING_SHARE = 0.25
+"""Of the time limit, after which neither pairs are scored nor choices that learn from the teacher first."""
+OUT_OF_TIME = "no time was left to score it"
+TIMED_IMAGES, TIMED_RUNS = 32, 3
 PROBES, PROBE_IMAGES = 16, 256
 LENGTH = 10.0
 """Of a task: the first of a process also reads the data and runs the teacher."""
@@ -78,6 +83,7 @@ class Scoring:
     seed: int = 0
     time_limit_s: float | None = None
     crash: Crash | None = None
+    started: float = field(default_factory=time.monotonic)
 
     def singles(self, history: RunRecord) -> Scores:
         """Score single choices by the measure that ranks joint candidates best. What `history` has is not
@@ -102,7 +108,8 @@ class Scoring:
             )
         )
         failed = f", {found.failed} of which failed" if found.failed else ""
-        text = f"scored {len(damage)} choices in {found.seconds:.0f} s of work"
+        failed += f", {found.left_out} left out for want of time" if found.left_out else ""
+        text = f"scored {len(damage) - found.left_out} choices in {found.seconds:.0f} s of work"
         self._say(f"{text} on {images} images each{failed}; {described(rankings)}")
         return Scores(damage, best, images)
 
@@ -112,6 +119,10 @@ class Scoring:
         known = history.first(PairsScored)
         if known is not None:
             return pairs_of_rows(known.pairs)
+        if not self._has_time():
+            self._say("no pairs of choices are scored: there is no time for them")
+            self.store.append(PairsScored(pairs=()))
+            return {}
         solver, joint = Solver(self.pricer, scores.damage), _Joint(self, history, scores)
         said = {decision.text for decision in history.decisions}
 
@@ -131,7 +142,7 @@ class Scoring:
         self.console.say(text)
 
     def _score(self, found: _Found, images: int) -> None:
-        """Computes what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
+        """Compute what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
         choices = list(choices_to_score(self.workshop.bound))
         failures = Failures(self.store.paths.root, "choices", "choice_scored", only_alike=False)
 
@@ -145,12 +156,36 @@ class Scoring:
             for number, choice in enumerate(choices)
             if choice not in found.damage
         }
-        self.run("scoring choices", todo, images, tell, len(choices))
+        learned = {number: one for number, one in todo.items() if self._learns(choices[number])}
+        quick = {number: one for number, one in todo.items() if number not in learned}
+        self.run("scoring choices", quick, images, tell, len(choices) - len(learned))
+        if learned:
+            self.run("scoring choices that learn", learned, images, tell, len(learned), self._has_time)
+        for number in learned:
+            if choices[number] not in found.damage:
+                found.add(self._recorded(choices[number], Result(number, False, error=OUT_OF_TIME)))
+
+    def _learns(self, choice: tuple[str, Option]) -> bool:
+        """Return whether what replaces a part of the teacher learns from that part first."""
+        site = self.workshop.bound.by_name[choice[0]]
+        return site.kind in ("block", "structure") and choice[1] != "drop"
+
+    def _has_time(self) -> bool:
+        if self.time_limit_s is None:
+            return True
+        return time.monotonic() - self.started < LEARNING_SHARE * self.time_limit_s
 
     def run(
-        self, label: str, candidates: Mapping[int, Candidate], images: int, tell: Tell, total: int
+        self,
+        label: str,
+        candidates: Mapping[int, Candidate],
+        images: int,
+        tell: Tell,
+        total: int,
+        goes_on: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Score candidates by their numbers. What brought the last process down is told as failed."""
+        """Score candidates by their numbers, as long as it `goes_on`. What brought the last process down is
+        told as failed."""
         payload = {"images": images}
         todo = deque(
             Task(number, candidate.to_json(), Stage.SCORE, payload, LENGTH)
@@ -162,7 +197,7 @@ class Scoring:
                 todo.remove(task)
                 tell(Result(task.trial, False, error=crash.reason, detail=crash.text))
         done = total - len(todo)
-        with self.console.stage(label, total) as stage:
+        with self.console.stage(label, total, "trials") as stage:
 
             def told(result: Result) -> None:
                 nonlocal done
@@ -170,7 +205,7 @@ class Scoring:
                 done += 1
                 stage.update(done, total)
 
-            self.executor.run(lambda: todo.popleft() if todo else None, told, lambda: False)
+            self.executor.run(lambda: todo.popleft() if todo and goes_on() else None, told, lambda: False)
 
     def _recorded(self, choice: tuple[str, Option], result: Result) -> ChoiceScored:
         reason, detail = _failure(result)
@@ -182,7 +217,8 @@ class Scoring:
         return event
 
     def _rankings(self, scores: Mapping[str, Damage], images: int) -> list[Ranking]:
-        """How well each measure ranks random candidates inside the budgets by their loss in one shot."""
+        """Measure how well each measure ranks random candidates inside the budgets by their loss in one
+        shot."""
         pricer, rng = self.pricer, random.Random(self.seed)
         one_shot = OneShot(self.workshop, images=PROBE_IMAGES, fit_images=images)
         repair = Repairer(pricer, self.limits, {})
@@ -193,23 +229,28 @@ class Scoring:
         return ranked(harms, list(losses), list(losses.values()))
 
     def _images(self) -> int:
-        """Fewer for large networks: all choices together get a fixed number of multiply-adds, or a share of
-        the time limit, by the speed of the teacher."""
+        """Return how many images to score with, fewer for large networks: all choices together get a fixed
+        number of multiply-adds, or a share of the time limit, by the speed of the teacher."""
         choices = sum(len(site.options) for site in self.workshop.bound.free)
         choices += most_scored(choices)
         affordable = SCORE_MACS / (2 * choices * max(1, self.pricer.teacher.macs))
         if self.time_limit_s is not None:
             limit = SCORE_SHARE * self.time_limit_s
-            affordable = min(affordable, limit / (2 * choices * self._image_s()))
+            each_s = image_s(self.workshop.teacher, self.workshop.data)
+            affordable = min(affordable, limit / (2 * choices * each_s))
         return 2 ** min(max(int(math.log2(max(affordable, 1))), 5), 8)
 
-    def _image_s(self) -> float:
-        """Seconds of the teacher for an image, in a batch."""
-        images, _ = next(iter(self.workshop.data.calibration.batches(TIMED_IMAGES)))
-        started = time.perf_counter()
-        with torch.inference_mode():
-            self.workshop.teacher(images)
-        return (time.perf_counter() - started) / len(images)
+
+def image_s(module: nn.Module, data: Data) -> float:
+    """Return the seconds that a network takes for an image, in a batch, when it is least disturbed."""
+    images, _ = next(iter(data.calibration.batches(TIMED_IMAGES)))
+    times = []
+    with torch.inference_mode():
+        for _ in range(TIMED_RUNS):
+            started = time.perf_counter()
+            module(images)
+            times.append(time.perf_counter() - started)
+    return min(times) / len(images)
 
 
 class _Found:
@@ -218,7 +259,7 @@ class _Found:
 
     def __init__(self, history: RunRecord) -> None:
         self.damage: dict[tuple[str, Option], Mapping[str, float]] = {}
-        self.seconds, self.failed = 0.0, 0
+        self.seconds, self.failed, self.left_out = 0.0, 0, 0
         for event in history.of(ChoiceScored):
             if not _may_succeed(event):
                 self.add(event)
@@ -226,7 +267,8 @@ class _Found:
     def add(self, event: ChoiceScored) -> None:
         self.damage[event.site, event.option] = event.damage
         self.seconds += event.seconds
-        self.failed += event.reason is not None
+        self.left_out += event.reason == OUT_OF_TIME
+        self.failed += event.reason not in (None, OUT_OF_TIME)
 
     @property
     def by_measure(self) -> dict[str, Damage]:
@@ -234,7 +276,7 @@ class _Found:
 
 
 def _loss(one_shot: OneShot, probe: Candidate) -> float:
-    """NaN for a candidate that fails, as one may in a trial."""
+    """Return the loss, NaN for a candidate that fails, as one may in a trial."""
     try:
         return one_shot(probe).evaluation.loss
     except Exception as error:
@@ -248,7 +290,8 @@ def _may_succeed(event: ChoiceScored | JointScored) -> bool:
 
 
 def _finite(result: Result) -> dict[str, float]:
-    """By measure. What could not be scored is taken for as bad as the solver takes anything to be."""
+    """Return the damage by measure. What could not be scored is taken for as bad as the solver takes anything
+    to be."""
     values = {measure: float(result.values.get(measure, math.nan)) for measure in MEASURES}
     return {
         name: min(value, MOST_DAMAGE) if math.isfinite(value) else MOST_DAMAGE
@@ -266,7 +309,8 @@ class _Joint:
         }
 
     def damage(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Of each; what could not be scored is as bad as the solver takes anything to be."""
+        """Return the damage of each; what could not be scored is as bad as the solver takes anything to
+        be."""
         missing = dict(enumerate(one for one in candidates if one.key not in self.known))
         scoring = self.scoring
 

@@ -36,7 +36,7 @@ from autocompress.problem.specs import absolute
 from autocompress.problem.tasks.classification import Classification
 from autocompress.problem.tasks.metric import ACCURACY
 from autocompress.problem.tasks.task import Task
-from autocompress.progress import Console
+from autocompress.progress import Console, clock
 from autocompress.runs.events import RunFinished, RunStarted, SiteRecord
 from autocompress.runs.front import Front, front_of
 from autocompress.runs.in_process import InProcess, read_crash
@@ -54,13 +54,26 @@ from autocompress.students.remote import Receiving, remote_evaluator
 from autocompress.students.training.precision import device_named
 from autocompress.transforms.rank_start import rank_starts
 
+LEAST_SHARE = 0.5
+"""Of the time limit: what trials and training get, however long the scores took."""
 
-def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Console) -> Front:
-    """Runs the request; returns the certified front.
+
+def carry_out(
+    request: Request,
+    *,
+    resume: bool,
+    overwrite: bool,
+    console: Console,
+    opened: OpenedTeacher | None = None,
+) -> Front:
+    """Run the request and return the certified front. `opened` is its teacher, where that is open already.
 
     Raises NothingFeasibleError after a search in which no student kept the budgets.
     """
-    prepared = _prepare(request, console)
+    console.say(planned_stages(request.options))
+    if request.options.time_limit_s is not None:
+        console.within(request.options.time_limit_s)
+    prepared = _prepare(request, opened, console)
     with RunStore.create(
         request.run,
         _config(request, prepared),
@@ -81,8 +94,24 @@ def carry_out(request: Request, *, resume: bool, overwrite: bool, console: Conso
     return front
 
 
+def planned_stages(options: SearchOptions, *before: str) -> str:
+    """Return the stages of a search in a sentence, those that come before it first."""
+    trials = "trials" if options.trials is None and options.time_limit_s else f"{options.most_trials} trials"
+    students = "1 student" if options.students == 1 else f"{options.students} students"
+    stages = (
+        *before,
+        "scores of single choices",
+        trials,
+        "longer training of the best",
+        students,
+        "measuring",
+    )
+    limit = options.time_limit_s
+    return f"plan: {' → '.join(stages)}" + (f", in {clock(limit)}" if limit else "")
+
+
 def _keep_profile(paths: RunPaths, profile: DeviceProfile) -> None:
-    """Copies the profile into the run once, all of it or nothing: `resume` reads it from there."""
+    """Copy the profile into the run once, all of it or nothing: `resume` reads it from there."""
     if not paths.device.is_dir():
         unfinished = paths.device.with_name(f".{paths.device.name}.partial")
         write_profile(unfinished, profile)
@@ -96,9 +125,9 @@ class _Prepared:
     device: Device
 
 
-def _prepare(request: Request, console: Console) -> _Prepared:
-    _check_training(request.options)
-    opened = open_teacher(
+def opened_for(request: Request, console: Console) -> OpenedTeacher:
+    """Open the teacher of a request on its data. Raises InputError for what cannot be used."""
+    return open_teacher(
         request.teacher,
         request.data,
         data_seed=0,
@@ -107,6 +136,11 @@ def _prepare(request: Request, console: Console) -> _Prepared:
         asked=AskedTask(request.options.task, request.options.metric),
         runtime=request.profile.runtime,
     )
+
+
+def _prepare(request: Request, opened: OpenedTeacher | None, console: Console) -> _Prepared:
+    check_training(request.options)
+    opened = opened or opened_for(request, console)
     bound = bound_space(opened, request.space)
     profile = seen_by(request.profile, opened, bound, request.space)
     pricer = priced(bound, profile, request.budgets.limited)
@@ -115,7 +149,7 @@ def _prepare(request: Request, console: Console) -> _Prepared:
     return _Prepared(opened, pricer, device)
 
 
-def _check_training(options: SearchOptions) -> None:
+def check_training(options: SearchOptions) -> None:
     """Raise InputError for a GPU that is not there, or that no worker was given."""
     if not options.is_distributed:
         device_named(options.train_on)
@@ -127,7 +161,7 @@ def _check_training(options: SearchOptions) -> None:
 
 
 def _check_budgets(budgets: Budgets, pricer: Pricer) -> None:
-    """Refuses, before anything runs, a budget that no candidate reaches by its predicted cost."""
+    """Refuse, before anything runs, a budget that no candidate reaches by its predicted cost."""
     check_reachable(budgets.resolve(pricer.teacher), pricer.smallest)
 
 
@@ -225,7 +259,8 @@ class _SearchRun:
         plan = self.request.plan(steps, workers)
         if plan.time_limit_s is None:
             return plan
-        return replace(plan, time_limit_s=max(1.0, plan.time_limit_s - spent_s))
+        left_s = max(plan.time_limit_s - spent_s, LEAST_SHARE * plan.time_limit_s)
+        return replace(plan, time_limit_s=left_s)
 
     def _certifier(self, begun: RunStarted) -> StudentCertifier:
         return StudentCertifier(

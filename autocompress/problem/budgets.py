@@ -51,12 +51,12 @@ class Limits:
 
     @property
     def as_dict(self) -> dict[str, float]:
-        """The limits that are set, by the name of the cost they limit."""
+        """Return the limits that are set, by the name of the cost they limit."""
         limits = {name: getattr(self, name) for name in LIMITED}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     def excess(self, cost: Cost | Mapping[str, Any] | Any, *, upper: bool = False) -> dict[str, float]:
-        """For each limit the share by which `cost` is above (> 0) or below (≤ 0) it.
+        """Return for each limit the share by which `cost` is above (> 0) or below (≤ 0) it.
 
         `cost` is a Cost or anything with its names, as attributes or keys. With `upper` the latency
         is the upper end of its 95 % interval. A cost that is NaN is infinitely above.
@@ -68,11 +68,12 @@ class Limits:
         return result
 
     def violated(self, cost: Cost | Mapping[str, Any] | Any, *, upper: bool = False) -> list[str]:
-        """Names of the limits that `cost` breaks; see `excess`. A cost equal to its limit keeps it."""
+        """Return the names of the limits that `cost` breaks; see `excess`. A cost equal to its limit keeps
+        it."""
         return [name for name, excess in self.excess(cost, upper=upper).items() if excess > 0]
 
     def scaled(self, shares: float | Mapping[str, float]) -> Limits:
-        """Each limit times its share, or the one for all; bytes round down."""
+        """Multiply each limit by its share, or by the one for all; bytes round down."""
 
         def times(name: str, value: float) -> float:
             found = value * (shares[name] if isinstance(shares, Mapping) else shares)
@@ -143,7 +144,7 @@ class Budgets:
         size: str | None = None,
         packed_size: str | None = None,
     ) -> Budgets:
-        """Budgets as typed: `2ms`, `500us`, `8MiB`, `300KB` or `40%` (of the teacher).
+        """Read budgets as typed: `2ms`, `500us`, `8MiB`, `300KB` or `40%` (of the teacher).
 
         KB, MB and GB are powers of 1000; KiB, MiB and GiB powers of 1024. Raises BudgetError.
         """
@@ -155,7 +156,8 @@ class Budgets:
         return cls(**parts)
 
     def resolve(self, teacher: Cost | Any) -> Limits:
-        """Limits in milliseconds and bytes; ratios are taken of the teacher's cost. Bytes round down.
+        """Return the limits in milliseconds and bytes; ratios are taken of the teacher's cost. Bytes round
+        down.
 
         Raises BudgetError for a limit below one byte.
         """
@@ -171,16 +173,16 @@ class Budgets:
 
     @property
     def limited(self) -> tuple[str, ...]:
-        """The costs that have a budget, by their names in `candidate.Cost`."""
+        """Return the costs that have a budget, by their names in `candidate.Cost`."""
         return tuple(cost for cost, names in _FIELDS.items() if any(getattr(self, name) for name in names))
 
     def to_json(self) -> dict[str, float]:
-        """Only what is set; `Budgets(**data)` gives it back."""
+        """Return only what is set; `Budgets(**data)` gives it back."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def check_reachable(limits: Limits, smallest: Cost | Any) -> None:
-    """Raises BudgetError when a limit is below what the smallest model of the space costs.
+    """Raise BudgetError when a limit is below what the smallest model of the space costs.
 
     `smallest` holds, for each cost, the least that any candidate is predicted to cost.
     """
@@ -198,7 +200,7 @@ def check_reachable(limits: Limits, smallest: Cost | Any) -> None:
 
 
 def show(name: str, value: float) -> str:
-    """A cost with its unit, for people: `1.25 ms`, `318 KiB`, `8.00 MiB`."""
+    """Return a cost with its unit, for people: `1.25 ms`, `318 KiB`, `8.00 MiB`."""
     if name == "latency_ms":
         return f"{value:.3g} ms"
     for unit, size in (("GiB", 1024**3), ("MiB", MIB), ("KiB", 1024)):

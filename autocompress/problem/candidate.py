@@ -99,12 +99,13 @@ def settings_of(site: Site, kind: type[Kind]) -> Kind:
 
 
 def few_bits(site: Site) -> tuple[Option, ...]:
-    """The options of a `bits` site below 8, where it offers 8 too: they are no faster than 8 bits."""
+    """Return the options of a `bits` site below 8, where it offers 8 too: they are no faster than 8 bits."""
     return site.options[: site.options.index(8)] if site.kind == "bits" and 8 in site.options else ()
 
 
 def eight_bits(site: Site) -> Option:
-    """The option of a `bits` site that computes on integers with the least harm: 8 where it is offered."""
+    """Return the option of a `bits` site that computes on integers with the least harm: 8 where it is
+    offered."""
     return site.options[-2] if len(site.options) > 1 else site.default
 
 
@@ -130,7 +131,7 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        """12 hexadecimal digits of the SHA-256 of the canonical JSON: equal choices, equal key."""
+        """Return 12 hexadecimal digits of the SHA-256 of the canonical JSON: equal choices, equal key."""
         return hashlib.sha256(_CANONICAL.encode(self.choices).encode()).hexdigest()[:12]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from autocompress.errors import DataError
@@ -98,10 +99,11 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shapes, normalisation and the content of every split."""
+        """Return the SHA-256 over shapes, normalisation and the content of every split, without targets that
+        are the teacher's outputs."""
         digest = hashlib.sha256(repr((self.num_classes, self.input_shape, self.mean, self.std)).encode())
         for split in (self.train, self.validation, self.test):
-            digest.update(b"-" if split is None else split.fingerprint().encode())
+            digest.update(b"-" if split is None else _own(split, self.targets).fingerprint().encode())
         return digest.hexdigest()
 
     def relabelled(self, numbers: Tensor, num_classes: int, class_names: tuple[str, ...], note: str) -> Data:
@@ -117,6 +119,13 @@ class Data:
             calibration=self.calibration.relabelled(numbers),
             test=None if self.test is None else self.test.relabelled(numbers),
         )
+
+
+def _own(split: Split, targets: str) -> Split:
+    """Return the split without labels that are not of the data."""
+    if targets != "none" or not isinstance(split, (TensorSplit, LazySplit)):
+        return split
+    return replace(split, image_labels=torch.zeros(len(split.image_labels)))
 
 
 def load_data(
@@ -196,7 +205,7 @@ def _assemble(source: Source, seed: int) -> Data:
 
 
 def _cut_where_needed(source: Source, seed: int) -> Source:
-    """The source with a validation split, and with a test split where it brings neither."""
+    """Return the source with a validation split, and with a test split where it brings neither."""
     train = source.train
     if source.validation is not None:
         return source
@@ -211,7 +220,7 @@ def _cut_where_needed(source: Source, seed: int) -> Source:
 
 
 def _said_splits(source: Source, whole: Source) -> str:
-    """What was taken for which split."""
+    """Say what was taken for which split."""
 
     def said(name: str, split: Split | None, given: Split | None) -> str:
         if split is None:
@@ -232,6 +241,6 @@ def _said_splits(source: Source, whole: Source) -> str:
 
 
 def _cut(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """(the rest, `count` examples with each class in its share)."""
+    """Return (the rest, `count` examples with each class in its share)."""
     order = spread(split.labels, seed)
     return split.select(order[count:].sort().values), split.select(order[:count].sort().values)

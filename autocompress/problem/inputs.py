@@ -60,7 +60,8 @@ def shape_without_size(module: nn.Module) -> tuple[int, ...] | None:
 
 
 def _first_layer(module: nn.Module) -> Any:
-    """The first convolution; the first linear layer of a network that has neither those nor embeddings."""
+    """Return the first convolution; the first linear layer of a network that has neither those nor
+    embeddings."""
     layers = list(module.modules())
     for layer in layers:
         if isinstance(layer, _CONVOLUTIONS):

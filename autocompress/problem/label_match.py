@@ -94,7 +94,8 @@ def _imagenet() -> dict[str, int]:
 
 
 def _class_map(data: Data, outputs: int, output_names: Sequence[str]) -> list[int]:
-    """Numbers of outputs by label, of `3/17/5` or of a file that gives a number or name for each class."""
+    """Return the numbers of outputs by label, of `3/17/5` or of a file that gives a number or name for each
+    class."""
     given = data.class_map
     if isinstance(given, str):
         table = _read_map(given, data.name)
@@ -123,7 +124,7 @@ def _class_map(data: Data, outputs: int, output_names: Sequence[str]) -> list[in
 
 
 def _read_map(name: str, where: str) -> dict[str, Any]:
-    """`{"cat": 281}` as JSON, or lines `cat,281`."""
+    """Read `{"cat": 281}` as JSON, or lines `cat,281`."""
     path = Path(name).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -186,7 +187,7 @@ def _allowed(table: np.ndarray) -> float:
 
 
 def _confusion(module: nn.Module, data: Data) -> np.ndarray:
-    """Counts by (label, answer), of a few images where these raise no doubt."""
+    """Count by (label, answer), of a few images where these raise no doubt."""
     table = np.zeros((data.num_classes, data.num_classes))
     with eval_mode(module), torch.inference_mode():
         for images, labels in data.calibration.subset(LOOKED_AT).batches(FIRST_LOOK):
@@ -209,7 +210,7 @@ def _order_that_fits(table: np.ndarray, data: Data) -> str:
 
 
 def _other_order(names: Sequence[str]) -> tuple[str, list[int]] | None:
-    """The other of natural and text order: its name, and the place of each class in it."""
+    """Return the other of natural and text order: its name, and the place of each class in it."""
     orders = {"natural": sorted(names, key=natural_key), "text": sorted(names)}
     if orders["natural"] == orders["text"] or len(set(names)) != len(names):
         return None
@@ -218,7 +219,7 @@ def _other_order(names: Sequence[str]) -> tuple[str, list[int]] | None:
 
 
 def _best_order(table: np.ndarray) -> list[int]:
-    """The output for each label with which most answers are right (the assignment problem)."""
+    """Return the output for each label with which most answers are right (the assignment problem)."""
     from scipy.optimize import linear_sum_assignment
 
     _, columns = linear_sum_assignment(-table)
@@ -226,7 +227,7 @@ def _best_order(table: np.ndarray) -> list[int]:
 
 
 def _fits(table: np.ndarray, order: Sequence[int]) -> bool:
-    """Whether an order explains the answers, beyond what choosing the best of many orders explains."""
+    """Return whether an order explains the answers, beyond what choosing the best of many orders explains."""
     right = float(table[np.arange(len(table)), order].sum())
     chance = 4 * float(np.sqrt(table.sum())) + len(table)
     return right >= max(SUSPICIOUS_SHARE * _allowed(table), 2 * float(np.trace(table)), chance)

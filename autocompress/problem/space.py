@@ -84,21 +84,21 @@ class Space:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over what rules and `quantize` say, not over name and comments."""
+        """Return 16 hexadecimal digits over what rules and `quantize` say, not over name and comments."""
         said = self.to_json()
         rules = said["rules"] if "quantize" not in said else [*said["rules"], said["quantize"]]
         text = json.dumps(rules, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """What the file says, ready for YAML or JSON; `space_of` reads it back."""
+        """Return what the file says, ready for YAML or JSON; `space_of` reads it back."""
         rules = [rule.written() for rule in self.rules]
         about = {"description": self.description} if self.description else {}
         quantize = self.quantize.written()
         return {"name": self.name, **about, **({"quantize": quantize} if quantize else {}), "rules": rules}
 
     def rule_for_layer(self, name: str, kind: str, kernel: int | tuple[int, ...] | None = None) -> LayerRule:
-        """What may change in the layer `name` (a module path) of kind conv, linear or depthwise."""
+        """Return what may change in the layer `name` (a module path) of kind conv, linear or depthwise."""
         fitting = [i for i, rule in enumerate(self.rules) if rule.target.fits_layer(name, kind, kernel)]
         locked = self._lock_reason(fitting)
         if locked:
@@ -116,7 +116,7 @@ class Space:
         )
 
     def rule_for_block(self, name: str, locked_layers: Iterable[str] = ()) -> BlockRule:
-        """What may become of the residual block `name`; a block with a locked layer is locked too."""
+        """Return what may become of the residual block `name`; a block with a locked layer is locked too."""
         fitting = [i for i, rule in enumerate(self.rules) if rule.fits_block(name)]
         inside = min(locked_layers, default="")
         locked = self._lock_reason(fitting) or (f"its layer {inside} is locked" if inside else "")
@@ -126,7 +126,7 @@ class Space:
         return BlockRule(next((block for block in chosen if block), ()), matched=frozenset(fitting))
 
     def check_matched(self, matched: Iterable[int], names: Iterable[str] = ()) -> None:
-        """Raises SpaceError for the first rule, optional ones aside, that is not in `matched`.
+        """Raise SpaceError for the first rule, optional ones aside, that is not in `matched`.
 
         `names` are the names that a rule could have matched; the closest is suggested.
         """
@@ -156,7 +156,7 @@ class Space:
 
 
 def load_space(name_or_path: str | Path) -> Space:
-    """The space of a shipped name (`joint`) or of a file.
+    """Load the space of a shipped name (`joint`) or of a file.
 
     Raises SpaceError, which names the file, the line and the key.
     """
@@ -174,7 +174,7 @@ def load_space(name_or_path: str | Path) -> Space:
 
 
 def parse_space(text: str, source: str = "") -> Space:
-    """The space written in `text`, as YAML. Raises SpaceError."""
+    """Read the space written in `text`, as YAML. Raises SpaceError."""
     try:
         document = parse_document(text)
     except StrictYamlError as error:
@@ -183,7 +183,7 @@ def parse_space(text: str, source: str = "") -> Space:
 
 
 def space_of(data: Any, source: str = "") -> Space:
-    """The space that `Space.to_json` wrote. Raises SpaceError."""
+    """Return the space that `Space.to_json` wrote. Raises SpaceError."""
     return _build(document_of(data), source)
 
 
@@ -221,7 +221,7 @@ _EXPECTED = {
 
 
 def _invalid(error: ValidationError, document: Document, source: str) -> SpaceError:
-    """The first problem in the order of the file, and how many more there are."""
+    """Return an error that says the first problem in the order of the file, and how many more there are."""
     problems = sorted(error.errors(include_url=False), key=lambda p: document.line_of(p["loc"]))
     first = problems[0]
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in document.known_prefix(first["loc"]))
@@ -231,7 +231,7 @@ def _invalid(error: ValidationError, document: Document, source: str) -> SpaceEr
 
 
 def _explain(problem: ErrorDetails) -> tuple[str, str]:
-    """What is wrong and one way out."""
+    """Say what is wrong and one way out."""
     kind, loc, value = problem["type"], problem["loc"], problem["input"]
     last = str(loc[-1]) if loc else ""
     if kind == "extra_forbidden":

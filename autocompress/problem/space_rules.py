@@ -65,13 +65,14 @@ def _order(value: Any) -> float:
 
 
 def n_of_m(option: Any) -> tuple[int, int] | None:
-    """(2, 4) for `"2:4"`: two of every four weights along the inputs stay; None for a plain density."""
+    """Return (2, 4) for `"2:4"`: two of every four weights along the inputs stay; None for a plain
+    density."""
     match = _N_OF_M.match(option) if isinstance(option, str) else None
     return (int(match[1]), int(match[2])) if match else None
 
 
 def density_of(option: Any) -> float:
-    """The share of its weights that a sparsity option keeps: of `"2:4"` a half."""
+    """Return the share of its weights that a sparsity option keeps: of `"2:4"` a half."""
     found = n_of_m(option)
     return float(option) if found is None else found[0] / found[1]
 
@@ -137,7 +138,7 @@ class Part(BaseModel):
         return data
 
     def written(self) -> dict[str, Any]:
-        """Only what the file says, without the defaults."""
+        """Return only what the file says, without the defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
@@ -268,7 +269,7 @@ class Rule(Part):
         return target
 
     def fits_block(self, name: str) -> bool:
-        """A lock that gives only a name fits blocks as well as layers."""
+        """Return whether the block is meant; a lock that gives only a name fits blocks as well as layers."""
         only_name = self.lock is not None and self.lock.model_fields_set == {"name"}
         return self.target.fits_block(name) or (only_name and self.target.fits_name(name))
 
@@ -284,6 +285,7 @@ PartType = TypeVar("PartType", bound=Part)
 
 
 def merge(kind: type[PartType], parts: Iterable[PartType | None]) -> PartType | None:
-    """Later parts replace the keys that they write themselves; None when there is no part."""
+    """Merge parts, of which later ones replace the keys that they write themselves; return None when there is
+    no part."""
     written = [part.model_dump(exclude_unset=True) for part in parts if part is not None]
     return kind.model_validate({key: part[key] for part in written for key in part}) if written else None

@@ -65,7 +65,7 @@ class Spec:
     options: Mapping[str, Value] = field(default_factory=dict)
 
     def without_options(self, error: type[InputError], known: tuple[str, ...] = ()) -> None:
-        """Raises `error` for the first option outside `known`, and names those that are known."""
+        """Raise `error` for the first option outside `known`, and name those that are known."""
         for key in self.options:
             if key not in known:
                 fix = f"known here: {', '.join(known)}" if known else "there are none here"
@@ -75,7 +75,7 @@ class Spec:
 
 
 def parse(text: str, error: type[InputError]) -> Spec:
-    """Return the parts of a spec; raises `error` for an empty text and for an option without a key."""
+    """Return the parts of a spec; raise `error` for an empty text and for an option without a key."""
     quoted: list[str] = []
     head, *items = _QUOTED.sub(lambda found: _keep(found[1], quoted), text.strip()).split(",")
     kind, colon, target = (_restored(part, quoted) for part in _split_head(head))
@@ -104,7 +104,7 @@ def _restored(text: str, quoted: list[str]) -> str:
 
 
 def _split_head(head: str) -> tuple[str, str, str]:
-    """A file's name may hold a colon, so a callable is split at its last one."""
+    """Split at the colon, a callable at its last one: a file's name may hold a colon."""
     return head.rpartition(":") if ".py:" in head else head.partition(":")
 
 
@@ -114,7 +114,7 @@ def quote(text: str) -> str:
 
 
 def _on_commas(text: str) -> str:
-    """How a path with a comma is written, where the text may hold one."""
+    """Say how a path with a comma is written, where the text may hold one."""
     if '"' in text or "'" in text or "," not in text:
         return ""
     kind, colon, target = _split_head(text.strip())
@@ -169,7 +169,7 @@ def _value(text: str) -> Value:
 
 
 def load_callable(spec: Spec, error: type[InputError]) -> Callable[..., Any]:
-    """The object that `file.py:name` or `package.module:name` names.
+    """Return the object that `file.py:name` or `package.module:name` names.
 
     Raises `error` where the file, the module or the name does not exist, and where the user's code
     fails while it is imported; the message then holds the line.
@@ -189,7 +189,8 @@ def load_callable(spec: Spec, error: type[InputError]) -> Callable[..., Any]:
 
 
 def call(spec: Spec, function: Callable[..., Any], error: type[InputError]) -> Any:
-    """What `function` returns for the options of the spec; its failure becomes `error` with the line."""
+    """Return what `function` returns for the options of the spec; its failure becomes `error` with the
+    line."""
     try:
         inspect.signature(function).bind(**spec.options)
     except TypeError as problem:
@@ -206,7 +207,7 @@ def call(spec: Spec, function: Callable[..., Any], error: type[InputError]) -> A
 
 
 def takes(function: Callable[..., Any], argument: str) -> bool:
-    """Whether a callable has an argument of this name, or takes any."""
+    """Return whether a callable has an argument of this name, or takes any."""
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:
@@ -254,7 +255,7 @@ def _load_module(spec: Spec, error: type[InputError]) -> ModuleType:
 
 
 def _callables(module: ModuleType) -> list[str]:
-    """Public callables that the module itself defines."""
+    """Return the public callables that the module itself defines."""
     public = {
         name: value for name, value in vars(module).items() if not name.startswith("_") and callable(value)
     }
@@ -265,7 +266,7 @@ def _callables(module: ModuleType) -> list[str]:
 
 @contextmanager
 def _folder_on_path(spec: Spec) -> Iterator[None]:
-    """User code finds its neighbours: those of its file, or those of the working folder."""
+    """Let user code find its neighbours: those of its file, or those of the working folder."""
     folder = str(Path(spec.kind).expanduser().resolve().parent if spec.kind.endswith(".py") else Path.cwd())
     sys.path.insert(0, folder)
     try:
@@ -277,7 +278,7 @@ def _folder_on_path(spec: Spec) -> Iterator[None]:
 
 @contextmanager
 def _user_code(spec: Spec, error: type[InputError], what: str) -> Iterator[None]:
-    """Turns whatever the user's code raises into `error`, with the innermost line of that code."""
+    """Turn whatever the user's code raises into `error`, with the innermost line of that code."""
     try:
         yield
     except InputError:

@@ -65,11 +65,12 @@ class Split(ABC):
         seed: int = 0,
         drop_last: bool = False,
     ) -> Iterator[Batch]:
-        """One pass. Equal arguments give equal batches; the global random state is left alone."""
+        """Yield the batches of one pass. Equal arguments give equal batches; the global random state is left
+        alone."""
 
     @abstractmethod
     def select(self, positions: Tensor) -> Split:
-        """The split of the examples at these positions, in this order; images are shared."""
+        """Return the split of the examples at these positions, in this order; images are shared."""
 
     @abstractmethod
     def relabelled(self, numbers: Tensor) -> Split:
@@ -82,14 +83,14 @@ class Split(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 of labels and images, or of labels and file names where images stay on disk."""
+        """Return the SHA-256 of labels and images, or of labels and file names where images stay on disk."""
 
     def subset(self, count: int, seed: int = 0) -> Split:
-        """`count` examples, each class in its share; the whole split where it has no more."""
+        """Return `count` examples, each class in its share; the whole split where it has no more."""
         return self if count >= self.size else self.select(spread(self.labels, seed)[:count])
 
     def order(self, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> list[Tensor]:
-        """Positions of each batch. A split smaller than a batch gives one short batch even so."""
+        """Return the positions of each batch. A split smaller than a batch gives one short batch even so."""
         generator = torch.Generator().manual_seed(seed)
         positions = torch.randperm(self.size, generator=generator) if shuffle else torch.arange(self.size)
         parts = list(positions.split(batch_size))
@@ -97,7 +98,7 @@ class Split(ABC):
 
 
 def spread(labels: Tensor, seed: int) -> Tensor:
-    """All positions, shuffled so that every prefix holds each class in its share (± 1).
+    """Return all positions, shuffled so that every prefix holds each class in its share (± 1).
 
     Labels that are no classes are only shuffled.
     """
@@ -169,7 +170,7 @@ def hash_of(content: bytes) -> str:
 
 
 def augment_batch(images: Tensor, augmentation: str, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its side, zeros moving in; `crop-flip` mirrors at random."""
+    """Shift each image by up to an eighth of its side, zeros moving in; `crop-flip` mirrors at random."""
     if augmentation == "none":
         return images
     count, _, height, width = images.shape
@@ -221,7 +222,8 @@ class StoredBytes(Protocol):
 
 
 def _can_share(batch_size: int) -> bool:
-    """Whether other processes can hand over batches: containers may have little shared memory, or none."""
+    """Return whether other processes can hand over batches: containers may have little shared memory, or
+    none."""
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
@@ -306,7 +308,7 @@ class _Items(Dataset[Tensor]):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's, numpy's and Python's generators and puts them back, for augmentation of others."""
+    """Seed torch's, numpy's and Python's generators and put them back, for augmentation of others."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -62,7 +62,7 @@ class Teacher:
 
 
 def load_teacher(spec: str | nn.Module | Teacher) -> Teacher:
-    """The teacher that a spec names, or a copy of the module given.
+    """Load the teacher that a spec names, or a copy of the module given.
 
     `timm:NAME[,key=value…]` (`weights=FILE`, `pretrained`, and whatever `timm.create_model` takes),
     `package.module:callable[,key=value…]`, `file.py:callable[,key=value…]`, or a folder with a config.json
@@ -109,7 +109,7 @@ def _of_folder(folder: str, spec: str) -> Teacher:
 def check_teacher(
     module: nn.Module, input_shape: tuple[int, ...], num_classes: int | None = None
 ) -> tuple[int, ...]:
-    """Runs one random batch of `(C, H, W)` inputs; returns the output's shape without the batch axis.
+    """Run one random batch of `(C, H, W)` inputs; return the output's shape without the batch axis.
 
     Raises TeacherError when the teacher does not run, returns anything but one tensor, has another
     number of outputs than the data has classes, or computes NaN. None skips the check of classes.
@@ -192,7 +192,7 @@ def check_classes(outputs: tuple[int, ...], num_classes: int, where: str) -> Non
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Puts a module into eval mode, and each submodule back into its own mode at the end."""
+    """Put a module into eval mode, and each submodule back into its own mode at the end."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -203,7 +203,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the state dict, sorted by name."""
+    """Return the SHA-256 over names, dtypes, shapes and bytes of the state dict, sorted by name."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         array = value.detach().cpu().contiguous().numpy()
@@ -239,7 +239,8 @@ def _check_finite(module: nn.Module, where: str) -> None:
 
 
 def _preprocessing(module: nn.Module, settings: Mapping[str, Any]) -> Preprocessing:
-    """`settings` are timm's; they go on saying three channels where a network was made for others."""
+    """Return what timm's `settings` say; they go on saying three channels where a network was made for
+    others."""
     shape = settings.get("input_size")
     patches = getattr(module, "patch_embed", None)
     size = getattr(patches, "img_size", None)
@@ -261,8 +262,8 @@ def _floats(values: Any) -> tuple[float, ...] | None:
 
 
 def _from_callable(spec: specs.Spec) -> tuple[nn.Module, str, Any]:
-    """The network, what was taken of `weights=FILE`, unless the callable has an argument `weights`, and an
-    example of its inputs where the callable returns one beside it."""
+    """Return the network, what was taken of `weights=FILE`, unless the callable has an argument `weights`,
+    and an example of its inputs where the callable returns one beside it."""
     made = specs.load_callable(spec, TeacherError)
     options = dict(spec.options)
     own = isinstance(made, nn.Module) or not specs.takes(made, "weights")
@@ -331,7 +332,7 @@ def _check_timm_name(spec: specs.Spec) -> None:
 
 
 def _check_hub(spec: specs.Spec) -> None:
-    """Fails in seconds where the hub's own client would try again for most of a minute."""
+    """Fail in seconds where the hub's own client would try again for most of a minute."""
     from huggingface_hub import constants, try_to_load_from_cache
     from timm.models import get_pretrained_cfg
 

@@ -39,7 +39,8 @@ _ERRORS = (
 
 
 def profile_table(profile: DeviceProfile) -> Table:
-    """A device profile: where it was made, of what, and how well it predicts networks it has not seen."""
+    """Draw a device profile: where it was made, of what, and how well it predicts networks it has not
+    seen."""
     table = properties(f"device profile {profile.name}")
     for name in ("runtime", "threads", "batch"):
         row(table, name, plain(getattr(profile, name)))
@@ -74,7 +75,7 @@ def _validation(found: PredictionErrors) -> list[tuple[str, str]]:
 
 
 def profile_report(profile: DeviceProfile) -> Group:
-    """The profile, its errors by source and precision, its rows by kind, and what pays on the device."""
+    """Draw the profile, its errors by source and precision, its rows by kind, and what pays on the device."""
     from rich.console import Group
 
     parts: list[RenderableType] = [profile_table(profile)]
@@ -144,7 +145,7 @@ def _coverage_table(profile: DeviceProfile) -> Table:
 
 
 def difference_table(found: Mapping[str, Any]) -> Group:
-    """What `profile_difference` found."""
+    """Draw what `profile_difference` found."""
     from rich.console import Group
 
     parts: list[RenderableType] = []
@@ -178,7 +179,7 @@ def difference_table(found: Mapping[str, Any]) -> Group:
 
 
 def revalidation_table(found: Mapping[str, Any]) -> Group:
-    """What a check of a profile on its device found."""
+    """Draw what a check of a profile on its device found."""
     from rich.console import Group
 
     table = properties(f"device profile {found['profile']}, checked here")

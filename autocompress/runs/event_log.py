@@ -25,7 +25,7 @@ class EventLog:
     """The writer of one file; that there is only one is the caller's business."""
 
     def __init__(self, path: Path) -> None:
-        """Cuts off an unfinished last line. Raises RunError for damage before it."""
+        """Cut off an unfinished last line. Raises RunError for damage before it."""
         self.path = path
         self._end, self._seq = _checked(path)
         try:
@@ -36,7 +36,7 @@ class EventLog:
             raise cannot_write(path, error) from error
 
     def append(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Records an event; it is on the disk when this returns.
+        """Record an event; it is on the disk when this returns.
 
         Raises RunError when it cannot be written; the file then holds what it held before.
         """
@@ -62,7 +62,7 @@ class EventLog:
 
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
-    """The readable events, and the numbers, from 1, of lines that are damaged or follow a gap.
+    """Return the readable events, and the numbers, from 1, of lines that are damaged or follow a gap.
 
     The file may be written meanwhile: an unfinished last line is left out.
     """
@@ -79,7 +79,7 @@ def read_events(path: Path) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
 
 
 def plain(value: Any) -> Any:
-    """The value in JSON's own types: tuples become lists, paths strings, numpy's numbers Python's, and
+    """Return the value in JSON's own types: tuples become lists, paths strings, numpy's numbers Python's, and
     NaN and infinities None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -109,7 +109,8 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None, int]]:
-    """(line number, event or None where damaged, offset of its end); a cut-off last line is left out."""
+    """Yield (line number, event or None where damaged, offset of its end); a cut-off last line is left
+    out."""
     position = 0
     number = 0
     while (end := content.find(b"\n", position)) >= 0:
@@ -133,7 +134,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def _checked(path: Path) -> tuple[int, int]:
-    """Length of the finished lines and the next number; raises RunError for damage among them."""
+    """Return the length of the finished lines and the next number; raise RunError for damage among them."""
     end, seq = 0, 0
     for number, event, position in _lines(_content(path)):
         if event is None or event["seq"] != seq:

@@ -41,7 +41,7 @@ class Front:
         size_mib: float | None = None,
         packed_size_mib: float | None = None,
     ) -> Any:
-        """The candidate, trained or not, that is expected to lose least within these limits.
+        """Return the candidate, trained or not, that is expected to lose least within these limits.
 
         A `budget_queries.Answer`, computed from the run's scores without evaluating anything; limits that
         are not given are the run's own. Raises NothingFeasibleError, which names the nearest miss.
@@ -69,7 +69,7 @@ class Front:
         size_mib: float | None = None,
         packed_size_mib: float | None = None,
     ) -> Student:
-        """The student with the highest validation accuracy within these limits, the faster of equals.
+        """Return the student with the highest validation accuracy within these limits, the faster of equals.
 
         A student keeps a latency when the upper end of its 95 % interval does. Raises
         NothingFeasibleError, which names the nearest miss and the limit it breaks.
@@ -96,7 +96,7 @@ class Front:
         size: str | None = None,
         packed_size: str | None = None,
     ) -> Front:
-        """The students that keep conditions such as `<=1.5ms`, `<2MiB`, `>40%` (of the teacher)."""
+        """Return the students that keep conditions such as `<=1.5ms`, `<2MiB`, `>40%` (of the teacher)."""
         found = self
         given = {"latency": latency, "memory": memory, "size": size, "packed_size": packed_size}
         for name, condition in given.items():
@@ -110,7 +110,7 @@ class Front:
         return found
 
     def sorted_by(self, name: str) -> Front:
-        """Most accurate, fastest, or smallest first."""
+        """Sort the students: most accurate, fastest, or smallest first."""
         if name not in SORTABLE:
             known = ", ".join(SORTABLE)
             raise InputError(f"students cannot be sorted by {name!r}", fix=f"use one of {known}")
@@ -190,7 +190,8 @@ def _predicted_miss(
 
 
 def _point(student: Student) -> tuple[float, ...]:
-    """What students are compared by: the accuracy that they were chosen by, never that on test data."""
+    """Return what students are compared by: the accuracy that they were chosen by, never that on test
+    data."""
     return (-student.validation_accuracy, *(float(getattr(student, name)) for name in LIMITED))
 
 

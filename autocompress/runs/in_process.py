@@ -59,7 +59,7 @@ class InProcess:
 
 @contextlib.contextmanager
 def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task | None], None]]:
-    """Writes a traceback to the file when the process gets a deadly signal, and deletes it otherwise. Gives
+    """Write a traceback to the file when the process gets a deadly signal, and delete it otherwise. Yield
     what is to be told of each task that begins, whose line comes before the traceback, and, by None, that
     none is under way."""
     if file is None:
@@ -81,7 +81,9 @@ def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task | None], None]]
         finally:
             faulthandler.disable()
             if was_enabled:
-                faulthandler.enable()
+                # A notebook's stderr is no file.
+                with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+                    faulthandler.enable()
             file.unlink()
 
 
@@ -98,13 +100,13 @@ class Crash:
 
     @property
     def reason(self) -> str:
-        """One line."""
+        """Say in one line what it did."""
         return f"{BROUGHT_DOWN}: {self.text.splitlines()[0]}"
 
 
 def read_crash(file: Path) -> Crash | None:
-    """What an `InProcess` executor that was brought down left behind, and forgets it; None if nothing, as
-    after a kill."""
+    """Return what an `InProcess` executor that was brought down left behind, and forget it; None if nothing,
+    as after a kill."""
     if not file.is_file():
         return None
     line, _, text = file.read_text(encoding="utf-8", errors="replace").partition("\n")
@@ -117,7 +119,7 @@ def read_crash(file: Path) -> Crash | None:
 
 
 def evaluate_task(evaluate: Evaluate, task: Task, timeout_s: float | None = None) -> Result:
-    """The result of `evaluate(task)`; an exception or a timeout becomes a failed result."""
+    """Return the result of `evaluate(task)`; an exception or a timeout becomes a failed result."""
     start = time.perf_counter()
     timeout_s = timeout_s and timeout_s * task.length
 
@@ -194,7 +196,7 @@ class WorkerSession:
 
     @contextlib.contextmanager
     def _watchdog(self, length: float) -> Iterator[None]:
-        """Ends the process when native code does not come back long after the time limit."""
+        """End the process when native code does not come back long after the time limit."""
         if not self.trial_timeout_s:
             yield
             return

@@ -12,7 +12,7 @@ PROGRESS_REFERENCE = (1.0, 1.0)
 
 
 def non_dominated(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other point beats, in order; of equal points the first.
+    """Return the indices of the points that no other point beats, in order; of equal points the first.
 
     A point beats another when it is nowhere larger and somewhere smaller. O(n log n) for two
     coordinates, O(n · front) otherwise.
@@ -33,13 +33,13 @@ def non_dominated(points: Sequence[Point]) -> list[int]:
 
 
 def progress_point(accuracy: float, latency_ms: float, teacher_ms: float) -> tuple[float, float]:
-    """(error, latency as a share of `WORST_LATENCY` times the teacher's): how far a search has come is the
-    hypervolume of its trials under `PROGRESS_REFERENCE`."""
+    """Return (error, latency as a share of `WORST_LATENCY` times the teacher's): how far a search has come is
+    the hypervolume of its trials under `PROGRESS_REFERENCE`."""
     return 1 - accuracy, latency_ms / (WORST_LATENCY * teacher_ms)
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Volume between the points and a reference that is worse in every coordinate; exact.
+    """Return the volume between the points and a reference that is worse in every coordinate; exact.
 
     Points that do not beat the reference everywhere add nothing. Two coordinates are swept in
     O(n log n); more are sliced along the last one (While et al. 2006, doi:10.1109/TEVC.2005.851275).
@@ -69,7 +69,7 @@ def _area(points: Sequence[Point], reference: Point) -> float:
 
 
 def hypervolume_history(points: Sequence[Point], reference: Point) -> list[float]:
-    """Hypervolume (two coordinates) after each point."""
+    """Return the hypervolume (two coordinates) after each point."""
     history: list[float] = []
     front: list[Point] = []
     for point in points:

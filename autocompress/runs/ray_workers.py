@@ -13,9 +13,12 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +82,7 @@ def executor(
     cpus_per_trial: float | None = None,
     gpus_per_trial: float = 0.0,
 ) -> Executor:
-    """In process for no workers and no address, otherwise Ray Tune.
+    """Return an executor: in process for no workers and no address, otherwise Ray Tune.
 
     Raises InputError when ray is missing, `address` cannot be reached, or no node of the cluster has what
     a trial takes.
@@ -181,7 +184,7 @@ class _Bridge:
         self._error: BaseException | None = None
 
     def next_task(self, trial_id: str) -> str | Wait | None:
-        """The next task as JSON; None when there will be none."""
+        """Return the next task as JSON; None when there will be none."""
         try:
             if self._error or self._stop():
                 return None
@@ -270,7 +273,7 @@ def _searcher(bridge: _Bridge) -> Any:
                 bridge.finished(trial_id, result["result"])
 
         def save(self, checkpoint_path: str) -> None:
-            """The run store is the truth; Tune's own state is never restored."""
+            """Save nothing: the run store is the truth; Tune's own state is never restored."""
 
     return Owner()
 
@@ -287,14 +290,14 @@ def _error_callback(bridge: _Bridge) -> Any:
 
 
 def _placed(factory: Factory) -> Any:
-    """A reference to the arrays in the object store, from where each node takes one copy."""
+    """Return a reference to the arrays in the object store, from where each node takes one copy."""
     import ray
 
     return ray.put({group: dict(arrays) for group, arrays in factory.arrays.items()})
 
 
 def _room(cpus: float, gpus: float) -> int:
-    """How many trials the nodes hold at once. Raises InputError where not one node holds one."""
+    """Return how many trials the nodes hold at once. Raises InputError where not one node holds one."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -316,7 +319,7 @@ def _places(available: float, needed: float) -> int:
 
 
 def _start_ray(cpus: int, address: str | None, folder: Path, array_bytes: int) -> bool:
-    """Connects to Ray, and says whether that has to be undone."""
+    """Connect to Ray, and say whether that has to be undone."""
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -337,7 +340,7 @@ def _start_ray(cpus: int, address: str | None, folder: Path, array_bytes: int) -
     if len(str(folder)) < 30:  # Ray puts Unix sockets below it, whose paths are short.
         local["_temp_dir"] = str(folder)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _own_ending():
             ray.init(
                 address=address or "local",
                 include_dashboard=None if address else False,
@@ -350,8 +353,19 @@ def _start_ray(cpus: int, address: str | None, folder: Path, array_bytes: int) -
     return True
 
 
+@contextlib.contextmanager
+def _own_ending() -> Iterator[None]:
+    """Keep what this process does on SIGTERM: Ray, when it starts, puts an end of its own in its place."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for a minute."""
+    """Raise InputError where the address does not answer: Ray itself would try for a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address in ("auto", "local"):
         return

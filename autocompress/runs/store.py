@@ -88,7 +88,7 @@ class RunPaths:
 
     @property
     def crash(self) -> Path:
-        """What is left of a process that native code brought down."""
+        """Return what is left of a process that native code brought down."""
         return self.root / ".crash"
 
     @property
@@ -105,7 +105,7 @@ class RunPaths:
 
     @property
     def distilled(self) -> Path:
-        """Students that are trained but not yet measured."""
+        """Return the file of students that are trained but not yet measured."""
         return self.root / "distilled"
 
     @property
@@ -128,7 +128,7 @@ class RunPaths:
 
     @property
     def written(self) -> tuple[Path, ...]:
-        """Everything that autocompress writes here, in the order in which it may be deleted: what
+        """Return everything that autocompress writes here, in the order in which it may be deleted: what
         makes the folder a run goes last, so that a deletion that was cut short can be repeated."""
         return (
             self.report,
@@ -145,7 +145,8 @@ class RunPaths:
         )
 
     def is_vacant(self) -> bool:
-        """The folder is empty, or holds what is left when making or deleting a run was cut short."""
+        """Return whether the folder is empty, or holds what is left when making or deleting a run was cut
+        short."""
         left_over = {self.environment, self.config, _unfinished(self.config), self.lock}
         return self.root.is_dir() and left_over.issuperset(self.root.iterdir())
 
@@ -172,7 +173,7 @@ class RunStore:
         resume: bool = False,
         overwrite: bool = False,
     ) -> Self:
-        """Makes a new run folder, or opens an existing one.
+        """Make a new run folder, or open an existing one.
 
         `config["identity"]` is a flat mapping of what may not change between the parts of a run.
 
@@ -344,7 +345,7 @@ def read_run(root: str | Path) -> RunRecord:
 
 
 def check_available(root: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Refuses a folder that `RunStore.create` would refuse, without touching it.
+    """Refuse a folder that `RunStore.create` would refuse, without touching it.
 
     What a resumed run must agree on is left to `create`. Raises RunError.
     """
@@ -369,7 +370,7 @@ def check_available(root: str | Path, *, resume: bool = False, overwrite: bool =
 
 
 def environment_record(seed: int) -> dict[str, Any]:
-    """Python, platform and the versions of the packages that decide results."""
+    """Return Python, platform and the versions of the packages that decide results."""
     versions = {}
     for name in RECORDED_PACKAGES:
         try:
@@ -453,7 +454,7 @@ def _read_config(paths: RunPaths) -> dict[str, Any]:
 
 
 def _write_config(paths: RunPaths, config: Mapping[str, Any]) -> None:
-    """Replaces the file in one step, so that a process killed here leaves the old one or the new one."""
+    """Replace the file in one step, so that a process killed here leaves the old one or the new one."""
     import yaml
 
     unfinished = _unfinished(paths.config)
@@ -466,7 +467,7 @@ def _unfinished(path: Path) -> Path:
 
 
 def _remove(paths: RunPaths) -> None:
-    """Deletes what a run writes, and leaves what someone else put beside it."""
+    """Delete what a run writes, and leave what someone else put beside it."""
     try:
         for path in paths.written:
             if path.is_dir() and not path.is_symlink():

@@ -87,13 +87,7 @@ class Student:
             raise StudentError(f"the student's folder {self.folder} is missing", fix="resume the run")
         if source == target or source in target.parents:
             raise StudentError(f"{folder} is the student's own folder", fix="give another folder")
-        occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-        is_student = (target / "spec.json").is_file() and (target / "model.onnx").is_file()
-        if occupied and not (overwrite and is_student):
-            raise StudentError(
-                f"{folder} exists" if is_student else f"{folder} exists and is not a student's folder",
-                fix="give --overwrite to replace it" if is_student else "give another folder",
-            )
+        occupied = check_output(target, overwrite=overwrite)
         try:
             copy_folder(source, target, replace=occupied)
         except OSError as error:
@@ -101,6 +95,23 @@ class Student:
                 f"{folder} cannot be written", why=str(error), fix="give another folder"
             ) from error
         return Path(folder)
+
+
+def check_output(folder: str | Path, *, overwrite: bool) -> bool:
+    """Return whether a student's folder is there already, to be replaced.
+
+    Raises StudentError for anything else that is there, and for a student unless `overwrite`.
+    """
+    target = Path(folder)
+    if not (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        return False
+    is_student = (target / "spec.json").is_file() and (target / "model.onnx").is_file()
+    if overwrite and is_student:
+        return True
+    raise StudentError(
+        f"{folder} exists" if is_student else f"{folder} exists and is not a student's folder",
+        fix="give --overwrite to replace it" if is_student else "give another folder",
+    )
 
 
 _NUMBERS = {one.name for one in fields(Student) if one.type in ("int", "float")}

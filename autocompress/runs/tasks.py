@@ -97,20 +97,20 @@ class Factory:
 class Executor(Protocol):
     @property
     def workers(self) -> int:
-        """How many tasks are under way at once."""
+        """Return how many tasks are under way at once."""
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
-        """Runs tasks until `ask` returns None or `stop` is true; tasks under way are finished first.
+        """Run tasks until `ask` returns None or `stop` is true; tasks under way are finished first.
 
         `ask`, `tell` and `stop` are called in the caller's thread, and what they raise is raised
         here. Every task that `ask` gave is told exactly once, whatever happens to its worker.
         """
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
 
 
 def one_line(error: BaseException) -> str:
-    """The kind and first line of an exception."""
+    """Return the kind and first line of an exception."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

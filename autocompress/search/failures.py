@@ -25,7 +25,7 @@ class Failures:
     _reasons: list[str] = field(default_factory=list)
 
     def add(self, reason: str, finished: int) -> None:
-        """Counts one more. Raises TooManyFailuresError where none is `finished` and the first failed alike,
+        """Count one more. Raises TooManyFailuresError where none is `finished` and the first failed alike,
         or, without `only_alike`, for whatever reasons."""
         self.count += 1
         self._reasons.append(reason)
@@ -40,7 +40,7 @@ class Failures:
             )
 
     def check_share(self, total: int) -> None:
-        """After `add`: raises TooManyFailuresError where more than `ALLOWED` and `ALLOWED_SHARE` failed."""
+        """Raise TooManyFailuresError, after `add`, where more than `ALLOWED` and `ALLOWED_SHARE` failed."""
         if self.count > max(ALLOWED, ALLOWED_SHARE * total):
             raise TooManyFailuresError(
                 f"{self.count} of {total} {self.named} failed",
@@ -50,5 +50,5 @@ class Failures:
 
 
 def _kind(reason: str) -> str:
-    """A reason without its numbers, so that reasons can be compared."""
+    """Return a reason without its numbers, so that reasons can be compared."""
     return re.sub(r"\d+", "#", reason)

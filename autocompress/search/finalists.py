@@ -21,8 +21,8 @@ Certify = Callable[[Candidate], Student]
 
 
 def patiently(examine: Callable[[], Examined], say: Callable[[str], None]) -> Examined:
-    """What `examine` finds, asked as often as students are measured where noise disturbs it. Raises the last
-    NoisyDeviceError."""
+    """Return what `examine` finds, asked as often as students are measured where noise disturbs it. Raises
+    the last NoisyDeviceError."""
     for _ in range(NOISY_ROUNDS - 1):
         try:
             return examine()
@@ -46,21 +46,21 @@ class Finalists:
 
     @property
     def has_any(self) -> bool:
-        """Whether a student keeps all budgets."""
+        """Return whether a student keeps all budgets."""
         return any(student.certified for student in self.students.values())
 
     @property
     def tried(self) -> frozenset[str]:
-        """Keys of all that were measured or rejected."""
+        """Return the keys of all that were measured or rejected."""
         return frozenset((*self.students, *self.rejected))
 
     def check_any_measured(self) -> None:
-        """Raises what the last student was rejected for where none could be measured."""
+        """Raise what the last student was rejected for where none could be measured."""
         if self.rejected and not self.students:
             raise list(self.rejected.values())[-1]
 
     def measure(self, waiting: Sequence[Candidate]) -> None:
-        """Measures distilled candidates; those that noise disturbed are measured again after the others.
+        """Measure distilled candidates; those that noise disturbed are measured again after the others.
 
         One that cannot be examined at all is rejected, and the others go on. Raises NoisyDeviceError when
         the noise does not end and no student is certified.
@@ -75,7 +75,7 @@ class Finalists:
         self.decide(f"{len(waiting)} students could not be measured; resume the run on a calmer machine")
 
     def _measure_each(self, waiting: Sequence[Candidate]) -> tuple[list[Candidate], NoisyDeviceError | None]:
-        """The students whose measurement noise disturbed, and the last such error."""
+        """Return the students whose measurement noise disturbed, and the last such error."""
         disturbed, noise = [], None
         for candidate in waiting:
             try:
@@ -93,8 +93,8 @@ class Finalists:
         return disturbed, noise
 
     def learn(self, predicted: Callable[[str], Cost]) -> str:
-        """Corrects what is expected to fit by how far measured costs were above the `predicted` ones of the
-        students' keys; says so in words, empty where none was above."""
+        """Correct what is expected to fit by how far measured costs were above the `predicted` ones of the
+        students' keys; say so in words, empty where none was above."""
         ratios = {
             name: [student.upper(name) / max(_value(predicted(key), name), 1e-9)
                    for key, student in self.students.items()]
@@ -105,11 +105,12 @@ class Finalists:
         return f"{' and '.join(above)} above the prediction" if above else ""
 
     def is_expected_to_fit(self, cost: Cost) -> bool:
-        """By its predicted costs, corrected by what was measured on the students so far."""
+        """Return whether it fits by its predicted costs, corrected by what was measured on the students so
+        far."""
         return not self.tightened().violated(cost)
 
     def tightened(self) -> Limits:
-        """What predicted costs have to keep so that measured ones are expected to keep the limits."""
+        """Return what predicted costs have to keep so that measured ones are expected to keep the limits."""
         room = {"latency_ms": LATENCY_HEADROOM}
         return self.limits.scaled(
             {name: room.get(name, 1.0) / self._scales.get(name, 1.0) for name in self.limits.as_dict}

@@ -57,7 +57,7 @@ class Rung:
 
 
 def rungs(plan: Plan, known: int) -> tuple[Rung, ...]:
-    """The rungs for `known` candidates, shortest first.
+    """Return the rungs for `known` candidates, shortest first.
 
     The last one has the plan's promotion epochs and twice as many candidates as there will be students; each
     one below has three times the candidates for a third of the epochs, as long as that is clearly more
@@ -79,8 +79,8 @@ def rungs(plan: Plan, known: int) -> tuple[Rung, ...]:
 
 
 def ranked(trials: Sequence[Trial], epochs: float = 0.0, count: int | None = None) -> list[Trial]:
-    """The `count` that should go on (all by default) from the rung of so many epochs, the most wanted first.
-    0 stands for the trials themselves.
+    """Return the `count` that should go on (all by default) from the rung of so many epochs, the most wanted
+    first. 0 stands for the trials themselves.
 
     The most accurate comes first. Then, one by one, the trial that adds most to the hypervolume of (error,
     logarithm of latency) of those before it, so that fast students are among the first, too. What adds
@@ -108,8 +108,8 @@ def ranked(trials: Sequence[Trial], epochs: float = 0.0, count: int | None = Non
 
 
 def with_favourite(chosen: list[Trial], pool: Sequence[Trial], harm: Callable[[Trial], float]) -> list[Trial]:
-    """The chosen trials, the last of them replaced by the one of the pool with the least harm, unless it is
-    among them."""
+    """Return the chosen trials, the last of them replaced by the one of the pool with the least harm, unless
+    it is among them."""
     favourite = min(pool, key=lambda trial: (harm(trial), trial.number), default=None)
     if favourite is None or not chosen or any(trial.number == favourite.number for trial in chosen):
         return chosen
@@ -117,13 +117,13 @@ def with_favourite(chosen: list[Trial], pool: Sequence[Trial], harm: Callable[[T
 
 
 def _beyond(points: Sequence[Point]) -> Point:
-    """A reference a little worse than everything, so that everything can add something."""
+    """Return a reference a little worse than everything, so that everything can add something."""
     errors, costs = zip(*points, strict=True)
     return max(errors) + 0.1 * (max(errors) - min(errors)) + 1e-3, max(costs) + math.log(1.1)
 
 
 def _behind(point: Point, front: Sequence[Point]) -> float:
-    """How much more error it has than the best that is at least as fast."""
+    """Return how much more error it has than the best that is at least as fast."""
     return point[0] - min((error for error, cost in front if cost <= point[1]), default=point[0])
 
 

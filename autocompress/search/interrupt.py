@@ -22,11 +22,11 @@ class Interrupt:
     _asked: bool = False
 
     def asked(self) -> bool:
-        """Whether Ctrl-C was pressed."""
+        """Return whether Ctrl-C was pressed."""
         return self._asked
 
     def check(self) -> None:
-        """Raises InterruptedSearchError where Ctrl-C was pressed."""
+        """Raise InterruptedSearchError where Ctrl-C was pressed."""
         if self._asked:
             raise InterruptedSearchError(
                 "stopped; everything that finished is kept",
@@ -35,7 +35,7 @@ class Interrupt:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Only within is Ctrl-C heard, and only in the main thread, the one that signals reach."""
+        """Hear Ctrl-C only within, and only in the main thread, the one that signals reach."""
         try:
             before = signal.signal(signal.SIGINT, self._hear)
         except ValueError:

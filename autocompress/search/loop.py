@@ -54,6 +54,11 @@ REPAIR_ROUNDS = 2
 REJECTIONS_IN_A_ROW = 200
 SHOWN_EVERY_S = 0.3
 TRIALS_A_TRIM = 10
+THEN = {
+    Stage.TRIAL: "longer training",
+    Stage.PROMOTION: "final distillation",
+    Stage.FINAL: "measuring",
+}
 LABELS = {
     Stage.TRIAL: "trials",
     Stage.PROMOTION: "longer training",
@@ -342,18 +347,23 @@ class _Display:
     def of_stages(self) -> Any:
         """Show a bar while the stages are under way."""
         search = self._search
-        is_trials = search._stages.stage == Stage.TRIAL
-        label = LABELS[Stage.TRIAL if is_trials else Stage.FINAL]
-        total = search.setting.plan.trials if is_trials else None
-        with search.setting.console.stage(label, total) as self._bar:
+        stage = Stage.TRIAL if search._stages.stage == Stage.TRIAL else Stage.FINAL
+        total = self._trials_asked if stage == Stage.TRIAL else None
+        with search.setting.console.stage(LABELS[stage], total, THEN[stage]) as self._bar:
             self._in_stage = len(search._stages.queue)
             yield
+
+    @property
+    def _trials_asked(self) -> int | None:
+        """Return how many trials there will be at most; None where the time decides."""
+        plan = self._search.setting.plan
+        return None if plan.time_limit_s is not None else max(plan.trials, len(self._search._trials))
 
     def restart(self) -> None:
         """Begin a bar for the stage that was just queued."""
         stages = self._search._stages
         self._in_stage = len(stages.queue)
-        self._bar.restart(LABELS[stages.stage], self._in_stage)
+        self._bar.restart(LABELS[stages.stage], self._in_stage, THEN[stages.stage])
 
     def show(self, step: str = "", *, at_once: bool = False) -> None:
         """Show the state, at most a few times a second: with many trials it takes longer than telling one."""
@@ -365,11 +375,14 @@ class _Display:
         done = trials.known
         best = max((trial.best_known for trial in done), default=math.nan)
         note = f"best feasible {best:.2%}, hypervolume {trials.hypervolume():.3f}"
-        note += (
-            f", {search._infeasible} infeasible, {search._study.duplicates} duplicates, {failed} failed{step}"
-        )
+        counts = {
+            "infeasible": search._infeasible,
+            "duplicates": search._study.duplicates,
+            "failed": failed,
+        }
+        note = ", ".join([note, *(f"{count} {what}" for what, count in counts.items() if count)]) + step
         if stages.stage == Stage.TRIAL:
-            self._bar.update(len(done) + failed, max(search.setting.plan.trials, len(trials)), note)
+            self._bar.update(len(done) + failed, self._trials_asked, note)
         else:
             left = len(stages.queue) + search._outstanding
             self._bar.update(self._in_stage - left, self._in_stage, note)

@@ -36,7 +36,8 @@ class TimeBudget:
     """How many of the last trials together let the front's hypervolume grow by less than 0.1 %."""
 
     def saw_trial(self, seconds: float, hypervolume: float, images: int = 0) -> None:
-        """A trial took `seconds` and left the front at `hypervolume`; without training it saw `images`."""
+        """Record that a trial took `seconds` and left the front at `hypervolume`; without training it saw
+        `images`."""
         self._trial_s.append(seconds)
         if hypervolume > (1 + GROWTH) * self._volume:
             self._volume, self.unchanged = hypervolume, 0
@@ -53,8 +54,8 @@ class TimeBudget:
 
     @property
     def epoch_s(self) -> float | None:
-        """Seconds of an epoch on one worker: the median of the last few measured, else three forward passes
-        for every image, else unknown."""
+        """Return the seconds of an epoch on one worker: the median of the last few measured, else three
+        forward passes for every image, else unknown."""
         if self._epoch_s:
             return statistics.median(self._epoch_s[-9:])
         if self._image_s and self.plan.epoch_images:
@@ -62,7 +63,7 @@ class TimeBudget:
         return None
 
     def reason_to_move_on(self, elapsed_s: float) -> str | None:
-        """Why no further trial is worth starting; None while one is."""
+        """Say why no further trial is worth starting; None while one is."""
         known = len(self._trial_s)
         limit = self.plan.time_limit_s
         if limit is not None and elapsed_s > TRIAL_SHARE * limit:
@@ -77,7 +78,7 @@ class TimeBudget:
         return None
 
     def affordable(self, rungs: Sequence[Rung], elapsed_s: float) -> tuple[tuple[Rung, ...], str]:
-        """(the rungs, with fewer candidates where the time that is left is too short, why).
+        """Return (the rungs, with fewer candidates where the time that is left is too short, why).
 
         A rung that would only hold as many candidates as there will be students is left out.
         """
@@ -92,7 +93,7 @@ class TimeBudget:
         return kept, f"{left:.0f} s are left and an epoch takes {epoch_s:.2g} s"
 
     def final_epochs(self, students: int, elapsed_s: float) -> tuple[float, float, str]:
-        """(epochs, of those in 8 bits besides, why) for each student; fewer where time is short."""
+        """Return (epochs, of those in 8 bits besides, why) for each student; fewer where time is short."""
         plan, left, epoch_s = self.plan, self._left_s(elapsed_s), self.epoch_s
         if left is None or epoch_s is None or not students:
             return plan.final_epochs, plan.quantized_epochs, ""
@@ -110,7 +111,7 @@ class TimeBudget:
 
 
 def _epochs(rungs: Sequence[Rung]) -> float:
-    """All epochs of all rungs: each one goes on where the one below stopped."""
+    """Count all epochs of all rungs: each one goes on where the one below stopped."""
     before, total = 0.0, 0.0
     for rung in rungs:
         total += rung.count * (rung.epochs - before)

@@ -23,16 +23,17 @@ class Trial:
 
     @property
     def epochs(self) -> float:
-        """Of its highest rung."""
+        """Return the epochs of its highest rung."""
         return max(self.trained, default=0.0)
 
     @property
     def best_known(self) -> float:
-        """Accuracy on its highest rung."""
+        """Return the accuracy on its highest rung."""
         return self.at(self.epochs)
 
     def at(self, epochs: float) -> float:
-        """Accuracy on the rung of so many epochs, 0 for that of the trial; -inf if there is none."""
+        """Return the accuracy on the rung of so many epochs, 0 for that of the trial; -inf if there is
+        none."""
         known = self.trained.get(epochs) if epochs else self.accuracy
         return -math.inf if known is None else known
 
@@ -53,36 +54,36 @@ class Trials:
 
     @property
     def known(self) -> list[Trial]:
-        """Those that finished, in the order in which they began."""
+        """Return those that finished, in the order in which they began."""
         return [trial for trial in self._by_number.values() if trial.accuracy is not None]
 
     def add(self, number: int, candidate: Candidate, cost: Cost) -> Trial:
-        """One more that began."""
+        """Add one more that began."""
         self._by_number[number] = Trial(number, candidate, cost)
         return self._by_number[number]
 
     def finish(self, trial: Trial, accuracy: float) -> None:
-        """Keeps what a trial found; only that decides who is on the front, longer training does not."""
+        """Keep what a trial found; only that decides who is on the front, longer training does not."""
         trial.accuracy = accuracy
         grown = [*self._front, trial]
         points = [(-one.at(0), one.cost.latency_ms) for one in grown]
         self._front = [grown[index] for index in non_dominated(points)]
 
     def of(self, candidate: str) -> Trial:
-        """The trial of the candidate with this key."""
+        """Return the trial of the candidate with this key."""
         return next(trial for trial in self._by_number.values() if trial.candidate.key == candidate)
 
     def best_as_fast_as(self, cost: Cost) -> Trial | None:
-        """The most accurate on the front that takes no longer."""
+        """Return the most accurate on the front that takes no longer."""
         faster = (trial for trial in self._front if trial.cost.latency_ms <= cost.latency_ms)
         return max(faster, key=lambda trial: trial.at(0), default=None)
 
     def front_hypervolume(self) -> float:
-        """Of the trials without longer training."""
+        """Return the hypervolume of the trials without longer training."""
         return self._volume([(trial.at(0), trial.cost.latency_ms) for trial in self._front])
 
     def hypervolume(self) -> float:
-        """Of the best that is known of each trial."""
+        """Return the hypervolume of the best that is known of each trial."""
         return self._volume([(trial.best_known, trial.cost.latency_ms) for trial in self.known])
 
     def _volume(self, results: Sequence[tuple[float, float]]) -> float:

@@ -100,7 +100,7 @@ def summary(tally: Tally) -> Evaluation:
 
 
 def recalibrate_batch_norms(module: nn.Module, batches: Iterable[Batch]) -> int:
-    """Sets running means and variances to their averages over the batches; returns how many were used.
+    """Set running means and variances to their averages over the batches; return how many were used.
 
     Weights are not touched and the module is left in eval mode. Without batch norms nothing is read.
     A network whose layers were changed keeps statistics of the old one, which alone can cost most
@@ -154,6 +154,6 @@ def _run_through(
 
 
 def logits_of(model: nn.Module, split: Split, batch_size: int = EVALUATION_BATCH) -> Tensor:
-    """Outputs for the whole split, in order, in eval mode: `(size, classes)` float32."""
+    """Return the outputs for the whole split, in order, in eval mode: `(size, classes)` float32."""
     with eval_mode(model), torch.no_grad():
         return torch.cat([model(images).float() for images, _ in _laid_out(model, split, batch_size)])

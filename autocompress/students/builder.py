@@ -60,9 +60,10 @@ class Workshop:
         self.outputs = TeacherOutputs(self.teacher)
 
     def start(self, candidate: Candidate, trains: bool = False) -> GraphModule:
-        """The student before training: cut from the teacher, blocks and layers of another form distilled from
-        what they replace, the other layers fitted to what is left in closed form, weights set to zero, batch
-        norms recalibrated. Where it `trains`, zeros that training is to find are not made yet."""
+        """Return the student before training: cut from the teacher, blocks and layers of another form
+        distilled from what they replace, the other layers fitted to what is left in closed form, weights set
+        to zero, batch norms recalibrated. Where it `trains`, zeros that training is to find are not made
+        yet."""
         network, weights = apply(self.bound, self.weights, dense(self.bound, candidate), self.saliency)
         assert weights is not None
         fixed = self.take_learned(network, weights, candidate)
@@ -83,7 +84,7 @@ class Workshop:
         trains: bool,
         fixed: Collection[str],
     ) -> GraphModule:
-        """The student with the candidate's zeros, and its other layers fitted once more."""
+        """Return the student with the candidate's zeros, and its other layers fitted once more."""
         thinnings = thinnings_of(self.bound, module.source_network, candidate)
         if not thinnings:
             return module
@@ -96,8 +97,8 @@ class Workshop:
         return sparse
 
     def take_learned(self, network: Network, weights: Weights, candidate: Candidate) -> frozenset[str]:
-        """Puts what replacements learned from the teacher's parts into `weights`, where the candidate changes
-        nothing else about them; returns the layers that took it."""
+        """Put what replacements learned from the teacher's parts into `weights`, where the candidate changes
+        nothing else about them; return the layers that took it."""
         fixed: set[str] = set()
         canonical = self.bound.canonical(candidate)
         for site in (*self.bound.of_kind("block"), *self.bound.of_kind("structure")):
@@ -113,7 +114,8 @@ class Workshop:
         return frozenset(fixed)
 
     def _learned_part(self, site: Site, option: Option) -> Weights:
-        """Empty where nothing was gained; learned once for each choice."""
+        """Return the weights that the part learned, empty where nothing was gained; learned once for each
+        choice."""
         if (site.name, option) not in self._learned:
             network, weights = apply(
                 self.bound, self.weights, Candidate.of({site.name: option}), self.saliency
@@ -139,7 +141,8 @@ class Workshop:
         part: int = 0,
         thinnings: Mapping[str, Thinning] | None = None,
     ) -> Distilled | None:
-        """Distils `module` in place, its zeros and shared values held; None when there is nothing to do.
+        """Distil `module` in place, its zeros and shared values held; return None when there is nothing to
+        do.
 
         Layers of `thinnings` with a method that trains become sparse on the way. Each `part` of a training
         that is done in several sees the images in an order of its own.
@@ -162,7 +165,7 @@ class Workshop:
             return run
 
     def quantized(self, module: GraphModule) -> GraphModule:
-        """The student as it will be shipped: batch norms folded, codebooks found, 8-bit layers with
+        """Return the student as it will be shipped: batch norms folded, codebooks found, 8-bit layers with
         calibrated ranges, as the space's `quantize` says; shared values are not rounded to others."""
         network, weights = fold_batch_norms(module.source_network, module.export_weights())
         assert weights is not None
@@ -176,23 +179,25 @@ class Workshop:
         return thinnings_of(self.bound, module.source_network, candidate)
 
     def trial(self, candidate: Candidate, epochs: float) -> Evaluation:
-        """Accuracy on validation data after a short distillation, in the candidate's own precision."""
+        """Return the accuracy on validation data after a short distillation, in the candidate's own
+        precision."""
         module = self.start(candidate, trains=epochs > 0)
         self.train(module, epochs, thinnings=self._thinnings(module, candidate))
         return self.validated(self.quantized(module))
 
     def validated(self, module: GraphModule) -> Evaluation:
-        """Accuracy on validation data, computed where students are trained."""
+        """Return the accuracy on validation data, computed where students are trained."""
         return evaluate(module, self.data.validation, on=self.settings.train_on, task=self.data.task)
 
     def gone_on(self, candidate: Candidate, weights: Weights) -> GraphModule:
-        """The student as an earlier training left it. Raises KeyError for the weights of another one."""
+        """Return the student as an earlier training left it. Raises KeyError for the weights of another
+        one."""
         network, _ = apply(self.bound, None, candidate)
         return build(network, weights)
 
     def rung(self, candidate: Candidate, weights: Weights | None, epochs: float, part: int) -> GraphModule:
-        """The student distilled for `epochs` more: from `weights`, as an earlier rung left it, or from the
-        teacher."""
+        """Return the student distilled for `epochs` more: from `weights`, as an earlier rung left it, or from
+        the teacher."""
         if weights is not None:
             module, thinnings = self.gone_on(candidate, weights), None
         else:
@@ -210,8 +215,8 @@ class Workshop:
         stop: Callable[[], bool] | None = None,
         start: GraphModule | None = None,
     ) -> Finished | None:
-        """The final student: long distillation, calibration, and distillation as it will be shipped: aware
-        of 8 bits, centroids of shared weights moving.
+        """Return the final student: long distillation, calibration, and distillation as it will be shipped:
+        aware of 8 bits, centroids of shared weights moving.
 
         The latter is kept only where it helps on validation data. None when `stop` ended it early. Training
         begins with `start`, which it changes, or with the candidate cut from the teacher.
@@ -241,7 +246,7 @@ class Workshop:
 
 
 def _thinners(module: GraphModule, thinnings: Mapping[str, Thinning]) -> list[Thinner]:
-    """One for each method that trains."""
+    """Make one thinner for each method that trains."""
     params = {node.name: node.params[0] for node in module.source_network.nodes if node.name in thinnings}
     return [
         Thinner(
@@ -259,7 +264,8 @@ def _thinners(module: GraphModule, thinnings: Mapping[str, Thinning]) -> list[Th
 
 
 def _rounded(module: GraphModule) -> GraphModule:
-    """Shared values and the biases beside them as they are stored; the module itself where there are none."""
+    """Give shared values and the biases beside them the form in which they are stored; return the module
+    itself where there are none."""
     network = module.source_network
     shares = any(sharing_layers(network))
     return build(network, rounded(network, module.export_weights())) if shares else module

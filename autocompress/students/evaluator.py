@@ -61,7 +61,7 @@ class Evaluator:
         return {**_values(shot.evaluation), "images": shot.evaluation.count, "stopped": shot.stopped}
 
     def _rung(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Trains until the candidate has had `epochs` in all: from its checkpoint of the rung `before`, or of
+        """Train until the candidate has had `epochs` in all: from its checkpoint of the rung `before`, or of
         this one where only the evaluation is missing, else from the start."""
         epochs, path = float(payload["epochs"]), checkpoint_path(self.folder, candidate)
         found = load_checkpoint(path)
@@ -77,7 +77,7 @@ class Evaluator:
         return {**_values(result), "trained_epochs": epochs - done}
 
     def _final(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Distils from the checkpoint of the candidate's last rung, where there is one."""
+        """Distil from the checkpoint of the candidate's last rung, where there is one."""
         found = load_checkpoint(checkpoint_path(self.folder, candidate))
         start = None if found is None else self.workshop.gone_on(candidate, found.weights)
         finished = self.workshop.finish(

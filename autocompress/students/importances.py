@@ -19,8 +19,9 @@ from autocompress.transforms.sites import BoundSpace
 
 
 def importances(bound: BoundSpace, weights: Weights, data: Data) -> Saliency:
-    """What the space's choices need to know of the teacher, on calibration data: importances of channels
-    by every method it uses, and the second moments of the layers whose rank or sparsity minds the data."""
+    """Return what the space's choices need to know of the teacher, on calibration data: importances of
+    channels by every method it uses, and the second moments of the layers whose rank or sparsity minds the
+    data."""
     teacher = build(bound.network, weights)
     sites: dict[str, set[str]] = {}
     for site in bound.of_kind("width"):
@@ -47,7 +48,8 @@ def importances(bound: BoundSpace, weights: Weights, data: Data) -> Saliency:
 def importance(
     coupling: Coupling, teacher: GraphModule, data: Data, method: str, groups: Collection[str]
 ) -> Weights:
-    """By one method, for the named groups at least: parameter → importances, output channels first."""
+    """Return by one method, for the named groups at least, importances by parameter, output channels
+    first."""
     if method in TRAINED:
         return trained_importance(teacher, data, TRAINED[method])
     batches = data.calibration.batches(CALIBRATION_BATCH)

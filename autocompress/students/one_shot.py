@@ -107,7 +107,8 @@ class OneShot:
         self.fit_images, self.batch = min(self.fit_images, most), min(self.batch, most)
 
     def __call__(self, candidate: Candidate, rival: Rival | None = None) -> Shot:
-        """The accuracy of a candidate in its own precision; with a rival only as far as it is needed."""
+        """Return the accuracy of a candidate in its own precision; with a rival only as far as it is
+        needed."""
         student = self.student(candidate)
         known = None if rival is None else self._seen.get(rival.key)
         task = self.workshop.data.task
@@ -131,7 +132,7 @@ class OneShot:
         return Shot(summary(seen), stopped=False)
 
     def student(self, candidate: Candidate) -> GraphModule:
-        """The candidate as it is evaluated: batch norms folded, 8-bit values with their quantizers.
+        """Return the candidate as it is evaluated: batch norms folded, 8-bit values with their quantizers.
 
         Layers that are sparse, share values or have fewer than 8 bits are made as for training, and such a
         student shares no block with others.
@@ -151,12 +152,14 @@ class OneShot:
 
     @cached_property
     def _held_out(self) -> Split:
-        """In an order in which every prefix holds each class in its share."""
+        """Return the images that are held out, in an order in which every prefix holds each class in its
+        share."""
         split = self.workshop.data.validation
         return split.subset(split.size if self.images is None else min(self.images, split.size))
 
     def _batches(self) -> Iterable[Batch]:
-        """Held-out images in order, read again for every candidate where they are too many to keep."""
+        """Return the held-out images in order, read again for every candidate where they are too many to
+        keep."""
         image_bytes = 4 * math.prod(self.workshop.data.input_shape)
         return self._kept_batches if self._held_out.size * image_bytes <= IMAGE_BYTES else self._read()
 
@@ -173,13 +176,14 @@ class OneShot:
 
     @cached_property
     def _rows(self) -> int:
-        """Places that a layer is fitted at; what the teacher computes there is kept for all layers."""
+        """Return how many places a layer is fitted at; what the teacher computes there is kept for all
+        layers."""
         network = self.workshop.teacher.source_network
         channels = sum(network.params[node.params[0]].shape[0] for node in solvable_layers(network))
         return max(FEWEST_ROWS, min(self.fit_rows, TARGET_BYTES // (4 * max(1, channels))))
 
     def outputs(self, student: GraphModule, batches: Iterable[Tensor], of: str) -> Iterator[Tensor]:
-        """What a student computes for one batch of images after the other, float32.
+        """Yield what a student computes for one batch of images after the other, float32.
 
         `of` names the images: equal names, equal batches.
         """
@@ -208,8 +212,8 @@ class OneShot:
             yield values[network.output].float()
 
     def _fitted(self, module: GraphModule, kept: KeptChannels, fixed: frozenset[str]) -> dict[str, Range]:
-        """Fits the module in place, but for the layers that are `fixed`; returns the ranges of the values
-        that can be 8-bit."""
+        """Fit the module in place, but for the layers that are `fixed`; return the ranges of the values that
+        can be 8-bit."""
         network, teacher = module.source_network, self.workshop.teacher
         changed = changed_values(network, teacher.source_network)
         layers = {node.name for node in changed_layers(network, teacher.source_network, kept)} - fixed
@@ -265,8 +269,8 @@ class OneShot:
 
 
 def _sources_of_ranges(network: Network) -> dict[str, str]:
-    """{value of the network: name of the same value when batch norms are folded}, for all that are rounded
-    when every layer that can has 8 bits; empty where none has."""
+    """Return {value of the network: name of the same value when batch norms are folded}, for all that are
+    rounded when every layer that can has 8 bits; empty where none has."""
     if all(node.bits == 32 for node in network.nodes):
         return {}
     folded, _ = fold_batch_norms(network, None)
@@ -286,20 +290,20 @@ def _sources_of_ranges(network: Network) -> dict[str, str]:
 def _described(
     network: Network, node: Node, is_fitted: bool, changed: frozenset[str], kept: KeptChannels
 ) -> str:
-    """All that decides what fitting makes of a node; its bits do not."""
+    """Return all that decides what fitting makes of a node; its bits do not."""
     mask = kept[node.name].tobytes().hex() if is_fitted and node.name in kept else ""
     flags = (is_fitted, node.name in changed, is_fitted and is_normalised(network, node), mask)
     return f"{node.but(bits=32)!r} {flags}"
 
 
 def _all_known(network: Network, cut: int, sources: Mapping[str, str], ranges: Mapping[str, Range]) -> bool:
-    """Whether of everything before a cut the ranges are known that are asked for."""
+    """Return whether all ranges are known that are asked for before a cut."""
     before = (INPUT, *(node.name for node in network.nodes[:cut]))
     return all(sources[name] in ranges for name in before if name in sources)
 
 
 def _take_over(module: GraphModule, weights: Mapping[str, Tensor]) -> None:
-    """The fitted parameters and statistics of the nodes before a cut."""
+    """Take over the fitted parameters and statistics of the nodes before a cut."""
     with torch.no_grad():
         for name, value in weights.items():
             module.tensor_named(name).copy_(value)

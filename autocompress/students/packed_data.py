@@ -39,7 +39,11 @@ class DataSpec:
         hints = {name: _tuple(value) for name, value in data["preprocessing"].items()}
         names = tuple(str(name) for name in data["class_names"])
         return cls(
-            str(data["spec"]), Preprocessing(**hints), int(data["num_classes"]), names, str(data["targets"])
+            str(data["spec"]),
+            Preprocessing(**hints),
+            int(data["num_classes"]),
+            names,
+            str(data.get("targets", "classes")),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class PrefixCache:
         self._kept: OrderedDict[str, Kept] = OrderedDict()
 
     def put(self, key: str, kept: Kept) -> None:
-        """Keeps it, unless it is too large or one with as many ranges is there already."""
+        """Keep it, unless it is too large or one with as many ranges is there already."""
         before = self._kept.get(key)
         if before is not None and len(before.ranges) >= len(kept.ranges):
             return
@@ -68,8 +68,8 @@ class PrefixCache:
         keys: Mapping[int, str],
         serves: Callable[[int, Kept], bool] = lambda _cut, _kept: True,
     ) -> tuple[int, dict[str, Tensor], Kept] | None:
-        """The last cut at which a value is kept that `serves`: number of the node to go on from, the values
-        to go on with, and what was kept."""
+        """Return the last cut at which a value is kept that `serves`: number of the node to go on from, the
+        values to go on with, and what was kept."""
         for cut in sorted(cuts, reverse=True):
             kept = self._kept.get(keys[cut])
             if kept is not None and serves(cut, kept):
@@ -81,7 +81,7 @@ class PrefixCache:
 
 
 def cuts(network: Network) -> dict[int, str]:
-    """{number of a node: the only value that it and all after it read}, before layers with weights."""
+    """Return {number of a node: the only value that it and all after it read}, before layers with weights."""
     last: dict[str, int] = {}
     for index, node in enumerate(network.nodes):
         last.update(dict.fromkeys(node.inputs, index))
@@ -96,7 +96,7 @@ def cuts(network: Network) -> dict[int, str]:
 
 
 def keys(module: GraphModule, start: str, describe: Callable[[Node], str] = repr) -> dict[int, str]:
-    """{number of a node: digest of all nodes before it, of their parameters and of `start`}."""
+    """Return {number of a node: digest of all nodes before it, of their parameters and of `start`}."""
     return dict(_keys(module, start, describe))
 
 

@@ -45,6 +45,8 @@ def compared(task: Task, ours: Tensor, theirs: Tensor | None, score: float, tota
             return unpaired(right, score, total)
         return paired(right, theirs[:, 0].numpy() > 0, total)
     left = math.sqrt(max(0.0, 1 - len(ours) / total))
+    if theirs is None and not task.is_mean:
+        return Difference(0.0, math.inf)  # A metric of some examples may be another one than that of all.
     if theirs is None:
         own = score_of(task, ours)
         return Difference(own - score, std_err(task, ours, own) * left)
@@ -57,7 +59,7 @@ def _is_right_or_wrong(rows: Tensor) -> bool:
 
 
 def paired(ours: Correct, theirs: Correct, total: int) -> Difference:
-    """From the same images, of which there are `total`.
+    """Measure the difference on the same images, of which there are `total`.
 
     One disagreement in either direction is added, so that a few images without any prove nothing.
     """
@@ -69,7 +71,8 @@ def paired(ours: Correct, theirs: Correct, total: int) -> Difference:
 
 
 def unpaired(ours: Correct, accuracy: float, total: int) -> Difference:
-    """From a candidate's own images and the accuracy of the other one over all `total`."""
+    """Estimate the difference from a candidate's own images and the accuracy of the other one over all
+    `total`."""
     count = len(ours)
     share = (float(ours.sum()) + 1) / (count + 2)
     return Difference(float(ours.mean()) - accuracy, _std_err(share * (1 - share), count, total))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.label_match import with_teacher_outputs
 from autocompress.problem.space import Space, space_of
 from autocompress.problem.tasks.choice import task_from_json, task_to_json
+from autocompress.problem.tasks.classification import Classification
 from autocompress.problem.tasks.task import Task
 from autocompress.problem.teacher import Preprocessing
 from autocompress.runs.tasks import (
@@ -59,7 +60,7 @@ class RemoteConfig:
     settings: DistillSettings
     batch: int
     data: PackedData | DataSpec
-    task: Task
+    task: Task = field(default_factory=Classification)
     torch_operators: bool = False
 
     @classmethod
@@ -72,7 +73,7 @@ class RemoteConfig:
             settings=DistillSettings.from_json(data["settings"]),
             batch=int(data["batch"]),
             data=PackedData.from_json(data["data"]) if "data" in data else DataSpec.from_json(data),
-            task=task_from_json(data["task"]),
+            task=task_from_json(data["task"]) if "task" in data else Classification(),
             torch_operators=bool(data.get("torch_operators", False)),
         )
 

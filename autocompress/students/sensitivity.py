@@ -32,7 +32,7 @@ Damage = dict[tuple[str, Option], float]
 
 
 def choices_to_score(bound: BoundSpace) -> Iterator[tuple[str, Option]]:
-    """Every option that changes a float network. 8 bits, whose damage is small, are not among them."""
+    """Yield every option that changes a float network. 8 bits, whose damage is small, are not among them."""
     for site in bound.free:
         small = (8,) if site.kind == "bits" else ()
         for option in site.options:
@@ -85,7 +85,7 @@ class Scorer:
         self._teacher = self._outputs(Candidate())
 
     def __call__(self, candidate: Candidate) -> dict[str, float]:
-        """Damage that is no number is infinite."""
+        """Return the damage by each measure; one that is no number is infinite."""
         changed = self._outputs(candidate)
         task = self._one_shot.workshop.data.task
         values = {measure: compute(changed, self._teacher, task) for measure, compute in MEASURES.items()}
@@ -97,7 +97,7 @@ class Scorer:
 
 
 def score(one_shot: OneShot) -> dict[str, Damage]:
-    """{measure: {(site, option): damage}} for every choice of `choices_to_score`."""
+    """Return {measure: {(site, option): damage}} for every choice of `choices_to_score`."""
     scorer = Scorer(one_shot)
     found = {choice: scorer(Candidate.of([choice])) for choice in choices_to_score(one_shot.workshop.bound)}
     return {measure: {choice: one[measure] for choice, one in found.items()} for measure in MEASURES}
@@ -121,7 +121,7 @@ class Ranking:
 def ranked(
     harms: Mapping[str, Callable[[Candidate], float]], probes: Sequence[Candidate], losses: Sequence[float]
 ) -> list[Ranking]:
-    """The measures, the one that ranks the probes best first; `harms` sums each measure's scores."""
+    """Return the measures, the one that ranks the probes best first; `harms` sums each measure's scores."""
     found = [
         Ranking(measure, rank_correlation([harm(probe) for probe in probes], losses), len(probes))
         for measure, harm in harms.items()
@@ -130,7 +130,7 @@ def ranked(
 
 
 def described(rankings: Sequence[Ranking]) -> str:
-    """One clause for the record of decisions, the best measure first."""
+    """Return one clause for the record of decisions, the best measure first."""
     best, *others = rankings
     text = f"{best.measure} ranks {best.count} random joint candidates at {best.correlation:.2f}"
     if others:

@@ -42,7 +42,7 @@ CHAIN_SUFFIXES = (
 def apply(
     bound: BoundSpace, weights: Weights | None, candidate: Candidate, saliency: Saliency | None = None
 ) -> tuple[Network, Weights | None]:
-    """The network of a candidate and its weights, cut and factorised from the teacher's.
+    """Return the network of a candidate and its weights, cut and factorised from the teacher's.
 
     Widths come first, on the teacher's coupled groups; then blocks are dropped or replaced and layers merged,
     then layers factorised or structured, then bit-widths and codebooks marked and zeros made. The arguments
@@ -69,13 +69,14 @@ def apply(
 
 
 def dense(bound: BoundSpace, candidate: Candidate) -> Candidate:
-    """The candidate without its choices of sparsity."""
+    """Return the candidate without its choices of sparsity."""
     sparse = {site.name for site in bound.of_kind("sparsity")}
     return Candidate.of((name, option) for name, option in candidate.choices if name not in sparse)
 
 
 def thinnings_of(bound: BoundSpace, network: Network, candidate: Candidate) -> dict[str, Thinning]:
-    """How the layers of the candidate's network, parts of factorised ones included, are made sparse."""
+    """Return how the layers of the candidate's network, parts of factorised ones included, are made
+    sparse."""
     found: dict[str, Thinning] = {}
     canonical = bound.canonical(candidate)
     for site in bound.of_kind("sparsity"):
@@ -96,7 +97,7 @@ def _codebooks(bound: BoundSpace, network: Network, candidate: Candidate) -> dic
 
 
 def _parts(network: Network, layer: str) -> list[str]:
-    """The layer, and those that it became."""
+    """Return the layer, and those that it became."""
     names = (layer, *(f"{layer}.{suffix}" for suffix in CHAIN_SUFFIXES))
     return [name for name in names if name in network.by_name]
 
@@ -106,16 +107,25 @@ def _evidence(saliency: Saliency) -> Evidence:
 
 
 def deployed(network: Network, weights: Weights | None = None) -> tuple[Network, Weights | None]:
-    """The network as it will be shipped: batch norms folded, quantizers in place (ranges still to be set).
+    """Return the network as it will be shipped: batch norms folded, quantizers in place (ranges still to be
+    set).
 
     Values that cannot be negative get a range that starts at zero, as calibration will find, because
     runtimes fuse an activation into an integer kernel only then.
     """
     network, weights = fold_batch_norms(network, weights)
-    planned = plan(network)
+    return rounded(network, plan(network)), weights
+
+
+def rounded(network: Network, planned: frozenset[str], input_from_zero: bool = False) -> Network:
+    """Return the network with quantizers at these values, ranges still to be set. `input_from_zero` says of
+    a section of a network that what it reads cannot be negative."""
     if not planned:
-        return network, weights
-    return with_ranges(network, _placeholders(network, planned), planned), weights
+        return network
+    ranges = _placeholders(network, planned)
+    if input_from_zero:
+        ranges[INPUT] = (0.0, 1.0)
+    return with_ranges(network, ranges, planned)
 
 
 def deployed_network(bound: BoundSpace, candidate: Candidate) -> Network:
@@ -125,7 +135,7 @@ def deployed_network(bound: BoundSpace, candidate: Candidate) -> Network:
 
 
 def _placeholders(network: Network, planned: frozenset[str]) -> dict[str, tuple[float, float]]:
-    """A range for each value of the plan, unlike those of other values as calibration will find them:
+    """Return a range for each value of the plan, unlike those of other values as calibration will find them:
     equal ones would share their bytes in an exported file. A relu leaves what is positive as it is."""
     ranges: dict[str, tuple[float, float]] = {}
     for index, value in enumerate(name for name in (INPUT, *network.by_name) if name in planned):
@@ -155,7 +165,7 @@ def _keep_mask(bound: BoundSpace, candidate: Candidate, saliency: Saliency | Non
 
 
 def kept_channels(bound: BoundSpace, candidate: Candidate, saliency: Saliency) -> dict[str, prune.Keep]:
-    """Layer of the teacher → which of its output channels the candidate keeps, for those it cuts."""
+    """Return by layer of the teacher which of its output channels the candidate keeps, for those it cuts."""
     return prune.kept_outputs(bound.coupling, _keep_mask(bound, candidate, saliency))
 
 

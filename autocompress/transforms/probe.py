@@ -22,7 +22,7 @@ from autocompress.transforms.sites import BoundSpace
 
 
 def probed(bound: BoundSpace, weights: Weights) -> BoundSpace:
-    """The space without the choices that make the network fail."""
+    """Return the space without the choices that make the network fail."""
     drops: dict[tuple[str, Option], str] = {}
     merges: list[tuple[str, Option]] = [(site.name, "merge") for site in bound.of_kind("merge")]
     widths = [(site.name, site.options[0]) for site in bound.of_kind("width")]
@@ -45,7 +45,7 @@ def _like(site: Site, option: Option) -> list[Option]:
 def _failing(
     choices: Sequence[tuple[str, Option]], runs: Callable[[Candidate], bool]
 ) -> list[tuple[str, Option]]:
-    """The choices that fail, found by halving."""
+    """Find the choices that fail by halving."""
     if not choices or runs(Candidate.of(choices)):
         return []
     if len(choices) == 1:

@@ -24,14 +24,14 @@ arXiv:1505.06798)."""
 
 
 def rank_starts(bound: BoundSpace, weights: Weights) -> list[Candidate]:
-    """The candidates of `rank_start` by every rule, those apart that leave the teacher as it is."""
+    """Return the candidates of `rank_start` by every rule, those apart that leave the teacher as it is."""
     found = {start.key: start for start in (rank_start(bound, weights, rule) for rule in RULES)}
     return [start for start in found.values() if start.choices]
 
 
 def rank_start(bound: BoundSpace, weights: Weights, rule: str = "vbmf") -> Candidate:
-    """For every rank site the least share offered that holds what the weight needs by the rule; full rank
-    where none does."""
+    """Choose for every rank site the least share offered that holds what the weight needs by the rule; full
+    rank where none does."""
     choices: dict[str, Option] = {}
     for site in bound.of_kind("rank"):
         node = bound.network.by_name[site.target]
@@ -43,8 +43,8 @@ def rank_start(bound: BoundSpace, weights: Weights, rule: str = "vbmf") -> Candi
 
 
 def needed_share(weight: NDArray[np.floating], method: str, rule: str = "vbmf") -> float:
-    """The share of its full rank that a weight `(out, in, …)` seems to need, by a rule on the matrices that
-    the method truncates; 1 where nothing stands out of noise."""
+    """Return the share of its full rank that a weight `(out, in, …)` seems to need, by a rule on the matrices
+    that the method truncates; 1 where nothing stands out of noise."""
     out, into = weight.shape[:2]
     if method == "svd":
         matrices = [weight.reshape(out, into)]

@@ -15,7 +15,8 @@ PRECISIONS = ("fp32", "int8", "mixed")
 
 
 def random_candidate(bound: BoundSpace, rng: random.Random, precision: str = "mixed") -> Candidate:
-    """A candidate whose overall strength is drawn first, so that light and heavy ones are equally likely."""
+    """Draw a candidate whose overall strength is drawn first, so that light and heavy ones are equally
+    likely."""
     strength = rng.random()
     choices: dict[str, Option] = {}
     for site in bound.free:
@@ -29,7 +30,7 @@ def random_candidate(bound: BoundSpace, rng: random.Random, precision: str = "mi
 def samples(
     bound: BoundSpace, count: int, seed: int, precisions: Sequence[str] = ("fp32", "int8")
 ) -> Iterator[tuple[str, Candidate]]:
-    """`(precision, candidate)` pairs without repeats: the teacher in each precision, then random ones.
+    """Yield `(precision, candidate)` pairs without repeats: the teacher in each precision, then random ones.
 
     Sparsity and shared values, which change no kernel, are left out. `precisions` are those that the device
     computes in.
@@ -55,7 +56,8 @@ def samples(
 
 
 def random_weights(network: Network, seed: int = 0) -> Weights:
-    """Weights of the network's shapes, small and without denormal numbers: timing does not depend on them."""
+    """Draw weights of the network's shapes, small and without denormal numbers: timing does not depend on
+    them."""
     rng = np.random.default_rng(seed)
     weights: Weights = {}
     for name, spec in network.params.items():

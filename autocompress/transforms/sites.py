@@ -69,7 +69,7 @@ class BoundSpace:
 
     @cached_property
     def free(self) -> tuple[Site, ...]:
-        """The sites with a real choice."""
+        """Return the sites with a real choice."""
         return tuple(site for site in self.sites if len(site.options) > 1)
 
     @cached_property
@@ -81,11 +81,11 @@ class BoundSpace:
 
     @property
     def log10_size(self) -> float:
-        """Decimal logarithm of the number of candidates."""
+        """Return the decimal logarithm of the number of candidates."""
         return float(sum(np.log10(len(site.options)) for site in self.sites))
 
     def check(self, candidate: Candidate) -> None:
-        """Raises KeyError for a site the space does not have or an option the site does not offer."""
+        """Raise KeyError for a site the space does not have or an option the site does not offer."""
         for name, option in candidate.choices:
             site = self.by_name.get(name)
             if site is None:
@@ -94,7 +94,7 @@ class BoundSpace:
                 raise KeyError(f"{name} offers {site.options}, not {option!r}")
 
     def canonical(self, candidate: Candidate) -> Candidate:
-        """The candidate without choices that equal the default or that another choice makes moot.
+        """Return the candidate without choices that equal the default or that another choice makes moot.
 
         Two candidates that mean the same network have the same canonical form.
         """
@@ -124,7 +124,7 @@ class BoundSpace:
         )
 
     def _without_binary_inputs(self, name: str, option: Option, merged: Mapping[str, str]) -> Option:
-        """Binary weights alone where the layer takes one in whose input may be negative."""
+        """Return binary weights alone where the layer takes one in whose input may be negative."""
         taken = [first for first, into in merged.items() if into == self.by_name[name].target]
         if option != XNOR or not taken or "binary" not in self.by_name[name].options:
             return option
@@ -132,7 +132,7 @@ class BoundSpace:
         return option if never_negative(self.network, reads) else "binary"
 
     def without(self, drops: Mapping[tuple[str, Option], str]) -> BoundSpace:
-        """The space without these options; `drops` gives the reason for each (site, option)."""
+        """Return the space without these options; `drops` gives the reason for each (site, option)."""
         sites = []
         for site in self.sites:
             options = tuple(option for option in site.options if (site.name, option) not in drops)
@@ -144,7 +144,7 @@ class BoundSpace:
         return replace(self, sites=tuple(sites), dropped=(*self.dropped, *listed))
 
     def lock(self, names: Mapping[str, str]) -> BoundSpace:
-        """The space with these sites locked; `names` gives the reason for each."""
+        """Return the space with these sites locked; `names` gives the reason for each."""
         return replace(
             self,
             sites=tuple(
@@ -157,9 +157,9 @@ class BoundSpace:
 
     @cached_property
     def folded(self) -> BoundSpace:
-        """The same decisions about the network without its batch norms, whose candidates ship as the same
-        networks: enough for pricing, with fewer nodes. The space itself where folding moves a decision, and
-        where an option leaves a batch norm behind it that cannot be folded."""
+        """Return the same decisions about the network without its batch norms, whose candidates ship as the
+        same networks: enough for pricing, with fewer nodes. The space itself where folding moves a decision,
+        and where an option leaves a batch norm behind it that cannot be folded."""
         if any(option in _KEEP_BATCH_NORM for site in self.free for option in site.options):
             return self
         network, _ = fold_batch_norms(self.network, None)
@@ -173,7 +173,7 @@ class BoundSpace:
         return replace(self, network=network, coupling=coupling, blocks=blocks) if same else self
 
     def _replaced(self, candidate: Candidate) -> tuple[set[str], dict[str, tuple[Option, set[str]]]]:
-        """What dropped blocks compute; by block the compact form it takes and the layers that do."""
+        """Return what dropped blocks compute; by block the compact form it takes and the layers that do."""
         gone: set[str] = set()
         compacted: dict[str, tuple[Option, set[str]]] = {}
         for name, option in candidate.choices:
@@ -188,7 +188,7 @@ class BoundSpace:
     def _merged(
         self, candidate: Candidate, gone: set[str], compacted: Mapping[str, tuple[Option, set[str]]]
     ) -> dict[str, str]:
-        """Layers that leave → those that take them in, where both are still as they were."""
+        """Return the layers that leave → those that take them in, where both are still as they were."""
         other = gone.union(*(layers for _, layers in compacted.values()))
         chosen = [self.by_name[name] for name, option in candidate.choices if option == merging.MERGE]
         pairs = {site.target: settings_of(site, MergeSettings).into for site in chosen}
@@ -208,7 +208,7 @@ class BoundSpace:
 
 
 def bind(space: Space, network: Network) -> BoundSpace:
-    """Every site of `network` under the rules of `space`.
+    """Return every site of `network` under the rules of `space`.
 
     Raises:
         SpaceError: a rule that is not optional matches nothing.
@@ -290,7 +290,8 @@ class _Binder:
         return _site(name, "block", block.name, options, "keep", block.layers)
 
     def _locked_layers(self, block: Block) -> list[str]:
-        """Layers of the block that the space locks: whatever replaces the block would change them."""
+        """Return the layers of the block that the space locks: whatever replaces the block would change
+        them."""
         rules = {name: self._layer_rule(self.network.by_name[name]) for name in block.layers}
         return [name for name, rule in rules.items() if rule is not None and rule.locked]
 
@@ -299,7 +300,7 @@ class _Binder:
         return uses_of(self.network, node.name)[0] is node
 
     def _uses(self, node: Node) -> tuple[str, ...]:
-        """Names of all the layers that have the weight of this one."""
+        """Return the names of all the layers that have the weight of this one."""
         return tuple(use.name for use in uses_of(self.network, node.name))
 
     def rank(self, node: Node) -> Site:
@@ -331,7 +332,8 @@ class _Binder:
         return _site(name, "rank", node.name, [*options, "full"], "full", layers, settings)
 
     def structure(self, node: Node) -> Site | None:
-        """None where no rule asks for one: most layers are not matrices, and most spaces do not ask."""
+        """Return the layer's site, None where no rule asks for one: most layers are not matrices, and most
+        spaces do not ask."""
         rule = self._layer_rule(node)
         if rule is None or set(rule.structure) <= {structured.DENSE}:
             return None
@@ -371,7 +373,7 @@ class _Binder:
         return _site(name, "bits", node.name, options, 32, layers)
 
     def merge(self, node: Node) -> Site | None:
-        """None where no rule asks for it."""
+        """Return the layer's site, None where no rule asks for it."""
         rule = self._layer_rule(node)
         if rule is None or merging.MERGE not in rule.merge:
             return None
@@ -387,7 +389,7 @@ class _Binder:
         return _site(name, "merge", node.name, options, merging.KEEP, layers, settings)
 
     def sparsity(self, node: Node) -> Site | None:
-        """None where no rule asks for one, as for structures."""
+        """Return the layer's site, None where no rule asks for one, as for structures."""
         rule = self._layer_rule(node)
         if rule is None or rule.sparsity is None or set(rule.sparsity.keep) == {1.0}:
             return None
@@ -407,7 +409,7 @@ class _Binder:
         return _site(name, "sparsity", node.name, sorted(options, key=density_of), 1.0, layers, settings)
 
     def codebook(self, node: Node) -> Site | None:
-        """None where no rule asks for one, as for structures."""
+        """Return the layer's site, None where no rule asks for one, as for structures."""
         rule = self._layer_rule(node)
         if rule is None or set(rule.codebook) <= {NONE}:
             return None
@@ -450,7 +452,7 @@ class _Binder:
         return "its weight is shared with another layer" if len(self.network.param_users[weight]) > 1 else ""
 
     def _unlike_uses(self, node: Node) -> str:
-        """Why a choice cannot hold for all that read the weight of a layer; empty where it can."""
+        """Say why a choice cannot hold for all that read the weight of a layer; empty where it can."""
         weight = node.params[0]
         uses = uses_of(self.network, node.name)
         if len(uses) != len(self.network.param_users[weight]) or len({use.op for use in uses}) > 1:
@@ -460,7 +462,8 @@ class _Binder:
 
 
 def _round_to(group: Group, channels: int) -> int:
-    """The multiple of atoms kept: a head of an attention, or a group, brings several channels by itself."""
+    """Return the multiple of atoms kept: a head of an attention, or a group, brings several channels by
+    itself."""
     return -(-channels // group.places[0].indices.shape[1])
 
 
@@ -472,7 +475,7 @@ def _runs_as_it_is(network: Network, node: Node) -> bool:
 
 
 def _in_floats_only(node: Node) -> str:
-    """Why a layer keeps its 32 bits; empty for those that runtimes have in 8."""
+    """Say why a layer keeps its 32 bits; empty for those that runtimes have in 8."""
     if node.op == EMBEDDING:
         return "a table stays in floats"
     return "" if node.op in LAYERS else "no runtime computes a transposed convolution in 8 bits"

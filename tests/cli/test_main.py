@@ -102,9 +102,9 @@ def test_help_is_complete_and_ends_with_an_example(command: list[str]):
 
 def test_every_function_of_the_api_has_a_command():
     functions = {"inspect", "profile", "resume", "front", "pick", "bench", "report", "doctor", "status"}
-    functions |= {"pack", "check"}
+    functions |= {"pack", "check", "compress"}
     assert functions | {"search"} == set(main.commands)
-    assert all(callable(getattr(autocompress, name)) for name in [*functions, "compress"])
+    assert all(callable(getattr(autocompress, name)) for name in functions)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def test_integers_are_computed_exactly() -> None:
     assert_computes(network, weights, module, inputs((3, 2, 2), 5))
 
 
+def test_a_constant_may_come_from_an_operation_named_like_a_method() -> None:
+    module = net(lambda m, x: m.c(x * torch.arange(3).to(torch.float32)[:, None, None]), c=nn.Conv2d(3, 4, 1))
+    network, weights = trace(module, (3, 4, 4))
+    assert_computes(network, weights, module, inputs((3, 4, 4)))
+
+
 def test_an_operator_that_its_author_registered_is_kept() -> None:
     network, weights = trace(CustomOperator().eval(), IMAGE)
     assert "soft_sign" in kept(network)

@@ -82,9 +82,12 @@ class ElmanCell(Around):
     def __init__(self) -> None:
         super().__init__()
         self.rnn = nn.RNN(12, 12, batch_first=True, nonlinearity="relu")
+        self.both = nn.RNN(12, 6, num_layers=2, bidirectional=True, bias=False)
 
     def between(self, x: Tensor) -> Tensor:
-        return self.rnn(x.flatten(2).transpose(1, 2))[0][:, -1]
+        steps, state = self.rnn(x.flatten(2).transpose(1, 2))
+        first = state.expand(4, -1, -1)[:, :, :6].contiguous()
+        return self.both(steps.transpose(0, 1), first)[0][-1]
 
 
 class SummedAlong(Around):
@@ -208,6 +211,14 @@ class Resampled(Around):
         return F.adaptive_avg_pool2d(large, 3).mean((2, 3))
 
 
+class Unpooled(Around):
+    """Maxima go back to their places."""
+
+    def between(self, x: Tensor) -> Tensor:
+        found, places = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(found, places, 2).mean((2, 3)) + F.adaptive_max_pool2d(x, 3).mean((2, 3))
+
+
 class FoldedPatches(Around):
     """Overlapping patches, normalised, and put together again."""
 
@@ -295,6 +306,7 @@ NETWORKS: dict[str, Kept] = {
     "volume": Kept(Volume, ()),
     "rolled": Kept(RolledAndMirrored, ()),
     "resampled": Kept(Resampled, ()),
+    "unpooled": Kept(Unpooled, ()),
     "folded patches": Kept(FoldedPatches, ()),
     "masked": Kept(Masked, ()),
     "one hot": Kept(OneHot, ()),

@@ -57,7 +57,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "extremes": lambda x: torch.maximum(x, -x) + torch.minimum(x, x * x),
     "means": lambda x: x.mean((2, 3), keepdim=True) + x.mean(1, keepdim=True) + x.sum((1, 2), keepdim=True),
     "pooled": lambda x: x.mean((2, 3)) + x.mean((-1, -2)) + x.amax((2, 3)) + x.flatten(2).mean(-1),
-    "uneven pooling": lambda x: F.adaptive_avg_pool2d(x, (3, 5)) + F.adaptive_avg_pool2d(x, (6, 5))[:, :, :3],
+    "uneven pooling": lambda x: F.adaptive_avg_pool2d(x, (3, 5)) + F.adaptive_max_pool2d(x, (3, 5)),
     "variance": lambda x: x.var(1, correction=1, keepdim=True) + x.norm(dim=1, keepdim=True),
     "softmax": lambda x: x.softmax(1) + F.log_softmax(x, -1),
     "average pools": lambda x: F.avg_pool2d(x, 2) + F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),

@@ -15,7 +15,9 @@ from autocompress.export.student_folder import load_student
 from autocompress.graph.trace import trace
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import LazySplit, Normalisation, load_data
+from autocompress.problem.label_match import with_teacher_outputs
 from autocompress.problem.space import parse_space
+from autocompress.problem.tasks.choice import task_named
 from autocompress.problem.teacher import Preprocessing
 from autocompress.runs.in_process import InProcess
 from autocompress.runs.tasks import Result, Stage, Task
@@ -46,6 +48,31 @@ def test_it_gives_the_same_accuracy(workshop: Workshop, tmp_path: Path) -> None:
     task = Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0.3})
     there = make(config, factory.arrays)(task)
     assert there == Evaluator(workshop, tmp_path)(task)
+
+
+@pytest.mark.parametrize("name", ["regression", "agreement"])
+def test_other_tasks_are_judged_there_as_here(name: str, workshop: Workshop, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (200, 3, 8, 8), generator=generator, dtype=torch.uint8).numpy()
+    values = torch.rand(200, 10, generator=generator).numpy()
+    data = load_data((images, values), targets="values" if name == "regression" else "none")
+    if name == "agreement":
+        data = with_teacher_outputs(workshop.teacher, data)
+    task = task_named(name).scaled(data.validation.labels)
+    settings = replace(workshop.settings, train_on="cpu")
+    own = Workshop(workshop.bound, workshop.weights, replace(data, task=task), workshop.saliency, settings)
+    factory = remote_evaluator(own, parse_space(SPACE), tmp_path / "distilled")
+    trial = Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0})
+    there = make(json.loads(json.dumps(factory.config)), factory.arrays)(trial)
+    assert there == Evaluator(own, tmp_path)(trial)
+
+
+def test_a_task_that_has_no_name_cannot_travel(workshop: Workshop) -> None:
+    judged = task_named("classification", lambda answers, labels: answers == labels)
+    own = replace(workshop.data, task=judged)
+    other = Workshop(workshop.bound, workshop.weights, own, workshop.saliency)
+    with pytest.raises(InputError, match="of this process"):
+        remote_evaluator(other, parse_space(SPACE), Path("distilled"))
 
 
 def test_images_that_splits_share_are_packed_once_and_test_images_are_not_read(workshop: Workshop) -> None:

@@ -201,8 +201,9 @@ class Onnxruntime:
         return self.library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _runner(self, session: Any) -> Callable[[], Any]:
-        (argument,) = session.get_inputs()
-        feed = {argument.name: random_input(tuple(argument.shape))}
+        feed = {
+            one.name: random_input(tuple(one.shape), numpy_type(one.type)) for one in session.get_inputs()
+        }
         return lambda: session.run(None, feed)
 
 
@@ -286,16 +287,25 @@ class Openvino:
         return self.core.compile_model(self.core.read_model(str(path)), "CPU", settings)
 
     def _runner(self, request: Any) -> Callable[[], Any]:
-        feed = [random_input(tuple(request.model_inputs[0].shape))]
+        feed = [random_input(tuple(one.shape), one.element_type.to_dtype()) for one in request.model_inputs]
         return lambda: request.infer(feed, share_inputs=True, share_outputs=True)
 
 
 RUNTIMES: dict[str, Callable[[int], KitRuntime]] = {"onnxruntime": Onnxruntime, "openvino": Openvino}
 
 
-def random_input(shape: tuple[int, ...]) -> Any:
+def random_input(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return floats at random; integers, which may be places in a table, are zero."""
     numpy = importlib.import_module("numpy")
-    return numpy.random.default_rng(0).standard_normal(shape).astype(numpy.float32)
+    if numpy.dtype(dtype).kind != "f":
+        return numpy.zeros(shape, dtype)
+    return numpy.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def numpy_type(kind: str) -> str:
+    """Return numpy's name of a type that ONNX Runtime calls, for example, `tensor(int64)`."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def middle_mean(values: list[float]) -> float:

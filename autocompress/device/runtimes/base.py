@@ -46,7 +46,7 @@ class Session(Protocol):
     def input_shape(self) -> tuple[int, ...]: ...
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        """Return the outputs for one batch."""
+        """Return the outputs for one batch, of a file of one input the first output."""
 
     def run_once(self) -> None:
         """Run one inference on a fixed random input, for timing."""
@@ -190,9 +190,12 @@ def cannot_load(runtime: str, why: str) -> InputError:
     )
 
 
-def random_input(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return what `Session.run_once` computes on."""
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+def random_input(shape: tuple[int, ...], dtype: str = "float32") -> NDArray[Any]:
+    """Return what `Session.run_once` computes on: floats at random; integers, which may be places in a table,
+    are zero."""
+    if not dtype.startswith("float"):
+        return np.zeros(shape, dtype)
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
 def middle_mean(values: list[float]) -> float:

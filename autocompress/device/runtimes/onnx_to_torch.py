@@ -60,6 +60,12 @@ def torch_graph(model: bytes, runtime: str) -> TorchGraph:
             why="it is no ONNX file",
             fix="give a file that autocompress exported",
         ) from error
+    if len(graph.input) != 1:
+        raise InputError(
+            f"{runtime} cannot load the model",
+            why=f"it has {len(graph.input)} inputs, and this runtime runs networks of one",
+            fix="use onnxruntime or openvino",
+        )
     kinds = {node.op_type for node in graph.node}
     if kinds.intersection(_INTEGER_OPERATORS):
         raise InputError(

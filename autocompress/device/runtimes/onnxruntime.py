@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,14 @@ _ONE_OPERATION = "it sees one operation where TensorRT runs many; trtexec --expo
 
 
 class OnnxRuntimeSession:
-    """Run one `InferenceSession` with fixed thread counts; the input is float32 and its shape fixed."""
+    """Run one `InferenceSession` with fixed thread counts; the shapes of its inputs are fixed."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        (argument,) = session.get_inputs()
-        self._input = argument.name
-        self.input_shape: tuple[int, ...] = tuple(argument.shape)
-        self._feed = {self._input: random_input(self.input_shape)}
+        arguments = session.get_inputs()
+        self._input = arguments[0].name
+        self.input_shape: tuple[int, ...] = tuple(arguments[0].shape)
+        self._feed = {one.name: random_input(tuple(one.shape), _dtype(one.type)) for one in arguments}
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         outputs: NDArray[Any] = self._session.run(
@@ -48,8 +49,19 @@ class OnnxRuntimeSession:
         )[0]
         return outputs
 
+    def run_all(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return all outputs of one batch of all inputs, in the order of the file."""
+        found: list[NDArray[Any]] = self._session.run(None, dict(zip(self._feed, inputs, strict=True)))
+        return found
+
     def run_once(self) -> None:
         self._session.run(None, self._feed)
+
+
+def _dtype(kind: str) -> str:
+    """Return ONNX Runtime's name of a type, such as `tensor(int64)`, as numpy's."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 @dataclass(frozen=True)

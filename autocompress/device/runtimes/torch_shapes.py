@@ -62,7 +62,7 @@ def _window(attributes: Attributes) -> tuple[list[int], list[int], list[int], bo
 
 @torch_for("Reshape")
 def reshape(emit: Any, _attributes: Attributes, x: Any, shape: Any) -> Any:
-    """Reshape; a size of 0 keeps the input's."""
+    """Reshape a tensor; a size of 0 keeps the input's."""
     given = [
         emit(torch.Tensor.size, x, axis) if size == 0 else size for axis, size in enumerate(shape.tolist())
     ]
@@ -88,7 +88,7 @@ def squeeze(emit: Any, _attributes: Attributes, x: Any, axes: Any) -> Any:
 
 @torch_for("Expand")
 def expand(emit: Any, _attributes: Attributes, x: Any, shape: Any) -> Any:
-    """Expand; a size of 1 keeps the input's, as in ONNX."""
+    """Expand a tensor; a size of 1 keeps the input's, as in ONNX."""
     return emit(torch.Tensor.expand, x, [-1 if size == 1 else size for size in shape.tolist()])
 
 
@@ -101,7 +101,7 @@ def tile(emit: Any, _attributes: Attributes, x: Any, counts: Any) -> Any:
 def slice_(
     emit: Any, _attributes: Attributes, x: Any, starts: Any, ends: Any, axes: Any, steps: Any = None
 ) -> Any:
-    """Slice; steps of -1 over whole axes are flips; others are positive."""
+    """Slice a tensor; steps of -1 over whole axes are flips; others are positive."""
     steps = np.ones_like(starts) if steps is None else steps
     if (steps < 0).any():
         return emit(torch.flip, x, axes.tolist())
@@ -147,7 +147,7 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate",
 
 @torch_for("Pad")
 def pad(emit: Any, attributes: Attributes, x: Any, amounts: Any, fill: Any = None) -> Any:
-    """Pad; other modes than a constant leave the first two axes as they are."""
+    """Pad a tensor; other modes than a constant leave the first two axes as they are."""
     count = len(amounts) // 2
     before, after = amounts[:count].tolist(), amounts[count:].tolist()
     mode = _PAD_MODES[attributes.get("mode", b"constant").decode()]

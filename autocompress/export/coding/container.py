@@ -53,7 +53,7 @@ class Header:
 
 
 def write(stream: BinaryIO, header: Header, tensors: Iterable[Stored], coder: str = "context") -> int:
-    """Writes a whole file and returns its bytes; `tensors` go with `header.tensors`, one by one.
+    """Write a whole file and return its bytes; `tensors` go with `header.tensors`, one by one.
 
     `coder` is `context` or `huffman`. Raises ValueError when a tensor is not of its shape and type.
     """
@@ -70,14 +70,15 @@ def write(stream: BinaryIO, header: Header, tensors: Iterable[Stored], coder: st
 
 
 def read_header(stream: BinaryIO, where: str = "", limit_bytes: int = LIMIT_BYTES) -> Header:
-    """The header alone; the stream stands at the first record then. Raises StudentError, as `read` does."""
+    """Read the header alone; the stream stands at the first record then. Raises StudentError, as `read`
+    does."""
     return _Reader(stream, where, limit_bytes).header()
 
 
 def read(
     stream: BinaryIO, where: str = "", limit_bytes: int = LIMIT_BYTES
 ) -> tuple[Header, Iterator[tuple[str, NDArray[Any]]]]:
-    """The header, and the tensors as they are read: (name, array), each decoded bit for bit.
+    """Return the header, and the tensors as they are read: (name, array), each decoded bit for bit.
 
     The last step checks the file as a whole: go through to the end before you trust any of it.
 
@@ -185,7 +186,7 @@ class _Reader:
         return data
 
     def _stream_bytes(self, count: int) -> bytes:
-        """At most so many; memory is taken for what is there, not for what is claimed."""
+        """Read at most so many; memory is taken for what is there, not for what is claimed."""
         parts = bytearray()
         while len(parts) < count:
             part = self._stream.read(min(_CHUNK, count - len(parts)))

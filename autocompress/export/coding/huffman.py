@@ -21,7 +21,7 @@ _HEAD_BYTES = 4
 
 
 def code_lengths(counts: Integers) -> Integers:
-    """Bits of each symbol's code, 0 where its count is 0; at most 15.
+    """Return the bits of each symbol's code, 0 where its count is 0; at most 15.
 
     Codes that would be longer are shortened by flattening the counts, which costs next to nothing.
     """
@@ -43,7 +43,7 @@ def code_lengths(counts: Integers) -> Integers:
 
 
 def encode_huffman(levels: NDArray[np.integer]) -> bytes:
-    """Levels of any shape: lowest level, number of symbols, two code lengths a byte, codes."""
+    """Encode levels of any shape: lowest level, number of symbols, two code lengths a byte, codes."""
     flat = levels.astype(np.int64).ravel()
     lowest = int(flat.min(initial=0))
     symbols = flat - lowest
@@ -56,7 +56,7 @@ def encode_huffman(levels: NDArray[np.integer]) -> bytes:
 
 
 def decode_huffman(data: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """What `encode_huffman` was given, of this shape.
+    """Return what `encode_huffman` was given, of this shape.
 
     Raises ValueError when the table is no prefix code or the codes end early.
     """
@@ -95,7 +95,7 @@ def _decoded(lengths: Integers, bits: NDArray[np.uint8], size: int) -> NDArray[n
 
 
 def _canonical(lengths: Integers) -> Integers:
-    """The codes: shorter before longer, equal lengths in the order of symbols."""
+    """Return the codes: shorter before longer, equal lengths in the order of symbols."""
     codes = np.zeros(len(lengths), dtype=np.int64)
     code, previous = 0, 0
     for symbol in sorted(np.flatnonzero(lengths).tolist(), key=lambda symbol: (lengths[symbol], symbol)):
@@ -107,7 +107,7 @@ def _canonical(lengths: Integers) -> Integers:
 
 
 def _lookup(lengths: Integers) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """For every 15 bits: the symbol they begin with, and the length of its code, 0 for none."""
+    """Return for every 15 bits the symbol they begin with, and the length of its code, 0 for none."""
     symbol_at = np.zeros(1 << LONGEST_CODE, dtype=np.int32)
     length_at = np.zeros(1 << LONGEST_CODE, dtype=np.uint8)
     codes = _canonical(lengths)
@@ -124,7 +124,7 @@ def _nibbles(lengths: Integers) -> bytes:
 
 
 def _bits(codes: Integers, lengths: Integers) -> bytes:
-    """The codes one after the other, first bit first."""
+    """Return the codes one after the other, first bit first."""
     total = int(lengths.sum())
     which = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)

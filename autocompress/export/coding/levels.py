@@ -27,11 +27,11 @@ _HEAD_BYTES = 4
 
 class BitCoder(Protocol):
     def code(self, probabilities: Integers, bits: Integers | None) -> Integers:
-        """The bits: those given when writing, those read otherwise."""
+        """Return the bits: those given when writing, those read otherwise."""
 
 
 def encode_levels(levels: NDArray[Any]) -> bytes:
-    """Levels of any shape, -32,767 to 32,767, as bytes.
+    """Encode levels of any shape, -32,767 to 32,767, as bytes.
 
     Raises ValueError for a level out of range.
     """
@@ -49,7 +49,7 @@ def encode_levels(levels: NDArray[Any]) -> bytes:
 
 
 def decode_levels(data: bytes, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """What `encode_levels` was given, of this shape.
+    """Return what `encode_levels` was given, of this shape.
 
     Raises ValueError when the data is too short for as many levels or its head is out of range; other
     bytes than those written give other levels, so keep a checksum.
@@ -79,7 +79,7 @@ def _as_matrix(levels: Integers) -> Integers:
 
 
 def _period(shape: tuple[int, ...], matrix: Integers) -> int:
-    """The positions of a kernel; without one, the distance of columns whose zeros are most alike."""
+    """Return the positions of a kernel; without one, the distance of columns whose zeros are most alike."""
     positions = prod(shape[2:])
     columns = matrix.shape[1]
     if positions > 1 and positions <= LARGEST_LEVEL:
@@ -96,7 +96,7 @@ def _period(shape: tuple[int, ...], matrix: Integers) -> int:
 def _code(
     coder: BitCoder, shape: tuple[int, int], period: int, largest: int, levels: Integers | None
 ) -> NDArray[np.int32]:
-    """Writes `levels`, or reads them where they are None; both take the same steps."""
+    """Write `levels`, or read them where they are None; both take the same steps."""
     rows, columns = shape
     matrix = Matrix(rows, columns, period)
     bits = _Bits(coder, largest)
@@ -130,7 +130,7 @@ class _Bits:
         return found
 
     def _magnitudes(self, contexts: Integers, known: Integers | None) -> Integers:
-        """Magnitudes from 1 on."""
+        """Return the magnitudes from 1 on."""
         digits = np.ones(contexts.shape[1], dtype=np.int64)
         left = np.arange(contexts.shape[1])
         for count in range(1, self._most_digits):
@@ -149,7 +149,7 @@ class _Bits:
         return found
 
     def _digits(self, count: int, contexts: Integers, known: Integers | None) -> Integers:
-        """Magnitudes of `count` digits; the first is 1."""
+        """Return the magnitudes of `count` digits; the first is 1."""
         found = np.ones(contexts.shape[1], dtype=np.int64)
         for place in range(count - 2, -1, -1):
             told = np.minimum(count - 2 - place, _MOST_TOLD_DIGITS - 1)

@@ -42,7 +42,7 @@ _RATE_START, _RATE_END, _RATE_SPAN = 1500, 300, 1024
 
 @cache
 def squash_table() -> Integers:
-    """For log-odds -LARGEST_ODDS … LARGEST_ODDS, the probability in 1 / 65,536."""
+    """Return for log-odds -LARGEST_ODDS … LARGEST_ODDS the probability in 1 / 65,536."""
     with localcontext() as context:
         context.prec = 24
         odds = range(-LARGEST_ODDS, LARGEST_ODDS + 1)
@@ -52,7 +52,7 @@ def squash_table() -> Integers:
 
 @cache
 def stretch_table() -> Integers:
-    """For a probability in 1 / 4,096, rounded down, the log-odds at the middle of its step."""
+    """Return for a probability in 1 / 4,096, rounded down, the log-odds at the middle of its step."""
     steps = ONE >> _STRETCH_SHIFT
     with localcontext() as context:
         context.prec = 24
@@ -78,7 +78,7 @@ class Predictor:
         self._squash, self._stretch = squash_table(), stretch_table()
 
     def predict(self, kind: int, contexts: Integers) -> Integers:
-        """Probabilities of ones in 1 / 65,536, (lanes,); `contexts` is (models, lanes).
+        """Return the probabilities of ones in 1 / 65,536, (lanes,); `contexts` is (models, lanes).
 
         A context that saw little leans towards what was seen of this kind of bit altogether.
         """
@@ -92,7 +92,7 @@ class Predictor:
         return self._output
 
     def learn(self, kind: int, bits: Integers) -> None:
-        """Takes in the bits, (lanes,) of 0 and 1, of which `predict` was asked last."""
+        """Take in the bits, (lanes,) of 0 and 1, of which `predict` was asked last."""
         error = (bits << 16) - self._output
         rate = max(_RATE_END, _RATE_START // (1 + self._kind_seen[kind] // _RATE_SPAN))
         self._weights[kind] += (self._inputs @ error) * rate // (isqrt(len(bits)) << 24)

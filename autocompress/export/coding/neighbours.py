@@ -28,7 +28,7 @@ _FEWEST_LANES, _MOST_LANES, _COLUMNS_PER_LANE = 16, 512, 4096
 
 
 def lanes(rows: int, columns: int) -> int:
-    """How many rows go together: few enough to learn from one another, enough for numpy to be fast."""
+    """Return how many rows go together: few enough to learn from one another, enough for numpy to be fast."""
     wanted = _FEWEST_LANES
     while wanted < _MOST_LANES and rows * columns > _COLUMNS_PER_LANE * wanted:
         wanted *= 2
@@ -36,7 +36,7 @@ def lanes(rows: int, columns: int) -> int:
 
 
 def _mean_kinds() -> Integers:
-    """For a mean in 1 / 64, its kind: three an octave."""
+    """Return for a mean in 1 / 64 its kind: three an octave."""
     kinds = [0]
     for value in range(1, _MEAN_LIMIT + 1):
         octave = value.bit_length() - 1
@@ -49,7 +49,7 @@ _KINDS = _mean_kinds()
 
 
 def mean_kind(total: Integers, count: int) -> Integers:
-    """The kind of the mean `total / count`; 0 where there is nothing yet."""
+    """Return the kind of the mean `total / count`; 0 where there is nothing yet."""
     return _KINDS[np.minimum(total * _MEAN_STEPS // max(count, 1), _MEAN_LIMIT)]
 
 
@@ -79,7 +79,7 @@ class Matrix:
         return self._levels[:, self._pad :]
 
     def start(self, top: int, bottom: int) -> None:
-        """The rows from `top` up to `bottom` are next; those before are complete."""
+        """Start with the rows from `top` up to `bottom`; those before are complete."""
         done = self.levels[self._top : self._bottom]
         self._column_sums[1:-1] += np.abs(done).sum(0)
         self._column_totals += done.sum(0)
@@ -89,7 +89,7 @@ class Matrix:
         self._period_sum = np.zeros(self._lanes, dtype=np.int64)
 
     def contexts(self, column: int) -> Contexts:
-        """Those of the rows' levels in this column."""
+        """Return the contexts of the rows' levels in this column."""
         place = column % self.period
         if place == 0:
             self._period_sum = np.zeros(self._lanes, dtype=np.int64)
@@ -125,7 +125,7 @@ class Matrix:
         return np.stack([near * 9 + far * 3 + of_column, far * 3 + of_place, recent, pair, nothing])
 
     def add(self, column: int, levels: Integers) -> None:
-        """What the rows' levels in this column are, (lanes,)."""
+        """Tell what the rows' levels in this column are, (lanes,)."""
         self._levels[self._top : self._bottom, self._pad + column] = levels
         magnitude = np.abs(levels)
         self._row_sum += magnitude

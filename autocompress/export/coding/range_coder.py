@@ -28,14 +28,14 @@ class BitWriter:
         self._probabilities: list[Integers] = []
 
     def code(self, probabilities: Integers, bits: Integers | None) -> Integers:
-        """Takes in bits, (lanes,), and gives them back."""
+        """Take in bits, (lanes,), and give them back."""
         assert bits is not None
         self._bits.append(bits)
         self._probabilities.append(probabilities)
         return bits
 
     def finish(self) -> bytes:
-        """All of them as bytes."""
+        """Return all of them as bytes."""
         if not self._bits:
             return b""
         return encode_bits(np.concatenate(self._bits).tolist(), np.concatenate(self._probabilities).tolist())
@@ -51,7 +51,7 @@ class BitReader:
         self._value = int.from_bytes(data[:_REGISTER_BYTES].ljust(_REGISTER_BYTES, b"\0"), "big")
 
     def code(self, probabilities: Integers, bits: Integers | None = None) -> Integers:
-        """One bit for each probability, (lanes,). Past the end of the data zeros are read."""
+        """Read one bit for each probability, (lanes,). Past the end of the data zeros are read."""
         assert bits is None
         low, high, value, position = self._low, self._high, self._value, self._position
         data, size = self._data, len(self._data)
@@ -74,7 +74,7 @@ class BitReader:
 
 
 def encode_bits(bits: Iterable[int], probabilities: Iterable[int]) -> bytes:
-    """The bits as bytes; `probabilities` are those of a one, in 1 / 65,536, above 0 and below 65,536.
+    """Return the bits as bytes; `probabilities` are those of a one, in 1 / 65,536, above 0 and below 65,536.
 
     An ideal code takes -log2 of the probability of each bit's value; this one about a byte more in all.
     """
@@ -94,7 +94,7 @@ def encode_bits(bits: Iterable[int], probabilities: Iterable[int]) -> bytes:
 
 
 def _last_bytes(low: int, high: int) -> bytes:
-    """The fewest bytes that, with zeros behind them, name a number from `low` to `high`."""
+    """Return the fewest bytes that, with zeros behind them, name a number from `low` to `high`."""
     for count in range(_REGISTER_BYTES + 1):
         shift = 8 * (_REGISTER_BYTES - count)
         value = -(-low >> shift)

@@ -34,14 +34,14 @@ _HALF, _SINGLE = 2, 4
 
 
 def smallest(array: NDArray[Any], coder: str = "context", allowed: Sequence[Stored] = ()) -> Stored:
-    """The form that takes the fewest bytes, of those that give the array back bit for bit and those that are
-    allowed besides."""
+    """Return the form that takes the fewest bytes, of those that give the array back bit for bit and those
+    that are allowed besides."""
     forms = [*candidates(array), *allowed]
     return min(forms, key=lambda form: len(body_of(form, coder)[1])) if len(forms) > 1 else forms[0]
 
 
 def pack(tensor: Stored, coder: str, name: str, spec: ParamSpec) -> tuple[int, bytes]:
-    """(form, body) of a tensor.
+    """Return (form, body) of a tensor.
 
     Raises ValueError when it is not what `spec` says or the coder is not known.
     """
@@ -74,7 +74,7 @@ def body_of(tensor: Stored, coder: str) -> tuple[int, bytes]:
 
 
 def unpack(form: int, body: bytes, spec: ParamSpec) -> NDArray[Any]:
-    """The tensor. Raises ValueError when the body is not one of a tensor of this shape and type."""
+    """Return the tensor. Raises ValueError when the body is not one of a tensor of this shape and type."""
     if form == PLAIN:
         return _plain(body, spec)
     if spec.dtype != "float32":

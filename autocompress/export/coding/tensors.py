@@ -99,7 +99,7 @@ Stored = Plain | Scaled | Grid | Shared | Sparse
 
 
 def candidates(array: NDArray[Any]) -> Iterator[Stored]:
-    """Every form of the array that gives it back bit for bit, `Plain` first."""
+    """Yield every form of the array that gives it back bit for bit, `Plain` first."""
     yield Plain(array)
     if array.dtype != np.float32 or not array.size or not np.isfinite(array).all():
         return
@@ -116,7 +116,8 @@ def candidates(array: NDArray[Any]) -> Iterator[Stored]:
 
 
 def shared_values(array: Floats) -> Shared | None:
-    """The array as a codebook and indices, None where it has more than 256 values or as many as elements."""
+    """Return the array as a codebook and indices, None where it has more than 256 values or as many as
+    elements."""
     codebook, indices = np.unique(array, return_inverse=True)
     if len(codebook) > MOST_SHARED_VALUES or 2 * len(codebook) > array.size + 1:
         return None
@@ -125,7 +126,7 @@ def shared_values(array: Floats) -> Shared | None:
 
 
 def on_grid(array: Floats) -> Grid | None:
-    """The array as multiples of a power of two, None where one is above 32,767."""
+    """Return the array as multiples of a power of two, None where one is above 32,767."""
     largest = float(np.abs(array).max(initial=0))
     if not largest:
         return Grid(np.zeros(array.shape, dtype=np.int32), 0)

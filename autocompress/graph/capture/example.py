@@ -29,12 +29,12 @@ class Example:
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> Example:
-        """One float tensor; `shape` is without the batch."""
+        """Return one float tensor; `shape` is without the batch."""
         return cls((torch.zeros(1, *shape),))
 
     @classmethod
     def of_call(cls, module: nn.Module, given: Any) -> Example:
-        """A call with `given`: a tensor, a tuple of arguments, or a dict of them by name.
+        """Return a call with `given`: a tensor, a tuple of arguments, or a dict of them by name.
 
         Raises TeacherError where `forward` takes no such arguments or no tensor is among them.
         """
@@ -52,7 +52,11 @@ class Example:
             ) from error
         tensors, tree = taken_apart(dict(bound.arguments))
         if not tensors:
-            raise TeacherError("the example inputs hold no tensor", where=type(module).__name__)
+            raise TeacherError(
+                "the example inputs hold no tensor",
+                where=type(module).__name__,
+                fix="give a tensor, a tuple of arguments or a dict of arguments by name",
+            )
         alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and len(bound.arguments) == 1
         plain = alone and tensors[0].is_floating_point()
         return cls(tuple(one.detach().cpu() for one in tensors), None if plain else tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from dataclasses import dataclass
@@ -12,17 +13,24 @@ from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
 from autocompress.graph.capture.example import Example, called
+from autocompress.graph.capture.fixed_batch import BATCHES
 from autocompress.graph.capture.signature import Signature, Tree, names_in, taken_apart
+
+logger = logging.getLogger(__name__)
 
 EXPORT_BATCH = 2
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A program of all tensors of the example in their order; `signature` is None for one in and one out."""
+    """A program of all tensors of the example in their order; `signature` is None for one in and one out.
+
+    Where torch exports for one batch size alone, `twin` is the program of another.
+    """
 
     program: torch.export.ExportedProgram
     signature: Signature | None
+    twin: torch.export.ExportedProgram | None = None
 
 
 def exported(module: nn.Module, example: Example) -> Exported:
@@ -32,14 +40,20 @@ def exported(module: nn.Module, example: Example) -> Exported:
     after the other. Raises TeacherError with torch's reason when it cannot be captured.
     """
     if _is_plain(module, example):
-        return Exported(_program(module, example), None)
+        program, twin = _programs(module, example)
+        return Exported(program, None, twin)
     trees: list[Tree] = []
+    arguments = example.tree or {"dict": [[_only_argument(module), {"tensor": 0}]]}
     _take_and_return_tensors(module, example, trees)
-    program = _program(module, example)
-    names = _unique(names_in(example.tree, "")) if example.tree is not None else ("input",)
-    arguments = {"dict": [["input", {"tensor": 0}]]} if example.tree is None else example.tree
+    program, twin = _programs(module, example)
+    names = ("input",) if example.tree is None else _unique(names_in(example.tree))
     outputs = _unique(_output_names(trees[-1]), names)
-    return Exported(program, Signature(names, outputs, arguments, trees[-1]))
+    return Exported(program, Signature(names, outputs, arguments, trees[-1]), twin)
+
+
+def _only_argument(module: nn.Module) -> str:
+    """Return the name of the first argument of `forward`."""
+    return next(iter(inspect.signature(module.forward).parameters), "input")
 
 
 def _is_plain(module: nn.Module, example: Example) -> bool:
@@ -80,23 +94,22 @@ def _unique(wanted: Any, taken: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _program(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
+def _programs(
+    module: nn.Module, example: Example
+) -> tuple[torch.export.ExportedProgram, torch.export.ExportedProgram | None]:
+    """The program of any batch size, or those of two fixed ones."""
     logging.getLogger("torch.export").setLevel(logging.ERROR)
-    batch = torch.export.Dim("batch")
-    sizes = [{0: batch} if example.follows_batch(one) else None for one in example.tensors]
-    plain = "forward" not in vars(module)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            return torch.export.export(
-                module,
-                tuple(example.at(EXPORT_BATCH)),
-                dynamic_shapes=tuple(sizes) if plain else (tuple(sizes),),
-                strict=False,
-            )
+        return _program(module, example, EXPORT_BATCH, torch.export.Dim("batch")), None
     except TeacherError:
         raise
     except Exception as error:
+        if "specialized" in str(error):
+            try:
+                first, second = (_program(module, example, batch, None) for batch in BATCHES)
+                return first, second
+            except Exception:
+                logger.debug("fixed batches fail, too", exc_info=True)
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TeacherError(
             "the teacher cannot be traced",
@@ -104,6 +117,21 @@ def _program(module: nn.Module, example: Example) -> torch.export.ExportedProgra
             why=f"torch.export: {first_line[:300]}",
             fix=_fix(error),
         ) from error
+
+
+def _program(module: nn.Module, example: Example, batch: int, dimension: Any) -> torch.export.ExportedProgram:
+    sizes: Any = tuple(
+        {0: dimension} if dimension is not None and example.follows_batch(one) else None
+        for one in example.tensors
+    )
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(
+            module,
+            tuple(example.at(batch)),
+            dynamic_shapes=sizes if "forward" not in vars(module) else (sizes,),
+            strict=False,
+        )
 
 
 def _fix(error: Exception) -> str:

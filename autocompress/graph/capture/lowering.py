@@ -27,7 +27,9 @@ UNITS = frozenset(
     instance_norm rms_norm scaled_dot_product_attention lstm.input gru.input rnn_tanh.input
     rnn_relu.input embedding embedding_bag avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d
     max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d prelu rrelu hardshrink softshrink tanhshrink threshold""".split()
+    adaptive_max_pool2d adaptive_max_pool3d prelu rrelu hardshrink softshrink tanhshrink threshold
+    inverse linalg_inv linalg_solve linalg_cholesky linalg_det det linalg_eigh linalg_lstsq linalg_pinv
+    linalg_svd linalg_qr""".split()
 )
 """Layers that are kept whole even where they have no row yet."""
 
@@ -103,7 +105,7 @@ def _decomposed(program: Program, whole: frozenset[str]) -> Program:
 
 
 def _decomposed_in_vain(node: fx.Node) -> list[str]:
-    """The operation that an unknown one is a part of: it is simpler to run and to export whole."""
+    """Return the operation that an unknown one is a part of: it is simpler to run and to export whole."""
     origins = [str(source.target) for source in node.meta.get("from_node") or ()]
     if node.op != "call_function" or _row_of(node.target) in KNOWN or not origins:
         return []
@@ -118,7 +120,7 @@ def has_autocast(program: Program) -> bool:
 
 
 def _without_autocast(program: Program) -> None:
-    """Switches autocast off: networks compute in float32."""
+    """Switch autocast off: networks compute in float32."""
     for module in program.graph_module.modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:

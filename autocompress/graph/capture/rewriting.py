@@ -26,7 +26,7 @@ def op_name(target: Any) -> str:
 
 
 def rewrite(graph: fx.Graph) -> None:
-    """Writes operations in simpler ones where that can be; the graph is changed."""
+    """Write operations in simpler ones where that can be; the graph is changed."""
     for node in list(graph.nodes):
         change = _CHANGES.get(op_name(node.target)) if node.op == "call_function" else None
         if change is not None:
@@ -60,7 +60,7 @@ class _Place:
         return node
 
     def replace_by(self, *outputs: fx.Node) -> None:
-        """Puts these in place of the outputs; of one that is left out there must be no reader."""
+        """Put these in place of the outputs; of one that is left out there must be no reader."""
         if not isinstance(self.value, (tuple, list)):
             self.node.replace_all_uses_with(outputs[0])
         for user in list(self.node.users):
@@ -86,7 +86,7 @@ def _batch_norm(place: _Place) -> None:
 
 
 def _slice_scatter(place: _Place) -> None:
-    """`x[:, a:b] = y` is a concatenation of what lies before, `y`, and what lies behind."""
+    """Turn `x[:, a:b] = y` into a concatenation of what lies before, `y`, and what lies behind."""
     defaults: tuple[Any, ...] = (0, None, None, 1)
     x, y, dim, start, end, step = (*place.args, *defaults[len(place.args) - 2 :])
     size = x.meta["val"].shape[dim]
@@ -98,7 +98,7 @@ def _slice_scatter(place: _Place) -> None:
 
 
 def _select_scatter(place: _Place) -> None:
-    """`x[:, i] = y` likewise."""
+    """Turn `x[:, i] = y` into a concatenation likewise."""
     x, y, dim, index = place.args
     dim %= x.meta["val"].ndim
     size = x.meta["val"].shape[dim]
@@ -118,7 +118,7 @@ def _put_between(place: _Place, x: fx.Node, y: fx.Node, dim: int, start: int, en
 
 
 def _copy(place: _Place) -> None:
-    """`x[:] = y`, where nothing is left of `x`."""
+    """Replace `x[:] = y` by `y`, where nothing is left of `x`."""
     x, y = (arg.meta["val"] for arg in place.args[:2])
     if x.shape == y.shape and x.dtype == y.dtype:
         place.replace_by(place.args[1])
@@ -129,7 +129,7 @@ def _cast(place: _Place) -> None:
 
 
 def _extreme(place: _Place) -> None:
-    """`max` and `min` over an axis, of which only the values are read."""
+    """Simplify `max` and `min` over an axis, of which only the values are read."""
     x, dim, keep = (*place.args, False)[:3]
     if place.read_outputs() <= {0}:
         target = aten.amax.default if place.name == "max.dim" else aten.amin.default
@@ -145,7 +145,7 @@ def _variance_and_mean(place: _Place) -> None:
 
 
 def _filled(place: _Place) -> None:
-    """A tensor full of one value is stretched over the batch; what is stretched is a constant."""
+    """Stretch a tensor full of one value over the batch; what is stretched is a constant."""
     value = place.args[1] if place.name.startswith("full") else int(place.name.startswith("ones"))
     shape, first = place.value.shape, place.args[0]
     if all(isinstance(size, int) for size in shape) or isinstance(value, fx.Node):

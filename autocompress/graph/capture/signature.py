@@ -138,7 +138,7 @@ def names_in(tree: Tree, path: str = "") -> Iterator[str]:
 
 
 def _items(tree: Tree) -> list[tuple[Any, Tree]]:
-    """The parts of a tree with their keys, names or numbers."""
+    """Return the parts of a tree with their keys, names or numbers."""
     for kind in ("dict", "fields"):
         if kind in tree:
             return [(key, item) for key, item in tree[kind]]
@@ -146,7 +146,7 @@ def _items(tree: Tree) -> list[tuple[Any, Tree]]:
 
 
 def _match(tree: Tree, value: Any, found: dict[int, Any], where: str) -> None:
-    """Finds the tensors of a value at the places of the tree."""
+    """Find the tensors of a value at the places of the tree."""
     if not isinstance(tree, dict):
         return
     if "tensor" in tree:

@@ -153,11 +153,25 @@ def check_network(
 
     Raises InputError where the teacher cannot be used at all, or less than one candidate is asked for.
     """
-    started = time.monotonic()
     if candidates < 1:
         raise InputError(f"candidates is {candidates}", fix="give 1 or more")
-    engine = get_runtime(runtime)
+    get_runtime(runtime)
     opened = open_teacher(teacher, data, input_size, console=console, runtime=runtime)
+    return check_opened(opened, space, candidates=candidates, runtime=runtime, seed=seed, console=console)
+
+
+def check_opened(
+    opened: OpenedTeacher,
+    space: Space,
+    *,
+    candidates: int,
+    runtime: str,
+    seed: int,
+    console: Console,
+) -> NetworkCheck:
+    """Check a teacher that is opened already; see `check_network`."""
+    started = time.monotonic()
+    engine = get_runtime(runtime)
     bound = probed(bind(space, opened.network), opened.weights)
     checker = _Checker(opened, bound, engine, *_examples(opened, seed))
     found = kernels(deployed_network(bound, Candidate()))

@@ -34,7 +34,7 @@ class ArraySet:
 
 
 def is_pair(made: Any) -> bool:
-    """Whether this is (images, labels) as two arrays, not two datasets."""
+    """Return whether this is (images, labels) as two arrays, not two datasets."""
     if not (isinstance(made, (tuple, list)) and len(made) == 2):
         return False
     images, labels = made
@@ -43,7 +43,7 @@ def is_pair(made: Any) -> bool:
 
 
 def array_set(images: Any, labels: Any, where: str) -> ArraySet:
-    """Return arrays as a dataset; raises DataError for counts that differ and for images of no known form."""
+    """Return arrays as a dataset; raise DataError for counts that differ and for images of no known form."""
     tensor = images_of(images, where)
     if len(tensor) != len(labels):
         raise DataError(
@@ -72,7 +72,7 @@ def images_of(images: Any, where: str) -> Tensor:
 
 
 def eight_bits(array: np.ndarray, where: str) -> np.ndarray:
-    """Return floats as float32 and whole numbers as 8-bit; raises DataError where values would be lost."""
+    """Return floats as float32 and whole numbers as 8-bit; raise DataError where values would be lost."""
     if array.dtype.kind == "f":
         return array.astype(np.float32)
     if array.dtype.kind == "b":
@@ -105,7 +105,7 @@ def read_npz(path: Path) -> dict[str, ArraySet]:
 
 
 def sets_of(arrays: Mapping[str, Any], where: str) -> dict[str, ArraySet]:
-    """Return the sets in named arrays by split; raises DataError where images or labels are not found."""
+    """Return the sets in named arrays by split; raise DataError where images or labels are not found."""
     images, labels = _by_split(arrays, IMAGE_WORDS), _by_split(arrays, LABEL_WORDS)
     if "train" not in images or images.keys() != labels.keys():
         raise DataError(
@@ -119,7 +119,7 @@ def sets_of(arrays: Mapping[str, Any], where: str) -> dict[str, ArraySet]:
 
 
 def _by_split(arrays: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, str]:
-    """Names of arrays by the split they are of; an array without a split is for training."""
+    """Return the names of arrays by the split they are of; an array without a split is for training."""
     found: dict[str, str] = {}
     for name in arrays:
         parts = [name.lower()] if name.startswith("arr_") else re.split(r"[_\-. ]+", name.lower())

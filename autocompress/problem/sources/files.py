@@ -51,7 +51,7 @@ class Found:
     hidden: tuple[str, ...] = ()
 
     def note(self) -> str:
-        """What was left out, in one line; empty where nothing was."""
+        """Say what was left out, in one line; empty where nothing was."""
         if not self.hidden:
             return ""
         kinds = sorted({PurePosixPath(name).name for name in self.hidden})
@@ -91,7 +91,7 @@ def find_files(root: Path) -> Found:
 
 
 def _of_folder(root: Path, folders: set[str], hidden: list[str]) -> Iterator[tuple[str, Location]]:
-    """Links are followed, though never in a circle."""
+    """Yield the files of a folder; links are followed, though never in a circle."""
     seen: set[str] = set()
     for folder, below, names in os.walk(root, followlinks=True):
         place = Path(folder).relative_to(root)

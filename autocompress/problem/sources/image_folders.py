@@ -52,7 +52,7 @@ class Files:
         return self.locations[position].read()
 
     def open_image(self, position: int, channels: int) -> Image.Image:
-        """Return an 8-bit image; raises DataError that names the file where that cannot be done."""
+        """Return an 8-bit image; raise DataError that names the file where that cannot be done."""
         return self._of_file(position, lambda content: decode(content, channels))
 
     def size_of(self, position: int) -> tuple[int, int]:
@@ -72,7 +72,7 @@ class Files:
 
 
 def read_images(spec: specs.Spec, reading: Reading) -> Source:
-    """Read class folders; raises DataError for a missing or empty set, for classes that only a held-out set
+    """Read class folders; raise DataError for a missing or empty set, for classes that only a held-out set
     has, and for damaged files.
 
     Without `size=`, images of one size up to 128 pixels keep it; otherwise the teacher's size is used.
@@ -119,7 +119,7 @@ def _found(spec: specs.Spec) -> Found:
 
 
 def _together(paths: list[Path], spec: specs.Spec) -> Found:
-    """The files of several shards; each counts as a folder."""
+    """Join the files of several shards; each counts as a folder."""
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
         raise DataError(f"{missing} does not exist", where=spec.text, fix=specs.path_fix(spec))
@@ -130,7 +130,7 @@ def _together(paths: list[Path], spec: specs.Spec) -> Found:
 
 
 def _labelled(found: Found) -> Layout:
-    """The sets of shards: by the names of the tars, each of which counts as a folder."""
+    """Return the sets of shards: by the names of the tars, each of which counts as a folder."""
     images = [name for name in found.files if is_image(name)]
     by_split: dict[str, list[str]] = {}
     for name in images:
@@ -150,7 +150,7 @@ def _labelled(found: Found) -> Layout:
 
 
 def _files(layout: Layout, found: Found, settings: Settings) -> tuple[dict[str, Files], tuple[str, ...], str]:
-    """The files of each split, the names of the classes, and what is said about their order."""
+    """Return the files of each split, the names of the classes, and what is said about their order."""
     if not layout.sets["train"].classes:
         return _with_label_files(layout, found)
     key = None if settings.class_order == "text" else natural_key
@@ -201,7 +201,7 @@ def _check_classes(layout: Layout, names: tuple[str, ...], found: Found) -> None
 
 
 def choose_size(files: Files, settings: Settings, hints: Preprocessing, spec: specs.Spec) -> tuple[int, int]:
-    """(height, width)."""
+    """Choose (height, width)."""
     if settings.size:
         return settings.size
     teacher = hints.input_shape[1:] if hints.input_shape else None

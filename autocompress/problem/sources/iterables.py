@@ -50,7 +50,7 @@ def _has_length(item: Any) -> bool:
 
 
 def _of_loader(loader: DataLoader[Any], where: str, reading: Reading) -> tuple[Any, str]:
-    """The loader's own dataset, where its batches hold nothing else than that dataset's items."""
+    """Return the loader's own dataset, where its batches hold nothing else than that dataset's items."""
     sampler, dataset = loader.sampler, loader.dataset
     plain = loader.collate_fn is default_collate and not isinstance(dataset, Stream)
     if plain and isinstance(sampler, SubsetRandomSampler):
@@ -61,7 +61,7 @@ def _of_loader(loader: DataLoader[Any], where: str, reading: Reading) -> tuple[A
 
 
 def _collected(items: Iterable[Any], where: str, reading: Reading) -> tuple[Sequence[Any], str]:
-    """The items that fit into memory, of a stream that may have no end."""
+    """Collect the items that fit into memory, of a stream that may have no end."""
     kept: list[Any] = []
     size = 0
     stream = iter(_unbatched(items, where))
@@ -80,7 +80,7 @@ def _collected(items: Iterable[Any], where: str, reading: Reading) -> tuple[Sequ
 
 
 def _unbatched(items: Iterable[Any], where: str) -> Iterator[Any]:
-    """Single (image, label) pairs, also of batches (N, C, H, W) with labels (N,)."""
+    """Yield single (image, label) pairs, also of batches (N, C, H, W) with labels (N,)."""
     for item in items:
         parts = tuple(item.values()) if isinstance(item, dict) else item
         batch = isinstance(parts, (tuple, list)) and len(parts) == 2 and getattr(parts[0], "ndim", 0) == 4

@@ -62,7 +62,7 @@ def is_image(name: str) -> bool:
 
 
 def arrange(found: Found, class_folder: str | None = None) -> Layout:
-    """Return which images belong to which split and class; raises DataError where that is not clear.
+    """Return which images belong to which split and class; raise DataError where that is not clear.
 
     `class_folder` decides between the `first` and the `last` folder on the way to an image, where the
     same names occur in several places.
@@ -115,7 +115,7 @@ def _below(name: str, base: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _by_top(images: Iterable[str], base: tuple[str, ...]) -> dict[str, list[str]]:
-    """Images by the folder at the top that they lie in; loose ones are not among them."""
+    """Return images by the folder at the top that they lie in; loose ones are not among them."""
     held: dict[str, list[str]] = defaultdict(list)
     for name in images:
         parts = _below(name, base)
@@ -125,7 +125,7 @@ def _by_top(images: Iterable[str], base: tuple[str, ...]) -> dict[str, list[str]
 
 
 def _group(top: str) -> str:
-    """The name of a shard without its number."""
+    """Return the name of a shard without its number."""
     return re.sub(r"[-_]\d{3,}$", "", top)
 
 
@@ -155,7 +155,7 @@ def _chosen(roles: dict[str, str], found: Found) -> dict[str, list[str]]:
 
 
 def _word(name: str) -> str:
-    """The usual name that a folder's name holds."""
+    """Return the usual name that a folder's name holds."""
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word and word not in FILLERS]
     return re.sub(r"(?<=[a-z])(?:set|data|split|images|imgs)$", "", "".join(words))
 
@@ -167,7 +167,7 @@ def _classified(
     class_folder: str | None,
     tops: Sequence[str] = (),
 ) -> ImageSet:
-    """The set of the images below `base`, or below each of `tops` in it."""
+    """Return the set of the images below `base`, or below each of `tops` in it."""
     inner = len(base) + bool(tops)
     names = [name for name in names if len(PurePosixPath(name).parts) > inner + 1]
     if not names:
@@ -184,7 +184,7 @@ def _classified(
 def _classes(
     folders: set[tuple[str, ...]], class_folder: str | None, found: Found, where: str
 ) -> dict[tuple[str, ...], str]:
-    """The class of each folder that holds images."""
+    """Return the class of each folder that holds images."""
     if class_folder == "first":
         return {folder: folder[0] for folder in folders}
     top = {
@@ -209,7 +209,8 @@ def _classes(
 
 
 def _check_flat(found: Found, flat: set[str], roles: dict[str, str]) -> None:
-    """Folders named like splits that hold images themselves are splits without labels, not classes."""
+    """Refuse folders named like splits that hold images themselves: they are splits without labels, not
+    classes."""
     named = {split_of(top) for top in flat}
     if not roles and flat and TRAIN in named and None not in named and len(named) > 1:
         raise DataError(

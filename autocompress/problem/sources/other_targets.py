@@ -38,7 +38,7 @@ Named = dict[str, list[str]]
 
 
 def read_unlabelled(spec: specs.Spec, reading: Reading) -> Source:
-    """Read images without labels from a folder or a tar; raises DataError where there are none."""
+    """Read images without labels from a folder or a tar; raise DataError where there are none."""
     found = _found(spec)
     names = _by_split([name for name in found.files if is_image(name)], found, spec)
     files = {split: _files(found, part, torch.zeros(len(part))) for split, part in names.items()}
@@ -46,7 +46,7 @@ def read_unlabelled(spec: specs.Spec, reading: Reading) -> Source:
 
 
 def read_masks(spec: specs.Spec, reading: Reading) -> Source:
-    """Read images with masks beside them, of 8-bit values or palette indices; raises DataError where an image
+    """Read images with masks beside them, of 8-bit values or palette indices; raise DataError where an image
     has no mask."""
     found = _found(spec)
     images = [name for name in found.files if is_image(name) and not _part_of(name, MASK_FOLDERS)]
@@ -70,7 +70,7 @@ def read_masks(spec: specs.Spec, reading: Reading) -> Source:
 
 
 def read_table(spec: specs.Spec, reading: Reading) -> Source:
-    """Read a CSV of image paths and values; raises DataError for a row that cannot be read."""
+    """Read a CSV of image paths and values; raise DataError for a row that cannot be read."""
     path = source.existing_path(spec)
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -117,13 +117,14 @@ def _part_of(name: str, folders: tuple[str, ...]) -> bool:
 
 
 def _key(name: str) -> str:
-    """What an image and its mask have in common."""
+    """Return what an image and its mask have in common."""
     parts = PurePosixPath(name).with_suffix("").parts
     return "/".join(part for part in parts if part.lower() not in (*IMAGE_FOLDERS, *MASK_FOLDERS))
 
 
 def _by_split(images: list[str], found: Found, spec: specs.Spec) -> Named:
-    """Names by the first folder on the way that is called like a split; all for training without any."""
+    """Return names by the first folder on the way that is called like a split; all for training without
+    any."""
     named: Named = defaultdict(list)
     for name in images:
         folders = (part for part in PurePosixPath(name).parts[:-1] if part.lower() not in IMAGE_FOLDERS)
@@ -138,7 +139,7 @@ def _by_split(images: list[str], found: Found, spec: specs.Spec) -> Named:
 
 
 def _reported(named: Mapping[str, list], spec: specs.Spec) -> dict[str, list]:  # type: ignore[type-arg]
-    """Where images are held out once, they are for reporting."""
+    """Take images that are held out once for reporting."""
     if "train" not in named:
         raise DataError("there are no training images", where=spec.text)
     found = dict(named)

@@ -25,7 +25,7 @@ class UnusableImageError(ValueError):
 
 
 def decode(content: bytes, channels: int) -> Image.Image:
-    """Return the first image of a file; raises what Pillow raises, and UnusableImageError."""
+    """Return the first image of a file; raise what Pillow raises, and UnusableImageError."""
     file = Image.open(io.BytesIO(content))
     pages = getattr(file, "n_frames", 1)
     if file.format == "TIFF" and pages > 1:

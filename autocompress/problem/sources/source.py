@@ -78,7 +78,7 @@ class Settings:
 
 
 def read_settings(spec: specs.Spec, known: tuple[str, ...] = OPTIONS) -> Settings:
-    """Return the options of a spec; raises DataError for an unknown option and for a value out of range."""
+    """Return the options of a spec; raise DataError for an unknown option and for a value out of range."""
     spec.without_options(DataError, known)
     mean, std = _channel_values(spec, "mean"), _channel_values(spec, "std")
     if (mean is None) != (std is None):
@@ -108,7 +108,7 @@ def _one_of(spec: specs.Spec, key: str, known: tuple[str, ...]) -> str | None:
 
 
 def _size(spec: specs.Spec) -> tuple[int, int] | None:
-    """`size=64` is a square, `size=32x96` is 32 high and 96 wide."""
+    """Read the size: `size=64` is a square, `size=32x96` is 32 high and 96 wide."""
     value = spec.options.get("size")
     if value is None:
         return None
@@ -146,7 +146,7 @@ def _channel_values(spec: specs.Spec, key: str) -> tuple[float, ...] | None:
 
 
 def per_channel(normalisation: Normalisation, channels: int, where: str) -> Normalisation:
-    """One value for all channels is repeated; three for one channel are averaged."""
+    """Repeat one value for all channels; average three for one channel."""
 
     def fit(values: tuple[float, ...]) -> tuple[float, ...]:
         if len(values) == channels:
@@ -165,7 +165,7 @@ def per_channel(normalisation: Normalisation, channels: int, where: str) -> Norm
 
 
 def existing_path(spec: specs.Spec) -> Path:
-    """Return the path that a spec names; raises DataError where there is none."""
+    """Return the path that a spec names; raise DataError where there is none."""
     path = Path(spec.target).expanduser()
     if not spec.kind or not path.exists():
         raise DataError(

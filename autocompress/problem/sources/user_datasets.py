@@ -100,7 +100,7 @@ def _normalised(split: Split, normalisation: Normalisation) -> Split:
 
 
 def read_hugging_face(spec: specs.Spec, reading: Reading) -> Source:
-    """Read a folder that `datasets` saved to disk; raises DataError where that package is not installed."""
+    """Read a folder that `datasets` saved to disk; raise DataError where that package is not installed."""
     spec.without_options(DataError)
     path = source.existing_path(spec)
     try:
@@ -148,7 +148,7 @@ def from_datasets(made: Any, name: str, reading: Reading) -> Source:
 
 
 def _named(made: Any, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The given sets by split, and what is said of those that are not used."""
+    """Return the given sets by split, and what is said of those that are not used."""
     if isinstance(made, Mapping):
         return _of_mapping(made, name)
     if not isinstance(made, (tuple, list)) or arrays.is_pair(made) or not _are_sets(made):
@@ -159,7 +159,8 @@ def _named(made: Any, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _are_sets(made: Any) -> bool:
-    """Whether this is a tuple of datasets, not a list of (image, label) pairs, which is one dataset."""
+    """Return whether this is a tuple of datasets, not a list of (image, label) pairs, which is one
+    dataset."""
     return isinstance(made, tuple) or not (made and isinstance(made[0], tuple))
 
 
@@ -228,7 +229,8 @@ def _split(part: Part, labels: Tensor, normalisation: Normalisation, form: Form)
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:
-    """Those of torchvision's datasets (`classes`) and of Hugging Face's (`features`)."""
+    """Return the names of classes of torchvision's datasets (`classes`) and of Hugging Face's
+    (`features`)."""
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping):
         found = [getattr(features[key], "names", None) for key in LABEL_KEYS if key in features]
@@ -266,7 +268,7 @@ def _part(dataset: MapStyle, where: str, form: Form, reading: Reading, note: str
 
 
 def _is_random(dataset: MapStyle, where: str, form: Form) -> bool:
-    """Whether the dataset augments by itself, so that reading it once would freeze that."""
+    """Return whether the dataset augments by itself, so that reading it once would freeze that."""
     views = []
     for seed in (1, 2):
         with seeded(seed):
@@ -277,7 +279,8 @@ def _is_random(dataset: MapStyle, where: str, form: Form) -> bool:
 
 
 def _labels(dataset: MapStyle, where: str) -> tuple[list[Any], str]:
-    """The labels of all items: from `.targets` where these say what the items say, else from the items."""
+    """Return the labels of all items: from `.targets` where these say what the items say, else from the
+    items."""
     known = getattr(dataset, "targets", None)
     count = len(dataset)
     if known is not None and len(known) == count:
@@ -353,7 +356,7 @@ def _as_tensor(image: Any, where: str, channels: int | None) -> Tensor:
 
 
 def _of_array(image: np.ndarray) -> Tensor:
-    """Arrays of pictures are (H, W) or (H, W, C), where C is 4 at most."""
+    """Take the tensor of a picture's array, which is (H, W) or (H, W, C), where C is 4 at most."""
     if image.ndim == 2:
         image = image[None]
     elif image.ndim == 3 and image.shape[2] <= 4 < image.shape[0]:

@@ -17,12 +17,12 @@ LABEL_KEYS = ("label", "cls", "class", "target")
 
 
 def is_webdataset(found: Found) -> bool:
-    """Whether images have files of labels beside them instead of lying in folders of classes."""
+    """Return whether images have files of labels beside them instead of lying in folders of classes."""
     return any(name.endswith(".cls") for name in found.files)
 
 
 def label_files(found: Found, images: Iterable[str]) -> dict[str, Location]:
-    """Return the file of the label of each image; raises DataError that names an image without one."""
+    """Return the file of the label of each image; raise DataError that names an image without one."""
     beside = {
         _key(name): location
         for ending in reversed(LABEL_ENDINGS)

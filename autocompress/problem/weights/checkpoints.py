@@ -44,7 +44,7 @@ class WeightSet:
 
     @property
     def keys(self) -> tuple[str, str]:
-        """What the user can choose it by: where it lies, or its prefix."""
+        """Return what the user can choose it by: where it lies, or its prefix."""
         return self.key, self.prefix.rstrip(".")
 
     @property
@@ -111,7 +111,7 @@ def _taken(weights: WeightSet, others: list[str], path: Path) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return what a file of weights holds, with nothing of it executed; raises TeacherError."""
+    """Return what a file of weights holds, with nothing of it executed; raise TeacherError."""
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     with path.open("rb") as file:
@@ -167,7 +167,8 @@ class _InertMapping:
 
 
 def _read_torch(path: Path) -> Any:
-    """First without other objects, then with objects that keep nothing, then with dictionaries among them."""
+    """Read the file first without other objects, then with objects that keep nothing, then with dictionaries
+    among them."""
     problem: Exception = ValueError("no attempt was made")
     names: list[str] = []
     for stand_in in (None, _Inert, _InertMapping):
@@ -185,7 +186,8 @@ def _read_torch(path: Path) -> Any:
 
 
 def _classes_in(path: Path) -> list[str]:
-    """Names of classes and functions that a file asks for beyond those of tensors; nothing is imported."""
+    """Return the names of classes and functions that a file asks for beyond those of tensors; nothing is
+    imported."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:
@@ -223,7 +225,7 @@ def _conversion(path: Path, state: str) -> str:
 
 
 def weight_sets(content: Any, path: Path) -> list[WeightSet]:
-    """Return every set of weights in what a file holds; raises TeacherError where there is none."""
+    """Return every set of weights in what a file holds; raise TeacherError where there is none."""
     found = list(_sets(content, ()))
     if found:
         return found

@@ -42,7 +42,7 @@ def is_model_folder(text: str) -> bool:
 
 
 def open_folder(text: str) -> OpenedFolder:
-    """Open a folder of timm or transformers, from its files alone; raises TeacherError."""
+    """Open a folder of timm or transformers, from its files alone; raise TeacherError."""
     folder = Path(text).expanduser()
     config = _json(folder / "config.json")
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -85,7 +85,7 @@ def _transformers(folder: Path, weights: Path) -> OpenedFolder:
 
 
 def _input_of(folder: Path) -> Mapping[str, Any]:
-    """The processor's settings under timm's names."""
+    """Return the processor's settings under timm's names."""
     path = folder / "preprocessor_config.json"
     found = _json(path) if path.is_file() else {}
     size = found.get("crop_size") if found.get("do_center_crop") else found.get("size")

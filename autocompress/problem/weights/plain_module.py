@@ -134,7 +134,7 @@ def _bake(part: nn.Module) -> None:
 
 
 def _take_own_class(part: nn.Module) -> None:
-    """Gives a parametrized module, whose class its copies share and which is changed in the end, its own."""
+    """Give a parametrized module, whose class its copies share and which is changed in the end, its own."""
     shared = type(part)
     members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
     part.__class__ = type(shared.__name__, shared.__bases__, members)

@@ -95,7 +95,8 @@ class Engine:
             self._open = np.ones(len(self._listed), dtype=bool)
 
     def enqueue(self, candidate: Candidate) -> bool:
-        """Proposes `candidate` before anything else; False, and nothing done, if it is known already."""
+        """Propose `candidate` before anything else; return False, and do nothing, if it is known
+        already."""
         candidate = self.canonical(candidate)
         if candidate.key in self._seen or candidate in self._queue:
             return False
@@ -104,11 +105,12 @@ class Engine:
 
     @property
     def queued(self) -> bool:
-        """Whether a candidate that was enqueued waits to be proposed."""
+        """Return whether a candidate that was enqueued waits to be proposed."""
         return any(candidate.key not in self._seen for candidate in self._queue)
 
     def ask(self) -> tuple[int, Candidate] | None:
-        """The number of a new trial and its candidate; None when nothing allowed is left to propose."""
+        """Return the number of a new trial and its candidate; None when nothing allowed is left to
+        propose."""
         while self._queue:
             candidate = self._queue.popleft()
             if candidate.key not in self._seen:
@@ -136,16 +138,16 @@ class Engine:
         values: Mapping[str, float],
         constraints: Mapping[str, float] | None = None,  # noqa: ARG002
     ) -> None:
-        """Records the accuracy of a trial that `ask` proposed; without one only that it was seen."""
+        """Record the accuracy of a trial that `ask` proposed; without one, record only that it was seen."""
         known = self._take(trial_number)
         self._learn(known, values)
 
     def fail(self, trial_number: int) -> None:
-        """Records that a trial has no result; its candidate is not proposed again."""
+        """Record that a trial has no result; its candidate is not proposed again."""
         self._take(trial_number)
 
     def replay(self, trials: Iterable[Told]) -> None:
-        """Takes over trials finished earlier, as if they had been asked for and told now."""
+        """Take over trials finished earlier, as if they had been asked for and told now."""
         count = 0
         for told in trials:
             count += 1
@@ -185,7 +187,8 @@ class Engine:
         return Known(candidate, float(costs[self.cost]), row, tuple(self.trusted(candidate)))
 
     def _consider(self, choices: Mapping[str, Option]) -> bool:
-        """Adds a candidate to the pool; False where it is there already, was tried or is not allowed."""
+        """Add a candidate to the pool; return False where it is there already, was tried or is not
+        allowed."""
         named = {site.name: choices[site.name] for site in self.sites if choices[site.name] != site.default}
         candidate = self.canonical(Candidate.of(named))
         if candidate.key in self._pool or candidate.key in self._seen or not self.allowed(candidate):
@@ -194,7 +197,7 @@ class Engine:
         return True
 
     def _spread(self) -> int:
-        """Where one stands whose cost is unlike, as a ratio, what was proposed before."""
+        """Return where one stands whose cost is unlike, as a ratio, what was proposed before."""
         places = np.flatnonzero(self._open).tolist()
         taken = [known.cost for known, _ in self._told] + [known.cost for known in self._pending.values()]
         costs = np.log(self._costs)
@@ -208,8 +211,8 @@ class Engine:
         return int(self._random.choice(places))
 
     def _best(self, count: int) -> list[int]:
-        """Where the largest expected gains stand, up to `count` of them, each as if those before had come out
-        as expected; where no gain is expected, the best chance of any."""
+        """Return where the largest expected gains stand, up to `count` of them, each as if those before had
+        come out as expected; where no gain is expected, the best chance of any."""
         still_open = self._open.copy()
         if not self._told:
             places = np.flatnonzero(still_open).tolist()
@@ -244,7 +247,7 @@ class Engine:
         return chosen
 
     def _learned(self) -> list[tuple[Known, float]]:
-        """All results, or of very many those nearest the front and an even share of the others."""
+        """Return all results, or of very many those nearest the front and an even share of the others."""
         if len(self._told) <= MOST_LEARNED:
             return self._told
         errors = np.array([error for _, error in self._told])
@@ -267,7 +270,7 @@ class Engine:
         self._pool = {known.candidate.key: known for known in kept}
 
     def _grow(self, count: int) -> None:
-        """Adds to the pool, from which `count` will be proposed: ideas, and children of the front and of what
+        """Add to the pool, from which `count` will be proposed: ideas, and children of the front and of what
         is waiting."""
         for candidate in self.ideas(self._random):
             self._consider(self._choices(candidate))
@@ -279,7 +282,7 @@ class Engine:
                 return
 
     def _parents(self) -> list[Candidate]:
-        """The front, and what was evaluated last, so that the pool does not close around the front."""
+        """Return the front, and what was evaluated last, so that the pool does not close around the front."""
         errors = [error for _, error in self._told]
         costs = [known.cost for known, _ in self._told]
         told = [known.candidate for known, _ in self._told]

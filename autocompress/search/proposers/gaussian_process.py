@@ -46,7 +46,7 @@ class GaussianProcess:
         self.log_parameters = self._prior_mean.copy()
 
     def fit(self, features: Array, targets: Array, iterations: int = 25) -> None:
-        """Hyperparameters for rows of `features` (n × d) with `targets` (n)."""
+        """Fit the hyperparameters to rows of `features` (n × d) with `targets` (n)."""
         from scipy.optimize import minimize
 
         distances = np.stack(
@@ -69,7 +69,7 @@ class GaussianProcess:
     def _loss(
         self, log_parameters: Array, distances: Array, linear: Array, trusted: Array, targets: Array
     ) -> tuple[float, Array]:
-        """Negative logarithm of the posterior density, and its gradient."""
+        """Return the negative logarithm of the posterior density, and its gradient."""
         count, rows = len(self.groups), len(targets)
         weights = np.exp(log_parameters[:count])
         variances = np.exp(log_parameters[count:])
@@ -95,7 +95,7 @@ class GaussianProcess:
         return float(loss), gradient + scaled / self._prior_sd
 
     def covariance(self, left: Array, right: Array) -> Array:
-        """Prior covariances of the rows of `left` with those of `right`, without noise."""
+        """Return the prior covariances of the rows of `left` with those of `right`, without noise."""
         count = len(self.groups)
         scales = np.zeros(left.shape[1])
         for group, weight in zip(self.groups, np.exp(self.log_parameters[:count]), strict=True):
@@ -109,7 +109,7 @@ class GaussianProcess:
         return kernel
 
     def variance(self, rows: Array) -> Array:
-        """Prior variances of rows."""
+        """Return the prior variances of rows."""
         variances = np.exp(self.log_parameters[len(self.groups) :])
         own = rows[:, list(self.trusted)]
         return np.asarray(
@@ -134,7 +134,7 @@ def _squared_distances(left: Array, right: Array) -> Array:
 
 
 def _matern(squared: Array) -> tuple[Array, Array]:
-    """The kernel at squared distances, and its derivative by them."""
+    """Return the kernel at squared distances, and its derivative by them."""
     root = np.sqrt(5 * squared)
     decay = np.exp(-root)
     return (1 + root + root**2 / 3) * decay, -5 / 6 * (1 + root) * decay
@@ -149,7 +149,7 @@ class Posterior:
     def __init__(
         self, process: GaussianProcess, pool: Array, rows: Array, targets: Array, room: int = 16
     ) -> None:
-        """With room for `room` more observations."""
+        """Make room for `room` more observations."""
         from scipy.linalg import solve_triangular
 
         self._process, self._pool, self._count = process, pool, len(rows)
@@ -171,11 +171,11 @@ class Posterior:
 
     @property
     def room(self) -> int:
-        """How many more observations can be added."""
+        """Return how many more observations can be added."""
         return len(self._innovations) - self._count
 
     def add(self, row: Array, target: float | None) -> None:
-        """Takes in an observation; without a target, one that will come out as expected."""
+        """Take in an observation; without a target, one that will come out as expected."""
         from scipy.linalg import solve_triangular
 
         count = self._count
@@ -194,7 +194,7 @@ class Posterior:
         self.variance = np.maximum(self.variance - factor**2, _LEAST_VARIANCE)
 
     def copy(self) -> Posterior:
-        """Another one that can be added to without changing this."""
+        """Return another one that can be added to without changing this."""
         other = copy.copy(self)
         for name in ("_factors", "_rows", "_lower", "_innovations"):
             setattr(other, name, getattr(self, name).copy())
@@ -210,12 +210,13 @@ class Reference:
 
 
 def squashed(errors: Any, reference: Reference, least: float = 1e-4) -> Array:
-    """Logarithms of errors; beyond the reference all are alike, as none of them can be on the front."""
+    """Return the logarithms of errors; beyond the reference all are alike, as none of them can be on the
+    front."""
     return np.log(np.clip(np.asarray(errors, dtype=np.float64), least, reference.error))
 
 
 def front(errors: Sequence[float], costs: Sequence[float], reference: Reference) -> tuple[Array, Array]:
-    """Costs, increasing, and errors, decreasing, of what nothing beats inside the reference."""
+    """Return costs, increasing, and errors, decreasing, of what nothing beats inside the reference."""
     kept: list[tuple[float, float]] = []
     best = reference.error
     for cost, error in sorted(zip(costs, errors, strict=True)):
@@ -233,7 +234,8 @@ def expected_gain(
     known: tuple[Array, Array],
     reference: Reference,
 ) -> Array:
-    """Expected growth of the hypervolume by candidates whose log errors are normal and costs exact.
+    """Return the expected growth of the hypervolume by candidates whose log errors are normal and costs
+    exact.
 
     `known` is the present `front`. Between two costs of the front the error to beat is constant, so the
     growth there is a width times the expected improvement of a lognormal error on it; these are summed
@@ -255,5 +257,5 @@ def expected_gain(
 
 
 def error_to_beat(costs: Array, known: tuple[Array, Array], reference: Reference) -> Array:
-    """The least error known at each of `costs` or below."""
+    """Return the least error known at each of `costs` or below."""
     return np.r_[reference.error, known[1]][np.searchsorted(known[0], costs, side="right")]

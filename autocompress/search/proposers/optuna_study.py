@@ -88,7 +88,8 @@ class Study:
         """Proposals of the sampler that had been proposed before, and were passed over."""
 
     def enqueue(self, candidate: Candidate) -> bool:
-        """Proposes `candidate` before anything else; False, and nothing done, if it is known already."""
+        """Propose `candidate` before anything else; return False, and do nothing, if it is known
+        already."""
         if self._canonical(candidate).key in self._seen:
             return False
         self._study.enqueue_trial(self._params(candidate))
@@ -96,11 +97,11 @@ class Study:
 
     @property
     def queued(self) -> bool:
-        """Whether a candidate that was enqueued waits to be proposed."""
+        """Return whether a candidate that was enqueued waits to be proposed."""
         return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def ask(self) -> tuple[int, Candidate] | None:
-        """The number of a new trial and its candidate; None when every candidate has been proposed.
+        """Return the number of a new trial and its candidate; None when every candidate has been proposed.
 
         The candidate names only the sites that differ from the teacher.
         """
@@ -124,7 +125,7 @@ class Study:
         values: Mapping[str, float],
         constraints: Mapping[str, float] | None = None,
     ) -> None:
-        """Records the result of a trial that `ask` proposed.
+        """Record the result of a trial that `ask` proposed.
 
         `values` gives every objective; for a candidate that breaks a constraint, those that are
         maximised may be missing. `constraints` are ≤ 0 where kept; without them they follow from
@@ -142,11 +143,11 @@ class Study:
             self._add(pending.candidate, numbers, constraints)
 
     def fail(self, trial_number: int) -> None:
-        """Records that a trial has no result; its candidate is not proposed again."""
+        """Record that a trial has no result; its candidate is not proposed again."""
         self._study.tell(self._take(trial_number).trial, state=TrialState.FAIL)
 
     def replay(self, trials: Iterable[Told]) -> None:
-        """Takes over trials finished earlier, as if they had been asked for and told now.
+        """Take over trials finished earlier, as if they had been asked for and told now.
 
         The sampler starts from another seed, so that it does not repeat its first proposals.
         """
@@ -212,7 +213,7 @@ class Study:
         self._study.add_trial(trial)
 
     def _unseen_near(self, start: Candidate) -> Candidate | None:
-        """An unseen candidate by a random walk from `start`, or by enumeration of a small space."""
+        """Find an unseen candidate by a random walk from `start`, or by enumeration of a small space."""
         choices = {site.name: start.get(site) for site in self.sites}
         for _ in range(_STEPS if self.sites else 0):
             site = self._random.choice(self.sites)
@@ -259,7 +260,7 @@ def _distribution(site: Site) -> BaseDistribution:
 
 
 def _decoder(site: Site) -> Mapping[Any, Option]:
-    """What a value of the site's parameter stands for."""
+    """Return what a value of the site's parameter stands for."""
     if site.kind == "block":
         return {option: option for option in site.options}
     return dict(enumerate(site.options))

@@ -27,7 +27,8 @@ Hurts = Callable[[Sequence[Candidate]], Sequence[float]]
 
 
 def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str], None]) -> Pairs:
-    """Terms with which the solver's answer within the limits hurts least, of those of up to two rounds.
+    """Return the terms with which the solver's answer within the limits hurts least, of those of up to two
+    rounds.
 
     Each round scores the pairs of the answer's worst choices as `hurts` says, by the measure of the solver's
     damages, and solves again. Pairs that hurt less than their sum do not count: the solver would look for
@@ -66,7 +67,7 @@ def pair_terms(solver: Solver, limits: Limits, hurts: Hurts, say: Callable[[str]
 
 
 def most_scored(choices: int) -> int:
-    """How many joint candidates may be scored where so many choices are."""
+    """Return how many joint candidates may be scored where so many choices are."""
     return 1 + ROUNDS * (1 + math.comb(_most_choices(choices), 2))
 
 
@@ -75,7 +76,7 @@ def _most_choices(choices: int) -> int:
 
 
 def _worst_pairs(answer: Candidate, damage: Damage, tried: Collection[Pair]) -> list[Pair]:
-    """Those of the answer's choices that hurt most by themselves, as many as are worth their time."""
+    """Return those of the answer's choices that hurt most by themselves, as many as are worth their time."""
     scored = sorted((choice for choice in answer.choices if choice in damage), key=str)
     worst = sorted(scored, key=lambda choice: -damage[choice])
     ordered = sorted(worst[: _most_choices(len(damage))], key=str)

@@ -12,7 +12,7 @@ SEEDS = 6
 
 
 def starting_points(solver: Solver, limits: Limits) -> tuple[list[Candidate], str]:
-    """(candidates to try first, what they are, in words)."""
+    """Return (candidates to try first, what they are, in words)."""
     found = solver.sweep(limits, SEEDS)
     if found:
         return found, (
@@ -23,7 +23,7 @@ def starting_points(solver: Solver, limits: Limits) -> tuple[list[Candidate], st
 
 
 def _repaired(solver: Solver, limits: Limits) -> tuple[list[Candidate], str]:
-    """Step by step towards the budgets, with how near that comes."""
+    """Repair candidates step by step towards the budgets, and say how near that comes."""
 
     def repairer(some: Limits) -> Repairer:
         return Repairer(solver.pricer, some, solver.damage)

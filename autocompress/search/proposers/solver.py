@@ -41,7 +41,8 @@ _TIE_BREAK = 1e-6
 
 
 def harm(damage: Damage, site: Site, option: Option) -> float:
-    """Estimated loss of quality of an option; never infinite, and small for 8 bits, which are not scored."""
+    """Return the estimated loss of quality of an option; never infinite, and small for 8 bits, which are not
+    scored."""
     if option == site.default:
         return 0.0
     unknown = LEAST_DAMAGE if site.kind == "bits" and option == 8 else UNKNOWN_DAMAGE
@@ -50,7 +51,7 @@ def harm(damage: Damage, site: Site, option: Option) -> float:
 
 
 def pairs_of_rows(rows: Iterable[Sequence[Any]]) -> dict[tuple[Choice, Choice], float]:
-    """Of rows (site, option, other site, its option, term), as a run keeps them."""
+    """Return the terms of rows (site, option, other site, its option, term), as a run keeps them."""
     return {((one, first), (other, second)): float(term) for one, first, other, second, term in rows}
 
 
@@ -63,7 +64,8 @@ def knapsack(
     forbidden: Iterable[Candidate] = (),
     pairs: Pairs | None = None,
 ) -> Candidate | None:
-    """The choices of the least summed damage whose summed costs keep the limits; None if there are none.
+    """Return the choices of the least summed damage whose summed costs keep the limits; None if there are
+    none.
 
     `margin` is what a latency may err by, as a share of it: its upper end is limited. `forbidden`
     candidates are not answered. Of equally damaged candidates the faster is taken. Each of `pairs` is
@@ -104,8 +106,8 @@ def knapsack(
 
 @contextmanager
 def silent_stdout() -> Iterator[None]:
-    """Drops what C code writes to stdout: HiGHS 1.12 has a debugging line there that no option turns off,
-    and stdout is for tables and JSON."""
+    """Drop what C code writes to stdout: HiGHS 1.12 has a debugging line there that no option turns off, and
+    stdout is for tables and JSON."""
     try:
         kept = os.dup(1)
     except OSError:
@@ -129,7 +131,7 @@ _Row = tuple[Any, float, float]
 def _one_choice_each(
     sites: Sequence[Site], table: EffectTable, index: Mapping[Choice, int]
 ) -> Iterator[_Row]:
-    """One option at each site, or none at a site that some other choice takes away."""
+    """Yield rows for one option at each site, or none at a site that some other choice takes away."""
     removers: dict[str, list[int]] = {site.name: [] for site in sites}
     for choice, names in table.excluded.items():
         for name in names:
@@ -153,7 +155,7 @@ def _one_choice_each(
 def _not_again(
     sites: Sequence[Site], table: EffectTable, index: Mapping[Choice, int], candidate: Candidate
 ) -> _Row:
-    """At least one choice is another than the candidate's."""
+    """Return the row by which at least one choice is another than the candidate's."""
     gone: set[str] = set().union(*(table.excluded.get(choice, ()) for choice in candidate.choices))
     own = np.zeros(len(index))
     own[[index[site.name, candidate.get(site)] for site in sites if site.name not in gone]] = 1
@@ -161,7 +163,8 @@ def _not_again(
 
 
 def _both_taken(terms: Pairs, index: Mapping[Choice, int]) -> Iterator[_Row]:
-    """The variable of each pair is the product of its choices': the objective pushes it to the right end."""
+    """Yield rows that make the variable of each pair the product of its choices': the objective pushes it to
+    the right end."""
     for number, ((one, other), term) in enumerate(terms.items()):
         both = np.zeros(len(index) + len(terms))
         both[len(index) + number] = 1
@@ -176,7 +179,7 @@ def _both_taken(terms: Pairs, index: Mapping[Choice, int]) -> Iterator[_Row]:
 
 
 def _limited(table: EffectTable, columns: Sequence[Choice], limits: Limits, margin: float) -> Iterator[_Row]:
-    """Rows of the limited costs, each as a share of its limit; memory is one row for each cut."""
+    """Yield rows of the limited costs, each as a share of its limit; memory is one row for each cut."""
     effects = [table.effects[choice] for choice in columns]
     if limits.latency_ms is not None:
         room = limits.latency_ms / (1 + margin)
@@ -211,7 +214,7 @@ class Solver:
     pairs: Pairs = field(default_factory=dict)
 
     def solve(self, limits: Limits, rebase: bool = True) -> Candidate | None:
-        """The least damaged candidate found that keeps the limits by its exact price, latency at the
+        """Return the least damaged candidate found that keeps the limits by its exact price, latency at the
         upper end of its interval; None when none was found.
 
         With `rebase` the costs of single choices are taken again around the answer, which costs a
@@ -228,7 +231,7 @@ class Solver:
         return None if best is None else self._polished(best, limits)
 
     def sweep(self, limits: Limits, count: int, least_share: float = 0.6) -> list[Candidate]:
-        """Different answers at up to `count` levels inside the limits, the loosest first.
+        """Return different answers at up to `count` levels inside the limits, the loosest first.
 
         Only the loosest is worth pricing all choices again.
         """
@@ -237,7 +240,7 @@ class Solver:
         return list({candidate.key: candidate for candidate in found if candidate is not None}.values())
 
     def guess(self, limits: Limits, damage: Damage) -> Candidate | None:
-        """The knapsack's answer for other damages, not priced: it may break the limits by a little."""
+        """Return the knapsack's answer for other damages, not priced: it may break the limits by a little."""
         margin = self.pricer.cost_model.device.relative_error
         table = self._priced_once()
         answer = knapsack(self.pricer.bound.free, table, damage, limits, margin, pairs=self.pairs)
@@ -249,8 +252,8 @@ class Solver:
         return self.table
 
     def harm(self, candidate: Candidate) -> float:
-        """Summed damage of a candidate's choices that are not moot, and of its pairs; at least what its worst
-        choice hurts by itself, as sums of pairs can be far off."""
+        """Return the summed damage of a candidate's choices that are not moot, and of its pairs; at least
+        what its worst choice hurts by itself, as sums of pairs can be far off."""
         sites = self.pricer.bound.by_name
         choices = self.pricer.bound.canonical(candidate).choices
         single = [harm(self.damage, sites[name], option) for name, option in choices]
@@ -258,7 +261,7 @@ class Solver:
         return max(sum(single) + sum(terms), *single, 0.0)
 
     def _corrected(self, table: EffectTable, limits: Limits) -> tuple[Candidate | None, Candidate | None]:
-        """Solves, prices exactly, and moves the limits that the knapsack sees by what it was wrong.
+        """Solve, price exactly, and move the limits that the knapsack sees by what it was wrong.
 
         The best candidate found that keeps the limits, and where to look on: that, or the nearest miss.
         """
@@ -287,7 +290,7 @@ class Solver:
         return best, best or nearest
 
     def _polished(self, candidate: Candidate, limits: Limits) -> Candidate:
-        """Takes less damaging options where the exact price still keeps the limits, the best gain first."""
+        """Take less damaging options where the exact price still keeps the limits, the best gain first."""
         left = POLISHING_PRICES
         while True:
             for changed in self._gentler(candidate):
@@ -301,7 +304,7 @@ class Solver:
                 return candidate
 
     def _gentler(self, candidate: Candidate) -> list[Candidate]:
-        """Candidates that differ in one choice and harm less, the least harmful first."""
+        """Return the candidates that differ in one choice and harm less, the least harmful first."""
         before = self.harm(candidate)
         ranked = []
         for site in self.pricer.bound.free:
@@ -313,8 +316,8 @@ class Solver:
 
 
 def _moved(seen: float, limit: float, excess: float) -> float:
-    """What the knapsack is told next: less by the overshoot; or at least the limit, and more by half of
-    what was left over, so that what is less damaging and was predicted to cost too much gets its try."""
+    """Return what the knapsack is told next: less by the overshoot; or at least the limit, and more by half
+    of what was left over, so that what is less damaging and was predicted to cost too much gets its try."""
     if excess > 0:
         return max(seen / (1 + excess), 0.2 * limit)
     return min(max(seen, limit) * (1 - 0.5 * max(excess, -0.5)), 3 * limit)

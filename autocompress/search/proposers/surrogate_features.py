@@ -50,7 +50,7 @@ class Expectations:
         seen: int,
         planned: int,
     ) -> Posterior:
-        """Over the pool, given `told`, which are all or some of the `seen` results.
+        """Return the posterior over the pool, given `told`, which are all or some of the `seen` results.
 
         What is `pending` is taken to come out as expected, so that it is not proposed again in disguise.
         There is room for as many more as are `planned`.
@@ -66,16 +66,16 @@ class Expectations:
         return posterior
 
     def expect(self, posterior: Posterior, known: Known) -> None:
-        """As if the candidate had been evaluated and had come out as expected."""
+        """Add to the posterior as if the candidate had been evaluated and had come out as expected."""
         posterior.add(self._row(known), None)
 
     def predicted(self, posterior: Posterior) -> tuple[Array, Array]:
-        """Means and standard deviations over the pool, in the targets' units."""
+        """Return means and standard deviations over the pool, in the targets' units."""
         middle, scale = self._scale
         return posterior.mean * scale + middle, np.sqrt(posterior.variance) * scale
 
     def _updated(self, rows: list[Array], targets: Array, seen: int, room: int) -> Posterior:
-        """The posterior with all that was told: extended where that suffices, else made anew."""
+        """Return the posterior with all that was told: extended where that suffices, else made anew."""
         count = len(self._targets)
         old = self._posterior
         extends = old is not None and np.array_equal(self._targets, targets[:count]) and self._pool_is_fixed
@@ -97,7 +97,7 @@ class Expectations:
         return Posterior(self._process, self._pool, rows, standard, len(rows) + 16 + room)
 
     def _describe(self, pool: Sequence[Known], told: Sequence[Known]) -> None:
-        """Standardises what is not a choice, over everything that is known."""
+        """Standardise what is not a choice, over everything that is known."""
         choices = sum(map(len, self._groups))
         everything = np.array([[*known.numbers, *known.trusted] for known in (*pool, *told)])
         self._middle = np.r_[np.zeros(choices), everything[:, choices:].mean(0)]
@@ -115,7 +115,7 @@ class Expectations:
 
 
 def groups(sites: Sequence[Site]) -> list[list[int]]:
-    """Columns of `encoded` by site, or by kind of site where there are many."""
+    """Return the columns of `encoded` by site, or by kind of site where there are many."""
     groups: dict[str, list[int]] = {}
     column = 0
     for site in sites:
@@ -131,7 +131,7 @@ def _is_ordered(site: Site) -> bool:
 
 
 def encoded(sites: Sequence[Site], candidate: Candidate) -> list[float]:
-    """A place in [0, 1] for an ordered option; for others a one in a row of zeros, scaled so that two
+    """Return a place in [0, 1] for an ordered option; for others a one in a row of zeros, scaled so that two
     different options are at distance 1."""
     row: list[float] = []
     for site in sites:

@@ -29,7 +29,7 @@ SMALLEST_WIDTH = 1e-6
 def collect_ranges(
     module: GraphModule, values: Iterable[str], batches: Iterable[Batch], method: Method = "minmax"
 ) -> dict[str, Range]:
-    """{value name: (low, high)} with low ≤ 0 ≤ high, never empty, for each named value of the network.
+    """Return {value name: (low, high)} with low ≤ 0 ≤ high, never empty, for each named value of the network.
 
     `minmax` keeps every value seen; `percentile` the share 0.9999 of them (each side by itself, on
     a sample of each batch); `mse` is the clipped range whose 8-bit rounding has the least squared error
@@ -44,14 +44,14 @@ def collect_ranges(
 
 
 def ranges_of(observed: Mapping[str, Seen], method: Method) -> dict[str, Range]:
-    """The ranges by one method of what `observe` saw; see `collect_ranges`."""
+    """Return the ranges by one method of what `observe` saw; see `collect_ranges`."""
     return {name: _valid(name, _RANGES[method](seen)) for name, seen in observed.items()}
 
 
 def observe(
     module: GraphModule, values: Iterable[str], batches: Iterable[Batch], keep_samples: bool = True
 ) -> dict[str, Seen]:
-    """What each named value was on the batches, enough for every method; `minmax` needs no samples."""
+    """Return what each named value was on the batches, enough for every method; `minmax` needs no samples."""
     names = tuple(dict.fromkeys(values))
     seen = {name: Seen() for name in names}
     count = 0
@@ -66,7 +66,7 @@ def observe(
 
 
 def range_of(name: str, value: Tensor, method: Method = "mse") -> Range:
-    """The range of one tensor, as of `collect_ranges`; `name` is for the error."""
+    """Return the range of one tensor, as of `collect_ranges`; `name` is for the error."""
     seen = Seen()
     seen.add(value, keep_sample=method != "minmax")
     return _valid(name, _RANGES[method](seen))
@@ -89,7 +89,8 @@ class Seen:
 
 
 def _sample(values: Tensor) -> Tensor:
-    """At random places: equal steps would fall into step with the axes and miss most channels or pixels."""
+    """Draw values at random places: equal steps would fall into step with the axes and miss most channels or
+    pixels."""
     if len(values) <= SAMPLES_PER_BATCH:
         return values.float().clone()
     places = torch.randint(len(values), (SAMPLES_PER_BATCH,), generator=torch.Generator().manual_seed(0))
@@ -115,7 +116,7 @@ def _least_divergence(seen: Seen) -> Range:
 
 
 def _best_clipped(seen: Seen, error: Callable[[Tensor, float, float], float]) -> Range:
-    """Both sides of the range cut to the same share of what was seen."""
+    """Return both sides of the range cut to the same share of what was seen."""
     sample = torch.cat(seen.samples)
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     shares = torch.linspace(1.0, SMALLEST_SHARE, CLIPPED_RANGES).tolist()
@@ -131,9 +132,9 @@ def _rounding_error(sample: Tensor, low: float, high: float) -> float:
 
 
 def _divergence(sample: Tensor, low: float, high: float) -> float:
-    """Of the values told apart by 8 times as many bins as there are levels, those beyond the range at its
-    ends, from the same with the values of one level spread evenly over the bins it met. Zeros, which are
-    exact in any range, are left out."""
+    """Return the divergence of the values told apart by 8 times as many bins as there are levels, those
+    beyond the range at its ends, from the same with the values of one level spread evenly over the bins it
+    met. Zeros, which are exact in any range, are left out."""
     if high - low < SMALLEST_WIDTH:
         return 0.0
     bins = BINS_A_LEVEL * (LEVELS + 1)

@@ -53,7 +53,7 @@ def fit_rounding(
     biases: bool = True,
     rows: int = ROWS,
 ) -> None:
-    """Changes weights (`adaptive`) and biases of the 8-bit layers of `student` in place.
+    """Change weights (`adaptive`) and biases of the 8-bit layers of `student` in place.
 
     `reference` is the same network before it was quantized. The examples run as one batch, fewer of
     them where an activation would exceed 256 MiB; of each layer `rows` places are read.
@@ -86,7 +86,7 @@ def _is_rounded(student: GraphModule, node: Node) -> bool:
 
 
 def _rounded(module: GraphModule, node: Node) -> Tensor:
-    """The weight as the layer uses it in this module."""
+    """Return the weight as the layer uses it in this module."""
     weight = module.tensor_named(node.args[1].name)
     if node.grid is not None:
         return on_grid(weight, module.tensor_named(node.grid.step), node.grid.form)
@@ -118,8 +118,8 @@ def _lattice(student: GraphModule, node: Node, flat: Tensor) -> _Lattice | None:
 
 
 def _adapt(student: GraphModule, node: Node, inputs: Tensor, target: Tensor) -> None:
-    """Rounds the layer's weight in place, each channel only where that is better than rounding to nearest.
-    In 8 bits zeros stay zero."""
+    """Round the layer's weight in place, each channel only where that is better than rounding to nearest. In
+    8 bits zeros stay zero."""
     parameter = student.tensor_named(node.args[1].name)
     flat = parameter.detach().flatten(1)
     lattice = _lattice(student, node, flat)
@@ -158,7 +158,7 @@ class _Error:
 
 
 def _directions(flat: Tensor, lattice: _Lattice, down: Tensor, error: _Error, before: Tensor) -> Tensor:
-    """For each weight 0 or 1: the level `down` or the one above. By Adam on a stretched sigmoid that a
+    """Choose for each weight 0 or 1: the level `down` or the one above, by Adam on a stretched sigmoid that a
     penalty drives to 0 and 1, more sharply as time goes on."""
     rest = (flat / lattice.unit - lattice.offset - down).clamp(0.01, 0.99)
     raw = torch.log((rest + STRETCH) / (1 + STRETCH - rest)).requires_grad_()

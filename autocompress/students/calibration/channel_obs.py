@@ -53,7 +53,8 @@ class Reader:
 
 
 def removal_losses(readers: Iterable[Reader], channels: int, damping: float = DAMPING) -> Array:
-    """For each channel the summed loss once it leaves, `(channels,)`: the order of leaving is ascending.
+    """Return for each channel the summed loss once it leaves, `(channels,)`: the order of leaving is
+    ascending.
 
     A reader's loss is half the mean squared error of its output in the metric of its curvature, with the rest
     compensated. The channels of an earlier removal count as gone.
@@ -82,7 +83,7 @@ class _State:
         self.inverse = np.linalg.inv(_damped(reader.second, damping))
 
     def costs(self) -> Array:
-        """What is lost if one channel leaves, `(channels,)`."""
+        """Return what is lost if one channel leaves, `(channels,)`."""
         blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
         weights = self.weight[:, self.columns].transpose(1, 2, 0)
         lost = np.einsum("cko,cko->c", weights, np.linalg.solve(blocks, weights))
@@ -110,7 +111,8 @@ def obs_importance(
     groups: Iterable[Group],
     task: Task | None = None,
 ) -> Weights:
-    """Losses of the channels of `groups` as importances: parameter → one number per output channel.
+    """Return the losses of the channels of `groups` as importances: parameter → one number per output
+    channel.
 
     `module` computes `coupling.network`, and gives the outputs of the task, by default
     classes. Batches of images `(N, C, H, W)` are
@@ -136,7 +138,8 @@ Readers = list[tuple[Node, NDArray[np.int64]]]
 
 
 def _readers(coupling: Coupling, group: Group) -> Readers:
-    """Layers that read the group by dense weights, and the positions of each channel on that axis."""
+    """Return the layers that read the group by dense weights, and the positions of each channel on that
+    axis."""
     network = coupling.network
     layers = {node.params[0]: node for node in solvable_layers(network) if groups_of(node) == 1}
     return [
@@ -168,7 +171,7 @@ def _losses(
 def _that_fit(
     network: Network, groups: Iterable[tuple[Group, Readers]]
 ) -> Iterator[list[tuple[Group, Readers]]]:
-    """The groups in lists whose matrices together keep `MEMORY_BYTES`, or of one group."""
+    """Yield the groups in lists whose matrices together keep `MEMORY_BYTES`, or of one group."""
     part: list[tuple[Group, Readers]] = []
     used = 0
     for group, readers in groups:

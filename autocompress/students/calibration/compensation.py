@@ -52,7 +52,7 @@ def compensate(
     rows: int = ROWS,
     fixed: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Changes weights and biases of `student` in place; returns the names of the layers it fitted.
+    """Change weights and biases of `student` in place; return the names of the layers it fitted.
 
     Layers named in `fixed` stay as they are. The examples run as one batch, fewer of them where an activation
     would exceed 256 MiB. The penalty is `ridge` times the mean squared input times the squared change of the
@@ -84,8 +84,8 @@ def compensate(
 
 
 def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> tuple[Node, ...]:
-    """Layers of both networks that are to compute the same outputs from inputs that are not the same, those
-    with zeros to keep and those that were merged, whose weights have another shape, aside."""
+    """Return the layers of both networks that are to compute the same outputs from inputs that are not the
+    same, those with zeros to keep and those that were merged, whose weights have another shape, aside."""
     changed = changed_values(network, reference)
     known = {node.name: node for node in solvable_layers(reference)}
     return tuple(
@@ -99,13 +99,15 @@ def changed_layers(network: Network, reference: Network, kept: KeptChannels) -> 
 
 
 def _reads_another(node: Node, old: Node, network: Network, reference: Network) -> bool:
-    """Whether the layer, with weights of the same shape, reads another value, as behind a dropped block."""
+    """Return whether the layer, with weights of the same shape, reads another value, as behind a dropped
+    block."""
     shapes = [of.params[one.params[0]].shape for one, of in ((node, network), (old, reference))]
     return node.inputs != old.inputs and shapes[0] == shapes[1]
 
 
 def changed_values(network: Network, reference: Network) -> frozenset[str]:
-    """Names of the nodes that compute something else than in the reference, or from something else."""
+    """Return the names of the nodes that compute something else than in the reference, or from something
+    else."""
     changed: set[str] = set()
     for node in network.nodes:
         old = reference.by_name.get(node.name)
@@ -135,7 +137,7 @@ def fit_layer(
     ridge: float = RIDGE,
     limit: int = ROWS,
 ) -> None:
-    """Fits one layer to `target`, its output in the teacher as of `layer_outputs`; changes it in place.
+    """Fit one layer to `target`, its output in the teacher as of `layer_outputs`; change it in place.
 
     `values` holds the input that the layer has in the student, for the images of the target.
     """
@@ -157,7 +159,7 @@ def fit_layer(
 
 
 def refit_step(module: GraphModule, node: Node) -> None:
-    """Fits the steps of a layer whose weights are on a grid to the weights as they are now."""
+    """Fit the steps of a layer whose weights are on a grid to the weights as they are now."""
     if node.grid is not None:
         weight = module.tensor_named(node.args[1].name).detach().cpu().numpy()
         with torch.no_grad():
@@ -166,13 +168,14 @@ def refit_step(module: GraphModule, node: Node) -> None:
 
 
 def is_normalised(network: Network, node: Node) -> bool:
-    """Whether a batch norm alone reads the layer, so that the mean of its output does not matter."""
+    """Return whether a batch norm alone reads the layer, so that the mean of its output does not matter."""
     users = network.users[node.name]
     return bool(users) and all(network.by_name[name].op == "batch_norm" for name in users)
 
 
 def least_squares(rows: Tensor, error: Tensor, ridge: float) -> Tensor:
-    """The `(groups, out, fan_in)` matrices C with least |error - rows · Cᵀ|² + penalty · |C|² per group.
+    """Return the `(groups, out, fan_in)` matrices C with least |error - rows · Cᵀ|² + penalty · |C|² per
+    group.
 
     `rows` is `(n, groups, fan_in)`, `error` `(n, groups, out)`. The penalty is `ridge` times n times
     the mean square of the rows of the group. Solved in single precision where the ridge is at least
@@ -186,7 +189,7 @@ def least_squares(rows: Tensor, error: Tensor, ridge: float) -> Tensor:
 
 
 def _solved(gram: Tensor, right: Tensor, penalty: Tensor, ridge: float) -> Tensor:
-    """(gram + penalty · 1)⁻¹ · right for each group; changes `gram`."""
+    """Return (gram + penalty · 1)⁻¹ · right for each group; change `gram`."""
     gram.diagonal(dim1=1, dim2=2).add_(penalty[:, None])
     if ridge >= SINGLE_RIDGE:
         factor, info = torch.linalg.cholesky_ex(gram)

@@ -33,7 +33,7 @@ def saliency(
     method: Method = "taylor",
     task: Task | None = None,
 ) -> Weights:
-    """{parameter name: importance of each element}, of the parameter's shape, ≥ 0.
+    """Return {parameter name: importance of each element}, of the parameter's shape, ≥ 0.
 
     - `l1`: |w| (Li et al. 2017, arXiv:1608.08710); `l2`: w². Batches are not read.
     - `taylor`: (w · ∂loss/∂w)², averaged over batches (Molchanov et al. 2019, arXiv:1906.10771).
@@ -103,7 +103,7 @@ def _from_gradients(
 
 
 def _objectives(module: nn.Module, batches: Iterable[Batch], task: Task, method: Method) -> Iterator[Tensor]:
-    """What to take gradients of whose squares are averaged."""
+    """Yield what to take gradients of whose squares are averaged."""
     generator = torch.Generator().manual_seed(0)
     for images, labels in batches:
         outputs = module(images)
@@ -114,7 +114,7 @@ def _objectives(module: nn.Module, batches: Iterable[Batch], task: Task, method:
 
 
 def _directions(outputs: Tensor, generator: torch.Generator, task: Task) -> Iterator[Tensor]:
-    """What to take gradients of whose squares have the Gauss-Newton matrix of a batch as their mean.
+    """Yield what to take gradients of whose squares have the Gauss-Newton matrix of a batch as their mean.
 
     The loss's curvature by the scores z of an example is S Sᵀ. With random signs s, z · (S s) has a gradient
     whose outer product has JᵀS SᵀJ as its mean (Martens 2020, arXiv:1412.1193, with drawn labels in place of
@@ -134,7 +134,7 @@ def output_curvature(
     largest: int,
     task: Task | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """{layer: how an error of its output bends the loss of an example, `(out, out)`}.
+    """Return {layer: how an error of its output bends the loss of an example, `(out, out)`}.
 
     It is the mean over the examples of g · gᵀ, summed over the layer's places, where g is the gradient of
     the loss by one place of the output: the outer factor of the curvature of the layer's weight (K-FAC,
@@ -163,7 +163,7 @@ def _add_curvature(
     totals: dict[str, NDArray[np.float64]],
     directions: Callable[[Tensor], Iterator[Tensor]],
 ) -> None:
-    """Of one batch, summed over the draws; what it computed is gone when it returns."""
+    """Add the curvature of one batch, summed over the draws; what it computed is gone when it returns."""
     outputs, values = _with_values(module, images, wanted)
     for direction in directions(outputs) if values else ():
         gradients = torch.autograd.grad(
@@ -182,7 +182,7 @@ def _add_curvature(
 def _with_values(
     module: GraphModule, images: Tensor, names: Collection[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The outputs and the named values on the way, of one graph."""
+    """Return the outputs and the named values on the way, of one graph."""
     held: dict[str, Tensor] = {}
 
     def hold(_node: Node, values: Mapping[str, Tensor]) -> None:

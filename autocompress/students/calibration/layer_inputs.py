@@ -35,7 +35,8 @@ Values = dict[str, Any]
 
 
 def solvable_layers(network: Network) -> tuple[Node, ...]:
-    """Layers with a weight of their own that reads a value, up to `LARGEST_FAN_IN`, in execution order."""
+    """Return the layers with a weight of their own that reads a value, up to `LARGEST_FAN_IN`, in execution
+    order."""
     return tuple(node for node in network.nodes if _is_solvable(network, node))
 
 
@@ -49,8 +50,8 @@ def _is_solvable(network: Network, node: Node) -> bool:
 
 
 def places(node: Node, value: Tensor, limit: int) -> Tensor:
-    """Numbers of output places (example × position) of a layer that reads `value`, all of them or `limit`
-    drawn with a fixed seed. A linear layer has one for each row, whichever axis is the batch."""
+    """Return the numbers of output places (example × position) of a layer that reads `value`, all of them or
+    `limit` drawn with a fixed seed. A linear layer has one for each row, whichever axis is the batch."""
     if node.op == "linear":
         total = value.numel() // value.shape[-1]
     else:
@@ -61,7 +62,7 @@ def places(node: Node, value: Tensor, limit: int) -> Tensor:
 
 
 def input_rows(node: Node, value: Tensor, weight_shape: tuple[int, ...], at: Tensor) -> Tensor:
-    """What the layer multiplies at these places: `(rows, groups, fan_in)`, fan_in as in its weight."""
+    """Return what the layer multiplies at these places: `(rows, groups, fan_in)`, fan_in as in its weight."""
     if node.op == "linear":
         return value.reshape(-1, value.shape[-1])[at][:, None]
     conv = conv_args(node)
@@ -164,7 +165,7 @@ class Moments:
 def collect_moments(
     module: GraphModule, layers: Iterable[Node], images: Iterable[Tensor], rows_a_batch: int = 4096
 ) -> dict[str, Moments]:
-    """{layer: second moments of its inputs}, over the batches of images `(N, C, H, W)`, in eval mode.
+    """Return {layer: second moments of its inputs}, over the batches of images `(N, C, H, W)`, in eval mode.
 
     Raises ValueError without images.
     """
@@ -188,7 +189,7 @@ def collect_moments(
 
 
 def visited(module: GraphModule, images: Iterable[Tensor], visit: Callable[[Node, Values], None]) -> None:
-    """Runs the module in eval mode on every batch of images, with `visit` before each node."""
+    """Run the module in eval mode on every batch of images, with `visit` before each node."""
     before = module.training
     module.eval()
     seen = False

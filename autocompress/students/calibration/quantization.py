@@ -27,7 +27,7 @@ def quantized(
     settings: Quantize,
     reference: GraphModule | None = None,
 ) -> GraphModule:
-    """A network whose batch norms are folded, as it will be shipped: with the quantizers of its plan.
+    """Return a network whose batch norms are folded, as it will be shipped: with the quantizers of its plan.
 
     `settings.ranges` names a method of `activation_ranges`, or is `auto`: each is tried, and that is taken
     whose outputs diverge least from those in floating point on the examples. Without layers of 8 bits the

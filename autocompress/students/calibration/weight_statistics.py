@@ -15,7 +15,7 @@ from autocompress.transforms.families.sparsity import Evidence, Thinning
 def evidence(
     module: GraphModule, examples: Split, thinnings: Mapping[str, Thinning], task: Task | None = None
 ) -> Evidence:
-    """What the methods of these layers need to know of `module`, and no more, on the examples."""
+    """Return what the methods of these layers need to know of `module`, and no more, on the examples."""
     methods = {thinning.method for thinning in thinnings.values()}
     batches = examples.batches(CALIBRATION_BATCH)
     scores = saliency(module, batches, "obd", task) if "obd" in methods else {}

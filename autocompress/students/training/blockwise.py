@@ -40,7 +40,7 @@ class Part:
 
 
 def region(network: Network, part: Part) -> Network | None:
-    """The part as a network of its own; None where it reads more than its source."""
+    """Return the part as a network of its own; None where it reads more than its source."""
     needed, stack = set[str](), [part.output]
     while stack:
         name = stack.pop()
@@ -71,9 +71,9 @@ def learned(
     steps: int = STEPS,
     seed: int = 0,
 ) -> Weights | None:
-    """The weights of the part of `network` after regression on the teacher's values; None where they are not
-    better than those given, by the squared error on images that were not learned from, or where the part is
-    no region of its own, or has the batch on its second axis.
+    """Return the weights of the part of `network` after regression on the teacher's values; None where they
+    are not better than those given, by the squared error on images that were not learned from, or where the
+    part is no region of its own, or has the batch on its second axis.
 
     Adam with one cycle of the learning rate, in at most `steps` steps. The arguments are not modified. Equal
     arguments give equal weights.
@@ -100,7 +100,7 @@ def learned(
 
 
 def _recorded(teacher: GraphModule, part: Part, examples: Split) -> tuple[Tensor, Tensor]:
-    """What the teacher reads and gives, for as many examples as fit."""
+    """Return what the teacher reads and gives, for as many examples as fit."""
     inputs, targets, taken = [], [], 0
     with torch.no_grad():
         for images, _ in examples.batches(BATCH):
@@ -135,7 +135,8 @@ def _regress(module: GraphModule, inputs: Tensor, targets: Tensor, steps: int) -
 
 
 def _error(module: GraphModule, inputs: Tensor, targets: Tensor, held: Tensor) -> float:
-    """Mean squared error on the examples held out, with the batch norms' statistics of the others."""
+    """Return the mean squared error on the examples held out, with the batch norms' statistics of the
+    others."""
     momentum = module.batch_norm_momentum
     module.train()
     module.batch_norm_momentum = 1.0

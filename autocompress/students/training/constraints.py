@@ -38,7 +38,7 @@ class Held:
 
 
 def held(student: GraphModule) -> Held:
-    """Keeps the student to what its network says: layers with a density keep their zeros, layers with a
+    """Keep the student to what its network says: layers with a density keep their zeros, layers with a
     codebook keep equal weights equal. A layer that has more values than its codebook is not shared yet."""
     network = student.source_network
     masks: dict[str, NDArray[np.bool_]] = {}
@@ -57,7 +57,7 @@ def held(student: GraphModule) -> Held:
 
 
 def hold_zeros(student: GraphModule, masks: Mapping[str, NDArray[np.bool_]]) -> Held:
-    """Sets the weights outside the masks to zero and keeps them there. Names are the network's."""
+    """Set the weights outside the masks to zero and keep them there. Names are the network's."""
     handles = []
     for name, mask in masks.items():
         parameter = student.tensor_named(name)
@@ -69,7 +69,7 @@ def hold_zeros(student: GraphModule, masks: Mapping[str, NDArray[np.bool_]]) -> 
 
 
 def hold_shared(student: GraphModule, indices: Mapping[str, NDArray[np.integer[Any]]]) -> Held:
-    """Keeps the weights of one index equal, and those that are zero at zero.
+    """Keep the weights of one index equal, and those that are zero at zero.
 
     Weights of one index must be equal already. Each takes the sum of their gradients over the square
     root of their number, so that one learning rate suits values that few and that many weights share.
@@ -96,7 +96,7 @@ def _equalise(student: GraphModule, indices: Mapping[str, NDArray[np.integer[Any
 
 
 def _masked(kept: Tensor) -> Callable[[Tensor], Tensor]:
-    """A parameter may have moved to a GPU since."""
+    """Return a hook that masks the gradient; the parameter may have moved to a GPU since."""
     return lambda gradient: gradient * kept.to(gradient.device)
 
 

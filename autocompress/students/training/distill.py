@@ -115,7 +115,8 @@ def _loss_of(task: Task, settings: DistillSettings, *, has_teacher: bool) -> Los
 
 
 def one_cycle(share: float) -> float:
-    """Learning rate over its maximum when `share` of the steps is done: a cosine up, then one down."""
+    """Return the learning rate over its maximum when `share` of the steps is done: a cosine up, then one
+    down."""
     if share < WARM_UP_SHARE:
         return _cosine(FIRST_SHARE, 1.0, share / WARM_UP_SHARE)
     return _cosine(1.0, LAST_SHARE, (share - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))
@@ -128,7 +129,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 def make_optimizer(
     student: nn.Module, learning_rate: float | None = None
 ) -> tuple[torch.optim.Optimizer, float]:
-    """(optimiser, the highest learning rate that suits it); see `distil` for the choice."""
+    """Return (optimiser, the highest learning rate that suits it); see `distil` for the choice."""
     kinds = _norms_of(student)
     if "layer" in kinds:
         rate = ADAMW_LEARNING_RATE if learning_rate is None else learning_rate
@@ -140,7 +141,7 @@ def make_optimizer(
 
 
 def _groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases and norms do not decay."""
+    """Return the optimiser's groups: biases and norms do not decay."""
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     return [
         {"params": [value for value in trained if value.ndim > 1], "weight_decay": weight_decay},

@@ -36,12 +36,13 @@ class ClassLoss:
 
 
 def value_loss(student: Tensor, teacher: Tensor, _labels: Tensor) -> Tensor:
-    """Mean squared error with the teacher's outputs, for regression and dense outputs of any shape."""
+    """Return the mean squared error with the teacher's outputs, for regression and dense outputs of any
+    shape."""
     return functional.mse_loss(student, teacher)
 
 
 def label_loss(student: Tensor, _teacher: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the labels alone: how a teacher is trained."""
+    """Return the cross-entropy with the labels alone: how a teacher is trained."""
     return functional.cross_entropy(student, labels)
 
 

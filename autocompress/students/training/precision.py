@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 
 
 def device_named(name: str) -> torch.device:
-    """`auto` is the GPU that torch sees, else the processor. Raises InputError for one that is not there."""
+    """Return the device of this name: `auto` is the GPU that torch sees, else the processor. Raises
+    InputError for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -30,7 +31,8 @@ def device_named(name: str) -> torch.device:
 
 @contextmanager
 def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """The module on the device, and back where it was at the end. Its parameters stay the same objects."""
+    """Put the module on the device, and back where it was at the end. Its parameters stay the same
+    objects."""
     first = next((tensor for part in (module.parameters(), module.buffers()) for tensor in part), None)
     before = device if first is None else first.device
     if before == device or before.type == device.type:
@@ -44,7 +46,8 @@ def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def uses_bfloat16(precision: Precision, device: torch.device | None = None) -> bool:
-    """`auto` asks the processor, not a clock, so that a seed gives the same student on every run."""
+    """Return whether to use bfloat16: `auto` asks the processor, not a clock, so that a seed gives the same
+    student on every run."""
     if precision == "auto" and device is not None and device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     if precision == "auto":
@@ -58,7 +61,7 @@ def autocast(bfloat16: bool, device: torch.device | None = None) -> AbstractCont
 
 
 def without_tf32(device: torch.device) -> AbstractContextManager[object]:
-    """Convolutions of a GPU in whole float32; matrix products are so by default."""
+    """Compute convolutions of a GPU in whole float32; matrix products are so by default."""
     if device.type == "cpu":
         return nullcontext()
     cudnn = torch.backends.cudnn
@@ -66,7 +69,7 @@ def without_tf32(device: torch.device) -> AbstractContextManager[object]:
 
 
 def layout_for(model: nn.Module, images: Tensor) -> torch.memory_format:
-    """The layout of `(N, C, H, W)` inputs: channels last for convolutions, about 1.5 times as fast.
+    """Return the layout of `(N, C, H, W)` inputs: channels last for convolutions, about 1.5 times as fast.
 
     A network that views its activations as another shape may only run on contiguous ones: it is tried
     on two images, in eval mode, and left as it was.

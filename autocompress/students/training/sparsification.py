@@ -84,11 +84,11 @@ class Thinner:
             pressure.step(share, self._until * total - done)
 
     def scores(self) -> dict[str, NDArray[np.floating]]:
-        """How much each element or channel is worth by now."""
+        """Return how much each element or channel is worth by now."""
         return {name: one.scores().detach().cpu().numpy() for name, one in self._pressures.items()}
 
     def settle(self) -> None:
-        """Cuts once, and keeps to it: at every later call the same elements are zero."""
+        """Cut once, and keep to it: at every later call the same elements are zero."""
         if not self._masks:
             for name, found in self.scores().items():
                 self._pressures[name].release()
@@ -105,12 +105,12 @@ def _broadcast(values: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _sizes(tensor: Tensor, channels: bool) -> Tensor:
-    """Magnitudes of the elements, or norms of the output channels."""
+    """Return the magnitudes of the elements, or norms of the output channels."""
     return tensor.detach().flatten(1).norm(dim=1) if channels and tensor.ndim > 1 else tensor.detach().abs()
 
 
 def _threshold(sizes: Tensor, share: float) -> float:
-    """The size that `share` of them exceed."""
+    """Return the size that `share` of them exceed."""
     return float(np.quantile(sizes.cpu().numpy(), min(1.0, max(0.0, 1 - share))))
 
 
@@ -131,7 +131,7 @@ class _Shrinking:
         return _sizes(self._tensor, self._channels)
 
     def release(self) -> None:
-        """Nothing is attached to the tensor."""
+        """Do nothing: nothing is attached to the tensor."""
 
 
 class _Decaying(_Shrinking):
@@ -161,7 +161,7 @@ class _Gated:
         self._close_some()
 
     def step(self, share: float, steps_left: float) -> None:
-        """Logits have to go `_WAY` at most until the cut, which sets their learning rate."""
+        """Move the logits: they have to go `_WAY` at most until the cut, which sets their learning rate."""
         low, high = _GATE_RATES
         rate = _WAY * (1 - share) / max(1.0, steps_left)
         self._optimizer.param_groups[0]["lr"] = min(max(rate, low), high)
@@ -179,7 +179,7 @@ class _Gated:
         return self._open() * _sizes(self._weight, alone)
 
     def release(self) -> None:
-        """The tensor becomes the weight with its gates as they most likely are."""
+        """Make the tensor the weight with its gates as they most likely are."""
         self._handle.remove()
         low, high = _STRETCH
         gates = (torch.sigmoid(self._logits.detach()) * (high - low) + low).clamp(0, 1)
@@ -187,7 +187,7 @@ class _Gated:
             self._tensor.copy_(self._weight * _broadcast(gates, self._tensor))
 
     def _open(self) -> Tensor:
-        """The probability that a gate is not closed."""
+        """Return the probability that a gate is not closed."""
         low, high = _STRETCH
         return torch.sigmoid(self._logits.detach() - _TEMPERATURE * np.log(-low / high))
 

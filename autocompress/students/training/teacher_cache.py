@@ -31,7 +31,7 @@ class TeacherOutputs:
         self._copies: dict[torch.device, nn.Module] = {}
 
     def teacher_on(self, device: torch.device) -> nn.Module:
-        """The teacher itself on the processor, a copy that is kept on a GPU."""
+        """Return the teacher itself on the processor, a copy that is kept on a GPU."""
         if device.type == "cpu":
             return self.teacher
         if device not in self._copies:
@@ -39,7 +39,8 @@ class TeacherOutputs:
         return self._copies[device]
 
     def outputs(self, key: Key, images: Tensor) -> Tensor:
-        """Float32 outputs for `images`, where those lie; from before where `key` was asked already."""
+        """Return the float32 outputs for `images`, where those lie; from before where `key` was asked
+        already."""
         known = self._kept.get(key)
         if known is not None:
             return known.to(images.device)
@@ -54,11 +55,13 @@ class TeacherOutputs:
     def fits(self, split: Split, device: torch.device = CPU) -> bool:
         """Return whether the outputs for every image of the split may be held at once."""
         images, _ = next(split.batches(2))
-        outputs = self.outputs((split.fingerprint(), "first"), images.to(device))
+        teacher = self.teacher_on(device)
+        with eval_mode(teacher), torch.no_grad():
+            outputs: Tensor = teacher(images.to(device)).float()
         return outputs.nbytes // len(outputs) * split.size <= self.maximum_bytes
 
     def of_all(self, split: Split, batch_size: int, device: torch.device = CPU) -> Tensor:
-        """Float32 outputs for every image of the split, in order and without augmentation."""
+        """Return the float32 outputs for every image of the split, in order and without augmentation."""
         key = split.fingerprint()
         return torch.cat(
             [

@@ -24,9 +24,9 @@ _PAST_THE_END = 1.01
 
 
 def trained_importance(teacher: GraphModule, data: Data, method: str, seed: int = 0) -> Weights:
-    """Parameter → one importance per channel, `(channels,)`, after a short distillation of a copy under `l1`
-    (network slimming, Liu et al. 2017, arXiv:1708.06519), `l0` (Louizos et al. 2018, arXiv:1712.01312) or
-    `decay` (Hanson and Pratt 1989).
+    """Return by parameter one importance per channel, `(channels,)`, after a short distillation of a copy
+    under `l1` (network slimming, Liu et al. 2017, arXiv:1708.06519), `l0` (Louizos et al. 2018,
+    arXiv:1712.01312) or `decay` (Hanson and Pratt 1989).
 
     Scales of batch norms are pressed, and the filters of layers whose outputs no batch norm scales. Training
     takes at most `MOST_EPOCHS` passes over the training data and `MOST_STEPS` steps. `teacher` is not

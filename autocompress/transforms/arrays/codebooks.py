@@ -37,7 +37,7 @@ class Codebook:
 
     @property
     def entropy_bits(self) -> float:
-        """Bits an index takes on average when coded by its frequency."""
+        """Return the bits that an index takes on average when coded by its frequency."""
         shares = np.bincount(self.indices.ravel(), minlength=len(self.values)) / max(1, self.indices.size)
         shares = shares[shares > 0]
         return float(-(shares * np.log2(shares)).sum())
@@ -52,7 +52,7 @@ def k_means(
     importance: NDArray[Any] | None = None,
     seed: int = 0,
 ) -> Codebook:
-    """At most `count` shared values, each the mean of the weights that take it.
+    """Find at most `count` shared values, each the mean of the weights that take it.
 
     `start`: `linear` spreads the first values evenly from the smallest to the largest weight, which
     keeps the large ones that matter; `density` puts as many weights between each two; `random` draws
@@ -73,7 +73,8 @@ def entropy_constrained(
     importance: NDArray[Any] | None = None,
     seed: int = 0,
 ) -> Codebook:
-    """Shared values of least (squared error + `bit_price` × bits of the index) for a weight on average.
+    """Find the shared values of least (squared error + `bit_price` × bits of the index) for a weight on
+    average.
 
     `bit_price` is in squared weights a bit. With `keep_zeros`, zero is one of the values; weights may
     move to it, but zeros do not leave it. Fewer than `count` values may be left.
@@ -130,7 +131,7 @@ def _first_values(points: Floats, count: int, start: Start, seed: int) -> Floats
 
 
 def _nearest(points: Floats, pull: Floats, values: Floats, prices: Floats) -> NDArray[np.int64]:
-    """For each point, the value of least weighted squared error plus price."""
+    """Return for each point the index of the value of least weighted squared error plus price."""
     parts = []
     for first in range(0, points.size, _CHUNK):
         part = slice(first, first + _CHUNK)
@@ -140,7 +141,8 @@ def _nearest(points: Floats, pull: Floats, values: Floats, prices: Floats) -> ND
 
 
 def _means(points: Floats, pull: Floats, values: Floats, chosen: NDArray[np.int64], fixed: int) -> Floats:
-    """Each value as the weighted mean of its points; the first `fixed`, and those without points, stay."""
+    """Return each value as the weighted mean of its points; the first `fixed`, and those without points,
+    stay."""
     mass = np.bincount(chosen, pull, minlength=len(values))
     sums = np.bincount(chosen, pull * points, minlength=len(values))
     moved = np.where(mass > 0, sums / np.where(mass > 0, mass, 1), values)
@@ -149,7 +151,7 @@ def _means(points: Floats, pull: Floats, values: Floats, chosen: NDArray[np.int6
 
 
 def _bits(chosen: NDArray[np.int64], count: int, zeros: int) -> Floats:
-    """-log2 of each value's share; the weights that are zero anyway take the first."""
+    """Return -log2 of each value's share; the weights that are zero anyway take the first."""
     counts = np.bincount(chosen, minlength=count).astype(np.float64)
     if zeros:
         counts[0] += zeros
@@ -157,6 +159,6 @@ def _bits(chosen: NDArray[np.int64], count: int, zeros: int) -> Floats:
 
 
 def _ascending(values: Floats, indices: NDArray[np.int64]) -> Codebook:
-    """Values that are used, once each, in order."""
+    """Keep the values that are used, once each, in order."""
     used, positions = np.unique(values.astype(np.float32)[indices], return_inverse=True)
     return Codebook(used, positions.reshape(indices.shape).astype(np.int64))

@@ -24,7 +24,7 @@ ALS_RIDGE = 1e-6
 
 
 def svd(weight: Array, rank: int, second: Array | None = None) -> tuple[Double, Double]:
-    """`(out, in)` → `(rank, in)` and `(out, rank)`, whose product is the closest of that rank.
+    """Turn `(out, in)` into `(rank, in)` and `(out, rank)`, whose product is the closest of that rank.
 
     Denton et al. 2014 (arXiv:1404.0736). With `second` `(in, in)` the mean squared error of the output is
     the least possible: outputs are projected on the principal directions of what the layer computes
@@ -39,7 +39,8 @@ def svd(weight: Array, rank: int, second: Array | None = None) -> tuple[Double, 
 def tucker2(
     weight: Array, rank_out: int, rank_in: int, second: Array | None = None
 ) -> tuple[Double, Double, Double]:
-    """→ `(rank_in, in)`, core `(rank_out, rank_in, kh, kw)` and `(out, rank_out)`.
+    """Turn `(out, in, kh, kw)` into `(rank_in, in)`, core `(rank_out, rank_in, kh, kw)` and
+    `(out, rank_out)`.
 
     Kim et al. 2016 (arXiv:1511.06530), by higher-order SVD, which is within a factor √2 of the best.
     """
@@ -55,7 +56,8 @@ def tucker2(
 
 
 def spatial_svd(weight: Array, rank: int, second: Array | None = None) -> tuple[Double, Double]:
-    """→ a column filter `(rank, in, kh, 1)` and a row filter `(out, rank, 1, kw)`.
+    """Turn `(out, in, kh, kw)` into a column filter `(rank, in, kh, 1)` and a row filter
+    `(out, rank, 1, kw)`.
 
     Jaderberg et al. 2014 (arXiv:1405.3866), scheme 2, by the SVD of the `(in·kh, out·kw)` matrix.
     """
@@ -75,7 +77,8 @@ def spatial_svd(weight: Array, rank: int, second: Array | None = None) -> tuple[
 
 
 def cp(weight: Array, rank: int, sweeps: int = ALS_SWEEPS) -> tuple[Double, Double, Double]:
-    """→ `(rank, in)`, one filter a channel `(rank, 1, kh, kw)`, and `(out, rank)`.
+    """Turn `(out, in, kh, kw)` into `(rank, in)`, one filter a channel `(rank, 1, kh, kw)`, and
+    `(out, rank)`.
 
     Lebedev et al. 2015 (arXiv:1412.6553), with both spatial axes as one, by alternating least squares from
     a start of the leading vectors of each axis; a tiny ridge keeps terms from growing against each other.
@@ -106,18 +109,20 @@ def _start(dense: Double, axis: int, rank: int, rng: np.random.Generator) -> Dou
 
 
 def _top_vectors(symmetric: Double, count: int) -> Double:
-    """The eigenvectors of the largest eigenvalues, as columns."""
+    """Return the eigenvectors of the largest eigenvalues, as columns."""
     return np.ascontiguousarray(_eigenvectors(symmetric.tobytes(), len(symmetric))[:, ::-1][:, :count])
 
 
 @lru_cache(maxsize=4)
 def _eigenvectors(content: bytes, size: int) -> Double:
-    """Of a symmetric matrix, by rising eigenvalue; kept, as the ranks of one layer ask for the same."""
+    """Return the eigenvectors of a symmetric matrix, by rising eigenvalue; cached, as the ranks of one layer
+    ask for the same."""
     return np.asarray(np.linalg.eigh(np.frombuffer(content).reshape(size, size))[1])
 
 
 def _balanced(first: Double, second: Double) -> tuple[Double, Double]:
-    """Both factors with equal norms for each term, which training likes better; the product is the same."""
+    """Return both factors with equal norms for each term, which training likes better; the product is the
+    same."""
     sizes = [
         np.maximum(np.linalg.norm(first, axis=1), 1e-30),
         np.maximum(np.linalg.norm(second, axis=0), 1e-30),
@@ -127,7 +132,7 @@ def _balanced(first: Double, second: Double) -> tuple[Double, Double]:
 
 
 def _of_channels(second: Array | None, into: int) -> Double | None:
-    """Second moments of channels, the mean over the taps of the kernel."""
+    """Return the second moments of channels, the mean over the taps of the kernel."""
     if second is None:
         return None
     taps = len(second) // into
@@ -135,7 +140,7 @@ def _of_channels(second: Array | None, into: int) -> Double | None:
 
 
 def _of_columns(second: Array | None, into: int, height: int, width: int) -> Double | None:
-    """Second moments of channels and rows of the kernel together, the mean over its columns."""
+    """Return the second moments of channels and rows of the kernel together, the mean over its columns."""
     if second is None:
         return None
     split = second.astype(np.float64).reshape(into, height, width, into, height, width)
@@ -143,7 +148,8 @@ def _of_columns(second: Array | None, into: int, height: int, width: int) -> Dou
 
 
 def _roots(second: Double | None, size: int) -> tuple[Double, Double]:
-    """The symmetric square root of the damped moments and its inverse; without moments the identity."""
+    """Return the symmetric square root of the damped moments and its inverse; without moments the
+    identity."""
     if second is None:
         return np.eye(size), np.eye(size)
     values, vectors = np.linalg.eigh(second)
@@ -153,14 +159,14 @@ def _roots(second: Double | None, size: int) -> tuple[Double, Double]:
 
 
 def energy_rank(matrix: Array, share: float = 0.9) -> int:
-    """The fewest singular values of a matrix whose squares make up `share` of the sum of all."""
+    """Count the fewest singular values of a matrix whose squares make up `share` of the sum of all."""
     squares = np.square(np.linalg.svd(matrix.astype(np.float64), compute_uv=False))
     wanted = share * squares.sum() * (1 - 1e-12)
     return int(np.searchsorted(np.cumsum(squares), wanted) + 1)
 
 
 def vbmf_rank(matrix: Array) -> int:
-    """How many singular values of a matrix stand out of noise, which is estimated as well; may be 0.
+    """Count the singular values of a matrix that stand out of noise, which is estimated as well; may be 0.
 
     The global solution of empirical variational Bayesian matrix factorisation (Nakajima et al. 2013,
     JMLR 14, theorem 2 and corollary 1), the start that Kim et al. 2016 (arXiv:1511.06530) use.
@@ -181,7 +187,8 @@ def vbmf_rank(matrix: Array) -> int:
 
 
 def _free_energy(x: Double, ratio: float, threshold: float) -> float:
-    """Up to constants, as a function of squared singular values in units of the noise."""
+    """Return the free energy up to constants, as a function of squared singular values in units of the
+    noise."""
     signal, noise = x[x > threshold], np.maximum(x[x <= threshold], 1e-300)
     excess = signal - 1 - ratio
     tau = (excess + np.sqrt(np.maximum(excess**2 - 4 * ratio, 0))) / 2

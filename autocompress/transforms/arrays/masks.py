@@ -17,12 +17,12 @@ Mask = NDArray[np.bool_]
 
 
 def kept_weights(size: int, density: float) -> int:
-    """How many of `size` weights a density keeps: at least one."""
+    """Return how many of `size` weights a density keeps: at least one."""
     return min(size, max(1, round(size * density)))
 
 
 def magnitude_mask(scores: NDArray[Any], density: float) -> Mask:
-    """True for the share `density` of the weights with the largest magnitudes of `scores`.
+    """Return True for the share `density` of the weights with the largest magnitudes of `scores`.
 
     Exactly `kept_weights` are kept; of equal ones the first. Raises ValueError for a density outside (0, 1].
     """
@@ -35,7 +35,7 @@ def magnitude_mask(scores: NDArray[Any], density: float) -> Mask:
 
 
 def global_masks(scores: Mapping[str, NDArray[Any]], density: float) -> dict[str, Mask]:
-    """Masks of several tensors, whose scores are compared with one another.
+    """Return the masks of several tensors, whose scores are compared with one another.
 
     `density` is that of all of them together; a tensor may be left with nothing but its largest weight.
     """
@@ -47,7 +47,7 @@ def global_masks(scores: Mapping[str, NDArray[Any]], density: float) -> dict[str
 
 
 def n_of_m_mask(scores: NDArray[Any], kept: int, group: int) -> Mask:
-    """True for the `kept` largest of every `group` weights in a row along the inputs (axis 1).
+    """Return True for the `kept` largest of every `group` weights in a row along the inputs (axis 1).
 
     Raises ValueError when the inputs do not divide by `group`.
     """
@@ -60,7 +60,7 @@ def n_of_m_mask(scores: NDArray[Any], kept: int, group: int) -> Mask:
 
 
 def gradual_density(final: float, share: float) -> float:
-    """Density when `share` of the pruning steps is done: from 1 to `final`, fast at first.
+    """Return the density when `share` of the pruning steps is done: from 1 to `final`, fast at first.
 
     Zhu and Gupta 2017, arXiv:1710.01878, equation 1.
     """

@@ -37,7 +37,7 @@ def obs(
     damping: float = DAMPING,
     most_exact_work: float = MOST_EXACT_WORK,
 ) -> Double:
-    """A layer's weight `(out, in, …)` with zeros, the rest changed to make up for them.
+    """Return a layer's weight `(out, in, …)` with zeros, the rest changed to make up for them.
 
     `second` `(fan_in, fan_in)` are the second moments of what the layer multiplies, `keep` a density of the
     whole weight or a pattern such as `2:4` along the inputs. The zeros are as many as a mask of
@@ -61,8 +61,8 @@ def obs(
 
 
 def _by_taps(inputs: int, spare: int, taps: int) -> NDArray[np.int64]:
-    """Columns of the weight in an order in which groups along the inputs stand together: tap by tap, each
-    filled up by `spare` columns of nothing, which are -1."""
+    """Return the columns of the weight in an order in which groups along the inputs stand together: tap by
+    tap, each filled up by `spare` columns of nothing, which are -1."""
     columns = np.arange(inputs * taps).reshape(inputs, taps).T
     return np.pad(columns, [(0, 0), (0, spare)], constant_values=-1).ravel()
 
@@ -76,7 +76,7 @@ def _damped(second: NDArray[np.floating], order: NDArray[np.int64], damping: flo
 
 
 def _exact(rows: Double, damped: Double, density: float) -> Double:
-    """The rows with the zeros that hurt least, shared out among them by what each loses."""
+    """Return the rows with the zeros that hurt least, shared out among them by what each loses."""
     kept = kept_weights(rows.size, density)
     depth = rows.shape[1] - int(density / 2 * rows.shape[1])
     order, losses = _greedy(rows, damped, depth, None)
@@ -97,7 +97,8 @@ def _exact_n_of_m(rows: Double, damped: Double, kept: int, group: int) -> Double
 
 
 def compensated(rows: Double, damped: Double, gone: NDArray[np.bool_]) -> Double:
-    """The rows without what is gone, each with the least error `(w - v)ᵀ damped (w - v)` that is left."""
+    """Return the rows without what is gone, each with the least error `(w - v)ᵀ damped (w - v)` that is
+    left."""
     found = np.zeros_like(rows)
     products = rows @ damped
     for row, stays in enumerate(~gone):
@@ -109,7 +110,7 @@ def compensated(rows: Double, damped: Double, gone: NDArray[np.bool_]) -> Double
 def _greedy(
     rows: Double, damped: Double, depth: int, pattern: tuple[int, int] | None
 ) -> tuple[NDArray[np.int64], Double]:
-    """For each row the columns that leave, in order, and what each costs: `(rows, depth)` both."""
+    """Return for each row the columns that leave, in order, and what each costs: `(rows, depth)` both."""
     inverse = np.linalg.inv(damped).astype(np.float64, copy=False)
     together = max(1, _MEMORY_VALUES // max(1, depth * rows.shape[1]))
     parts = [
@@ -122,7 +123,8 @@ def _greedy(
 def _greedy_rows(
     rows: Double, inverse: Double, depth: int, pattern: tuple[int, int] | None
 ) -> tuple[NDArray[np.int64], Double]:
-    """The inverse of what is left of each row is `inverse` less the squares of `removed`."""
+    """Do the same for a few rows: the inverse of what is left of each row is `inverse` less the squares of
+    `removed`."""
     count, columns = rows.shape
     weight, each = rows.copy(), np.arange(count)
     diagonal = np.tile(np.diag(inverse), (count, 1))
@@ -154,7 +156,7 @@ def _close_full_groups(
     kept: int,
     group: int,
 ) -> None:
-    """Nothing more leaves a group that has lost all but `kept`."""
+    """Let nothing more leave a group that has lost all but `kept`."""
     first = leaves // group
     full = ((gone // group) == first[:, None]).sum(1) >= group - kept
     for row in each[full]:
@@ -162,7 +164,7 @@ def _close_full_groups(
 
 
 def _blocked(rows: Double, damped: Double, density: float, pattern: tuple[int, int] | None) -> Double:
-    """Columns in blocks from first to last: zeros are chosen by their cost when their block begins."""
+    """Take columns in blocks from first to last: zeros are chosen by their cost when their block begins."""
     weight = rows.copy()
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T
     width = COLUMNS if pattern is None else max(1, COLUMNS // pattern[1]) * pattern[1]

@@ -19,20 +19,20 @@ _RIDGE = 1e-9
 
 
 def circulant_matrix(vector: Array) -> Double:
-    """`(n,)` → `(n, n)` with vector[(j - i) mod n] at row i, column j."""
+    """Turn `(n,)` into `(n, n)` with vector[(j - i) mod n] at row i, column j."""
     row, column = np.indices((len(vector), len(vector)))
     return vector.astype(np.float64)[(column - row) % len(vector)]
 
 
 def skew_matrix(vector: Array) -> Double:
-    """As `circulant_matrix`, with the other sign below the diagonal."""
+    """Return the matrix as `circulant_matrix` does, with the other sign below the diagonal."""
     return circulant_matrix(vector) * (1 - 2 * np.tri(len(vector), k=-1))
 
 
 def toeplitz_like(matrix: Array, rank: int, sweeps: int = SWEEPS) -> tuple[Double, Double]:
-    """`(n, n)` → vectors `(rank, n)` of the circulant and of the skew-circulant factors, whose products sum
-    up to a matrix close to it: from its displacement's best approximation of that rank, then by alternating
-    least squares."""
+    """Turn `(n, n)` into vectors `(rank, n)` of the circulant and of the skew-circulant factors, whose
+    products sum up to a matrix close to it: from its displacement's best approximation of that rank, then by
+    alternating least squares."""
     dense = matrix.astype(np.float64)
     first, second = _from_displacement(dense, rank)
     for _ in range(sweeps):
@@ -42,13 +42,14 @@ def toeplitz_like(matrix: Array, rank: int, sweeps: int = SWEEPS) -> tuple[Doubl
 
 
 def product(first: Array, second: Array) -> Double:
-    """The matrix that the vectors stand for."""
+    """Return the matrix that the vectors stand for."""
     pairs = zip(first, second, strict=True)
     return np.sum([circulant_matrix(one) @ skew_matrix(two) for one, two in pairs], axis=0)
 
 
 def _from_displacement(dense: Double, rank: int) -> tuple[Double, Double]:
-    """Twice a matrix is the sum over k of P^-k · displacement · Q^k, as Pⁿ is one and Qⁿ minus one."""
+    """Start from the displacement: twice a matrix is the sum over k of P^-k · displacement · Q^k, as Pⁿ is
+    one and Qⁿ minus one."""
     turned = np.roll(np.roll(dense, 1, axis=0), 1, axis=1)
     turned[:, 0] *= -1
     left, sizes, right = np.linalg.svd(dense - turned)
@@ -59,7 +60,7 @@ def _from_displacement(dense: Double, rank: int) -> tuple[Double, Double]:
 
 
 def _fit_circulant(dense: Double, second: Double) -> Double:
-    """The circulant factors of least squared error, the others fixed."""
+    """Return the circulant factors of least squared error, the others fixed."""
     skews = [skew_matrix(vector) for vector in second]
     return _solved(
         [[_turns(one @ two.T, 1) for two in skews] for one in skews],
@@ -78,7 +79,8 @@ def _fit_skew(dense: Double, first: Double) -> Double:
 
 
 def _turns(matrix: Double, sign: int) -> Double:
-    """For each k the sum of the entries of the matrix where P^k has a one, or Q^k a one or minus one."""
+    """Return for each k the sum of the entries of the matrix where P^k has a one, or Q^k a one or minus
+    one."""
     size = len(matrix)
     row, column = np.indices((size, size))
     signs = np.where(column < row, sign, 1)
@@ -87,7 +89,7 @@ def _turns(matrix: Double, sign: int) -> Double:
 
 
 def _solved(grams: list[list[Double]], moments: list[Double], sign: int) -> Double:
-    """Normal equations; what two powers have in common depends on how far apart they are alone."""
+    """Solve the normal equations; what two powers have in common depends on how far apart they are alone."""
     size = len(moments[0])
     lag = np.arange(size) - np.arange(size)[:, None]
     signs = np.where(lag < 0, sign, 1)

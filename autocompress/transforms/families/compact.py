@@ -49,8 +49,8 @@ class Compact:
 
 
 def compact_layers(network: Network, block: Block, kind: str) -> tuple[str, ...]:
-    """The dense k×k convolutions of a block, k > 1, that can become `kind` and share their weight with no
-    other layer."""
+    """Return the dense k×k convolutions of a block, k > 1, that can become `kind` and share their weight with
+    no other layer."""
     found = []
     for name in block.layers:
         node = network.by_name.get(name)
@@ -66,7 +66,7 @@ def compact_layers(network: Network, block: Block, kind: str) -> tuple[str, ...]
 
 
 def compact(network: Network, weights: Weights | None, block: Block, kind: str) -> Replaced:
-    """The network with every layer of `compact_layers` replaced."""
+    """Replace every layer of `compact_layers` of the network."""
     for layer in compact_layers(network, block, kind):
         network, weights = COMPACT[kind].build(network, weights, layer)
     return network, weights
@@ -90,7 +90,7 @@ def _depthwise_separable(network: Network, weights: Weights | None, layer: str) 
 
 
 def separate(weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Dense `(O, I, k, k)` → depthwise `(I, 1, k, k)` and pointwise `(O, I, 1, 1)`, closest to it."""
+    """Turn dense `(O, I, k, k)` into depthwise `(I, 1, k, k)` and pointwise `(O, I, 1, 1)`, closest to it."""
     out, into, *kernel = weight.shape
     slices = weight.transpose(1, 0, 2, 3).reshape(into, out, -1)
     left, singular, right = np.linalg.svd(slices, full_matrices=False)
@@ -101,13 +101,13 @@ def separate(weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[
 
 
 def _groups(shape: Shape) -> int:
-    """4 where the channels allow it, else 2, else 0."""
+    """Return 4 where the channels allow it, else 2, else 0."""
     return next((g for g in (4, 2) if shape[0] % (g * g) == 0 and shape[1] % g == 0), 0)
 
 
 def grouped(weight: Array, groups: int) -> tuple[Array, Array]:
-    """Dense `(O, I, kh, kw)` → grouped `(O, I / g, kh, kw)` and grouped `(O, O / g, 1, 1)`, with a channel
-    shuffle between them: each pair of groups has O / g² of the filters in between."""
+    """Turn dense `(O, I, kh, kw)` into grouped `(O, I / g, kh, kw)` and grouped `(O, O / g, 1, 1)`, with a
+    channel shuffle between them: each pair of groups has O / g² of the filters in between."""
     out, into, *kernel = weight.shape
     rank = out // groups**2
     slices = weight.astype(np.float64).reshape(groups, out // groups, groups, -1).transpose(0, 2, 1, 3)
@@ -132,7 +132,7 @@ def _grouped_shuffle(network: Network, weights: Weights | None, layer: str) -> R
 
 
 def pairs(likeness: Array) -> list[tuple[int, int]]:
-    """Disjoint pairs of the rows of a symmetric matrix, the most alike first; greedy."""
+    """Return disjoint pairs of the rows of a symmetric matrix, the most alike first; greedy."""
     rest = likeness.astype(np.float64).copy()
     np.fill_diagonal(rest, -np.inf)
     found = []
@@ -144,7 +144,7 @@ def pairs(likeness: Array) -> list[tuple[int, int]]:
 
 
 def ghost_pairs(weight: Array) -> tuple[list[int], list[int], list[float]]:
-    """Filters that stay, those they stand in for, and the factors: the least-squares ones."""
+    """Return the filters that stay, those they stand in for, and the factors: the least-squares ones."""
     filters = weight.astype(np.float64).reshape(len(weight), -1)
     products = filters @ filters.T
     squares = np.maximum(np.diag(products), 1e-30)
@@ -209,8 +209,8 @@ def _fire(network: Network, weights: Weights | None, layer: str) -> Replaced:
 
 
 def fire(weight: Array) -> tuple[Array, Array, Array, Array]:
-    """Dense `(O, I, k, k)` → squeeze `(I / 2, I, 1, 1)`, 1×1 and k×k expansions of half the outputs each, and
-    where each output lies in the two together."""
+    """Turn dense `(O, I, k, k)` into squeeze `(I / 2, I, 1, 1)`, 1×1 and k×k expansions of half the outputs
+    each, and where each output lies in the two together."""
     out, into, height, width = weight.shape
     dense = weight.astype(np.float64)
     unfolded = dense.transpose(1, 0, 2, 3).reshape(into, -1)
@@ -264,7 +264,7 @@ def _is_even(_form: ConvArgs, shape: Shape) -> bool:
 
 
 def _centred(form: ConvArgs, shape: Shape) -> bool:
-    """Whether a 1×1 convolution of the same stride gives a map of the same size."""
+    """Return whether a 1×1 convolution of the same stride gives a map of the same size."""
     odd = all(size % 2 for size in shape[2:])
     around = tuple(d * (k - 1) // 2 for d, k in zip(form.dilation, shape[2:], strict=True))
     return odd and form.padding in ("same", around) and min(shape[:2]) > 2 and shape[0] % 2 == 0

@@ -7,7 +7,7 @@ from autocompress.graph.network import Network, Weights, prune_dead, redirect
 
 
 def drop(network: Network, weights: Weights | None, block: Block) -> tuple[Network, Weights | None]:
-    """The network without `block`, which must be droppable (its skip keeps the shape)."""
+    """Return the network without `block`, which must be droppable (its skip keeps the shape)."""
     if not block.droppable:
         raise ValueError(f"block {block.name} has no skip of equal shape")
     rest = (node for node in network.nodes if node.name != block.add)

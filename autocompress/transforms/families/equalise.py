@@ -26,7 +26,7 @@ _LEAST = 1e-8
 
 
 def equalised(network: Network, weights: Weights) -> Weights:
-    """The weights of a network with folded batch norms, which computes the same with them.
+    """Return the weights of a network with folded batch norms, which computes the same with them.
 
     Layers whose weights are on a grid, or are read by others as well, are left as they are, and so are
     channels that are all zero. The arguments are not modified.
@@ -40,7 +40,7 @@ def equalised(network: Network, weights: Weights) -> Weights:
 
 
 def _pairs(network: Network) -> Iterator[tuple[Node, Node]]:
-    """Layers that are read by one layer alone, with that layer."""
+    """Yield the layers that are read by one layer alone, with that layer."""
     for node in network.nodes:
         if not _is_plain(network, node):
             continue
@@ -61,7 +61,7 @@ def _only_reader(network: Network, node: Node) -> Node | None:
 
 
 def _is_plain(network: Network, node: Node) -> bool:
-    """A layer with parameters of its own that is not grouped, or is depthwise."""
+    """Return whether it is a layer with parameters of its own that is not grouped, or is depthwise."""
     if node.op not in LAYERS or node.grid is not None or node.kwargs:
         return False
     if any(len(network.param_users[name]) > 1 for name in node.params):

@@ -29,8 +29,8 @@ from autocompress.transforms.families.low_bit import scaled
 def fold_batch_norms(
     network: Network, weights: Weights | None, only: Collection[str] | None = None
 ) -> tuple[Network, Weights | None]:
-    """The network without the batch norms that directly follow a convolution or linear layer, one of `only`
-    where that is given.
+    """Return the network without the batch norms that directly follow a convolution or linear layer, one of
+    `only` where that is given.
 
     The layer keeps its name, gains a bias where it had none (named after its weight), and takes over
     what the batch norm's output was used for, its quantizer included. A batch norm stays where the
@@ -78,7 +78,7 @@ def _foldable_layer(network: Network, norm: Node) -> Node | None:
 
 
 def _fold(layer: Node, norm: Node, params: dict[str, ParamSpec], weights: Weights | None) -> Node:
-    """The layer that computes both; adds its bias to `params`, and folds into `weights` in place."""
+    """Return the layer that computes both; add its bias to `params`, and fold into `weights` in place."""
     weight = layer.args[1]
     assert isinstance(weight, Param)
     bias = bias_of(layer)
@@ -111,7 +111,7 @@ def _columns(layer: Node, factor: NDArray[np.float64], shape: Shape) -> NDArray[
 
 
 def _affine(norm: Node, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factor and shift of each channel, in double precision."""
+    """Return the factor and shift of each channel, in double precision."""
 
     def value(arg: Any, default: float) -> Any:
         return weights[arg.name].astype(np.float64) if isinstance(arg, Param) else default

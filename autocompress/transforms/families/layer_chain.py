@@ -40,7 +40,7 @@ class Chain:
         self.add(suffix, "reshape", (self.last, (-1, *shape)), (1, *shape))
 
     def swap(self, suffix: str) -> None:
-        """Axes 1 and 2."""
+        """Swap axes 1 and 2."""
         one, first, second, *rest = self.shape
         self.add(suffix, "transpose.int", (self.last, 1, 2), (one, second, first, *rest))
 
@@ -52,7 +52,7 @@ class Chain:
         form: ConvArgs = POINTWISE,
         reads: Ref | None = None,
     ) -> None:
-        """Reads the last value, or another of the same shape."""
+        """Add a convolution that reads the last value, or another of the same shape."""
         name = f"{self.old.name}.{suffix}.weight"
         self.weights[name] = ParamSpec(weight_shape), value
         args = (reads or self.last, Param(name), None, form.stride, form.padding, form.dilation, form.groups)
@@ -60,13 +60,13 @@ class Chain:
         self.add(suffix, op, args, output_shape(self.shape, weight_shape, form))
 
     def select(self, suffix: str, order: Array | None) -> None:
-        """The channels in this order: channel i is channel order[i] of the last value."""
+        """Take the channels in this order: channel i is channel order[i] of the last value."""
         name = f"{self.old.name}.{suffix}.index"
         self.weights[name] = ParamSpec((self.channels,), "int64", trainable=False), order
         self.add(suffix, "index_select", (self.last, 1, Param(name)), self.shape)
 
     def to_image(self) -> None:
-        """A linear layer's rows become the pixels of an image."""
+        """Make a linear layer's rows the pixels of an image."""
         if self.old.op != "linear":
             return
         if len(self.shape) == 4:
@@ -90,7 +90,8 @@ class Chain:
                 self.swap("tokens")
 
     def replaced(self, network: Network, weights: Weights | None) -> tuple[Network, Weights | None]:
-        """The network with the chain, whose last node has the layer's name, and with the layer's bias."""
+        """Return the network with the chain, whose last node has the layer's name, and with the layer's
+        bias."""
         params, values = dict(network.params), None if weights is None else dict(weights)
         gone = self.old.params[0]
         del params[gone]
@@ -111,7 +112,8 @@ class Chain:
         return replace(network, nodes=nodes, params=params), values
 
     def _add_bias(self, bias: Param, params: dict[str, ParamSpec], values: Weights | None) -> None:
-        """To the convolution that computes the layer's channels, or else as a sum behind the chain."""
+        """Add the bias to the convolution that computes the layer's channels, or else as a sum behind the
+        chain."""
         convs = [index for index, node in enumerate(self.nodes) if node.op.startswith("conv2d")]
         last = self.nodes[convs[-1]]
         if last.shape[1] == self.channels:
@@ -125,7 +127,7 @@ class Chain:
         self.add("sum", "add.Tensor", (self.last, bias), self.shape)
 
     def _add_computed_bias(self, bias: Ref) -> None:
-        """One that is no parameter, such as parts joined in `forward()`."""
+        """Add a bias that is no parameter, such as parts joined in `forward()`."""
         shape, last = self.shape, self.last
         if self.old.op != "linear":
             self.add("bias", "reshape", (bias, (self.channels, 1, 1)), (self.channels, 1, 1))

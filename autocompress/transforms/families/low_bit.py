@@ -30,7 +30,7 @@ _LEAST_SHARE = 0.15
 
 
 def largest_odd(form: str) -> int:
-    """Of the odd multiples that a form other than `ternary` has."""
+    """Return the largest of the odd multiples that a form other than `ternary` has."""
     return int(2 ** GRID_BITS[form] - 1)
 
 
@@ -39,14 +39,16 @@ def step_count(form: str, channels: int) -> int:
 
 
 def fit_steps(weight: NDArray[Any], form: str) -> Floats:
-    """Steps of least squared error for a weight `(out, …)`: `(out,)`, or `(2 · out,)` for `ternary`."""
+    """Return the steps of least squared error for a weight `(out, …)`: `(out,)`, or `(2 · out,)` for
+    `ternary`."""
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     found = _ternary_scales(rows) if form == TERNARY else _odd_steps(np.abs(rows), largest_odd(form))
     return np.maximum(found, LEAST_SCALE).astype(np.float32)
 
 
 def _odd_steps(magnitudes: NDArray[np.float64], largest: int) -> NDArray[np.float64]:
-    """Steps from shares of the largest magnitude, each improved for the levels it gives; the best stays."""
+    """Find steps from shares of the largest magnitude, each improved for the levels it gives; the best
+    stays."""
     best_error = np.full(len(magnitudes), np.inf)
     best = np.zeros(len(magnitudes))
     for share in np.linspace(_LEAST_SHARE, 1.0, _SHARES) if largest > 1 else (1.0,):
@@ -60,7 +62,8 @@ def _odd_steps(magnitudes: NDArray[np.float64], largest: int) -> NDArray[np.floa
 
 
 def _ternary_scales(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lloyd's iteration from thresholds at 0.7 of the mean magnitude (Li and Liu 2016, arXiv:1605.04711)."""
+    """Run Lloyd's iteration from thresholds at 0.7 of the mean magnitude (Li and Liu 2016,
+    arXiv:1605.04711)."""
     scales = []
     for side in (-rows, rows):
         threshold = 0.7 * np.abs(rows).mean(1, keepdims=True)
@@ -74,7 +77,7 @@ def _ternary_scales(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def levels_of(weight: NDArray[Any], steps: Floats, form: str) -> NDArray[np.int8]:
-    """The level of each weight, as the table above says."""
+    """Return the level of each weight, as the table above says."""
     weight = weight.astype(np.float32)
     if form == TERNARY:
         negative, positive = (_column(part, weight) for part in _halves(steps))
@@ -85,7 +88,7 @@ def levels_of(weight: NDArray[Any], steps: Floats, form: str) -> NDArray[np.int8
 
 
 def values_of(levels: NDArray[Any], steps: Floats, form: str) -> Floats:
-    """The values that levels stand for."""
+    """Return the values that levels stand for."""
     integers, scales = integers_of(levels, steps, form)
     return integers.astype(np.float32) * _column(scales, levels)
 
@@ -93,7 +96,7 @@ def values_of(levels: NDArray[Any], steps: Floats, form: str) -> Floats:
 def integers_of(
     levels: NDArray[Any], steps: Floats, form: str, least_scale: NDArray[Any] | float = 0.0
 ) -> tuple[NDArray[np.int8], Floats]:
-    """The 8-bit integers that a runtime computes with, and the scale of each output channel.
+    """Return the 8-bit integers that a runtime computes with, and the scale of each output channel.
 
     Of the two values of a ternary channel the larger is 127, the other rounded, at least 1. Where a scale
     would be below `least_scale` that is taken, and the integers are rounded to it.
@@ -113,14 +116,15 @@ def integers_of(
 
 
 def rounded(weight: NDArray[Any], steps: Floats, form: str) -> Floats:
-    """The weight as its layer uses it."""
+    """Return the weight as its layer uses it."""
     return values_of(levels_of(weight, steps, form), steps, form)
 
 
 def scaled(
     weight: NDArray[Any], steps: Floats, form: str, factor: NDArray[Any]
 ) -> tuple[NDArray[Any], Floats]:
-    """(weight, steps) of the rounded weight whose channels are multiplied by `factor`, of either sign."""
+    """Return (weight, steps) of the rounded weight whose channels are multiplied by `factor`, of either
+    sign."""
     column = _column(factor, weight)
     if form != TERNARY:
         return rounded(weight, steps, form) * column, (steps * np.abs(factor)).astype(np.float32)
@@ -131,12 +135,12 @@ def scaled(
 
 
 def on_grids(network: Network, weights: Weights) -> Weights:
-    """All weights, those of layers with a grid rounded as the layers use them."""
+    """Return all weights, those of layers with a grid rounded as the layers use them."""
     return from_levels(network, {**weights, **to_levels(network, weights)})
 
 
 def to_levels(network: Network, weights: Weights) -> Weights:
-    """The weights that are on a grid as their levels, int8; the others are not among them."""
+    """Return the weights that are on a grid as their levels, int8; the others are not among them."""
     found: Weights = {}
     for node in network.nodes:
         if node.grid is not None:
@@ -146,7 +150,7 @@ def to_levels(network: Network, weights: Weights) -> Weights:
 
 
 def from_levels(network: Network, weights: Weights) -> Weights:
-    """All weights, those that are on a grid given as levels of any type.
+    """Return all weights, those that are on a grid given as levels of any type.
 
     Raises ValueError for a level that its form does not have.
     """

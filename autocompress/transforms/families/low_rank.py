@@ -63,7 +63,7 @@ def _is_matrix(weight_shape: Shape) -> bool:
 
 
 def ranks(weight_shape: Shape, keep: float, round_to: int = 1, method: str = "auto") -> tuple[int, ...]:
-    """Ranks that a share means: `(r,)`, for Tucker-2 `(r_out, r_in)`.
+    """Return the ranks that a share means: `(r,)`, for Tucker-2 `(r_out, r_in)`.
 
     The full rank is min(out, in) for SVD, out and in for Tucker-2, and min(in·kh, out·kw) for spatial SVD;
     for CP, whose full rank nobody knows, the latter serves as well.
@@ -83,7 +83,7 @@ def ranks(weight_shape: Shape, keep: float, round_to: int = 1, method: str = "au
 
 
 def parameters(weight_shape: Shape, rank: tuple[int, ...], method: str = "auto") -> int:
-    """Weights of the factors together."""
+    """Count the weights of the factors together."""
     return sum(int(np.prod(shape)) for shape in _factor_shapes(weight_shape, rank, method))
 
 
@@ -113,7 +113,8 @@ def factorize(
     method: str = "auto",
     second: NDArray[np.floating] | None = None,
 ) -> tuple[Network, Weights | None]:
-    """`layer` with `keep` of its rank. A layer whose factors would not be smaller stays as it is.
+    """Replace `layer` by factors with `keep` of its rank. A layer whose factors would not be smaller stays as
+    it is.
 
     `second` are the second moments of the layer's input rows, `(fan_in, fan_in)`, for a decomposition that
     minds the data; CP does not read them. Raises ValueError where the method does not apply.
@@ -164,7 +165,8 @@ _DECOMPOSE: dict[str, Decompose] = {
 
 
 def _forms(node: Node, method: str, rank: tuple[int, ...]) -> list[tuple[str, ConvArgs | None]]:
-    """Suffix and convolution of each factor; stride, padding and dilation go where the kernel is."""
+    """Return the suffix and convolution of each factor; stride, padding and dilation go where the kernel
+    is."""
     if node.op in ("linear", EMBEDDING):
         return [("reduce", None), ("", None)]
     conv = conv_args(node)
@@ -179,7 +181,8 @@ def _forms(node: Node, method: str, rank: tuple[int, ...]) -> list[tuple[str, Co
 
 
 def _along(conv: ConvArgs, axis: int) -> ConvArgs:
-    """The part of a convolution along one axis: stride, padding and dilation of the other are neutral."""
+    """Return the part of a convolution along one axis: stride, padding and dilation of the other are
+    neutral."""
 
     def only(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
         return tuple(value if index == axis else neutral for index, value in enumerate(values))

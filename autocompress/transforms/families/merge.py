@@ -34,7 +34,7 @@ class Stretch:
 
 
 def stretch(network: Network, layer: str) -> Stretch | str:
-    """The stretch that begins with `layer`, or why it begins none."""
+    """Return the stretch that begins with `layer`, or why it begins none."""
     first, activation = network.by_name[layer], ""
     node = _only_reader(network, first)
     if node is not None and node.op == "batch_norm":
@@ -50,7 +50,7 @@ def stretch(network: Network, layer: str) -> Stretch | str:
 
 
 def _only_reader(network: Network, node: Node) -> Node | None:
-    """The node that alone reads the value, as its data and once."""
+    """Return the node that alone reads the value, as its data and once."""
     users = network.users[node.name]
     if len(users) != 1 or node.name in network.outputs:
         return None
@@ -77,7 +77,7 @@ def _unlike(network: Network, first: Node, second: Node) -> str:
 
 
 def merge(network: Network, weights: Weights | None, layer: str) -> tuple[Network, Weights | None]:
-    """The network in which the stretch that begins with `layer` is its second layer alone.
+    """Return the network in which the stretch that begins with `layer` is its second layer alone.
 
     The two compute the same where there was no activation. Raises ValueError where no stretch begins.
     """
@@ -133,7 +133,8 @@ def _merged_weight(values: Weights, first: Node, weight: Param) -> NDArray[np.fl
 
 
 def _without_groups(weight: NDArray[np.floating], groups: int) -> NDArray[np.floating]:
-    """`(out, in / groups, …)` → `(out, in, …)` with zeros between what belongs to different groups."""
+    """Turn `(out, in / groups, …)` into `(out, in, …)` with zeros between what belongs to different
+    groups."""
     if groups == 1:
         return weight
     out, into = weight.shape[:2]

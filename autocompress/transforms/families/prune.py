@@ -25,7 +25,8 @@ _GROUPS = 6
 
 
 def kept_count(size: int, keep: float, round_to: int = 1) -> int:
-    """How many of `size` channels a keep ratio means: a multiple of `round_to`, at least one, all for 1."""
+    """Return how many of `size` channels a keep ratio means: a multiple of `round_to`, at least one, all for
+    1."""
     if keep >= 1:
         return size
     wanted = max(1, round(size * keep))
@@ -35,7 +36,8 @@ def kept_count(size: int, keep: float, round_to: int = 1) -> int:
 
 
 def atom_scores(group: Group, saliency: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """One importance per atom: its saliency summed over the output channels that carry it, `(size,)`."""
+    """Return one importance per atom: its saliency summed over the output channels that carry it,
+    `(size,)`."""
     scores = np.zeros(group.size)
     for place in group.places:
         values = saliency.get(place.param)
@@ -50,7 +52,7 @@ def atom_scores(group: Group, saliency: Mapping[str, NDArray[Any]]) -> NDArray[n
 def keep_mask(
     coupling: Coupling, counts: Mapping[str, int], saliency: Mapping[str, Mapping[str, NDArray[Any]]] | None
 ) -> Keep:
-    """Which atoms stay, given how many of each group: the most salient ones, ties to the first.
+    """Return which atoms stay, given how many of each group: the most salient ones, ties to the first.
 
     `saliency[group]` holds elementwise importances by parameter name; without it, as in pricing,
     where only the number matters, the first channels stay.
@@ -68,7 +70,7 @@ def keep_mask(
 
 
 def kept_outputs(coupling: Coupling, keep: Keep) -> dict[str, Keep]:
-    """Layer → which of its output channels stay, `(channels,)`, for the layers that lose some."""
+    """Return by layer which of its output channels stay, `(channels,)`, for the layers that lose some."""
     kept: dict[str, Keep] = {}
     for node in coupling.network.nodes:
         if node.op in PRODUCERS:
@@ -79,7 +81,8 @@ def kept_outputs(coupling: Coupling, keep: Keep) -> dict[str, Keep]:
 
 
 def kept_moments(coupling: Coupling, layer: str, second: NDArray[Any], keep: Keep) -> NDArray[Any]:
-    """The part of a layer's second moments, `(fan_in, fan_in)`, that belongs to the inputs that stay."""
+    """Return the part of a layer's second moments, `(fan_in, fan_in)`, that belongs to the inputs that
+    stay."""
     labels = coupling.params[coupling.network.by_name[layer].params[0]][1]
     if labels is None or keep[labels].all():
         return second
@@ -88,7 +91,7 @@ def kept_moments(coupling: Coupling, layer: str, second: NDArray[Any], keep: Kee
 
 
 def prune(coupling: Coupling, weights: Weights | None, keep: Keep) -> tuple[Network, Weights | None]:
-    """The network with only the kept atoms, and its weights where given."""
+    """Return the network with only the kept atoms, and its weights where given."""
     network = coupling.network
     if keep.all():
         return network, None if weights is None else dict(weights)
@@ -147,7 +150,7 @@ def _with_arg(node: Node, index: int, value: Any) -> Node:
 
 
 def _sizes(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    """Reshapes and expansions name sizes; those of pruned axes change."""
+    """Change the sizes of pruned axes that reshapes and expansions name."""
     del coupling, keep
     position = 2 if node.op == "unflatten.int" else 1
     sizes = node.args[position]
@@ -166,7 +169,8 @@ def _normalized_shape(node: Node, old: Node, coupling: Coupling, keep: Keep) -> 
 
 
 def _groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    """Groups that left as wholes are counted by the channels that are left and those of one group."""
+    """Count the groups anew, of which some left as wholes, by the channels that are left and those of one
+    group."""
     groups = groups_of(old)
     weight = old.args[1]
     if groups == 1 or not isinstance(weight, Param):
@@ -183,7 +187,7 @@ def _groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
 
 
 def _attention_scale(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    """Products of narrower heads are scaled as those of the whole ones were."""
+    """Scale products of narrower heads as those of the whole ones were."""
     labels = coupling.values[old.inputs[0]][-1]
     said = dict(old.kwargs)
     if labels is None or keep[labels].all() or said.get("scale") is not None:
@@ -198,7 +202,7 @@ def _norm_groups(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
 
 
 def _shuffled(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    """What is left of a shuffle is the permutation that `orders` has."""
+    """Put in place of a shuffle the permutation that `orders` has."""
     del coupling, keep
     return node.but(op="index_select", args=(old.args[0], 1, Param(_order_name(old))))
 
@@ -208,7 +212,7 @@ def _order_name(shuffle: Node) -> str:
 
 
 def _orders(coupling: Coupling, nodes: Iterable[Node], keep: Keep) -> dict[str, NDArray[np.int64]]:
-    """For every shuffle that lost channels, which channel of its input each of its output is."""
+    """Return for every shuffle that lost channels, which channel of its input each of its output is."""
     orders = {}
     for node in nodes:
         old = coupling.network.by_name[node.name]
@@ -242,7 +246,8 @@ def _split_sizes(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
 
 
 def _pad_amounts(node: Node, old: Node, coupling: Coupling, keep: Keep) -> Node:
-    """Padded channels have atoms of their own, so the amounts follow from the output's atoms."""
+    """Set the amounts of padding: padded channels have atoms of their own, so they follow from the output's
+    atoms."""
     amounts = list(old.args[1])
     source, target = coupling.values[old.inputs[0]], coupling.values[old.name]
     for index in range(len(amounts) // 2):

@@ -41,12 +41,12 @@ _TRANSPARENT = (EightBits.MOVES, EightBits.JOINS)
 
 
 def runs_in_int8(network: Network, node: Node) -> bool:
-    """Whether this layer computes in 8 bits: it is meant to, and its input carries a quantizer."""
+    """Return whether this layer computes in 8 bits: it is meant to, and its input carries a quantizer."""
     return _wants_int8(node) and network.quantizer_of(node.inputs[0]) is not None
 
 
 def weights_in_int8(network: Network) -> frozenset[str]:
-    """Names of the weights that nothing but 8-bit layers reads."""
+    """Return the names of the weights that nothing but 8-bit layers reads."""
     names = set()
     for node in network.nodes:
         if not runs_in_int8(network, node):
@@ -59,15 +59,20 @@ def weights_in_int8(network: Network) -> frozenset[str]:
     return frozenset(names)
 
 
-def plan(network: Network) -> frozenset[str]:
-    """The values (`INPUT` among them) that must carry a quantizer, given the nodes' `bits`.
+def plan(
+    network: Network, known: frozenset[str] = frozenset(), follows: bool | None = None
+) -> frozenset[str]:
+    """Return the values (`INPUT` among them) that must carry a quantizer, given the nodes' `bits`.
 
     The inputs of 8-bit layers and the outputs of 8-bit convolutions are rounded, the latter after an
     activation that clips, which then costs nothing. Additions, products, poolings and operations
     that only move data are rounded where that keeps the values between 8-bit layers in integers.
     Floating-point layers in between read and write floats. Empty when nothing has 8 bits.
+
+    Of a section of a larger network, `known` are the values at its ends that carry one anyway, and `follows`
+    says whether what reads its output works on integers.
     """
-    planned = set()
+    planned = set(known)
     for node in network.nodes:
         if _wants_int8(node):
             planned.add(node.inputs[0])
@@ -82,14 +87,14 @@ def plan(network: Network) -> frozenset[str]:
         size = len(planned)
         planned.update(node.inputs[0] for node in rounded_first if node.name in planned)
         for node in joining:
-            planned |= _joined(network, node, planned)
+            planned |= _joined(network, node, planned, follows)
     return frozenset(planned)
 
 
 def with_ranges(
     network: Network, ranges: Mapping[str, tuple[float, float]], planned: frozenset[str] | None = None
 ) -> Network:
-    """The network with a quantizer on every value of its plan, and on no other.
+    """Return the network with a quantizer on every value of its plan, and on no other.
 
     `ranges` gives (lowest, highest) for each value of `plan(network)`, which `planned` is where it is
     known; others are ignored. A range is widened to include 0, which is then exact. Raises ValueError
@@ -112,7 +117,8 @@ def with_ranges(
 def with_bits(
     network: Network, weights: Weights | None, chosen: Mapping[str, Option]
 ) -> tuple[Network, Weights | None]:
-    """The network with the named layers in these bits; names of nothing that has a weight are passed over.
+    """Return the network with the named layers in these bits; names of nothing that has a weight are passed
+    over.
 
     Below 8 bits a layer computes in 8 and its weight is on a grid, whose steps become a parameter,
     fitted to the weight. `xnor` is a binary weight behind a `binarize`, whose step calibration is to find,
@@ -147,7 +153,7 @@ def with_bits(
 
 
 def _binarize(network: Network, node: Node, params: dict[str, ParamSpec]) -> Node:
-    """What makes the input of a layer binary; adds its step to `params`."""
+    """Return what makes the input of a layer binary; add its step to `params`."""
     step = unique_name(f"{node.name}.input_step", params)
     params[step] = ParamSpec((1,))
     source = node.inputs[0]
@@ -156,7 +162,7 @@ def _binarize(network: Network, node: Node, params: dict[str, ParamSpec]) -> Nod
 
 
 def never_negative(network: Network, value: str) -> bool:
-    """Whether a value cannot be below zero, by the operations that make it."""
+    """Return whether a value cannot be below zero, by the operations that make it."""
     node = network.by_name.get(value)
     if node is None:
         return False
@@ -166,14 +172,15 @@ def never_negative(network: Network, value: str) -> bool:
 
 
 def makes_not_negative(node: Node) -> bool:
-    """Whether the output of an operation is never below zero, whatever it reads."""
+    """Return whether the output of an operation is never below zero, whatever it reads."""
     return known(node.op).never_negative or _clips_at_zero(node)
 
 
 def layer_integers(
     node: Node, weights: Weights, least_scale: NDArray[Any] | float = 0.0
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """What an 8-bit layer computes with: its weight's integers and the scale of each output channel."""
+    """Return what an 8-bit layer computes with: its weight's integers and the scale of each output
+    channel."""
     weight = weights[node.args[1].name]
     if node.grid is None:
         return quantize_weight(weight, least_scale=least_scale)
@@ -184,7 +191,7 @@ def layer_integers(
 def quantize_weight(
     weight: NDArray[Any], axis: int = 0, least_scale: NDArray[Any] | float = 0.0
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 integers of a weight, and the scale of each slice along `axis`.
+    """Return the symmetric int8 integers of a weight, and the scale of each slice along `axis`.
 
     The scale is the largest magnitude / 127, but at least `least_scale`. Quantizing what
     `dequantize_weight` gives back yields the same integers, and scales equal to the last bit or two.
@@ -201,18 +208,19 @@ def quantize_weight(
 def dequantize_weight(
     integers: NDArray[np.int8], scale: NDArray[np.float32], axis: int = 0
 ) -> NDArray[np.float32]:
-    """The float32 values that the integers stand for."""
+    """Return the float32 values that the integers stand for."""
     column = np.expand_dims(scale, tuple(range(1, integers.ndim)))
     return integers.astype(np.float32) * np.moveaxis(column, 0, axis)
 
 
 def fake_quantize_weight(weight: NDArray[Any], axis: int = 0) -> NDArray[np.float32]:
-    """The weight as an 8-bit layer uses it."""
+    """Return the weight as an 8-bit layer uses it."""
     return dequantize_weight(*quantize_weight(weight, axis), axis)
 
 
 def least_weight_scale(bias: NDArray[Any] | None, input_scale: float) -> NDArray[np.float64] | float:
-    """The smallest weight scales with which the bias fits into 31 bits of `input_scale` x weight scale.
+    """Return the smallest weight scales with which the bias fits into 31 bits of `input_scale` x weight
+    scale.
 
     Matters for channels whose weights are all but zero and whose bias is not.
     """
@@ -226,7 +234,7 @@ def _wants_int8(node: Node) -> bool:
 
 
 def carrier(network: Network, node: Node) -> str:
-    """The value at which the result of `node` is rounded, if it is: that of a clipping activation that
+    """Return the value at which the result of `node` is rounded, if it is: that of a clipping activation that
     alone reads it, or its own."""
     users = network.users[node.name]
     if len(users) == 1 and node.name not in network.outputs and _clips_at_zero(network.by_name[users[0]]):
@@ -240,26 +248,32 @@ def _clips_at_zero(node: Node) -> bool:
     return node.op in ("relu", "relu6")
 
 
-def _joined(network: Network, node: Node, planned: set[str]) -> set[str]:
-    """The values to round because of `node`, which joins, given those that are planned already."""
+def _joined(network: Network, node: Node, planned: set[str], follows: bool | None) -> set[str]:
+    """Return the values to round because of `node`, which joins, given those that are planned already."""
     sources = _operands(network, node)
     target = carrier(network, node) if node.op in _ARITHMETIC else node.name
     if node.op in _ARITHMETIC and target in planned and planned.intersection(sources):
         return set(sources)
-    if target in network.outputs or not planned.issuperset(sources):
+    at_end = target in network.outputs
+    if (at_end and follows is None) or not planned.issuperset(sources):
         return set()
-    leads_on = any(_reads_integers(network, network.by_name[user]) for user in network.users[target])
+    leads_on = (at_end and follows) or reads_integers(network, target)
     return {target} if leads_on or _is_global_pool(node) else set()
 
 
 def _is_rounded_first(network: Network, node: Node) -> bool:
-    """Whether data that are moved and then rounded are better rounded and then moved."""
+    """Return whether data that are moved and then rounded are better rounded and then moved."""
     source = node.inputs[0]
     alone = network.users[source] == (node.name,) and source not in network.outputs
     return known(node.op).rounds_first and alone
 
 
-def _reads_integers(network: Network, node: Node) -> bool:
+def reads_integers(network: Network, value: str) -> bool:
+    """Return whether something that reads a value works on integers where it can."""
+    return any(_works_on_integers(network, network.by_name[user]) for user in network.users[value])
+
+
+def _works_on_integers(network: Network, node: Node) -> bool:
     return _wants_int8(node) or known(node.op).splits or _joins(network, node)
 
 
@@ -280,7 +294,7 @@ def _joins(network: Network, node: Node) -> bool:
 
 
 def _reads_float_params(network: Network, node: Node) -> bool:
-    """Whether an operand is a constant that would have to be rounded; positions to pick are not."""
+    """Return whether an operand is a constant that would have to be rounded; positions to pick are not."""
     return any(network.params[name].dtype.startswith(("float", "bfloat")) for name in node.params)
 
 
@@ -291,12 +305,13 @@ def _is_global_pool(node: Node) -> bool:
 
 
 def _operands(network: Network, node: Node) -> tuple[str, ...]:
-    """The values that `node` computes from, seen through a split."""
+    """Return the values that `node` computes from, seen through a split."""
     return network.by_name[node.inputs[0]].inputs[:1] if node.op == "getitem" else node.inputs
 
 
 def _inherited(network: Network, name: str, chosen: Mapping[str, Quantizer]) -> Quantizer | None:
-    """The quantizer that a value takes over: its data were only moved, or joined to others with the same."""
+    """Return the quantizer that a value takes over: its data were only moved, or joined to others with the
+    same."""
     node = network.by_name.get(name)
     if node is None or not (known(node.op).moves_data or known(node.op).concatenates):
         return None

@@ -61,7 +61,8 @@ NO_EVIDENCE = Evidence({}, {})
 
 
 def marked(network: Network, thinnings: Mapping[str, Thinning], codebooks: Mapping[str, int]) -> Network:
-    """The network with densities and codebooks at the named layers; those that it lacks are passed over."""
+    """Return the network with densities and codebooks at the named layers; those that it lacks are passed
+    over."""
     if not thinnings and not codebooks:
         return network
     return network.with_nodes(
@@ -86,7 +87,8 @@ def sharing_layers(network: Network) -> Iterator[Node]:
 def thinned(
     network: Network, weights: Weights, thinnings: Mapping[str, Thinning], evidence: Evidence = NO_EVIDENCE
 ) -> Weights:
-    """The weights with zeros where the marked layers among `thinnings` want them; others are the same arrays.
+    """Return the weights with zeros where the marked layers among `thinnings` want them; others are the same
+    arrays.
 
     By the method `magnitude` the largest weights stay, by `obd` those of the highest scores, and by `obs`
     (`transforms.arrays.obs`) they also change to make up for the others. A layer without statistics goes
@@ -110,7 +112,8 @@ def _thinned(node: Node, weight: Array, thinning: Thinning, param: str, evidence
 
 
 def _moments_of(node: Node, weight: Array, evidence: Evidence) -> Array | None:
-    """`(groups, fan_in, fan_in)`, if it is there and of the weight as it is."""
+    """Return the layer's second moments `(groups, fan_in, fan_in)`, if they are there and are of the weight
+    as it is."""
     second = evidence.moments.get(node.name)
     fan_in = int(np.prod(weight.shape[1:]))
     groups = groups_of(node)
@@ -119,8 +122,8 @@ def _moments_of(node: Node, weight: Array, evidence: Evidence) -> Array | None:
 
 
 def mask_of(scores: Array, keep: Option) -> Mask:
-    """True for the weights that stay: the highest scores of all, or of every M along the inputs, where a last
-    group of fewer keeps at most N."""
+    """Return True for the weights that stay: the highest scores of all, or of every M along the inputs, where
+    a last group of fewer keeps at most N."""
     pattern = n_of_m(keep)
     if pattern is None:
         return magnitude_mask(scores, float(keep))
@@ -131,7 +134,8 @@ def mask_of(scores: Array, keep: Option) -> Mask:
 
 
 def shared(network: Network, weights: Weights) -> Weights:
-    """The weights with few values at the marked layers; zeros stay zero, other arrays are the same ones.
+    """Return the weights with few values at the marked layers; zeros stay zero, other arrays are the same
+    ones.
 
     Values are those of least squared error and bits together (`entropy_constrained`), a bit being worth
     `RATE_SHARE` of what it saves at high rates, 2 ln 2 times the error of k-means.
@@ -143,8 +147,8 @@ def shared(network: Network, weights: Weights) -> Weights:
 
 
 def rounded(network: Network, weights: Weights) -> Weights:
-    """The weights with the values of the marked layers in half precision, unless that lacks them, and the
-    biases that only they have as multiples of a power of two, up to `BIAS_LEVELS` on either side."""
+    """Return the weights with the values of the marked layers in half precision, unless that lacks them, and
+    the biases that only they have as multiples of a power of two, up to `BIAS_LEVELS` on either side."""
     changed = dict(weights)
     for node in sharing_layers(network):
         weight, *biases = node.params
@@ -171,7 +175,7 @@ def _few_levels(bias: Array) -> Array:
 
 
 def share(weight: Array, count: int) -> NDArray[np.float32]:
-    """A weight with at most `count` values, zero being one of them where it pays; see `shared`."""
+    """Return a weight with at most `count` values, zero being one of them where it pays; see `shared`."""
     if len(np.unique(weight)) <= count:
         return weight.astype(np.float32)
     is_large = weight.size >= 2 * _MOST_WEIGHTS

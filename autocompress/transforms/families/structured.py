@@ -42,7 +42,7 @@ LEAST_TOEPLITZ_BLOCK, LARGEST_TOEPLITZ_BLOCK = 8, 256
 
 
 def applies(node: Node, weight_shape: Shape, kind: str) -> str:
-    """Empty where the layer can have this structure, else why not."""
+    """Say why the layer cannot have this structure; empty where it can."""
     if node.op == "linear":
         if batch_is_second(node.shape):
             return "the batch is the second axis of its input"
@@ -61,7 +61,8 @@ def applies(node: Node, weight_shape: Shape, kind: str) -> str:
 
 
 def sizes(structure: str, out: int, into: int) -> tuple[int, ...]:
-    """The numbers that fix a structure of an `(out, in)` matrix; empty where it has none that is smaller.
+    """Return the numbers that fix a structure of an `(out, in)` matrix; empty where it has none that is
+    smaller.
 
     - `monarch`: `(blocks_in, blocks_out)`, dividing in and out: the fewest parameters with which the middle
       has at least min(out, in) values.
@@ -74,7 +75,7 @@ def sizes(structure: str, out: int, into: int) -> tuple[int, ...]:
 
 
 def parameters(structure: str, out: int, into: int, of: tuple[int, ...]) -> int:
-    """Weights of the structure, without a bias."""
+    """Count the weights of the structure, without a bias."""
     if structure == "monarch":
         return into * of[1] + out * of[0]
     if structure == "kronecker":
@@ -119,7 +120,7 @@ STRUCTURES = tuple(_SIZES)
 
 
 def monarch(weight: Array, blocks_in: int, blocks_out: int) -> tuple[Array, Array]:
-    """`(out, in)` → right `(blocks_in · blocks_out, in / blocks_in)` and left `(out, blocks_in)`.
+    """Turn `(out, in)` into right `(blocks_in · blocks_out, in / blocks_in)` and left `(out, blocks_in)`.
 
     Output (j, l) reads input (k, i) with left[j, l, k] · right[k, j, i]: for each of the blocks_out ×
     blocks_in pairs (j, k) the rank-1 approximation of that slice.
@@ -134,7 +135,8 @@ def monarch(weight: Array, blocks_in: int, blocks_out: int) -> tuple[Array, Arra
 
 
 def kronecker(weight: Array, left_out: int, left_in: int) -> tuple[Array, Array]:
-    """`(out, in)` → A `(left_out, left_in)` and B `(out / left_out, in / left_in)`, A ⊗ B closest to it."""
+    """Turn `(out, in)` into A `(left_out, left_in)` and B `(out / left_out, in / left_in)`, A ⊗ B closest to
+    it."""
     out, into = weight.shape
     blocks = weight.reshape(left_out, out // left_out, left_in, into // left_in).transpose(0, 2, 1, 3)
     rearranged = blocks.reshape(left_out * left_in, -1).astype(np.float64)
@@ -144,7 +146,8 @@ def kronecker(weight: Array, left_out: int, left_in: int) -> tuple[Array, Array]
 
 
 def circulant(weight: Array, block: int) -> Array:
-    """`(out, in)` → `(out / block, in / block, block)`: c[(j - i) mod block] stands at row i, column j."""
+    """Turn `(out, in)` into `(out / block, in / block, block)`: c[(j - i) mod block] stands at row i, column
+    j."""
     out, into = weight.shape
     blocks = weight.reshape(out // block, block, into // block, block).transpose(0, 2, 1, 3)
     row, column = np.indices((block, block))
@@ -155,7 +158,7 @@ def circulant(weight: Array, block: int) -> Array:
 def structure(
     network: Network, weights: Weights | None, layer: str, kind: str
 ) -> tuple[Network, Weights | None]:
-    """`layer` in this structure. Where it has none that is smaller the layer stays as it is.
+    """Return `layer` in this structure. Where it has none that is smaller the layer stays as it is.
 
     Raises ValueError for a layer that cannot have it.
     """
@@ -212,7 +215,7 @@ def _build_circulant(chain: Chain, matrix: Array | None, of: tuple[int, ...]) ->
 
 
 def _go_around(chain: Chain, part: str, sign: int = 1) -> None:
-    """Behind each block of axis 2 come its values but the last again, with this sign."""
+    """Put behind each block of axis 2 its values but the last again, with this sign."""
     whole, (_, channels, block, places) = chain.last, chain.shape
     chain.add(f"{part}head", "slice.Tensor", (whole, 2, 0, block - 1), (1, channels, block - 1, places))
     if sign < 0:
@@ -221,7 +224,7 @@ def _go_around(chain: Chain, part: str, sign: int = 1) -> None:
 
 
 def _build_toeplitz(chain: Chain, matrix: Array | None, of: tuple[int, ...]) -> None:
-    """Skew-circulant factors block by block, then the circulant ones, which sum over blocks and ranks."""
+    """Add skew-circulant factors block by block, then the circulant ones, which sum over blocks and ranks."""
     block, rank = of
     _, channels, height, width = chain.shape
     out, into = chain.channels // block, channels // block
