@@ -468,7 +468,7 @@ def _round_to(group: Group, channels: int) -> int:
 
 
 def _runs_as_it_is(network: Network, node: Node) -> bool:
-    """Whether an operation that is no layer here has a matrix of its own, as a recurrent layer has."""
+    """Say whether an operation that is no layer here has a matrix of its own, as a recurrent layer has."""
     specs = (network.params[name] for name in node.params)
     multiplies = is_opaque(node.op) or node.op in PRODUCTS or node.op == "einsum"
     return multiplies and any(spec.trainable and len(spec.shape) > 1 for spec in specs)

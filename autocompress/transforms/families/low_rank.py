@@ -146,7 +146,7 @@ def factorize(
 def _link(
     suffix: str, shape: Shape, value: NDArray[np.floating] | None, conv: ConvArgs | None, *, is_table: bool
 ) -> Link:
-    """One factor, which has its inputs first in a transposed convolution and in a table."""
+    """Return one factor, which has its inputs first in a transposed convolution and in a table."""
     value = None if value is None else value.reshape(shape)
     if not is_table and (conv is None or not conv.output_padding):
         return Link(suffix, shape, value, conv)
