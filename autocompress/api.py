@@ -33,7 +33,7 @@ Teacher = "str | nn.Module"
 
 @dataclass(frozen=True)
 class Inspection:
-    """Every site of a space on a teacher, what was dropped and why, and costs where a device is given.
+    """Hold every site of a space on a teacher, what was dropped and why, and costs where a device is given.
 
     `only_smaller` are options that make nothing faster on the device, only smaller: a search without a budget
     of size or memory leaves them out too. `only_packed` are those that make only `student.acz` smaller, for
@@ -371,7 +371,7 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
 
 
 class Status(TypedDict):
-    """What a run has done and decided so far, as JSON; `damaged` are numbers of lines, from 1."""
+    """Say what a run has done and decided so far, as JSON; `damaged` are numbers of lines, from 1."""
 
     run: str
     counts: dict[str, int]

@@ -20,7 +20,7 @@ and no traceback.
 
 
 class AutocompressError(Exception):
-    """`what` went wrong, `where` (file, key, layer), `why`, and one `fix`."""
+    """Say `what` went wrong, `where` (file, key, layer), `why`, and one `fix`."""
 
     exit_code = 1
 

@@ -47,7 +47,7 @@ def write_plainly(*streams: object) -> None:
 
 
 class Console:
-    """Says things and shows how far a stage is. `quiet` keeps everything back."""
+    """Say things and show how far a stage is. `quiet` keeps everything back."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -56,7 +56,7 @@ class Console:
         self._limit_s, self._begun = 0.0, 0.0
 
     def within(self, limit_s: float) -> None:
-        """From now on show what is left of so many seconds; the first call counts."""
+        """Show from now on what is left of so many seconds; the first call counts."""
         if not self._limit_s:
             self._limit_s, self._begun = limit_s, time.monotonic()
 

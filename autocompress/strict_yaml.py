@@ -21,7 +21,7 @@ KeyPath = tuple[Key, ...]
 
 
 class StrictYamlError(ValueError):
-    """What is wrong, and the line (from 1; 0 where no line is to blame)."""
+    """Say what is wrong, and the line (from 1; 0 where no line is to blame)."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         super().__init__(message)
@@ -30,7 +30,8 @@ class StrictYamlError(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """`data` is made of dicts, tuples and scalars; `lines` gives the line of each key path in it."""
+    """Hold a document: `data` is made of dicts, tuples and scalars; `lines` gives the line of each key path
+    in it."""
 
     data: Any
     lines: Mapping[KeyPath, int]

@@ -17,7 +17,7 @@ from autocompress.problem.specs import InputSize
 @click.command(short_help="Make a network keep a budget, in one command.")
 @compress_options
 def compress(output: Path, run: Path | None, resume: bool, overwrite: bool, **options: Any) -> None:
-    """Compresses a network in one command: checks it, measures this machine, searches, writes the student.
+    """Compress a network in one command: check it, measure this machine, search, write the student.
 
     At least one of --latency, --memory, --size and --packed-size is needed. A profile of this machine is made
     the first time, and kept for the next. `search` has every option of the search itself.

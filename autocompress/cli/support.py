@@ -52,7 +52,7 @@ class Commands(click.Group):
 
 @contextmanager
 def _ending_in_order() -> Iterator[None]:
-    """Within, being told to end by another program, or by a terminal that closes, is like a second Ctrl-C:
+    """Take being told to end within, by another program or by a terminal that closes, for a second Ctrl-C:
     what had finished is kept, and the last words are said."""
 
     def end(_signal: int, _frame: FrameType | None) -> None:

@@ -55,7 +55,7 @@ class Operation:
 
 
 class Crossing(NamedTuple):
-    """How a value lies where a network is cut: as integers, of which 0 stands for zero (`from_zero`), in
+    """Say how a value lies where a network is cut: as integers, of which 0 stands for zero (`from_zero`), in
     blocks of channels, or with its channels last."""
 
     integer: bool = False
@@ -89,7 +89,7 @@ def split(network: Network, section: Section = WHOLE) -> tuple[list[Operation], 
 
 
 class _Splitter:
-    """Nodes to operations, with fused activations and with conversions between 32 and 8 bits."""
+    """Turn nodes into operations, with fused activations and with conversions between 32 and 8 bits."""
 
     def __init__(self, network: Network, section: Section) -> None:
         self.network, self.section = network, section

@@ -28,8 +28,8 @@ _FOLLOW_LAYOUT = having(lambda row: row.any_layout) | {"quantize", "dequantize"}
 
 @dataclass(frozen=True)
 class Layouts:
-    """How a runtime lays out images: the channels in a block of its float convolutions (0 for none),
-    and whether integer convolutions want channels last."""
+    """Say how a runtime lays out images: the channels in a block of its float convolutions (0 for none), and
+    whether integer convolutions want channels last."""
 
     float_block: int = 16
     int8_channels_last: bool = True
@@ -80,7 +80,7 @@ class _Blocked:
 
 @dataclass
 class _Blocks:
-    """Puts float convolutions on blocks of channels, and what stands between them with them.
+    """Put float convolutions on blocks of channels, and what stands between them with them.
 
     Follows the order and the conditions of ONNX Runtime's NCHWc rewriting: a convolution adds the
     other operand of the addition behind it, and then takes the activation behind that along.
@@ -285,7 +285,7 @@ def _is_spatial(operation: Operation) -> bool:
 
 
 class _ChannelsLast:
-    """Puts integer convolutions on channels last, and what stands between them with them."""
+    """Put integer convolutions on channels last, and what stands between them with them."""
 
     def __init__(self, network: Network, source: list[Operation], section: Section = WHOLE) -> None:
         self.source = source

@@ -23,7 +23,7 @@ Choice = tuple[str, Option]
 
 @dataclass(frozen=True)
 class Effect:
-    """What an option adds to the base's costs. `live_bytes` names only the cuts that change."""
+    """Hold what an option adds to the base's costs. `live_bytes` names only the cuts that change."""
 
     latency_ms: float = 0.0
     file_bytes: float = 0.0

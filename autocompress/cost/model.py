@@ -25,9 +25,9 @@ from autocompress.problem.candidate import Cost
 
 @dataclass(frozen=True)
 class FileContent:
-    """What the overhead of an exported file is linear in: nodes, convolutions, letters in the nodes' names,
-    layers of 8 bits, letters in theirs, their output channels, the same without repeats (equal constants are
-    stored once), quantizers, tensors."""
+    """Hold what the overhead of an exported file is linear in: nodes, convolutions, letters in the nodes'
+    names, layers of 8 bits, letters in theirs, their output channels, the same without repeats (equal
+    constants are stored once), quantizers, tensors."""
 
     nodes: int
     convolutions: int
@@ -79,7 +79,7 @@ def file_features_count() -> int:
 
 
 class DeviceTable(Protocol):
-    """What pricing needs of a device profile."""
+    """Answer what pricing needs of a device profile."""
 
     @property
     def layouts(self) -> Layouts:
@@ -104,8 +104,8 @@ class DeviceTable(Protocol):
 
 @dataclass(frozen=True)
 class Amounts:
-    """What a network's cost on a device follows from; `live_bytes` is the most that its activations take at
-    once."""
+    """Hold what a network's cost on a device follows from; `live_bytes` is the most that its activations take
+    at once."""
 
     kernels_us: float
     macs: int
@@ -117,7 +117,7 @@ class Amounts:
 
 
 class CostModel:
-    """Prices networks on one device; the times of kernels are kept."""
+    """Price networks on one device; the times of kernels are kept."""
 
     def __init__(self, device: DeviceTable) -> None:
         self.device = device

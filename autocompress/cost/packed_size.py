@@ -43,8 +43,9 @@ STORED_BYTES = 70.0
 
 @dataclass(frozen=True)
 class PackedContent:
-    """What the size of a student's weights follows from: how many operations and tensors there are, letters
-    in the names of the latter, how many layers are coded, and what the tensors take in a coded file."""
+    """Hold what the size of a student's weights follows from: how many operations and tensors there are,
+    letters in the names of the latter, how many layers are coded, and what the tensors take in a coded
+    file."""
 
     nodes: int
     tensors: int

@@ -24,7 +24,7 @@ _PROBES = 6
 
 
 class Pricer:
-    """Prices candidates of one bound space on one device; the last 20,000 answers are kept.
+    """Price candidates of one bound space on one device; the last 20,000 answers are kept.
 
     A price is a sum over pieces of the network where these do not depend on each other, and that of the whole
     network elsewhere; both are the same to the last bit.

@@ -18,7 +18,7 @@ _SWEEPS = 3
 
 
 class Repairer:
-    """Moves a candidate into the budgets, by the changes that cost the least quality per unit saved.
+    """Move a candidate into the budgets, by the changes that cost the least quality per unit saved.
 
     Deterministic. `damage` estimates the loss of quality of single choices; where it is unknown
     every step counts the same.

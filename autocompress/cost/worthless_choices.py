@@ -27,9 +27,9 @@ Reasons = Mapping[tuple[str, Option], str]
 
 @dataclass(frozen=True)
 class Payoff:
-    """`useless` options make nothing faster or smaller. `only_smaller` are fewer bits that make nothing
-    faster, `only_packed` what makes nothing smaller but `student.acz`. All by (site name, option), with the
-    reason."""
+    """Say what pays: `useless` options make nothing faster or smaller. `only_smaller` are fewer bits that
+    make nothing faster, `only_packed` what makes nothing smaller but `student.acz`. All by (site name,
+    option), with the reason."""
 
     useless: Reasons
     only_smaller: Reasons
@@ -88,7 +88,7 @@ def _named(option: Option) -> str:
 
 
 class _Judge:
-    """Compares choices by the kernels that carry them out."""
+    """Compare choices by the kernels that carry them out."""
 
     def __init__(self, pricer: Pricer) -> None:
         self.pricer = pricer

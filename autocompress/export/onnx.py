@@ -85,7 +85,7 @@ def without_onnx_form(network: Network, weights: Weights) -> tuple[TeacherError,
 
 @dataclass
 class Emitter:
-    """Collects nodes and constants while the network's operations are exported in order."""
+    """Collect nodes and constants while the network's operations are exported in order."""
 
     network: Network
     weights: Weights

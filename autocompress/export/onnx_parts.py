@@ -119,7 +119,7 @@ def _tensors(sample: Any) -> list[torch.Tensor]:
 
 
 class Samples:
-    """What values are in one run of the network, for their dtypes, which a network does not record."""
+    """Know what values are in one run of the network, for their dtypes, which a network does not record."""
 
     def __init__(self, emitter: Emitter) -> None:
         self._emitter = emitter
@@ -146,7 +146,7 @@ class Samples:
 
 @dataclass
 class _Cut:
-    """Collects the operations of a part and what it reads."""
+    """Collect the operations of a part and what it reads."""
 
     emitter: Emitter
     reader: str

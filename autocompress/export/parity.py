@@ -24,7 +24,7 @@ Runner = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Parity:
-    """Errors are shares of the range (largest minus smallest) of the module's outputs.
+    """Hold errors, which are shares of the range (largest minus smallest) of the module's outputs.
 
     `agreement` is the share of examples whose best class is the same; a class that the module scores
     within 1 % of the range below its best one counts as the same.

@@ -36,7 +36,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Local:
-    """What an earlier step of the same part computed."""
+    """Name what an earlier step of the same part computed."""
 
     step: int
 
@@ -52,7 +52,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Part:
-    """Operations in order, the last of which computes the part's outputs; shapes and dtypes of its inputs."""
+    """Hold operations in order, the last of which computes the part's outputs; shapes and dtypes of its
+    inputs."""
 
     steps: tuple[Step, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -60,7 +61,7 @@ class Part:
 
 
 class NoOnnxFormError(Exception):
-    """`torch.onnx` cannot express a part, for this reason."""
+    """Say why `torch.onnx` cannot express a part."""
 
 
 def part_model(part: Part, opset: int) -> onnx.ModelProto:

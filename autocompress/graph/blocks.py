@@ -20,7 +20,7 @@ _CANDIDATE_SOURCES = 200
 
 @dataclass(frozen=True)
 class Block:
-    """`add` joins the block to its `source`; without a skip of equal shape `droppable` is false."""
+    """Name a block: `add` joins it to its `source`; without a skip of equal shape `droppable` is false."""
 
     name: str
     add: str

@@ -33,7 +33,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group lies in one parameter: `indices[i]` are the positions of its i-th atom on `axis`.
+    """Say where a group lies in one parameter: `indices[i]` are the positions of its i-th atom on `axis`.
 
     `makes` says that the parameter computes the channels there; where it does not, it reads them.
     """

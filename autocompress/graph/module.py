@@ -36,7 +36,7 @@ def build(network: Network, weights: Weights) -> GraphModule:
 
 
 class GraphModule(nn.Module):
-    """Runs `source_network`; called as the teacher is, and returns what it returns.
+    """Run `source_network`; called as the teacher is, return what it returns.
 
     In training mode batch norms use and update batch statistics: with the network's own momentum,
     or with `batch_norm_momentum` where that is set.

@@ -19,7 +19,7 @@ from autocompress.graph.network import BINARIZE
 
 
 class Axes(Enum):
-    """How the axes of an output follow from those of its inputs."""
+    """Say how the axes of an output follow from those of its inputs."""
 
     POINTWISE = "one input; an element of the output depends on the element at the same place"
     BINARY = "elementwise over inputs that are broadcast to one shape"
@@ -30,7 +30,7 @@ class Axes(Enum):
 
 
 class EightBits(Enum):
-    """What becomes of an operation whose inputs are rounded to 8 bits."""
+    """Say what becomes of an operation whose inputs are rounded to 8 bits."""
 
     FLOATS = "reads floats"
     MOVES = "moves data, so it runs on the integers as they are and its output has its input's quantizer"

@@ -110,7 +110,7 @@ def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Netwo
 
 @dataclass
 class _Rewriter:
-    """Rewrites one exported program, node by node."""
+    """Rewrite one exported program, node by node."""
 
     exported: torch.export.ExportedProgram
     inputs: tuple[Input, ...]

@@ -66,7 +66,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What is needed to answer budgets: see `of`."""
+    """Hold what is needed to answer budgets: see `of`."""
 
     run: str
     solver: Solver

@@ -56,7 +56,7 @@ PARITY_EXAMPLES = 64
 
 @dataclass(frozen=True)
 class Device:
-    """What certification runs on."""
+    """Hold what certification runs on."""
 
     runtime: str
     threads: int
@@ -130,7 +130,7 @@ def whole_batches(split: Split, batch: int) -> Split:
 
 @dataclass(frozen=True)
 class Computed:
-    """What is computed of a student, not measured."""
+    """Hold what is computed of a student, not measured."""
 
     peak_memory_bytes: int
     packed_bytes: int
@@ -195,7 +195,7 @@ def computed(network: Network, weights: Weights, cost: Cost, packed_bytes: int) 
 
 @dataclass(frozen=True, eq=False)
 class StudentCertifier:
-    """Examines distilled students of one run, writes their folders, records the outcome.
+    """Examine distilled students of one run, write their folders, record the outcome.
 
     With `any_noise` latencies are taken as they come.
     """

@@ -31,7 +31,7 @@ DEFAULT_TRIALS, MOST_TRIALS = 100, 10_000
 
 @dataclass(frozen=True)
 class Typed:
-    """How the command line takes an option: its help, and what a value may be.
+    """Say how the command line takes an option: its help, and what a value may be.
 
     `least` is the smallest number, `above` one that it must be above. `flag` is the option's name where that
     is not the field's; `by_default` says in words what None does. An option that `is_duration` is typed as
@@ -96,7 +96,7 @@ def from_keywords(kind: type[Options], keywords: Mapping[str, Any]) -> Options:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search. Every field has a default; what is None is found out.
+    """Say how to search. Every field has a default; what is None is found out.
 
     The epochs that are not on the command line: of a candidate on the highest rung, and of a finalist's
     quantization-aware distillation.
@@ -241,7 +241,7 @@ def _input_size() -> Any:
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """What to measure a device with: the runtime and its setting, and which random networks of a space.
+    """Say what to measure a device with: the runtime and its setting, and which random networks of a space.
 
     `data` only says the size of the images.
     """
@@ -265,7 +265,8 @@ KIT_RUNTIMES = ("onnxruntime", "openvino")
 
 @dataclass(frozen=True)
 class KitRequest(ProfileRequest):
-    """What a kit measures a device with, and where to run it: `ssh` names a host, None runs it nowhere."""
+    """Say what a kit measures a device with, and where to run it: `ssh` names a host, None runs it
+    nowhere."""
 
     runtime: str = option("onnxruntime", "What runs the networks there.", choices=KIT_RUNTIMES)
     networks: int = option(40, "Random networks of the space, 8 at least.", least=1)
@@ -283,7 +284,7 @@ class KitRequest(ProfileRequest):
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What a vendor's dumps were made of, with and on; `kit` is the only one that a measured kit needs.
+    """Say what a vendor's dumps were made of, with and on; `kit` is the only one that a measured kit needs.
 
     `models` are the profiled models, one for each dump, or `teacher` is the one that all are of; `latencies`
     are those of the whole networks as typed, such as `1.2ms`, one for each dump or none.
@@ -325,7 +326,8 @@ class ImportRequest:
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """Which new random networks to check a device profile on; None is what the profile was measured on."""
+    """Say which new random networks to check a device profile on; None is what the profile was measured
+    on."""
 
     teacher: str | nn.Module | None = option(
         None, TEACHER_HELP, by_default="the profile's own, where timm has it"

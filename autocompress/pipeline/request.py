@@ -48,7 +48,7 @@ class Goal:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What the user asked for; see `api.compress`."""
+    """Hold what the user asked for; see `api.compress`."""
 
     teacher: Any
     data: Any

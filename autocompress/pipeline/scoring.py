@@ -254,8 +254,8 @@ def image_s(module: nn.Module, data: Data) -> float:
 
 
 class _Found:
-    """Scores so far. Those that failed in an earlier part of the run, but for one that brought its process
-    down, are forgotten, so that they are tried once more."""
+    """Hold the scores so far. Those that failed in an earlier part of the run, but for one that brought its
+    process down, are forgotten, so that they are tried once more."""
 
     def __init__(self, history: RunRecord) -> None:
         self.damage: dict[tuple[str, Option], Mapping[str, float]] = {}
@@ -300,7 +300,8 @@ def _finite(result: Result) -> dict[str, float]:
 
 
 class _Joint:
-    """Damages of joint candidates by the measure that is used, as tasks of the executor; each is recorded."""
+    """Find damages of joint candidates by the measure that is used, as tasks of the executor; each is
+    recorded."""
 
     def __init__(self, scoring: Scoring, history: RunRecord, scores: Scores) -> None:
         self.scoring, self.scores = scoring, scores

@@ -108,7 +108,7 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Budgets:
-    """What a student may cost: absolute, or as a ratio of the teacher's cost on the same device.
+    """Say what a student may cost: absolute, or as a ratio of the teacher's cost on the same device.
 
     `memory_mib` limits the peak memory of a run, `size_mib` the exported file, `packed_size_mib` the coded
     `student.acz`; 1 MiB = 1024² bytes.

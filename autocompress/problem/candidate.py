@@ -137,7 +137,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a candidate costs on a device; `latency_ms_ci95` is the interval of the estimate."""
+    """Hold what a candidate costs on a device; `latency_ms_ci95` is the interval of the estimate."""
 
     latency_ms: float
     latency_ms_ci95: tuple[float, float]

@@ -74,7 +74,7 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """`train` is for learning, `validation` for choosing, `test` (may be None) for reporting.
+    """Hold splits: `train` is for learning, `validation` for choosing, `test` (may be None) for reporting.
 
     `calibration` is a small fixed part of `train`, read without augmentation. `input_shape` is
     (C, H, W). `mean` and `std` are those the images were normalised with. `notes` say what was taken

@@ -139,19 +139,21 @@ def _read_map(name: str, where: str) -> dict[str, Any]:
 
 
 def with_teacher_outputs(module: nn.Module, data: Data) -> Data:
-    """Return the data whose labels are the module's outputs, computed once for each image."""
+    """Return the data whose labels are the module's outputs, for all images but those that are only learned
+    from: training computes the outputs for its own, which are augmented."""
+    held = [split for split in (data.validation, data.calibration, data.test) if split is not None]
     known: dict[int, Tensor] = {}
+    for split in held:
+        assert isinstance(split, (TensorSplit, LazySplit))
+        key, count = id(split.image_labels), len(split.image_labels)
+        outputs = _outputs_of(module, split)
+        if key not in known:
+            known[key] = torch.zeros(count, *outputs.shape[1:])
+        known[key][torch.arange(count) if split.positions is None else split.positions] = outputs
 
     def filled(split: Split) -> Split:
         assert isinstance(split, (TensorSplit, LazySplit))
-        key = id(split.image_labels)
-        if key not in known:
-            outputs = []
-            with eval_mode(module), torch.inference_mode():
-                for images, _ in replace(split, positions=None).batches(TARGET_BATCH):
-                    outputs.append(module(images).float())
-            known[key] = torch.cat(outputs).clone()
-        return replace(split, image_labels=known[key])
+        return replace(split, image_labels=known[id(split.image_labels)])
 
     return replace(
         data,
@@ -161,6 +163,15 @@ def with_teacher_outputs(module: nn.Module, data: Data) -> Data:
         test=None if data.test is None else filled(data.test),
         targets="none",
     )
+
+
+def _outputs_of(module: nn.Module, split: Split) -> Tensor:
+    with eval_mode(module), torch.inference_mode():
+        found = [
+            module(images.contiguous(memory_format=torch.channels_last)).float()
+            for images, _ in split.batches(TARGET_BATCH)
+        ]
+    return torch.cat(found).clone()
 
 
 def doubt_about_labels(module: nn.Module, data: Data) -> str:

@@ -143,7 +143,8 @@ class Part(BaseModel):
 
 
 class Match(Part):
-    """Every key that is written must fit. `name` is a glob over module paths; `a.*` also fits `a`."""
+    """Name parts of a network: every key that is written must fit. `name` is a glob over module paths; `a.*`
+    also fits `a`."""
 
     layer: Literal["conv", "linear", "depthwise", "embedding", "any"] | None = None
     kernel: Size | None = None
@@ -211,7 +212,7 @@ class Sparsity(Part):
 
 
 class Quantize(Part):
-    """How layers get their 8 bits before any training; see `students.calibration.quantization`."""
+    """Say how layers get their 8 bits before any training; see `students.calibration.quantization`."""
 
     ranges: RangeMethod = "mse"
     equalise: bool = False

@@ -57,7 +57,8 @@ PATH_OPTIONS = ("weights", "class_map")
 
 @dataclass(frozen=True)
 class Spec:
-    """`text` is what was typed; `kind` is what stands before the first `:` (empty where there is none)."""
+    """Hold what was asked for: `text` is what was typed; `kind` is what stands before the first `:` (empty
+    where there is none)."""
 
     text: str
     kind: str

@@ -33,7 +33,7 @@ CROP_PADDING_SHARE = 1 / 8
 
 @dataclass(frozen=True)
 class Normalisation:
-    """For 8-bit images: (x / 255 - mean) / std, per channel. Float images are taken as they are."""
+    """Normalise 8-bit images: (x / 255 - mean) / std, per channel. Float images are taken as they are."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -114,7 +114,8 @@ def spread(labels: Tensor, seed: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit(Split):
-    """`images` is (M, C, H, W), 8-bit or normalised float32; `positions` says which of them belong here."""
+    """Hold images in memory: `images` is (M, C, H, W), 8-bit or normalised float32; `positions` says which of
+    them belong here."""
 
     images: Tensor
     image_labels: Tensor
@@ -233,7 +234,7 @@ def _can_share(batch_size: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class LazySplit(Split):
-    """Reads images when they are asked for. `identity` stands for the content in the fingerprint.
+    """Read images when they are asked for. `identity` stands for the content in the fingerprint.
 
     `content` gives the length and the bytes of an image as stored, where there is such a thing.
     """

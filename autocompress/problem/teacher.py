@@ -28,7 +28,7 @@ CHECK_BATCH = 2
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the teacher says about its input; None where it says nothing.
+    """Hold what the teacher says about its input; None where it says nothing.
 
     `input_shape` is (C, H, W); `fixed` where no other size can be used. `crop_share` is the side of
     the centre crop by that of the image. `channels` is what the first convolution reads, which may
@@ -45,7 +45,8 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Teacher:
-    """`fingerprint` is the SHA-256 over names, shapes and bytes of all parameters and buffers.
+    """Hold a teacher; `fingerprint` is the SHA-256 over names, shapes and bytes of all parameters and
+    buffers.
 
     `class_names` are those of its outputs, where it brings them; `notes` say what was taken for it.
     `example` is what it is called with, where it says so: a tensor, a tuple of arguments, or a dict of them.

@@ -56,7 +56,7 @@ CLASSIFICATION = "classification"
 
 @dataclass(frozen=True)
 class Origin:
-    """What a student was made of, and what its images are normalised with."""
+    """Say what a student was made of, and what its images are normalised with."""
 
     teacher: str
     data: str

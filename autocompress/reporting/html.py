@@ -124,7 +124,7 @@ def _state(record: RunRecord) -> str:
 
 @dataclass(frozen=True)
 class Headline:
-    """What the student gains that `pick` takes by default."""
+    """Say what the student gains that `pick` takes by default."""
 
     label: str
     key: str

@@ -81,7 +81,7 @@ def _cells(model: Student, teacher: Student | None) -> tuple[tuple[str, str], ..
 
 @dataclass(frozen=True)
 class SiteRow:
-    """What each student decided at one site; `strength` from 0 (as in the teacher) to 1."""
+    """Say what each student decided at one site; `strength` from 0 (as in the teacher) to 1."""
 
     kind: str
     target: str

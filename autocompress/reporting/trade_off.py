@@ -53,7 +53,7 @@ class _LeftOut:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What a chart of the cost `name` shows."""
+    """Hold what a chart of the cost `name` shows."""
 
     name: str
     front: Front

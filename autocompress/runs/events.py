@@ -19,7 +19,8 @@ Choices = Mapping[str, Option]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What every event has: its number in the run and its time (ISO 8601), both given when it is recorded."""
+    """Hold what every event has: its number in the run and its time (ISO 8601), both given when it is
+    recorded."""
 
     kind: ClassVar[str] = ""
     seq: int = -1
@@ -94,7 +95,8 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision(Event):
-    """Something was decided; `text` says what and why. `trials` and `reason` are of the end of trials."""
+    """Say that something was decided; `text` says what and why. `trials` and `reason` are of the end of
+    trials."""
 
     kind: ClassVar[str] = "decision"
     text: str
@@ -104,7 +106,7 @@ class Decision(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringStarted(Event):
-    """Single choices are scored on so many images each."""
+    """Say that single choices are scored on so many images each."""
 
     kind: ClassVar[str] = "scoring_started"
     images: int
@@ -112,7 +114,7 @@ class ScoringStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceScored(Event):
-    """What one choice alone does to the teacher, by each measure; with a `reason` it failed."""
+    """Say what one choice alone does to the teacher, by each measure; with a `reason` it failed."""
 
     kind: ClassVar[str] = "choice_scored"
     site: str
@@ -125,7 +127,8 @@ class ChoiceScored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(Event):
-    """Every choice is scored: (site, option, sensitivity) by the measure that ranks candidates best."""
+    """Say that every choice is scored: (site, option, sensitivity) by the measure that ranks candidates
+    best."""
 
     kind: ClassVar[str] = "scored"
     damage: tuple[tuple[str, Option, float], ...]
@@ -135,7 +138,7 @@ class Scored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ChoicesPriced(Event):
-    """What each choice alone costs, as `cost.marginal` writes it."""
+    """Say what each choice alone costs, as `cost.marginal` writes it."""
 
     kind: ClassVar[str] = "choices_priced"
     table: Mapping[str, Any]
@@ -143,7 +146,7 @@ class ChoicesPriced(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JointScored(Event):
-    """What several choices together do to the teacher; with a `reason` that failed."""
+    """Say what several choices together do to the teacher; with a `reason` that failed."""
 
     kind: ClassVar[str] = "joint_scored"
     candidate: str
@@ -156,7 +159,7 @@ class JointScored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PairsScored(Event):
-    """What pairs of choices do beyond their sum, as `proposers.solver` writes it."""
+    """Say what pairs of choices do beyond their sum, as `proposers.solver` writes it."""
 
     kind: ClassVar[str] = "pairs_scored"
     pairs: tuple[tuple[Any, ...], ...]
@@ -228,7 +231,7 @@ class Promoted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class BroughtDown(Event):
-    """Longer training of a candidate brought the process down; it goes no further."""
+    """Say that longer training of a candidate brought the process down; it goes no further."""
 
     kind: ClassVar[str] = "brought_down"
     candidate: str

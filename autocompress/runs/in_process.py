@@ -92,7 +92,7 @@ BROUGHT_DOWN = "it brought the process down"
 
 @dataclass(frozen=True)
 class Crash:
-    """What native code left of a process: the stage and candidate under way, and a traceback."""
+    """Hold what native code left of a process: the stage and candidate under way, and a traceback."""
 
     stage: Stage
     candidate: Mapping[str, Any]
@@ -137,7 +137,7 @@ def evaluate_task(evaluate: Evaluate, task: Task, timeout_s: float | None = None
 
 
 class _TimeoutReached(BaseException):
-    """Not an Exception, so that code that is evaluated does not swallow it."""
+    """End an evaluation; it is no Exception, so that code that is evaluated does not swallow it."""
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ def executor(
 
 
 class RayTune:
-    """Each task is a Ray Tune trial on one of `workers` reused actors; 0 is as many as the cluster holds.
+    """Make each task a Ray Tune trial on one of `workers` reused actors; 0 is as many as the cluster holds.
 
     A trial takes `cpus_per_trial` and `gpus_per_trial`, which may be fractions, and has a thread for each
     whole processor, but at least one. Without `cpus_per_trial` it takes one processor, or all of them when
@@ -173,7 +173,7 @@ class RayTune:
 
 
 class _Bridge:
-    """Between Tune's searcher and the owner's callbacks.
+    """Stand between Tune's searcher and the owner's callbacks.
 
     An exception of a callback ends the run and is raised by `finish`; inside Tune it would be lost.
     """

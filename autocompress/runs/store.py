@@ -66,7 +66,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Every path of a run."""
+    """Name every path of a run."""
 
     root: Path
 
@@ -234,7 +234,7 @@ class RunStore:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's folder says.
+    """Hold what a run's folder says.
 
     `damaged` holds the numbers, from 1, of lines that cannot be read or before which lines are
     missing.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Stage(StrEnum):
-    """What an evaluation is for, from the cheapest to the longest."""
+    """Say what an evaluation is for, from the cheapest to the longest."""
 
     SCORE = "score"
     TRIAL = "trial"
@@ -45,7 +45,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a task. `error` is one line, `detail` the traceback; both empty when `ok`."""
+    """Say what became of a task. `error` is one line, `detail` the traceback; both empty when `ok`."""
 
     trial: int
     ok: bool
@@ -57,7 +57,7 @@ class Result:
 
 
 class Wait(Enum):
-    """Given by `ask` when there is nothing to do until another task has finished."""
+    """Say, given by `ask`, that there is nothing to do until another task has finished."""
 
     WAIT = "wait"
 
@@ -74,7 +74,7 @@ Arrays = Mapping[str, Mapping[str, "NDArray[Any]"]]
 
 @dataclass(frozen=True)
 class Factory:
-    """Names a function that makes an evaluator: `target(config, arrays)` returns an `Evaluate`.
+    """Name a function that makes an evaluator: `target(config, arrays)` returns an `Evaluate`.
 
     `target` is `package.module:function`, importable in every worker; `config` is JSON. `arrays` are what
     is too large for that; workers of one machine share one copy of them.

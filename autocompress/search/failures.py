@@ -15,7 +15,8 @@ ALLOWED_SHARE = 0.3
 
 @dataclass
 class Failures:
-    """Of tasks of one kind, `named` in the plural; `event` is the run's at `root` that records one."""
+    """Count the failures of tasks of one kind, `named` in the plural; `event` is the run's at `root` that
+    records one."""
 
     root: Path
     named: str

@@ -33,8 +33,8 @@ def patiently(examine: Callable[[], Examined], say: Callable[[str], None]) -> Ex
 
 @dataclass
 class Finalists:
-    """`students` are records by candidate, `rejected` what kept others from being measured in this part of
-    the run; `decide` is told what happens, `check_stopped` raises to stop."""
+    """Hold the finalists: `students` are records by candidate, `rejected` what kept others from being
+    measured in this part of the run; `decide` is told what happens, `check_stopped` raises to stop."""
 
     certify: Certify
     limits: Limits

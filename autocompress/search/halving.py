@@ -28,7 +28,8 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of each stage. Epochs may be fractions; `least_epochs` are those of the shortest rung.
+    """Say how much of each stage to do. Epochs may be fractions; `least_epochs` are those of the shortest
+    rung.
 
     After `patience` trials that brought nothing, and a third of all trials, no more are made; None makes all.
     """
@@ -50,7 +51,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rung:
-    """`count` candidates are trained until they have had `epochs` in all, those of earlier rungs included."""
+    """Hold one rung: `count` candidates are trained until they have had `epochs` in all, those of earlier
+    rungs included."""
 
     epochs: float
     count: int
@@ -129,8 +131,8 @@ def _behind(point: Point, front: Sequence[Point]) -> float:
 
 @dataclass(frozen=True)
 class Epochs:
-    """Passes over the training data for a trial, a promoted candidate, a finalist, and its distillation in
-    few bits; None leaves one open."""
+    """Count passes over the training data for a trial, a promoted candidate, a finalist, and its distillation
+    in few bits; None leaves one open."""
 
     trial: float | None = None
     promotion: float | None = None
@@ -140,7 +142,7 @@ class Epochs:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """As `Epochs`, all known; `least` are those of the shortest rung."""
+    """Count as `Epochs`, all known; `least` are those of the shortest rung."""
 
     trial: float
     promotion: float

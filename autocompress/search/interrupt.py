@@ -15,7 +15,7 @@ from autocompress.errors import InterruptedSearchError
 
 @dataclass
 class Interrupt:
-    """Whether the user asked the run in folder `run` to stop; `say` tells what that does."""
+    """Know whether the user asked the run in folder `run` to stop; `say` tells what that does."""
 
     run: Path
     say: Callable[[str], None]

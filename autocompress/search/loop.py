@@ -68,7 +68,7 @@ LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a search works with.
+    """Hold what a search works with.
 
     `certify` examines a distilled candidate; `starts` are candidates to try first beside the solver's, once
     they are repaired into the budgets; `crash` is what brought the last process of this run down, where that
@@ -326,7 +326,7 @@ class Search:
 
 @dataclass(frozen=True)
 class _Teller:
-    """Records events; decisions are said, too."""
+    """Record events; say decisions, too."""
 
     setting: Setting
 

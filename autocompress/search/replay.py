@@ -31,7 +31,7 @@ LONGEST_DETAIL = 2000
 
 @dataclass
 class Past:
-    """What is known of earlier parts of a run beside its trials, which `replay` adds to `trials`.
+    """Hold what is known of earlier parts of a run beside its trials, which `replay` adds to `trials`.
 
     `started` are trials that began and did not end, `lost` the candidates whose longer training brought a
     process down, `enough` why no more trials were wanted.

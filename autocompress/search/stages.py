@@ -25,7 +25,7 @@ ONE_SHOT_EPOCHS = 0.01
 
 @dataclass
 class Stages:
-    """What follows the trials, as tasks in `queue`; `record` writes an event, and says a decision.
+    """Hold what follows the trials, as tasks in `queue`; `record` writes an event, and says a decision.
 
     `lost` are the keys of candidates that go no further; `enlarged` says that trials that leave more room
     were asked for, after students that do not keep the budgets.

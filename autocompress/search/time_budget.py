@@ -25,7 +25,7 @@ FINAL_SHARE = 0.9
 
 @dataclass
 class TimeBudget:
-    """Told what things took and what they brought; asked what to do next. Times count from the start."""
+    """Say what to do next, told what things took and what they brought. Times count from the start."""
 
     plan: Plan
     _trial_s: list[float] = field(default_factory=list)

@@ -40,7 +40,7 @@ class Trial:
 
 @dataclass
 class Trials:
-    """All that began; `teacher_ms` is the latency that is predicted for the teacher."""
+    """Hold all that began; `teacher_ms` is the latency that is predicted for the teacher."""
 
     teacher_ms: float
     _by_number: dict[int, Trial] = field(default_factory=dict)

@@ -33,8 +33,9 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy` is the score by the task's metric, for classes the share in [0, 1] that is right, and
-    `accuracy_std_err` its standard error; `loss` is the mean loss over `count` examples."""
+    """Hold what was evaluated: `accuracy` is the score by the task's metric, for classes the share in [0, 1]
+    that is right, and `accuracy_std_err` its standard error; `loss` is the mean loss over `count`
+    examples."""
 
     accuracy: float
     accuracy_std_err: float

@@ -24,7 +24,7 @@ SCORE_ROWS = 1024
 
 
 class Evaluator:
-    """Answers a task with JSON values; see `_trial` and `_final` for the names."""
+    """Answer a task with JSON values; see `_trial` and `_final` for the names."""
 
     def __init__(
         self, workshop: Workshop, folder: Path, batch: int = 1, torch_operators: bool = False

@@ -63,7 +63,7 @@ IMAGE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Rival:
-    """What a candidate has to reach: the most accurate candidate known that is at least as fast."""
+    """Say what a candidate has to reach: the most accurate candidate known that is at least as fast."""
 
     key: str
     accuracy: float
@@ -75,8 +75,9 @@ class Rival:
 
 @dataclass(frozen=True)
 class Shot:
-    """`evaluation` counts the images that were seen; where `stopped`, not all of them, and the accuracy is
-    then the rival's less the difference on these, and its standard error that of the difference."""
+    """Hold one evaluation: `evaluation` counts the images that were seen; where `stopped`, not all of them,
+    and the accuracy is then the rival's less the difference on these, and its standard error that of the
+    difference."""
 
     evaluation: Evaluation
     stopped: bool
@@ -84,7 +85,7 @@ class Shot:
 
 @dataclass
 class OneShot:
-    """Evaluates candidates of a workshop. One per process.
+    """Evaluate candidates of a workshop. One per process.
 
     `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to (fewer
     where values are large, see `batch_that_fits`, and so with `batch`), `fit_rows` the places of them that a

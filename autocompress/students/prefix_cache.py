@@ -24,8 +24,8 @@ LARGEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Kept:
-    """`value` is what the first nodes of a network lead to. `weights` and `ranges`, by name, are what fitting
-    made of the parameters before it and what ranges the values before it had."""
+    """Hold what is kept: `value` is what the first nodes of a network lead to. `weights` and `ranges`, by
+    name, are what fitting made of the parameters before it and what ranges the values before it had."""
 
     value: Tensor
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Kept:
 
 
 class PrefixCache:
-    """Holds at most `maximum_bytes` of tensors; what was not used for the longest time goes first.
+    """Hold at most `maximum_bytes` of tensors; what was not used for the longest time goes first.
 
     `hits` and `misses` count networks that went on from a kept value and those that began at the input.
     """

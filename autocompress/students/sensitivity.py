@@ -69,7 +69,7 @@ last features that all candidates have in common, the outputs."""
 
 
 class Scorer:
-    """Scores candidates by what they change of the teacher's outputs: {measure: damage} for each.
+    """Score candidates by what they change of the teacher's outputs: {measure: damage} for each.
 
     On as many calibration images as layers are fitted to, and on others where there are enough.
     """
@@ -110,7 +110,7 @@ def _unfitted(calibration: Split, fitted: int) -> Split:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well the summed scores of a measure rank joint candidates: Spearman's rank correlation of the
+    """Say how well the summed scores of a measure rank joint candidates: Spearman's rank correlation of the
     expected damage with the loss in one shot, over `count` candidates."""
 
     measure: str

@@ -236,7 +236,7 @@ def bind(space: Space, network: Network) -> BoundSpace:
 
 
 class _Binder:
-    """Asks the space for its rules and remembers which of them matched."""
+    """Ask the space for its rules and remember which of them matched."""
 
     def __init__(self, space: Space, network: Network) -> None:
         self.space, self.network = space, network

@@ -32,8 +32,8 @@ integers; None where nothing does."""
 
 
 class Lowered(NamedTuple):
-    """For each piece what is made of it, and what else is alive at each of its slot's `cuts` (an empty tuple
-    for nothing at any); and how the output is left."""
+    """Hold for each piece what is made of it, and what else is alive at each of its slot's `cuts` (an empty
+    tuple for nothing at any); and how the output is left."""
 
     slots: tuple[Slot, ...]
     carried: tuple[tuple[Carried, ...], ...]

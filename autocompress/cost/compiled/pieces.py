@@ -109,9 +109,9 @@ class Axis:
 
 @dataclass(eq=False)
 class Piece:
-    """`sites` are the positions of the sites that decide about it among those of the whole space, `key` those
-    of the options and the counts of channels from which what becomes of it follows. `owners` are all names
-    of nodes and parameters, and the pieces that invented some of them."""
+    """Hold a part of a network: `sites` are the positions of the sites that decide about it among those of
+    the whole space, `key` those of the options and the counts of channels from which what becomes of it
+    follows. `owners` are all names of nodes and parameters, and the pieces that invented some of them."""
 
     bound: BoundSpace
     names: tuple[str, ...]

@@ -23,7 +23,7 @@ Part = tuple[Form, Sequence[Version]]
 
 
 class SumPricer:
-    """Prices candidates as `CostModel.price` prices their networks, to the last bit.
+    """Price candidates as `CostModel.price` prices their networks, to the last bit.
 
     Raises Uncuttable for a space whose candidates cannot be priced so.
     """

@@ -18,8 +18,8 @@ _ANY = Quantizer(1.0, 0)
 
 
 class Row(NamedTuple):
-    """What a piece of some sizes adds: `counts` as `packed`, the channels of its layers of 8 bits, what its
-    kernels take, what its parameters take in a coded file, for each cut the bytes alive, and the most of
+    """Hold what a piece of some sizes adds: `counts` as `packed`, the channels of its layers of 8 bits, what
+    its kernels take, what its parameters take in a coded file, for each cut the bytes alive, and the most of
     these."""
 
     counts: int
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What adds up over pieces."""
+    """Hold what adds up over pieces."""
 
     macs: int
     quantizers: int
@@ -76,8 +76,8 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Slot:
-    """What is made of a piece whatever its sizes: its operations, the values there that are rounded, and for
-    each set of other pieces' values that is alive the sets of its own that are alive at once."""
+    """Hold what is made of a piece whatever its sizes: its operations, the values there that are rounded, and
+    for each set of other pieces' values that is alive the sets of its own that are alive at once."""
 
     operations: tuple[Made, ...]
     rounded: frozenset[str]
@@ -110,7 +110,7 @@ class Slot:
 
 
 class Stored(NamedTuple):
-    """What a version of a piece adds to files, whatever its surroundings."""
+    """Hold what a version of a piece adds to files, whatever its surroundings."""
 
     counts: tuple[int, ...]
     channels: frozenset[int]

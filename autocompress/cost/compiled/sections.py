@@ -159,7 +159,7 @@ def _around(blocks: Iterable[tuple[int, Block]], name: str) -> list[str]:
 
 
 class _Sites:
-    """Which sites decide about a node."""
+    """Know which sites decide about a node."""
 
     def __init__(self, bound: BoundSpace) -> None:
         self.bound = bound

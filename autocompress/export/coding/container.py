@@ -46,7 +46,7 @@ _CHUNK = MIB
 
 @dataclass(frozen=True)
 class Header:
-    """`tensors` in the order of their records; `meta` is JSON of the caller's."""
+    """Hold the `tensors` in the order of their records; `meta` is JSON of the caller's."""
 
     tensors: Mapping[str, ParamSpec]
     meta: Mapping[str, Any]

@@ -111,7 +111,7 @@ def _code(
 
 
 class _Bits:
-    """Tells or learns levels bit by bit; `known` is None when reading."""
+    """Tell or learn levels bit by bit; `known` is None when reading."""
 
     def __init__(self, coder: BitCoder, largest: int) -> None:
         self._coder, self._most_digits = coder, largest.bit_length()

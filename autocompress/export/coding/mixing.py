@@ -62,7 +62,7 @@ def stretch_table() -> Integers:
 
 
 class Predictor:
-    """Predicts batches of bits from one context for each model, and learns from what they were.
+    """Predict batches of bits from one context for each model, and learn from what they were.
 
     Bits are of `kinds` kinds, each with counts and mixing weights of its own; model m has `sizes[m]`
     contexts, numbered from 0.

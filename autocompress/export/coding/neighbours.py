@@ -55,14 +55,14 @@ def mean_kind(total: Integers, count: int) -> Integers:
 
 @dataclass(frozen=True)
 class Contexts:
-    """(models, lanes) each."""
+    """Hold contexts, (models, lanes) each."""
 
     magnitude: Integers
     sign: Integers
 
 
 class Matrix:
-    """Levels as they become known, and the sums that contexts are made of."""
+    """Hold levels as they become known, and the sums that contexts are made of."""
 
     def __init__(self, rows: int, columns: int, period: int) -> None:
         self.period, self._pad = period, max(2, 2 * period)

@@ -21,7 +21,7 @@ SLACK_BITS = 8 * _REGISTER_BYTES + 16
 
 
 class BitWriter:
-    """Collects bits and the probabilities of ones that they were predicted with."""
+    """Collect bits and the probabilities of ones that they were predicted with."""
 
     def __init__(self) -> None:
         self._bits: list[Integers] = []
@@ -42,7 +42,7 @@ class BitWriter:
 
 
 class BitReader:
-    """Reads what a `BitWriter` wrote, when asked with the same probabilities in the same order."""
+    """Read what a `BitWriter` wrote, when asked with the same probabilities in the same order."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

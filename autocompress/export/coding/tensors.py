@@ -36,7 +36,7 @@ class Plain:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """`levels` of any shape; `scales` is (1,) or (levels.shape[0],)."""
+    """Hold `levels` of any shape; `scales` is (1,) or (levels.shape[0],)."""
 
     levels: NDArray[np.integer]
     scales: Floats
@@ -57,7 +57,8 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """`levels` count from the value nearest to zero: the value is `codebook[level + zero_index]`.
+    """Hold values and `levels`, which count from the value nearest to zero: the value is
+    `codebook[level + zero_index]`.
 
     `codebook` is ascending, (K,). Raises ValueError on `values` when a level is outside it.
     """
@@ -78,7 +79,8 @@ class Shared:
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
-    """`levels` are 1 where a value stands and 0 elsewhere; `kept` (float32) are the values in order.
+    """Hold few values: `levels` are 1 where a value stands and 0 elsewhere; `kept` (float32) are the values
+    in order.
 
     Raises ValueError on `values` when a level is neither or there are not as many ones as values.
     """

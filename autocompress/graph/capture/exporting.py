@@ -97,7 +97,7 @@ def _unique(wanted: Any, taken: tuple[str, ...] = ()) -> tuple[str, ...]:
 def _programs(
     module: nn.Module, example: Example
 ) -> tuple[torch.export.ExportedProgram, torch.export.ExportedProgram | None]:
-    """The program of any batch size, or those of two fixed ones."""
+    """Return the program of any batch size, or those of two fixed ones."""
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         return _program(module, example, EXPORT_BATCH, torch.export.Dim("batch")), None

@@ -43,7 +43,7 @@ def must_be_rewritten(node: fx.Node) -> bool:
 
 
 class _Place:
-    """Where one operation stands: adds others before it, and puts their result in its place."""
+    """Know where one operation stands: add others before it, and put their result in its place."""
 
     def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
         self.graph, self.node = graph, node

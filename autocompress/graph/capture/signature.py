@@ -22,7 +22,8 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Signature:
-    """`inputs` and `outputs` are the names of all tensors in their order, as an exported file has them.
+    """Name what comes in and goes out: `inputs` and `outputs` are the names of all tensors in their order, as
+    an exported file has them.
 
     `arguments` is a `dict` tree: the arguments of `forward` by name; `returns` is the tree of its result.
     """

@@ -48,7 +48,7 @@ QUICK = Quantize(ranges="minmax", correct_biases=False)
 
 @dataclass(frozen=True)
 class CheckedCandidate:
-    """How one candidate went: `reason` is empty where it went through, else says at which step and why.
+    """Say how one candidate went: `reason` is empty where it went through, else says at which step and why.
 
     `macs` are multiply-adds of one example; `parity` is None where it did not come to a comparison.
     """
@@ -65,7 +65,8 @@ class CheckedCandidate:
 
 @dataclass(frozen=True)
 class NetworkCheck:
-    """What a check found of a teacher, and of each candidate of it; the first ones are the teacher itself.
+    """Say what a check found of a teacher, and of each candidate of it; the first ones are the teacher
+    itself.
 
     `changeable_share` is the share of the teacher's multiply-adds in layers whose width, rank, structure,
     block or merge is a decision. `examples` says what candidates were compared on.
@@ -172,6 +173,7 @@ def check_opened(
     """Check a teacher that is opened already; see `check_network`."""
     started = time.monotonic()
     engine = get_runtime(runtime)
+    _refuse_several_tensors(opened)
     bound = probed(bind(space, opened.network), opened.weights)
     checker = _Checker(opened, bound, engine, *_examples(opened, seed))
     found = kernels(deployed_network(bound, Candidate()))
@@ -195,6 +197,17 @@ def check_opened(
         candidates=tuple(checked),
         seconds=time.monotonic() - started,
     )
+
+
+def _refuse_several_tensors(opened: OpenedTeacher) -> None:
+    signature = opened.network.signature
+    if signature is not None:
+        raise InputError(
+            "candidates are compared on one input tensor and one float output",
+            where=opened.teacher.name,
+            why=f"the network takes {', '.join(signature.inputs)} and returns {', '.join(signature.outputs)}",
+            fix="run autocompress inspect, which takes it as it is, or wrap it in a module with one of each",
+        )
 
 
 def _drawn(
@@ -232,7 +245,7 @@ def _examples(opened: OpenedTeacher, seed: int) -> tuple[Split, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _Checker:
-    """Takes candidates through every step that a search would, but for training and timing."""
+    """Take candidates through every step that a search would, but for training and timing."""
 
     opened: OpenedTeacher
     bound: BoundSpace

@@ -22,7 +22,7 @@ MOST_NAMED = 4
 
 @dataclass(frozen=True)
 class Location:
-    """Where the bytes of one file lie: a whole file, or a part of a tar."""
+    """Say where the bytes of one file lie: a whole file, or a part of a tar."""
 
     path: Path
     offset: int = 0

@@ -250,7 +250,8 @@ def load_files(
 
 
 class _Prepare:
-    """(position, augment) → 8-bit image (C, H, W), by timm's transforms where the size is not right."""
+    """Turn (position, augment) into an 8-bit image (C, H, W), by timm's transforms where the size is not
+    right."""
 
     def __init__(
         self,

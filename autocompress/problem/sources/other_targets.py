@@ -87,13 +87,20 @@ def read_table(spec: specs.Spec, reading: Reading) -> Source:
         try:
             values = [float(row[name]) for name in wanted]
         except (TypeError, ValueError) as problem:
-            raise DataError(f"line {number} has no numbers", where=spec.text, why=str(problem)) from problem
+            raise DataError(
+                f"line {number} has no numbers",
+                where=spec.text,
+                why=str(problem),
+                fix="give a number in every column but the first: images/1.png,3.5",
+            ) from problem
         split = "train" if split_column is None else split_of(row[split_column]) or ""
         if not split or not (path.parent / row[columns[0]]).is_file():
             why = (
                 f"there is no image {row[columns[0]]}" if split else f"{row[split_column or '']} is no split"
             )
-            raise DataError(f"line {number} cannot be used", where=spec.text, why=why)
+            raise DataError(
+                f"line {number} cannot be used", where=spec.text, why=why, fix="mend or delete the line"
+            )
         by_split[split].append((row[columns[0]], values))
     files = {}
     for split, items in _reported(dict(by_split), spec).items():
@@ -134,14 +141,20 @@ def _by_split(images: list[str], found: Found, spec: specs.Spec) -> Named:
         named["train"] = loose
     if not images or "train" not in named:
         what = "no training images" if images else "no images"
-        raise DataError(f"there are {what} in {found.root}", where=spec.text)
+        raise DataError(
+            f"there are {what} in {found.root}",
+            where=spec.text,
+            fix="put them into train/images and train/masks, or into images and masks",
+        )
     return dict(_reported(dict(named), spec))
 
 
 def _reported(named: Mapping[str, list], spec: specs.Spec) -> dict[str, list]:  # type: ignore[type-arg]
     """Take images that are held out once for reporting."""
     if "train" not in named:
-        raise DataError("there are no training images", where=spec.text)
+        raise DataError(
+            "there are no training images", where=spec.text, fix="name the split of each row: train or test"
+        )
     found = dict(named)
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")

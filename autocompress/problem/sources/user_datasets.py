@@ -60,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Form:
-    """What every image has to be: its shape (C, H, W), and the channels that pictures are read with."""
+    """Say what every image has to be: its shape (C, H, W), and the channels that pictures are read with."""
 
     shape: tuple[int, ...]
     channels: int | None

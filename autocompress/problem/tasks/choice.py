@@ -41,7 +41,7 @@ FIX = "name another with --task, or write your own: --task file.py:callable"
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a task is recognised by: outputs for some images, their labels, and what the labels are."""
+    """Hold what a task is recognised by: outputs for some images, their labels, and what the labels are."""
 
     outputs: Tensor
     labels: Tensor
@@ -84,7 +84,11 @@ def _made(name: str) -> Task:
         try:
             made = maker(**parsed.options)
         except (TypeError, ValueError) as problem:
-            raise InputError(f"the task {name!r} cannot be made", why=str(problem)) from problem
+            raise InputError(
+                f"the task {name!r} cannot be made",
+                why=str(problem),
+                fix="see docs/tasks.md for what each task takes",
+            ) from problem
     else:
         found = specs.load_callable(parsed, InputError)
         made = specs.call(parsed, found, InputError)

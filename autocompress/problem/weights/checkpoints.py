@@ -55,7 +55,7 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a set of weights lies over a network."""
+    """Say how a set of weights lies over a network."""
 
     weights: WeightSet
     lacking: tuple[str, ...]
@@ -150,7 +150,7 @@ def _read_shards(index: Path) -> State:
 
 
 class _Inert:
-    """Stands in for an object that is not read: takes whatever it is made and filled with, keeps nothing."""
+    """Stand in for an object that is not read: take whatever it is made and filled with, keep nothing."""
 
     def __init__(self, *_args: Any, **_options: Any) -> None:
         pass
@@ -160,7 +160,7 @@ class _Inert:
 
 
 class _InertMapping:
-    """Stands in for dictionaries of other packages, whose entries are read."""
+    """Stand in for dictionaries of other packages, whose entries are read."""
 
     def __new__(cls, *_args: Any, **_options: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()

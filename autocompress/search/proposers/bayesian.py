@@ -49,7 +49,7 @@ Features = Callable[[Candidate], Sequence[float]]
 
 @dataclass
 class Engine:
-    """Proposes candidates of `sites` for accuracy and one cost, those that `allowed` refuses never.
+    """Propose candidates of `sites` for accuracy and one cost, those that `allowed` refuses never.
 
     `price` gives exact costs by name, all positive; the cost named `cost` is the second objective and all
     of them are features. `trusted` gives features that the error is expected to be linear in, such as the

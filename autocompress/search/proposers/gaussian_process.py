@@ -141,7 +141,7 @@ def _matern(squared: Array) -> tuple[Array, Array]:
 
 
 class Posterior:
-    """Means and variances over a fixed pool of candidates, given observations, to which more are added.
+    """Hold means and variances over a fixed pool of candidates, given observations, to which more are added.
 
     A further observation costs O(n · pool), as the Cholesky factor only grows by a row.
     """
@@ -203,7 +203,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Reference:
-    """What hypervolume is measured from: errors and costs from here on are worth nothing."""
+    """Say what hypervolume is measured from: errors and costs from here on are worth nothing."""
 
     error: float
     cost: float

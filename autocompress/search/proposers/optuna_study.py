@@ -50,7 +50,7 @@ class _Pending:
 
 
 class Study:
-    """Proposes candidates for `sites`, minimising or maximising `objectives` under `limits`.
+    """Propose candidates for `sites`, minimising or maximising `objectives` under `limits`.
 
     `sampler` is one of SAMPLERS. `canonical` maps a proposal to the candidate that is meant by it
     (moot choices removed, repaired into the budgets); it must be deterministic. Equal arguments

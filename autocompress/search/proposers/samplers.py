@@ -26,7 +26,7 @@ _MOST_LISTED = 2_500
 
 
 class Proposer(Protocol):
-    """Asked for candidates and told what became of them; see `optuna_study.Study`."""
+    """Propose candidates, and be told what became of them; see `optuna_study.Study`."""
 
     duplicates: int
 
@@ -92,7 +92,8 @@ def _engine(seed: int, solver: Solver, repair: Repairer, limits: Limits, beyond:
 
 @dataclass
 class Ideas:
-    """What the solver answers when it doubts the scores: for damages drawn around them, and other limits."""
+    """Hold what the solver answers when it doubts the scores: for damages drawn around them, and other
+    limits."""
 
     solver: Solver
     repair: Repairer

@@ -203,7 +203,7 @@ def _limited(table: EffectTable, columns: Sequence[Choice], limits: Limits, marg
 
 @dataclass
 class Solver:
-    """Answers budgets for one bound space with one set of scores.
+    """Answer budgets for one bound space with one set of scores.
 
     `table` holds what single choices cost; made from `pricer` when it is first needed, unless given.
     """

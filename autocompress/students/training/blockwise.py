@@ -33,7 +33,7 @@ HELD_OUT = 4
 
 @dataclass(frozen=True)
 class Part:
-    """From the value `source` to the value `output`, both of teacher and student."""
+    """Name the part from the value `source` to the value `output`, both of teacher and student."""
 
     source: str
     output: str

@@ -20,7 +20,7 @@ from autocompress.graph.module import GraphModule
 
 
 class Held:
-    """Parameters that are held; `release` lets them go, after a last `settle`."""
+    """Hold parameters that are held; `release` lets them go, after a last `settle`."""
 
     def __init__(self, handles: list[RemovableHandle], settle: Callable[[], None] = lambda: None) -> None:
         self._handles, self._settle = handles, settle

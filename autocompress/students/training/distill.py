@@ -53,7 +53,8 @@ class DivergedError(AutocompressError):
 
 @dataclass(frozen=True)
 class Distilled:
-    """`losses` has the mean loss of each epoch begun; `finished` is False where `stop` ended it early."""
+    """Say how it went: `losses` has the mean loss of each epoch begun; `finished` is False where `stop` ended
+    it early."""
 
     losses: tuple[float, ...]
     seconds: float
@@ -202,7 +203,7 @@ def _all_answers(
 
 @dataclass
 class _Clock:
-    """Counts steps, and shortens their number after the first few so that they end within the limit."""
+    """Count steps, and shorten their number after the first few so that they end within the limit."""
 
     total: int
     limit_s: float | None

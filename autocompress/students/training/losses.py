@@ -48,7 +48,7 @@ def label_loss(student: Tensor, _teacher: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureLoss:
-    """Makes inner values of the student like those of the teacher (Romero et al. 2015, arXiv:1412.6550).
+    """Make inner values of the student like those of the teacher (Romero et al. 2015, arXiv:1412.6550).
 
     `pairs` are names of values of the student's and of the teacher's network; each pair must have
     one shape, and counts by its squared error over the teacher's mean square.

@@ -41,7 +41,7 @@ Choose = Callable[[NDArray[np.floating]], NDArray[np.bool_]]
 
 
 class Pressure(Protocol):
-    """What presses one tensor towards zero. `step` follows each step of the optimiser."""
+    """Press one tensor towards zero. `step` follows each step of the optimiser."""
 
     def step(self, share: float, steps_left: float) -> None: ...
     def scores(self) -> Tensor: ...
@@ -49,7 +49,7 @@ class Pressure(Protocol):
 
 
 class Thinner:
-    """Makes tensors sparse while a student trains: give it to `distil` as `progress`, then call `settle`.
+    """Make tensors sparse while a student trains: give it to `distil` as `progress`, then call `settle`.
 
     `chosen` names, for each tensor of the network, the share that is to stay and how those that stay are
     chosen by their scores: of elements `(out, in, …)`, or with `channels` of output channels `(out,)`.
@@ -115,7 +115,7 @@ def _threshold(sizes: Tensor, share: float) -> float:
 
 
 class _Shrinking:
-    """L1: what leaves would be at zero when the steps are over, were nothing to pull it back."""
+    """Shrink by L1: what leaves would be at zero when the steps are over, were nothing to pull it back."""
 
     def __init__(self, tensor: Tensor, density: float, channels: bool) -> None:
         self._tensor, self._density, self._channels = tensor, density, channels

@@ -17,7 +17,7 @@ Key = tuple[object, ...]
 
 
 class TeacherOutputs:
-    """Computes the teacher's outputs for batches, once for each key; holds at most 256 MiB of them.
+    """Compute the teacher's outputs for batches, once for each key; hold at most 256 MiB of them.
 
     Students that are trained with the same seed see the same batches, augmentation included, so that
     (data, seed, batch size, epoch, step) names a batch. The teacher is not changed, its mode included.

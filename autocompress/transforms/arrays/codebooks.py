@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """`values` (K,) ascending, float32; `indices` of the weight's shape, into `values`."""
+    """Hold `values` (K,) ascending, float32; `indices` of the weight's shape, into `values`."""
 
     values: NDArray[np.float32]
     indices: NDArray[np.int64]

@@ -42,7 +42,8 @@ Replaced = tuple[Network, Weights | None]
 
 @dataclass(frozen=True)
 class Compact:
-    """`fits` says whether a dense k×k convolution of this weight shape can become it."""
+    """Describe a compact form: `fits` says whether a dense k×k convolution of this weight shape can become
+    it."""
 
     fits: Callable[[ConvArgs, Shape], bool]
     build: Callable[[Network, Weights | None, str], Replaced]

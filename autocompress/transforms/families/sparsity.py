@@ -38,7 +38,7 @@ _MOST_WEIGHTS = 1 << 16
 
 @dataclass(frozen=True)
 class Thinning:
-    """How a layer is made sparse: an option of its site, and by which method."""
+    """Say how a layer is made sparse: an option of its site, and by which method."""
 
     keep: Option
     method: str
@@ -50,8 +50,8 @@ class Thinning:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What data says of weights: `scores` by parameter, of its shape; `moments` by layer, second moments of
-    its input rows `(groups, fan_in, fan_in)`. What is missing, or of another shape, is not used."""
+    """Hold what data says of weights: `scores` by parameter, of its shape; `moments` by layer, second moments
+    of its input rows `(groups, fan_in, fan_in)`. What is missing, or of another shape, is not used."""
 
     scores: Mapping[str, Array]
     moments: Mapping[str, Array]
