@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from autocompress.graph import coupling_rules
 from autocompress.graph.coupling_rules import Atoms, Axes
-from autocompress.graph.network import INPUT, Network, Node, Param
-from autocompress.graph.operations import WEIGHTED
-from autocompress.graph.replace_layer import input_axis, output_axis
+from autocompress.graph.network import INPUT, Network, Node
+from autocompress.graph.operations import PRODUCERS
+from autocompress.graph.replace_layer import input_axis, output_axis, weight_param
 
 IntArray = NDArray[np.int64]
 
@@ -77,9 +77,9 @@ class Coupling:
     def output_axes(self) -> dict[str, int]:
         """Return by weight of a layer its axis of outputs."""
         return {
-            node.args[1].name: output_axis(node)
+            weight.name: output_axis(node)
             for node in self.network.nodes
-            if node.op in WEIGHTED and isinstance(node.args[1], Param)
+            if node.op in PRODUCERS and (weight := weight_param(node)) is not None
         }
 
     @cached_property
@@ -178,7 +178,7 @@ def _layers(
     return [
         node.name
         for node in coupling.network.nodes
-        if node.op in WEIGHTED
-        and isinstance(node.args[1], Param)
-        and (node.args[1].name, axis_of(node)) in places
+        if node.op in PRODUCERS
+        and (weight := weight_param(node)) is not None
+        and (weight.name, axis_of(node)) in places
     ]

@@ -16,6 +16,7 @@ from autocompress.graph.network import Network, Node, Param, Ref, Shape, flatten
 from autocompress.graph.operations import (
     BINARY,
     CONVOLUTIONS,
+    EMBEDDING,
     POINTWISE,
     POOLING,
     REDUCTION,
@@ -281,6 +282,16 @@ def _linear(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
     if isinstance(bias, Param):
         atoms.bind_param(bias.name, (bound[0],), node.name)
     return (*axes[:-1], bound[0])
+
+
+@_rule([EMBEDDING])
+def _embedding(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+    weight = node.args[0]
+    if not isinstance(weight, Param):
+        return not_followed(node, network, values, atoms)
+    channels = atoms.new(network.params[weight.name].shape[1])
+    bound = atoms.bind_param(weight.name, (None, channels), node.name)
+    return (*(None for _ in node.shape[1:]), bound[1])
 
 
 @_rule(["batch_norm", "instance_norm"])

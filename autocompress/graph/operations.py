@@ -219,6 +219,10 @@ TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d.input", "conv_tran
 """Convolutions whose weight has its inputs on the first axis and its outputs on the second."""
 WEIGHTED = LAYERS | TRANSPOSED
 """Operations that are layers: their second argument is a weight."""
+EMBEDDING = "embedding"
+"""A table of rows as its first argument, `(rows, channels)`, and the numbers of rows as its second."""
+PRODUCERS = WEIGHTED | {EMBEDDING}
+"""Operations whose channels are those of a weight."""
 PRODUCTS = having(lambda row: row.in_8_bits is EightBits.PRODUCT)
 MOVES = having(lambda row: row.moves_data)
 CLIPS = having(lambda row: row.clips)

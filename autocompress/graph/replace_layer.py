@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Ref, Shape, Weights
-from autocompress.graph.operations import TRANSPOSED
+from autocompress.graph.operations import EMBEDDING, PRODUCERS, TRANSPOSED
 
+_PLAIN = frozenset({"linear", EMBEDDING})
 _ORDER = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED_ORDER = ("stride", "padding", "output_padding", "groups", "dilation")
 
@@ -30,36 +31,46 @@ class ConvArgs:
     output_padding: tuple[int, ...] = ()
 
 
+def weight_param(node: Node) -> Param | None:
+    """Return the weight of a layer; None where it is computed in `forward()`."""
+    weight = node.args[0 if node.op == EMBEDDING else 1]
+    return weight if isinstance(weight, Param) else None
+
+
 def uses_of(network: Network, layer: str) -> tuple[Node, ...]:
     """Return the nodes that have a layer's weight as theirs, itself among them, in execution order."""
-    weight = network.by_name[layer].args[1]
+    weight = weight_param(network.by_name[layer])
+    if weight is None:
+        return (network.by_name[layer],)
     readers = (network.by_name[name] for name in network.param_users[weight.name])
-    return tuple(node for node in readers if len(node.args) > 1 and node.args[1] == weight)
+    return tuple(node for node in readers if node.op in PRODUCERS and weight_param(node) == weight)
 
 
 def output_axis(node: Node) -> int:
     """Return which axis of its weight has the outputs of a layer."""
-    return 1 if node.op in TRANSPOSED else 0
+    return 1 if node.op in TRANSPOSED or node.op == EMBEDDING else 0
 
 
 def input_axis(node: Node) -> int:
-    """Return which axis of its weight has the inputs of a layer."""
-    return 1 - output_axis(node)
+    """Return which axis of its weight has the channels that a layer reads; -1 where it reads none."""
+    return -1 if node.op == EMBEDDING else 1 - output_axis(node)
 
 
 def groups_of(node: Node) -> int:
     """Return the groups of a convolution; a linear layer has one."""
-    return 1 if node.op == "linear" else int(conv_args(node).groups)
+    return 1 if node.op in _PLAIN else int(conv_args(node).groups)
 
 
 def bias_of(node: Node) -> Any:
     """Return the bias argument of a convolution or linear layer; None without one."""
+    if node.op == EMBEDDING:
+        return None
     return node.args[2] if len(node.args) > 2 else None
 
 
 def channel_axis(node: Node) -> int:
     """Return which axis of its output has the channels of a convolution or linear layer."""
-    return -1 if node.op == "linear" else 1
+    return -1 if node.op in _PLAIN else 1
 
 
 def conv_args(node: Node) -> ConvArgs:
@@ -114,7 +125,7 @@ def replace_by_chain(
 
     The bias and the name of each go to its last link, its bits to all.
     """
-    weight = network.by_name[layer].args[1].name
+    weight = network.by_name[layer].params[0]
     params = {name: spec for name, spec in network.params.items() if name != weight}
     values = None if weights is None else {k: v for k, v in weights.items() if k != weight}
     names = [weight if link is chain[-1] else f"{layer}.{link.suffix}.weight" for link in chain]
@@ -131,13 +142,17 @@ def replace_by_chain(
 def _chain_of(network: Network, old: Node, chain: Sequence[Link], weights: Sequence[str]) -> list[Node]:
     """Return the nodes that one layer becomes."""
     nodes: list[Node] = []
-    source: Any = old.args[0]
+    source: Any = old.args[1 if old.op == EMBEDDING else 0]
     shape = network.shape_of(source.node)
     for link, weight in zip(chain, weights, strict=True):
         last = link is chain[-1]
         name = old.name if last else f"{old.name}.{link.suffix}"
-        shape = old.shape if last else _output_shape(shape, link)
-        nodes.append(_node(old, name, source, weight, bias_of(old) if last else None, link, shape))
+        if old.op == EMBEDDING and not last:
+            shape = (*shape, link.weight_shape[1])
+            nodes.append(old.but(name=name, args=(Param(weight), *old.args[1:]), shape=shape))
+        else:
+            shape = old.shape if last else _output_shape(shape, link)
+            nodes.append(_node(old, name, source, weight, bias_of(old) if last else None, link, shape))
         source = Ref(name)
     return nodes
 

@@ -40,7 +40,7 @@ from autocompress.graph.network import (
     prune_dead,
     unique_name,
 )
-from autocompress.graph.operations import KNOWN, RESHAPE, SILENT, WEIGHTED, short_name
+from autocompress.graph.operations import KNOWN, PRODUCERS, RESHAPE, SILENT, WEIGHTED, short_name
 from autocompress.graph.operators import (
     UnknownOperatorError,
     dtype_name,
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 CHECK_BATCH = 3
 
-_NAMED_AFTER_MODULE = WEIGHTED | {"batch_norm", "layer_norm", "group_norm"}
+_NAMED_AFTER_MODULE = PRODUCERS | {"batch_norm", "layer_norm", "group_norm"}
 
 
 def trace(module: nn.Module, inputs: tuple[int, ...] | Example) -> tuple[Network, Weights]:

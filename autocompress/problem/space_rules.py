@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-LayerKind = Literal["conv", "linear", "depthwise"]
+LayerKind = Literal["conv", "linear", "depthwise", "embedding"]
 BlockKind = Literal["residual"]
 Importance = Literal[
     "l1", "l2", "taylor", "fisher", "bn_scale", "geometric_median", "obd", "obs", "slimming", "l0", "decay"
@@ -146,7 +146,7 @@ class Match(Part):
     """Name parts of a network: every key that is written must fit. `name` is a glob over module paths; `a.*`
     also fits `a`."""
 
-    layer: Literal["conv", "linear", "depthwise", "any"] | None = None
+    layer: Literal["conv", "linear", "depthwise", "embedding", "any"] | None = None
     kernel: Size | None = None
     name: Annotated[str, Field(min_length=1)] | None = None
     block: BlockKind | None = None

@@ -15,9 +15,19 @@ import numpy as np
 
 from autocompress.graph.blocks import Block, residual_blocks
 from autocompress.graph.coupling import Coupling, Group, couple
-from autocompress.graph.network import XNOR, Network, Node, Param, Ref, grid_form
-from autocompress.graph.operations import LAYERS, WEIGHTED
-from autocompress.graph.replace_layer import conv_args, uses_of
+from autocompress.graph.network import XNOR, Network, Node, Ref, grid_form
+from autocompress.graph.operations import (
+    CONVOLUTIONS,
+    EMBEDDING,
+    LAYERS,
+    PRODUCERS,
+    PRODUCTS,
+    TRANSPOSED,
+    WEIGHTED,
+    is_opaque,
+    short_name,
+)
+from autocompress.graph.replace_layer import conv_args, uses_of, weight_param
 from autocompress.problem.candidate import (
     BITS,
     PACKED_KINDS,
@@ -214,7 +224,12 @@ def bind(space: Space, network: Network) -> BoundSpace:
         if node.op in WEIGHTED and binder.is_first(node):
             sites += [binder.rank(node), binder.structure(node), binder.bits(node)]
             sites += [binder.merge(node), binder.sparsity(node), binder.codebook(node)]
-    names = {node.module for node in network.nodes if node.op in WEIGHTED and node.module}
+        elif node.op == EMBEDDING and binder.is_first(node):
+            sites += [binder.rank(node), binder.bits(node)]
+        elif _runs_as_it_is(network, node):
+            why = f"{short_name(node.op)} runs as it is"
+            sites.append(_locked(f"width:{node.name}", "width", node.name, 1.0, (node.name,), why))
+    names = {node.module for node in network.nodes if node.op in PRODUCERS and node.module}
     space.check_matched(binder.matched, sorted(names | blocks.keys()))
     found = tuple(site for site in sites if site is not None)
     return BoundSpace(network, coupling, blocks, found, tuple(binder.dropped), space.quantize)
@@ -233,7 +248,7 @@ class _Binder:
         name = f"width:{group.name}"
         producers = {place.param for place in group.places if place.makes}
         for node in self.network.nodes:
-            if node.op in WEIGHTED and set(node.params) & producers:
+            if node.op in PRODUCERS and set(node.params) & producers:
                 locked = self._lock_reason(node)
                 if locked:
                     return _locked(name, "width", group.name, 1.0, group.layers, locked)
@@ -282,13 +297,10 @@ class _Binder:
 
     def is_first(self, node: Node) -> bool:
         """Say whether no layer before this one has the same weight: it stands for all that have it."""
-        weight = node.args[1]
-        return not isinstance(weight, Param) or uses_of(self.network, node.name)[0] is node
+        return uses_of(self.network, node.name)[0] is node
 
     def _uses(self, node: Node) -> tuple[str, ...]:
         """Return the names of all the layers that have the weight of this one."""
-        if not isinstance(node.args[1], Param):
-            return (node.name,)
         return tuple(use.name for use in uses_of(self.network, node.name))
 
     def rank(self, node: Node) -> Site:
@@ -416,11 +428,12 @@ class _Binder:
         return _site(name, "codebook", node.name, options, NONE, layers)
 
     def _layer_rule(self, node: Node) -> LayerRule | None:
-        if not isinstance(node.args[1], Param):
+        weight = weight_param(node)
+        if weight is None:
             return None
-        shape = self.network.params[node.args[1].name].shape
-        kind, kernel = "linear", None
-        if node.op != "linear":
+        shape = self.network.params[weight.name].shape
+        kind, kernel = ("embedding" if node.op == EMBEDDING else "linear"), None
+        if node.op in CONVOLUTIONS | TRANSPOSED:
             groups = conv_args(node).groups
             depthwise = groups > 1 and shape[1] == 1
             kind, kernel = ("depthwise" if depthwise else "conv"), shape[2:]
@@ -435,12 +448,12 @@ class _Binder:
         return rule.locked
 
     def _shared(self, node: Node) -> str:
-        (weight,) = (arg.name for arg in node.args[1:2] if isinstance(arg, Param))
+        weight = node.params[0]
         return "its weight is shared with another layer" if len(self.network.param_users[weight]) > 1 else ""
 
     def _unlike_uses(self, node: Node) -> str:
         """Say why a choice cannot hold for all that read the weight of a layer; empty where it can."""
-        (weight,) = (arg.name for arg in node.args[1:2] if isinstance(arg, Param))
+        weight = node.params[0]
         uses = uses_of(self.network, node.name)
         if len(uses) != len(self.network.param_users[weight]) or len({use.op for use in uses}) > 1:
             return "its weight is shared with a layer of another kind"
@@ -454,17 +467,30 @@ def _round_to(group: Group, channels: int) -> int:
     return -(-channels // group.places[0].indices.shape[1])
 
 
+def _runs_as_it_is(network: Network, node: Node) -> bool:
+    """Say whether an operation that is no layer here has a matrix of its own, as a recurrent layer has."""
+    specs = (network.params[name] for name in node.params)
+    multiplies = is_opaque(node.op) or node.op in PRODUCTS or node.op == "einsum"
+    return multiplies and any(spec.trainable and len(spec.shape) > 1 for spec in specs)
+
+
 def _in_floats_only(node: Node) -> str:
     """Say why a layer keeps its 32 bits; empty for those that runtimes have in 8."""
+    if node.op == EMBEDDING:
+        return "a table stays in floats"
     return "" if node.op in LAYERS else "no runtime computes a transposed convolution in 8 bits"
 
 
 def _form(node: Node) -> object:
-    return None if node.op == "linear" else conv_args(node)
+    return conv_args(node) if node.op in CONVOLUTIONS | TRANSPOSED else None
 
 
 def _reads_a_constant(node: Node) -> str:
-    return "" if isinstance(node.args[0], Ref) else "it reads a constant, so it is computed once"
+    return (
+        ""
+        if isinstance(node.args[1 if node.op == EMBEDDING else 0], Ref)
+        else "it reads a constant, so it is computed once"
+    )
 
 
 def _site(

@@ -222,6 +222,33 @@ def written() -> Net:
     return net(_written, **{name: nn.Parameter(torch.randn(size) / 4) for name, size in sizes.items()})
 
 
+def _tokens(m: Any, x: Tensor) -> Tensor:
+    y = m.table((x.abs() * 8).long().clamp(max=19)) + m.places(torch.arange(x.shape[1]))
+    return m.head((y + m.out(F.gelu(m.hidden(y)))).mean(1))
+
+
+def tokens() -> Net:
+    """A table of words and one of places, whose channels go through a residual block."""
+    return net(
+        _tokens,
+        table=nn.Embedding(20, 32),
+        places=nn.Embedding(6, 32),
+        hidden=nn.Linear(32, 64),
+        out=nn.Linear(64, 32),
+        head=nn.Linear(32, 4),
+    )
+
+
+def recurrent() -> Net:
+    """A recurrent layer, which runs as it is, between two others."""
+    return net(
+        lambda m, x: m.head(m.gru(F.relu(m.embed(x)))[0].mean(1)),
+        embed=nn.Linear(5, 16),
+        gru=nn.GRU(16, 16, batch_first=True),
+        head=nn.Linear(16, 4),
+    )
+
+
 KINDS: dict[str, Kind] = {
     "conv1d": Kind(
         wave,
@@ -257,6 +284,13 @@ KINDS: dict[str, Kind] = {
         widths=named("matmul einsum einsum_1"),
         ranks=named("einsum einsum_1"),
         bits=named("matmul einsum einsum_1 addmm"),
+    ),
+    "embedding": Kind(
+        tokens,
+        (6,),
+        widths=named("table hidden"),
+        ranks=named("table hidden out"),
+        bits=named("hidden out head"),
     ),
     "lengths": Kind(sampled, (4, 32), widths=named("stem mix"), bits=named("stem mix head")),
     "conv3d": Kind(

@@ -71,6 +71,8 @@ def with_channels_left_out(coupling: Coupling, weights: Weights, keep: Keep) -> 
     for node in coupling.network.nodes:
         if node.op not in ("layer_norm", "group_norm", "mean.dim"):
             continue
+        if node.op == "group_norm" and node.args[1] != 1:  # Its groups leave as wholes.
+            continue
         axes = [
             None if one is None else torch.from_numpy(keep[one]) for one in coupling.values[node.inputs[0]]
         ]

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from layer_networks import KINDS, Kind
+from layer_networks import KINDS, Kind, recurrent
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from written_networks import assert_computes, inputs, with_channels_left_out
@@ -66,6 +66,12 @@ def test_every_layer_with_weights_is_a_choice_or_says_why_not(name: str) -> None
     }
     assert told >= weighted
     assert all(site.locked for site in bound.sites if len(site.options) == 1)
+
+
+def test_what_runs_as_it_is_is_named_with_its_operation() -> None:
+    network, _ = trace(recurrent(), (6, 5))
+    locked = {site.target: site.locked for site in bind(load_space("joint"), network).sites if site.locked}
+    assert "gru runs as it is" in locked.values()
 
 
 @pytest.mark.parametrize("name", KINDS)

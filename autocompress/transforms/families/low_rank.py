@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph.network import Network, Node, Shape, Weights
-from autocompress.graph.operations import TRANSPOSED
+from autocompress.graph.operations import EMBEDDING, TRANSPOSED
 from autocompress.graph.replace_layer import (
     ConvArgs,
     Link,
     conv_args,
+    groups_of,
     output_axis,
     pointwise,
     replace_by_chain,
@@ -37,7 +38,7 @@ FOR_KERNELS = ("tucker2", "spatial_svd", "cp")
 
 def dense_shape(network: Network, node: Node) -> Shape:
     """Return the shape of a layer's weight with its outputs first, whatever their axis is."""
-    first, second, *kernel = network.params[node.args[1].name].shape  # type: ignore[union-attr]
+    first, second, *kernel = network.params[node.params[0]].shape
     return (second, first, *kernel) if output_axis(node) else (first, second, *kernel)
 
 
@@ -45,7 +46,7 @@ def method_for(node: Node, weight_shape: Shape, wanted: str = "auto") -> str:
     """Return the method that `wanted` means at this layer, of this `dense_shape`: `auto` is svd for linear
     and 1×1 layers and tucker2 for larger kernels. Empty where it does not apply, as for grouped
     convolutions."""
-    if node.op != "linear" and conv_args(node).groups != 1:
+    if groups_of(node) != 1:
         return ""
     fitting: tuple[str, ...] = ("svd",) if _is_matrix(weight_shape) else FOR_KERNELS
     if node.op in TRANSPOSED:
@@ -119,11 +120,11 @@ def factorize(
     minds the data; CP does not read them. Raises ValueError where the method does not apply.
     """
     node = network.by_name[layer]
-    name = node.args[1].name  # type: ignore[union-attr]
+    name = node.params[0]
     shape = dense_shape(network, node)
     chosen = method_for(node, shape, method)
     if not chosen:
-        grouped = node.op != "linear" and conv_args(node).groups != 1
+        grouped = groups_of(node) != 1
         why = "is a grouped convolution, which has no low-rank form here" if grouped else f"has no {method}"
         raise ValueError(f"{layer} {why}")
     rank = ranks(shape, keep, round_to, chosen)
@@ -136,15 +137,18 @@ def factorize(
         image = dense if len(shape) == 2 else dense.reshape(*shape[:2], *as_image(shape[2:]))
         values = _DECOMPOSE[chosen](image, rank, second)
     chain = [
-        _link(suffix, factor, value, conv)
+        _link(suffix, factor, value, conv, is_table=node.op == EMBEDDING and suffix != "")
         for (suffix, conv), factor, value in zip(_forms(node, chosen, rank), shapes, values, strict=True)
     ]
     return replace_by_chain(network, weights, layer, chain)
 
 
-def _link(suffix: str, shape: Shape, value: NDArray[np.floating] | None, conv: ConvArgs | None) -> Link:
+def _link(
+    suffix: str, shape: Shape, value: NDArray[np.floating] | None, conv: ConvArgs | None, *, is_table: bool
+) -> Link:
+    """Return one factor, which has its inputs first in a transposed convolution and in a table."""
     value = None if value is None else value.reshape(shape)
-    if conv is None or not conv.output_padding:
+    if not is_table and (conv is None or not conv.output_padding):
         return Link(suffix, shape, value, conv)
     swapped = (shape[1], shape[0], *shape[2:])
     return Link(suffix, swapped, None if value is None else value.swapaxes(0, 1), conv)
@@ -163,7 +167,7 @@ _DECOMPOSE: dict[str, Decompose] = {
 def _forms(node: Node, method: str, rank: tuple[int, ...]) -> list[tuple[str, ConvArgs | None]]:
     """Return the suffix and convolution of each factor; stride, padding and dilation go where the kernel
     is."""
-    if node.op == "linear":
+    if node.op in ("linear", EMBEDDING):
         return [("reduce", None), ("", None)]
     conv = conv_args(node)
     plain = pointwise(len(conv.stride))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from autocompress.graph.coupling import Coupling, Group
 from autocompress.graph.network import Network, Node, Param, ParamSpec, Weights
-from autocompress.graph.operations import CONVOLUTIONS, TRANSPOSED, WEIGHTED
+from autocompress.graph.operations import CONVOLUTIONS, PRODUCERS, TRANSPOSED
 from autocompress.graph.replace_layer import channel_axis, groups_of
 
 Keep = NDArray[np.bool_]
@@ -73,7 +73,7 @@ def kept_outputs(coupling: Coupling, keep: Keep) -> dict[str, Keep]:
     """Return by layer which of its output channels stay, `(channels,)`, for the layers that lose some."""
     kept: dict[str, Keep] = {}
     for node in coupling.network.nodes:
-        if node.op in WEIGHTED:
+        if node.op in PRODUCERS:
             labels = coupling.values[node.name][channel_axis(node)]
             if labels is not None and not keep[labels].all():
                 kept[node.name] = keep[labels]
