@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from autocompress.errors import BudgetError, InputError
+from autocompress.files import JsonObject
 from autocompress.problem.candidate import Cost, Option, Site
 from autocompress.progress import Console
 
@@ -61,7 +62,7 @@ class Inspection:
         everything_dropped = self.dropped and all(len(site.options) == 1 for site in self.sites)
         return f"{NOTHING_PAYS[0].upper()}{NOTHING_PAYS[1:]}." if everything_dropped else ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "sites": [site.to_json() for site in self.sites],
             "dropped": [
@@ -398,7 +399,7 @@ def status(run: str | Path) -> Status:
     }
 
 
-def doctor() -> dict[str, Any]:
+def doctor() -> JsonObject:
     """Say what this machine can do: processor, precisions, threads, runtimes, versions, problems."""
     from autocompress.device.measure.machine import doctor as examine
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError, ProfileError
+from autocompress.files import JsonObject
 from autocompress.progress import Console
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def validate_profile(
     update: bool = False,
     console: Console | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Measure new random candidates on this machine and compare them with the predictions.
 
     Teacher, space and input size are those of the profile's first source that timm can build, where
@@ -92,7 +93,7 @@ def merge_profiles(
     return merged
 
 
-def diff_profiles(first: str | Path, second: str | Path) -> dict[str, Any]:
+def diff_profiles(first: str | Path, second: str | Path) -> JsonObject:
     """Return how two device profiles differ; see `profile_difference` of `device.profile.diff`."""
     from autocompress.device.profile.diff import profile_difference
     from autocompress.device.profile_files.store import load_profile

@@ -8,8 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+JsonObject = Mapping[str, Any]
+"""What a JSON or YAML file holds, on its way into a record or out of one: nowhere else are fields read by
+name."""
 
 CACHE_VARIABLE = "AUTOCOMPRESS_CACHE"
 """Names a folder for what is kept between commands, in place of the user's cache folder."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from autocompress.files import JsonObject
+
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
 
@@ -135,7 +137,7 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, path: KeyPath, lines: dict[
 
 def _mapping(
     loader: yaml.SafeLoader, node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int]
-) -> dict[str, Any]:
+) -> JsonObject:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1

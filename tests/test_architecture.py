@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -253,3 +254,24 @@ def test_tests_lie_in_the_folder_of_their_package():
     folders = {file.parent.relative_to(TESTS).as_posix() for file in TESTS_FILES}
     packages = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
     assert folders - packages == {".", "helpers", "networks", "golden"}
+
+
+def test_fields_are_read_by_name_from_records_only():
+    """Text and numbers of any type by their names are for keyword arguments, not for what is known."""
+    pattern = re.compile(r"\b(?:dict|Mapping|MutableMapping)\[str, Any\]")
+    assert sum(len(pattern.findall(file.read_text(encoding="utf-8"))) for file in FILES) <= 40
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_no_function_takes_more_than_eight_parameters(file: Path):
+    """But for commands, whose parameters are options, and exporters, whose are those of torch's operation."""
+    many = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and not is_exporter(node) and file.parent.name != "cli":
+            names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            many += [node.name] if len(set(names) - {"self", "cls"}) > 8 else []
+    assert many == []
+
+
+def is_exporter(node: ast.FunctionDef) -> bool:
+    return any(ast.unparse(one).startswith("exports(") for one in node.decorator_list)

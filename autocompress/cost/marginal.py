@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from autocompress.cost.memory import live_bytes, weight_bytes
 from autocompress.cost.pricer import Pricer
+from autocompress.files import JsonObject
 from autocompress.problem.candidate import KINDS, Candidate, Option, Site
 from autocompress.transforms.apply import deployed_network
 from autocompress.transforms.sites import BoundSpace
@@ -56,7 +56,7 @@ class EffectTable:
             found.update(dict.fromkeys(effect.live_bytes))
         return tuple(found)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "base": _effect_to_json(self),
             "effects": [[*choice, _effect_to_json(effect)] for choice, effect in self.effects.items()],
@@ -64,7 +64,7 @@ class EffectTable:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> EffectTable:
+    def from_json(cls, data: JsonObject) -> EffectTable:
         return cls(
             **data["base"],
             effects={(name, option): Effect(**effect) for name, option, effect in data["effects"]},
@@ -72,7 +72,7 @@ class EffectTable:
         )
 
 
-def _effect_to_json(effect: Effect | EffectTable) -> dict[str, Any]:
+def _effect_to_json(effect: Effect | EffectTable) -> JsonObject:
     return {
         "latency_ms": effect.latency_ms,
         "file_bytes": effect.file_bytes,

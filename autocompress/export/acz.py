@@ -8,7 +8,7 @@ bytes. The file is smaller on disk and nothing else: weights are decoded to the 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from autocompress.export.coding import container
 from autocompress.export.coding.container import LIMIT_BYTES, Header
 from autocompress.export.coding.records import body_of, smallest
 from autocompress.export.coding.tensors import Scaled, Stored, shared_values
+from autocompress.files import JsonObject
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights, from_json, to_json
 from autocompress.graph.operations import KNOWN, is_opaque
@@ -37,7 +38,7 @@ _WORTH_CODING = 256
 
 
 def acz_bytes(
-    network: Network, weights: Weights, meta: Mapping[str, Any] | None = None, coder: str = "context"
+    network: Network, weights: Weights, meta: JsonObject | None = None, coder: str = "context"
 ) -> bytes:
     """Return the file's content; `meta` is JSON of the caller's, kept in the header beside the network.
 
@@ -60,7 +61,7 @@ def save_acz(
     path: Path,
     network: Network,
     weights: Weights,
-    meta: Mapping[str, Any] | None = None,
+    meta: JsonObject | None = None,
     coder: str = "context",
 ) -> int:
     """Write `acz_bytes` to a file and return how many they are."""
@@ -81,7 +82,7 @@ def load_acz(source: Path | bytes, limit_bytes: int = LIMIT_BYTES) -> GraphModul
         raise _damaged(where, str(error)) from error
 
 
-def read_meta(source: Path | bytes) -> dict[str, Any]:
+def read_meta(source: Path | bytes) -> JsonObject:
     """Return what `meta` was when the file was written; read the header alone. Raises StudentError."""
     with _opened(source) as (stream, where):
         meta = container.read_header(stream, where).meta
@@ -126,10 +127,9 @@ def _unsigned_zeros(array: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(array + array.dtype.type(0)) if np.issubdtype(array.dtype, np.floating) else array
 
 
-def _slim(network: Network) -> dict[str, Any]:
+def _slim(network: Network) -> JsonObject:
     """Return the network's JSON without what the header says already or nothing reads."""
-    data = to_json(network)
-    del data["params"]
+    data = {name: value for name, value in to_json(network).items() if name != "params"}
     for node in data["nodes"]:
         node.pop(_TEACHER_PATHS, None)
     return data

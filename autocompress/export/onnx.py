@@ -30,7 +30,7 @@ from autocompress.export import (  # noqa: F401  (they register the exporters)
     onnx_recurrent,
 )
 from autocompress.export.onnx_parts import Samples, Waiting, export_part, graphs_in, has_parts, reads_of
-from autocompress.export.onnx_registry import NotExpressibleError, Tensor, call, rule_for
+from autocompress.export.onnx_registry import Attributes, NotExpressibleError, Tensor, call, rule_for
 from autocompress.graph.levels import ACTIVATION_LEVELS, WEIGHT_LEVELS
 from autocompress.graph.network import (
     BINARIZE,
@@ -283,7 +283,7 @@ class Emitter:
         except NotExpressibleError:
             return self._finish(node, export_part(self, node))
 
-    def _by_rule(self, node: Node, args: Any, kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+    def _by_rule(self, node: Node, args: Any, kwargs: Attributes, leaves: list[Any]) -> Any:
         """Return what the operation's own exporter writes. Raises NotExpressibleError."""
         rule = rule_for(node)
         quantizer = _kept_quantizer(node, leaves)
@@ -392,7 +392,7 @@ def _shared_quantizer(leaves: Sequence[Any]) -> Quantizer | None:
     return None if floats or len(quantizers) != 1 else quantizers.pop()
 
 
-def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _compute(node: Node, args: tuple[Any, ...], kwargs: Attributes) -> Any:
     """Compute the value of a node that does not depend on the input."""
     import torch
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.export.onnx_registry import Tensor, exports, not_expressible
+from autocompress.export.onnx_registry import Attributes, Tensor, exports, not_expressible
 from autocompress.graph.network import Node
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _pads(padding: Pair | str, kernel: Sequence[int], dilations: Sequence[int]) 
     return pair(padding, len(kernel)) * 2
 
 
-def _without_defaults(attributes: dict[str, Any]) -> dict[str, Any]:
+def _without_defaults(attributes: Attributes) -> Attributes:
     """Leave out what ONNX assumes anyway, for a smaller file."""
     return {
         key: value
@@ -399,11 +399,11 @@ def max_pool(
     return [result] if node.op.endswith("indices") else result
 
 
-def _pool_attributes(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> dict[str, Any]:
+def _pool_attributes(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool) -> Attributes:
     rank = len(x.shape) - 2
     kernel = pair(kernel, rank)
     strides = pair(stride, rank) if stride not in ((), None) else kernel
-    attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "pads": pair(padding, rank) * 2}
+    attributes: Attributes = {"kernel_shape": kernel, "strides": strides, "pads": pair(padding, rank) * 2}
     if ceil_mode:
         attributes["ceil_mode"] = 1
     return _without_defaults(attributes)
@@ -420,7 +420,7 @@ def upsample(e: Emitter, node: Node, x: Tensor, *args: Any, **kwargs: Any) -> st
     align_corners = not nearest and bool(kwargs.get("align_corners", args[1] if len(args) > 1 else False))
     mode = "nearest" if nearest else ("cubic" if "cubic" in node.op else "linear")
     transform = "asymmetric" if nearest else ("align_corners" if align_corners else "half_pixel")
-    attributes: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": transform}
+    attributes: Attributes = {"mode": mode, "coordinate_transformation_mode": transform}
     if nearest:
         attributes["nearest_mode"] = "floor"
     elif mode == "cubic":

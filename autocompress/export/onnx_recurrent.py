@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.export.onnx_registry import Tensor, exports, not_expressible
+from autocompress.export.onnx_registry import Attributes, Tensor, exports, not_expressible
 from autocompress.graph.network import Node
 from autocompress.graph.operations import short_name
 
@@ -100,7 +100,7 @@ def _layer(
     hidden = directions[0][1].shape[1]
     weights = [_stacked(kind, [one[place] for one in directions]) for place in (0, 1)]
     biases = [np.concatenate([_ordered(kind, b) for b in one[2:4]]) for one in directions if len(one) > 2]
-    attributes: dict[str, Any] = {"hidden_size": hidden}
+    attributes: Attributes = {"hidden_size": hidden}
     if len(directions) == 2:
         attributes["direction"] = "bidirectional"
     if kind == "GRU":

@@ -29,6 +29,9 @@ Exporter = Callable[..., "str | list[str] | Tensor"]
 AnyExporter = TypeVar("AnyExporter", bound=Exporter)
 
 
+Attributes = dict[str, Any]
+"""Of an ONNX node, or the keywords of an operation."""
+
 RULES: dict[str, Exporter] = {}
 
 
@@ -64,7 +67,7 @@ def rule_for(node: Node) -> Exporter:
     return RULES[node.op]
 
 
-def call(node: Node, rule: Exporter, emitter: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call(node: Node, rule: Exporter, emitter: Any, args: tuple[Any, ...], kwargs: Attributes) -> Any:
     """Return what the rule's exporter returns; raise TeacherError for arguments that it has no place for."""
     try:
         inspect.signature(rule).bind(emitter, node, *args, **kwargs)

@@ -30,7 +30,7 @@ from safetensors.numpy import save as save_arrays
 
 from autocompress.errors import StudentError
 from autocompress.export.acz import ACZ, UNUSABLE, acz_bytes, is_worth_coding, known_network, load_acz
-from autocompress.files import replace_folder
+from autocompress.files import JsonObject, replace_folder
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights, to_json
 from autocompress.transforms.families.low_bit import from_levels, to_levels
@@ -54,8 +54,8 @@ def save_student(
     network: Network,
     weights: Weights,
     onnx_model: onnx.ModelProto,
-    spec_extra: Mapping[str, Any],
-    bench: Mapping[str, Any],
+    spec_extra: JsonObject,
+    bench: JsonObject,
     readme: str,
     coded: bytes | bool = True,
 ) -> None:
@@ -83,7 +83,7 @@ def save_student(
     write_folder(Path(folder), {SPEC: _json(spec), **files})
 
 
-def read_spec(folder: Path) -> dict[str, Any]:
+def read_spec(folder: Path) -> JsonObject:
     """Read `spec.json` as it is; raise StudentError when it is missing, damaged or of a later format."""
     path = Path(folder) / SPEC
     try:
@@ -131,7 +131,7 @@ def packed_size(folder: Path) -> int:
     return (coded if coded.is_file() else Path(folder) / WEIGHTS).stat().st_size
 
 
-def coded_again(folder: Path, meta: Mapping[str, Any]) -> bytes | None:
+def coded_again(folder: Path, meta: JsonObject) -> bytes | None:
     """Return the `student.acz` of a student's folder with other `meta`; None where it has none. Raises
     StudentError."""
     path = Path(folder) / ACZ

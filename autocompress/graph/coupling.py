@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.graph import coupling_rules
-from autocompress.graph.coupling_rules import Atoms, Axes
+from autocompress.graph.coupling_rules import Atoms, Axes, ValueAxes
 from autocompress.graph.network import INPUT, Network, Node
 from autocompress.graph.operations import PRODUCERS
 from autocompress.graph.replace_layer import input_axis, output_axis, weight_param
@@ -67,7 +67,7 @@ class Coupling:
     """
 
     network: Network
-    values: Mapping[str, Any]
+    values: ValueAxes
     params: Mapping[str, Axes]
     atom_count: int
     locks: Mapping[int, str]
@@ -111,7 +111,7 @@ def couple(network: Network) -> Coupling:
     )
 
 
-def _visit(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
+def _visit(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Any:
     rule = coupling_rules.rule_for(node.op) or coupling_rules.not_followed
     return rule(node, network, values, atoms)
 

@@ -26,7 +26,10 @@ from autocompress.graph.operations import (
 
 Labels = NDArray[np.int64] | None
 Axes = tuple[Labels, ...]
-Rule = Callable[[Node, Network, Mapping[str, Any], "Atoms"], Any]
+ValueAxes = Mapping[str, Any]
+"""The labels of the axes of each value that was visited; a tuple of them where it has several parts."""
+
+Rule = Callable[[Node, Network, ValueAxes, "Atoms"], Any]
 
 _SPLIT = "is split by a reshape"
 _ATTENTIONS = frozenset({"scaled_dot_product_attention", "matmul", "bmm", "einsum"})
@@ -128,7 +131,7 @@ def axes_in(axes: Any) -> Iterator[Labels]:
             yield axis
 
 
-def not_followed(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
+def not_followed(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Any:
     """Lock every axis that an operation without a rule touches: of what it reads, and of what it computes."""
     op = short_name(node.op)
     for arg in flatten(node.args, dict(node.kwargs)):
@@ -177,7 +180,7 @@ def _argument(node: Node, index: int, default: Any = None, name: str = "") -> An
     return dict(node.kwargs).get(name, default)
 
 
-def _axes_of(arg: Any, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _axes_of(arg: Any, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     if isinstance(arg, Param):
         return atoms.of_param(arg.name, network.params[arg.name].shape)
     axes: Axes = values[arg.node]
@@ -190,7 +193,7 @@ def _shape_of(arg: Any, network: Network) -> Shape:
 
 
 @_rule(CONVOLUTIONS)
-def _convolution(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _convolution(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     weight, bias = node.args[1], _argument(node, 2, name="bias")
     if not isinstance(weight, Param):
@@ -242,7 +245,7 @@ def _unite_columns(labels: NDArray[np.int64], atoms: Atoms, where: str) -> None:
 
 
 @_rule(TRANSPOSED)
-def _transposed_convolution(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _transposed_convolution(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     weight, bias = node.args[1], _argument(node, 2, name="bias")
     if not isinstance(weight, Param):
@@ -262,7 +265,7 @@ def _transposed_convolution(node: Node, network: Network, values: Mapping[str, A
     return (axes[0], out, *(None for _ in shape[2:]))
 
 
-def _weight_is_computed(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _weight_is_computed(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     for arg in node.args:
         if isinstance(arg, (Ref, Param)):
             for axis in _axes_of(arg, network, values, atoms):
@@ -271,7 +274,7 @@ def _weight_is_computed(node: Node, network: Network, values: Mapping[str, Any],
 
 
 @_rule(["linear"])
-def _linear(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _linear(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     weight, bias = node.args[1], _argument(node, 2, name="bias")
     if not isinstance(weight, Param):
@@ -285,7 +288,7 @@ def _linear(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
 
 
 @_rule([EMBEDDING])
-def _embedding(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _embedding(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     weight = node.args[0]
     if not isinstance(weight, Param):
         return not_followed(node, network, values, atoms)
@@ -295,7 +298,7 @@ def _embedding(node: Node, network: Network, values: Mapping[str, Any], atoms: A
 
 
 @_rule(["batch_norm", "instance_norm"])
-def _channel_norm(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _channel_norm(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     for arg in node.args[1:5]:
         if isinstance(arg, Param):
@@ -304,7 +307,7 @@ def _channel_norm(node: Node, network: Network, values: Mapping[str, Any], atoms
 
 
 @_rule(["layer_norm", "rms_norm"])
-def _layer_norm(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _layer_norm(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     normalised = len(node.args[1])
     if normalised > 1:
@@ -317,7 +320,7 @@ def _layer_norm(node: Node, network: Network, values: Mapping[str, Any], atoms: 
 
 
 @_rule(["group_norm"])
-def _group_norm(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _group_norm(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     if node.args[1] != 1 and axes[1] is not None:
         _unite_columns(axes[1].reshape(node.args[1], -1), atoms, node.name)
@@ -328,12 +331,12 @@ def _group_norm(node: Node, network: Network, values: Mapping[str, Any], atoms: 
 
 
 @_rule(POINTWISE - {"prelu"})
-def _pointwise(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _pointwise(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     return _axes_of(node.args[0], network, values, atoms)
 
 
 @_rule(BINARY)
-def _binary(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _binary(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     operands = [arg for arg in node.args if isinstance(arg, (Ref, Param))]
     out: list[Labels] = [None] * len(node.shape)
     seen = [False] * len(node.shape)
@@ -351,7 +354,7 @@ def _binary(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
 
 
 @_rule(POOLING)
-def _pooling(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
+def _pooling(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Any:
     axes = _axes_of(node.args[0], network, values, atoms)
     shapes = node.shape if node.shape and isinstance(node.shape[0], tuple) else (node.shape,)
     out = tuple((*axes[:2], *(None for _ in shape[2:])) for shape in shapes)
@@ -359,7 +362,7 @@ def _pooling(node: Node, network: Network, values: Mapping[str, Any], atoms: Ato
 
 
 @_rule(REDUCTION | {"linalg_vector_norm"})
-def _reduction(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _reduction(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     rank = len(axes)
     dims = _argument(node, 1, None, "dim")
@@ -374,14 +377,14 @@ def _reduction(node: Node, network: Network, values: Mapping[str, Any], atoms: A
 
 
 @_rule(["softmax.int", "_softmax", "log_softmax.int", "cumsum"])
-def _normalised(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _normalised(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     atoms.lock(axes[node.args[1]], f"is normalised by {node.op} at {node.name}")
     return axes
 
 
 @_rule(["roll", "flip"])
-def _moved(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _moved(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     dims = node.args[1] if node.op == "flip" else _argument(node, 2, name="dims") or range(len(axes))
     for dim in dims:
@@ -390,7 +393,7 @@ def _moved(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms
 
 
 @_rule(["matmul", "bmm"])
-def _matmul(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _matmul(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     left = _axes_of(node.args[0], network, values, atoms)
     right = _axes_of(node.args[1], network, values, atoms)
     if len(left) < 2 or len(left) != len(right):
@@ -407,7 +410,7 @@ def _matmul(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
 
 
 @_rule(["einsum"])
-def _einsum(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _einsum(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     """Unite the axes of one letter."""
     left, _, right = str(node.args[0]).replace(" ", "").partition("->")
     operands = [_axes_of(arg, network, values, atoms) for arg in node.args[1]]  # type: ignore[union-attr]
@@ -424,7 +427,7 @@ def _einsum(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
 
 
 @_rule(["scaled_dot_product_attention"])
-def _attention(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _attention(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     query, key, value = (_axes_of(arg, network, values, atoms) for arg in node.args[:3])
     if query[-1] is not None or key[-1] is not None:
         atoms.unite(query[-1], key[-1], node.name)
@@ -443,7 +446,7 @@ def _attention(node: Node, network: Network, values: Mapping[str, Any], atoms: A
 
 
 @_rule(_REARRANGE)
-def _rearranged(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _rearranged(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     rank = len(axes)
     if node.op == "permute":
@@ -463,7 +466,7 @@ def _rearranged(node: Node, network: Network, values: Mapping[str, Any], atoms: 
 
 
 @_rule(["channel_shuffle"])
-def _shuffled(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _shuffled(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     if axes[1] is None:
         return axes
@@ -471,7 +474,7 @@ def _shuffled(node: Node, network: Network, values: Mapping[str, Any], atoms: At
 
 
 @_rule(["expand"])
-def _expand(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _expand(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     shape = _shape_of(node.args[0], network)
     out: list[Labels] = [None] * (len(node.shape) - len(shape))
@@ -483,7 +486,7 @@ def _expand(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
 
 
 @_rule(["slice.Tensor"])
-def _slice(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _slice(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = list(_axes_of(node.args[0], network, values, atoms))
     dim = _argument(node, 1, 0)
     step = _argument(node, 4, 1)
@@ -496,7 +499,7 @@ def _slice(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms
 
 
 @_rule(_TAKE_APART)
-def _select(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
+def _select(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Any:
     axes = _axes_of(node.args[0], network, values, atoms)
     dim = _argument(node, 1, 0) % len(axes)
     atoms.lock(axes[dim], f"is indexed by {node.op} at {node.name}")
@@ -505,7 +508,7 @@ def _select(node: Node, network: Network, values: Mapping[str, Any], atoms: Atom
 
 
 @_rule(["index.Tensor"])
-def _index(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _index(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     """Let axes stay that are not indexed; the others make room for those of the indices, which stand
     together."""
     axes, indices = _axes_of(node.args[0], network, values, atoms), node.args[1]
@@ -520,7 +523,7 @@ def _index(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms
 
 
 @_rule(["split.Tensor", "split_with_sizes", "chunk"])
-def _split(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
+def _split(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Any:
     axes = _axes_of(node.args[0], network, values, atoms)
     dim = _argument(node, 2, 0, "dim") % len(axes)
     labels = axes[dim]
@@ -531,12 +534,12 @@ def _split(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms
 
 
 @_rule(["getitem"])
-def _getitem(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Any:
+def _getitem(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Any:
     return _axes_of(node.args[0], network, values, atoms)[node.args[1]]
 
 
 @_rule(["cat"])
-def _cat(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _cat(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     operands = [_axes_of(arg, network, values, atoms) for arg in node.args[0]]
     sizes = [_shape_of(arg, network) for arg in node.args[0]]
     dim = _argument(node, 1, 0, "dim") % len(node.shape)
@@ -562,7 +565,7 @@ def _tracked(labels: Labels, size: int, atoms: Atoms, node: Node) -> NDArray[np.
 
 
 @_rule(["stack"])
-def _stack(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _stack(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     operands = [list(_axes_of(arg, network, values, atoms)) for arg in node.args[0]]
     out = operands[0]
     for axes in operands[1:]:
@@ -574,7 +577,7 @@ def _stack(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms
 
 
 @_rule(["pad", "constant_pad_nd"])
-def _pad(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _pad(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = list(_axes_of(node.args[0], network, values, atoms))
     amounts = node.args[1]
     constant = node.op == "constant_pad_nd" or _argument(node, 2, "constant", "mode") == "constant"
@@ -593,7 +596,7 @@ def _pad(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) 
 
 
 @_rule(["reshape", "flatten.using_ints", "unflatten.int"])
-def _reshape(node: Node, network: Network, values: Mapping[str, Any], atoms: Atoms) -> Axes:
+def _reshape(node: Node, network: Network, values: ValueAxes, atoms: Atoms) -> Axes:
     axes = _axes_of(node.args[0], network, values, atoms)
     shape = _shape_of(node.args[0], network)
     out: list[Labels] = [None] * len(node.shape)

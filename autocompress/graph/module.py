@@ -25,6 +25,9 @@ USUAL_MOMENTUM = 0.1
 
 Inputs = Tensor | Sequence[Tensor]
 
+Values = dict[str, Any]
+"""Value name → tensor, several of them, or a number."""
+
 
 def build(network: Network, weights: Weights) -> GraphModule:
     """Build a fresh module in eval mode; the arrays are copied.
@@ -75,7 +78,7 @@ class GraphModule(nn.Module):
         order."""
         return self._run(_all_of(x), keep=set(names))
 
-    def forward_visiting(self, x: Inputs, visit: Callable[[Node, dict[str, Any]], None]) -> Tensor:
+    def forward_visiting(self, x: Inputs, visit: Callable[[Node, Values], None]) -> Tensor:
         """Run like `forward`, of one output; before each node `visit` is called with it and with the values
         at hand.
 
@@ -137,10 +140,10 @@ class GraphModule(nn.Module):
         self,
         tensors: Sequence[Tensor],
         keep: Collection[str],
-        visit: Callable[[Node, dict[str, Any]], None] | None = None,
+        visit: Callable[[Node, Values], None] | None = None,
     ) -> dict[str, Tensor]:
         names = [one.name for one in self.source_network.inputs]
-        values: dict[str, Any] = dict(zip(names, tensors, strict=True))
+        values: Values = dict(zip(names, tensors, strict=True))
         values[INPUT] = self.rounded_input(tensors[0])
         for _ in self.steps(values, keep=keep, visit=visit):
             pass
@@ -148,10 +151,10 @@ class GraphModule(nn.Module):
 
     def steps(
         self,
-        values: dict[str, Any],
+        values: Values,
         start: int = 0,
         keep: Collection[str] = (),
-        visit: Callable[[Node, dict[str, Any]], None] | None = None,
+        visit: Callable[[Node, Values], None] | None = None,
     ) -> Iterator[tuple[int, Node]]:
         """Run the nodes from number `start` on over `values`, which holds what they read (`INPUT` as it is
         after the network's input quantizer); after each its number and itself are given.
@@ -174,7 +177,7 @@ class GraphModule(nn.Module):
         rounded: Tensor = self._fake_quantize(x, self.source_network.input_quantizer)
         return rounded
 
-    def _compute(self, node: Node, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    def _compute(self, node: Node, values: Values, tensors: dict[str, Tensor]) -> Any:
         if node.op == "batch_norm" and self.training:
             node = self._training_batch_norm(node)
         args = [resolve(arg, values, tensors) for arg in node.args]
@@ -215,7 +218,7 @@ def _all_of(x: Inputs) -> Sequence[Tensor]:
     return (x,) if isinstance(x, Tensor) else x
 
 
-def resolve(arg: Any, values: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+def resolve(arg: Any, values: Values, tensors: dict[str, Tensor]) -> Any:
     """Return the argument as torch takes it: references looked up, sequences as lists, dtypes by name."""
     if isinstance(arg, Ref):
         return values[arg.node]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.files import JsonObject
 from autocompress.graph.capture import signature as signatures
 from autocompress.graph.capture.signature import Signature
 from autocompress.graph.levels import LEAST_SCALE
@@ -167,7 +168,7 @@ class Network:
     output: str
     params: Mapping[str, ParamSpec]
     input_quantizer: Quantizer | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: JsonObject = field(default_factory=dict)
     input_dtype: str = "float32"
     more_inputs: tuple[Input, ...] = ()
     more_outputs: tuple[str, ...] = ()
@@ -316,7 +317,7 @@ def unique_name(wanted: str, taken: Iterable[str]) -> str:
 # JSON: {"ref": name}, {"param": name}, {"inf": ±1} and lists; everything else stands for itself.
 
 
-def to_json(network: Network) -> dict[str, Any]:
+def to_json(network: Network) -> JsonObject:
     """Return a JSON-ready dictionary; `from_json` gives the equal network back."""
     return {
         "input_shape": list(network.input_shape),
@@ -332,7 +333,7 @@ def to_json(network: Network) -> dict[str, Any]:
     }
 
 
-def _call_to_json(network: Network, signature: Signature) -> dict[str, Any]:
+def _call_to_json(network: Network, signature: Signature) -> JsonObject:
     """Return what networks of one float tensor in and one tensor out, the first that were kept, do
     without."""
     return {
@@ -346,7 +347,7 @@ def _call_to_json(network: Network, signature: Signature) -> dict[str, Any]:
     }
 
 
-def from_json(data: Mapping[str, Any]) -> Network:
+def from_json(data: JsonObject) -> Network:
     """Build the network; raise ValueError or KeyError with the offending part when `data` is not a
     network."""
     network = Network(
@@ -416,7 +417,7 @@ def _quantizer_from_json(data: Any) -> Quantizer | None:
     return Quantizer(float(data["scale"]), int(data["zero_point"])) if data else None
 
 
-def _node_to_json(node: Node) -> dict[str, Any]:
+def _node_to_json(node: Node) -> JsonObject:
     data: dict[str, Any] = {"name": node.name, "op": node.op, "args": arg_to_json(node.args)}
     data["shape"] = arg_to_json(node.shape)
     if node.kwargs:
@@ -436,7 +437,7 @@ def _node_to_json(node: Node) -> dict[str, Any]:
     return data
 
 
-def _node_from_json(data: Mapping[str, Any]) -> Node:
+def _node_from_json(data: JsonObject) -> Node:
     return Node(
         name=data["name"],
         op=data["op"],

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from autocompress.device.measure.latency import CERTIFY, measure_in_fresh_process
 from autocompress.errors import StudentError
 from autocompress.export.student_folder import BENCH, MODEL, is_intact
+from autocompress.files import JsonObject
 from autocompress.progress import Console
 from autocompress.runs.certificate import read_certificate
 
@@ -18,8 +19,8 @@ class MeasuredAgain(TypedDict):
     """A new measurement of a student beside the recorded one, as JSON; `ratio` is of the latencies."""
 
     student: str
-    measured: Mapping[str, Any]
-    recorded: Mapping[str, Any]
+    measured: JsonObject
+    recorded: JsonObject
     latency_ms: float
     recorded_latency_ms: float
     ratio: float

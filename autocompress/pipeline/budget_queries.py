@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from autocompress.cost.kernels import kernels
 from autocompress.cost.marginal import EffectTable
@@ -20,6 +19,7 @@ from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
 from autocompress.device.profile_files.store import load_profile
 from autocompress.errors import InputError, NothingFeasibleError, RunError
+from autocompress.files import JsonObject
 from autocompress.graph.network import from_json
 from autocompress.problem.budgets import MIB, Limits, show
 from autocompress.problem.candidate import Candidate, Cost, Option
@@ -44,7 +44,7 @@ class Answer:
     summed_sensitivity: float
     limits: Limits
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "key": self.candidate.key,
             "choices": self.candidate.to_json(),

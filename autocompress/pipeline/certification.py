@@ -12,7 +12,6 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -34,6 +33,7 @@ from autocompress.export.student_folder import (
     read_spec,
     save_student,
 )
+from autocompress.files import JsonObject
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights
 from autocompress.pipeline.preparation import OpenedTeacher
@@ -256,7 +256,7 @@ class StudentCertifier:
         assert self.opened.data is not None
         return self.opened.data
 
-    def _spec(self, source: Path) -> dict[str, Any]:
+    def _spec(self, source: Path) -> JsonObject:
         data = self._data
         return {
             "choices": read_spec(source)["choices"],

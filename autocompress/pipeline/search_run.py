@@ -17,6 +17,7 @@ from autocompress.device.profile.profile import DeviceProfile
 from autocompress.device.profile_files.store import write_profile
 from autocompress.errors import InputError, NothingFeasibleError
 from autocompress.export.onnx import to_onnx
+from autocompress.files import JsonObject
 from autocompress.graph.module import build
 from autocompress.pipeline.before_search.task_fit import AskedTask
 from autocompress.pipeline.certification import (
@@ -165,7 +166,7 @@ def _check_budgets(budgets: Budgets, pricer: Pricer) -> None:
     check_reachable(budgets.resolve(pricer.teacher), pricer.smallest)
 
 
-def _config(request: Request, prepared: _Prepared) -> dict[str, Any]:
+def _config(request: Request, prepared: _Prepared) -> JsonObject:
     opened = prepared.opened
     assert opened.data is not None
     return {
@@ -194,7 +195,7 @@ def _identity_of(task: Task) -> dict[str, str]:
     return {"task": f"{task.spec or task.name}; {task.metric_spec or task.metric.name}"}
 
 
-def _recorded(options: SearchOptions) -> dict[str, Any]:
+def _recorded(options: SearchOptions) -> JsonObject:
     """Return the options as they are written; a task or metric that was given as an object is not."""
     plain = replace(options, task=_written(options.task), metric=_written(options.metric))
     return asdict(plain)

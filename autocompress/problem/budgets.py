@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from autocompress.errors import BudgetError
+from autocompress.files import JsonObject
 from autocompress.problem.candidate import Cost
 
 MIB = 1024 * 1024
@@ -55,7 +56,7 @@ class Limits:
         limits = {name: getattr(self, name) for name in LIMITED}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
-    def excess(self, cost: Cost | Mapping[str, Any] | Any, *, upper: bool = False) -> dict[str, float]:
+    def excess(self, cost: Cost | JsonObject | Any, *, upper: bool = False) -> dict[str, float]:
         """Return for each limit the share by which `cost` is above (> 0) or below (≤ 0) it.
 
         `cost` is a Cost or anything with its names, as attributes or keys. With `upper` the latency
@@ -67,7 +68,7 @@ class Limits:
             result[name] = math.inf if math.isnan(value) else value / limit - 1.0
         return result
 
-    def violated(self, cost: Cost | Mapping[str, Any] | Any, *, upper: bool = False) -> list[str]:
+    def violated(self, cost: Cost | JsonObject | Any, *, upper: bool = False) -> list[str]:
         """Return the names of the limits that `cost` breaks; see `excess`. A cost equal to its limit keeps
         it."""
         return [name for name, excess in self.excess(cost, upper=upper).items() if excess > 0]
@@ -88,7 +89,7 @@ class Limits:
         return {name: getattr(self, name) for name in LIMITED}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Limits:
+    def from_json(cls, data: JsonObject) -> Limits:
         return cls(**{name: data.get(name) for name in LIMITED})
 
 

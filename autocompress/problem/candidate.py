@@ -7,7 +7,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from autocompress.files import JsonObject
 
 Option = float | int | str
 
@@ -78,7 +80,7 @@ class Site:
     locked: str = ""
     settings: SiteSettings | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return every field by its name."""
         return {
             "name": self.name,
@@ -149,13 +151,13 @@ class Cost:
     """Estimated bytes of `student.acz`; of a student without one, of its `model.safetensors`."""
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Cost:
+    def from_json(cls, data: JsonObject) -> Cost:
         """Return the cost that `to_json` made `data` of. Raises KeyError, TypeError or ValueError."""
         low, high = data["latency_ms_ci95"]
         numbers = {one.name: data[one.name] for one in fields(cls) if one.name in data}
         return cls(**{**numbers, "latency_ms_ci95": (float(low), float(high))})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "latency_ms": self.latency_ms,
             "latency_ms_ci95": list(self.latency_ms_ci95),

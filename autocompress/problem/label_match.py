@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import DataError
+from autocompress.files import JsonObject
 from autocompress.problem.data import Data
 from autocompress.problem.sources.files import natural_key
 from autocompress.problem.splits import LazySplit, Split, TensorSplit
@@ -123,7 +124,7 @@ def _class_map(data: Data, outputs: int, output_names: Sequence[str]) -> list[in
     return [int(value) for value in numbers]
 
 
-def _read_map(name: str, where: str) -> dict[str, Any]:
+def _read_map(name: str, where: str) -> JsonObject:
     """Read `{"cat": 281}` as JSON, or lines `cat,281`."""
     path = Path(name).expanduser()
     try:

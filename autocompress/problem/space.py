@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from autocompress import files
 from autocompress.errors import SpaceError
+from autocompress.files import JsonObject
 from autocompress.problem.space_rules import (
     Bits,
     Match,
@@ -90,7 +91,7 @@ class Space:
         text = json.dumps(rules, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what the file says, ready for YAML or JSON; `space_of` reads it back."""
         rules = [rule.written() for rule in self.rules]
         about = {"description": self.description} if self.description else {}

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from autocompress.files import JsonObject
+
 LayerKind = Literal["conv", "linear", "depthwise", "embedding"]
 BlockKind = Literal["residual"]
 Importance = Literal[
@@ -137,7 +139,7 @@ class Part(BaseModel):
             raise ValueError(f"leaves {gaps[0]!r} without a value")
         return data
 
-    def written(self) -> dict[str, Any]:
+    def written(self) -> JsonObject:
         """Return only what the file says, without the defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from autocompress.device.measure.statistics import Measurement
+from autocompress.files import JsonObject
 from autocompress.problem.candidate import Option
 from autocompress.reporting.units import (
     COSTS,
@@ -68,7 +68,7 @@ class Origin:
     task: str = CLASSIFICATION
 
     @classmethod
-    def from_json(cls, spec: Mapping[str, Any]) -> Origin:
+    def from_json(cls, spec: JsonObject) -> Origin:
         """Return what a student's `spec.json` says of it. Raises KeyError where it lacks something."""
         return cls(
             spec["teacher"],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import RunError
+from autocompress.files import JsonObject
 from autocompress.reporting.charts import prediction, progress
 from autocompress.reporting.rows import model_rows, site_table
 from autocompress.reporting.trade_off import trade_off
@@ -74,7 +75,7 @@ def render(record: RunRecord) -> str:
     return environment.get_template(TEMPLATE).render(_context(record))
 
 
-def _context(record: RunRecord) -> dict[str, Any]:
+def _context(record: RunRecord) -> JsonObject:
     front = front_of(record)
     labels = letters(front)
     shown = [name for name in list(COSTS)[1:] if name != "packed_bytes" or name in front.own_limits]
@@ -200,7 +201,7 @@ def elapsed(start: str, time: str) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(data: JsonObject, prefix: str = "") -> list[tuple[str, str]]:
     """Return nested settings as (dotted name, value)."""
     found: list[tuple[str, str]] = []
     for name, value in data.items():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autocompress.device.profile.validation import Validation
 from autocompress.device.profile.widths import coverage, precision_gains
+from autocompress.files import JsonObject
 from autocompress.reporting.tables import escaped, new_table, properties, row
 from autocompress.reporting.units import UNKNOWN, known, milliseconds, percent, plain, significant
 
@@ -144,7 +145,7 @@ def _coverage_table(profile: DeviceProfile) -> Table:
     return table
 
 
-def difference_table(found: Mapping[str, Any]) -> Group:
+def difference_table(found: JsonObject) -> Group:
     """Draw what `profile_difference` found."""
     from rich.console import Group
 
@@ -178,7 +179,7 @@ def difference_table(found: Mapping[str, Any]) -> Group:
     return Group(*parts, table)
 
 
-def revalidation_table(found: Mapping[str, Any]) -> Group:
+def revalidation_table(found: JsonObject) -> Group:
     """Draw what a check of a profile on its device found."""
     from rich.console import Group
 

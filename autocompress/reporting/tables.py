@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autocompress.files import JsonObject
 from autocompress.problem.budgets import Limits
 from autocompress.reporting.units import (
     accuracy,
@@ -102,7 +103,7 @@ def answer_table(answer: Answer) -> Table:
     return table
 
 
-def doctor_table(found: Mapping[str, Any]) -> Table:
+def doctor_table(found: JsonObject) -> Table:
     """Return what `doctor` found, problems last."""
     table = properties("this machine")
     for name, value in found.items():

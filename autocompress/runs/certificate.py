@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from autocompress.errors import AutocompressError, StudentError
+from autocompress.files import JsonObject
 from autocompress.problem.budgets import Limits
 from autocompress.runs.student import Student
 
@@ -24,14 +23,14 @@ class Certificate:
     teacher: Student
     limits: Limits
     violated: tuple[str, ...]
-    measurement: Mapping[str, Any]
-    parity: Mapping[str, Any] | None
+    measurement: JsonObject
+    parity: JsonObject | None
     runtime: str
     threads: int
     batch: int
-    device: Mapping[str, Any]
+    device: JsonObject
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the certificate as it is written."""
         return {
             "student": self.student.to_json(),
@@ -48,7 +47,7 @@ class Certificate:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
+    def from_json(cls, data: JsonObject) -> Certificate:
         """Return the certificate that `to_json` made `data` of. Raises KeyError, TypeError or ValueError."""
         return cls(
             Student.from_json(data["student"]),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import RunError
+from autocompress.files import JsonObject
 
 
 class EventLog:
@@ -35,7 +36,7 @@ class EventLog:
         except OSError as error:
             raise cannot_write(path, error) from error
 
-    def append(self, event: str, **fields: Any) -> dict[str, Any]:
+    def append(self, event: str, **fields: Any) -> JsonObject:
         """Record an event; it is on the disk when this returns.
 
         Raises RunError when it cannot be written; the file then holds what it held before.
@@ -61,12 +62,12 @@ class EventLog:
         self._file.close()
 
 
-def read_events(path: Path) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+def read_events(path: Path) -> tuple[list[JsonObject], tuple[int, ...]]:
     """Return the readable events, and the numbers, from 1, of lines that are damaged or follow a gap.
 
     The file may be written meanwhile: an unfinished last line is left out.
     """
-    events: list[dict[str, Any]] = []
+    events: list[JsonObject] = []
     damaged: list[int] = []
     expected = 0
     for number, event, _ in _lines(_content(path)):
@@ -103,12 +104,12 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     )
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def _line(record: JsonObject) -> bytes:
     body = json.dumps(plain(record), separators=(",", ":"))
     return f'{body[:-1]},"crc32":{zlib.crc32(body.encode())}}}\n'.encode()
 
 
-def _lines(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None, int]]:
+def _lines(content: bytes) -> Iterator[tuple[int, JsonObject | None, int]]:
     """Yield (line number, event or None where damaged, offset of its end); a cut-off last line is left
     out."""
     position = 0
@@ -119,7 +120,7 @@ def _lines(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None, int]]:
         position = end + 1
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def _event(line: bytes) -> JsonObject | None:
     body, separator, tail = line.rpartition(b',"crc32":')
     if not separator or not tail.endswith(b"}"):
         return None

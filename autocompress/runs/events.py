@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
+from autocompress.files import JsonObject
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Cost, Option
 from autocompress.runs.student import Student
@@ -25,7 +26,7 @@ class Event:
     kind: ClassVar[str] = ""
     seq: int = -1
     time: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     """Fields that are not known here."""
 
     @property
@@ -33,7 +34,7 @@ class Event:
         """Return the kind of the event as it is written."""
         return self.kind
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the fields of the event as it is written; those that are None are left out."""
         own = (one.name for one in fields(self) if one.name not in _COMMON)
         values = {name: value for name in own if (value := getattr(self, name)) is not None}
@@ -54,7 +55,7 @@ class OtherEvent(Event):
         """Return the kind of the event as it is written."""
         return self.name_written
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the fields of the event as it is written."""
         return dict(self.extra)
 
@@ -70,12 +71,12 @@ class SiteRecord:
     locked: str = ""
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SiteRecord:
+    def from_json(cls, data: JsonObject) -> SiteRecord:
         """Return the record that `to_json` made `data` of."""
         options = tuple(data["options"])
         return cls(data["name"], data["kind"], options, data.get("default"), data.get("locked") or "")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the record as JSON."""
         return {**vars(self), "options": list(self.options)}
 
@@ -133,7 +134,7 @@ class Scored(Event):
     kind: ClassVar[str] = "scored"
     damage: tuple[tuple[str, Option, float], ...]
     measure: str = ""
-    rankings: tuple[Mapping[str, Any], ...] = ()
+    rankings: tuple[JsonObject, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ class ChoicesPriced(Event):
     """Say what each choice alone costs, as `cost.marginal` writes it."""
 
     kind: ClassVar[str] = "choices_priced"
-    table: Mapping[str, Any]
+    table: JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +292,7 @@ KINDS = _kinds()
 """Every kind of event, by the name that it is written with."""
 
 
-def from_json(data: Mapping[str, Any]) -> Event:
+def from_json(data: JsonObject) -> Event:
     """Return the event that a line holds.
 
     Raises KeyError, TypeError or ValueError for one that lacks what its kind needs.

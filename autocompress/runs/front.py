@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autocompress.errors import InputError, NothingFeasibleError
+from autocompress.files import JsonObject
 from autocompress.problem.budgets import LIMITED, MIB, Limits, show
 from autocompress.runs.conditions import COSTS, NAMES, parse_condition
 from autocompress.runs.events import TrialInfeasible
@@ -118,7 +119,7 @@ class Front:
         order = sorted(self.students, key=lambda student: sign * getattr(student, SORTABLE[name]))
         return replace(self, students=tuple(order))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {
             "run": self.run,
             "teacher": {} if self.teacher is None else self.teacher.to_json(),
@@ -195,5 +196,5 @@ def _point(student: Student) -> tuple[float, ...]:
     return (-student.validation_accuracy, *(float(getattr(student, name)) for name in LIMITED))
 
 
-def _set(limits: Mapping[str, Any]) -> dict[str, float]:
+def _set(limits: JsonObject) -> dict[str, float]:
     return {name: value for name, value in limits.items() if value is not None}

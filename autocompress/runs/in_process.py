@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from autocompress.files import JsonObject
 from autocompress.runs.tasks import Ask, Evaluate, Factory, Result, Stage, Stop, Task, Tell, Wait, one_line
 
 
@@ -95,7 +96,7 @@ class Crash:
     """Hold what native code left of a process: the stage and candidate under way, and a traceback."""
 
     stage: Stage
-    candidate: Mapping[str, Any]
+    candidate: JsonObject
     text: str
 
     @property
@@ -123,7 +124,7 @@ def evaluate_task(evaluate: Evaluate, task: Task, timeout_s: float | None = None
     start = time.perf_counter()
     timeout_s = timeout_s and timeout_s * task.length
 
-    def result(ok: bool, values: Mapping[str, Any], error: str = "", detail: str = "") -> Result:
+    def result(ok: bool, values: JsonObject, error: str = "", detail: str = "") -> Result:
         return Result(task.trial, ok, values, error, detail, time.perf_counter() - start, task.stage)
 
     try:
@@ -184,7 +185,7 @@ class WorkerSession:
             result = evaluate_task(self._evaluate, task, self.trial_timeout_s)
         return json.dumps(asdict(result), default=_plain)
 
-    def _evaluate(self, task: Task) -> Mapping[str, Any]:
+    def _evaluate(self, task: Task) -> JsonObject:
         if self.evaluate is None:
             os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self.threads)
             self.evaluate = self.factory.make()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.files import JsonObject
 from autocompress.runs.in_process import InProcess, WorkerSession, evaluate_task
 from autocompress.runs.tasks import (
     WAIT,
@@ -241,16 +242,16 @@ def _trainable(session: WorkerSession, arrays: Any) -> Any:
     from ray import tune
 
     class Evaluation(tune.Trainable):
-        def setup(self, config: dict[str, Any]) -> None:
+        def setup(self, config: JsonObject) -> None:
             session.prepare()
             session.factory = replace(session.factory, arrays=ray.get(arrays))
             self._session, self._task = session, config["task"]
 
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
+        def reset_config(self, new_config: JsonObject) -> bool:
             self._task = new_config["task"]
             return True
 
-        def step(self) -> dict[str, Any]:
+        def step(self) -> JsonObject:
             return {"result": self._session.run(self._task), "done": True}
 
     return Evaluation

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from autocompress.errors import InputError, RunError
+from autocompress.files import JsonObject
 from autocompress.problem.budgets import Limits
 from autocompress.runs.event_log import EventLog, cannot_write, plain, read_events
 from autocompress.runs.events import (
@@ -167,8 +168,8 @@ class RunStore:
     def create(
         cls,
         root: str | Path,
-        config: Mapping[str, Any],
-        environment: Mapping[str, Any],
+        config: JsonObject,
+        environment: JsonObject,
         *,
         resume: bool = False,
         overwrite: bool = False,
@@ -191,7 +192,7 @@ class RunStore:
         return cls._make(paths, config, environment)
 
     @classmethod
-    def _make(cls, paths: RunPaths, config: Mapping[str, Any], environment: Mapping[str, Any]) -> Self:
+    def _make(cls, paths: RunPaths, config: JsonObject, environment: JsonObject) -> Self:
         try:
             paths.root.mkdir(parents=True, exist_ok=True)
             paths.environment.write_text(json.dumps(plain(environment), indent=2), encoding="utf-8")
@@ -202,7 +203,7 @@ class RunStore:
         return cls(paths)
 
     @classmethod
-    def _open(cls, paths: RunPaths, config: Mapping[str, Any]) -> Self:
+    def _open(cls, paths: RunPaths, config: JsonObject) -> Self:
         store = cls(paths)
         try:
             _write_config(paths, config)
@@ -241,8 +242,8 @@ class RunRecord:
     """
 
     paths: RunPaths
-    config: dict[str, Any]
-    environment: dict[str, Any]
+    config: JsonObject
+    environment: JsonObject
     events: tuple[Event, ...]
     damaged: tuple[int, ...] = ()
 
@@ -369,7 +370,7 @@ def check_available(root: str | Path, *, resume: bool = False, overwrite: bool =
         raise cannot_write(paths.root, OSError(errno.EACCES, f"{nearest} is not a folder you may write to"))
 
 
-def environment_record(seed: int) -> dict[str, Any]:
+def environment_record(seed: int) -> JsonObject:
     """Return Python, platform and the versions of the packages that decide results."""
     versions = {}
     for name in RECORDED_PACKAGES:
@@ -409,7 +410,7 @@ def _locked(paths: RunPaths) -> Any:
     return lock
 
 
-def _check_same_search(paths: RunPaths, config: Mapping[str, Any]) -> None:
+def _check_same_search(paths: RunPaths, config: JsonObject) -> None:
     before = _read_config(paths).get("identity", {})
     now = plain(config["identity"])
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -431,7 +432,7 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _read_config(paths: RunPaths) -> dict[str, Any]:
+def _read_config(paths: RunPaths) -> JsonObject:
     from autocompress.strict_yaml import StrictYamlError, read_document
 
     try:
@@ -453,7 +454,7 @@ def _read_config(paths: RunPaths) -> dict[str, Any]:
     return config
 
 
-def _write_config(paths: RunPaths, config: Mapping[str, Any]) -> None:
+def _write_config(paths: RunPaths, config: JsonObject) -> None:
     """Replace the file in one step, so that a process killed here leaves the old one or the new one."""
     import yaml
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from autocompress.errors import StudentError
-from autocompress.files import copy_folder
+from autocompress.files import JsonObject, copy_folder
 from autocompress.problem.tasks.metric import ACCURACY, Metric
 
 
@@ -57,7 +56,7 @@ class Student:
         return {name: self.upper(name) / limit - 1 for name, limit in limits.items()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Student:
+    def from_json(cls, data: JsonObject) -> Student:
         """Return the student that `to_json` made `data` of; later versions may have added to it.
 
         Raises KeyError, TypeError or ValueError for what is no such record.
@@ -71,7 +70,7 @@ class Student:
             known["metric"] = Metric.from_json(known["metric"])
         return cls(**{**known, "latency_ms_ci95": (float(low), float(high))})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the record as JSON, without the run that it was found in."""
         data = asdict(self)
         del data["run"], data["metric"]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from autocompress.files import JsonObject
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -32,13 +34,13 @@ class Task:
     """
 
     trial: int
-    candidate: Mapping[str, Any]
+    candidate: JsonObject
     stage: Stage = Stage.TRIAL
-    payload: Mapping[str, Any] = field(default_factory=dict)
+    payload: JsonObject = field(default_factory=dict)
     length: float = 1.0
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Task:
+    def from_json(cls, data: JsonObject) -> Task:
         """Return the task that `dataclasses.asdict` made `data` of."""
         return cls(**{**data, "stage": Stage(data["stage"])})
 
@@ -49,7 +51,7 @@ class Result:
 
     trial: int
     ok: bool
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: JsonObject = field(default_factory=dict)
     error: str = ""
     detail: str = ""
     seconds: float = 0.0
@@ -64,7 +66,7 @@ class Wait(Enum):
 
 WAIT = Wait.WAIT
 
-Evaluate = Callable[[Task], Mapping[str, Any]]
+Evaluate = Callable[[Task], JsonObject]
 Ask = Callable[[], Task | Wait | None]
 Tell = Callable[[Result], None]
 Stop = Callable[[], bool]
@@ -81,7 +83,7 @@ class Factory:
     """
 
     target: str
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
 
     def make(self) -> Evaluate:

@@ -20,6 +20,7 @@ from typing import Any
 from autocompress.cost.marginal import EffectTable
 from autocompress.cost.pricer import Pricer
 from autocompress.cost.repair import Repairer
+from autocompress.files import JsonObject
 from autocompress.problem.budgets import Limits
 from autocompress.problem.candidate import Candidate, Cost
 from autocompress.progress import Console, ProgressBar
@@ -218,7 +219,7 @@ class Search:
         self._decide(f"no candidate inside the budgets among the last {REJECTIONS_IN_A_ROW} proposals")
         return None
 
-    def _trial_payload(self, cost: Cost) -> dict[str, Any]:
+    def _trial_payload(self, cost: Cost) -> JsonObject:
         """Return what the evaluator needs. Without training a trial may end early: when it cannot reach the
         best that is as fast."""
         payload: dict[str, Any] = {"epochs": self.setting.plan.trial_epochs}

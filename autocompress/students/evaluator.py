@@ -5,12 +5,12 @@ In the owner's process it is made from the objects at hand; in workers by `stude
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from autocompress.export.onnx import to_onnx
 from autocompress.export.student_folder import save_student
+from autocompress.files import JsonObject
 from autocompress.problem.candidate import Candidate
 from autocompress.runs.tasks import Stage, Task
 from autocompress.students.accuracy import Evaluation
@@ -36,7 +36,7 @@ class Evaluator:
         self.progress: Progress | None = None
         self.stop: Callable[[], bool] | None = None
 
-    def __call__(self, task: Task) -> Mapping[str, Any]:
+    def __call__(self, task: Task) -> JsonObject:
         candidate = Candidate.of(task.candidate)
         if task.stage == Stage.SCORE:
             return self._score(candidate, task.payload)
@@ -47,20 +47,20 @@ class Evaluator:
             return self._rung(candidate, task.payload)
         return self._trial(candidate, task.payload)
 
-    def _score(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _score(self, candidate: Candidate, payload: JsonObject) -> JsonObject:
         images = int(payload["images"])
         if images not in self._scorers:
             self._scorers[images] = Scorer(OneShot(self.workshop, fit_images=images, fit_rows=SCORE_ROWS))
         return self._scorers[images](candidate)
 
-    def _trial(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _trial(self, candidate: Candidate, payload: JsonObject) -> JsonObject:
         epochs = float(payload["epochs"])
         if epochs > 0:
             return _values(self.workshop.trial(candidate, epochs))
         shot = self.one_shot(candidate, Rival.from_json(payload.get("rival")))
         return {**_values(shot.evaluation), "images": shot.evaluation.count, "stopped": shot.stopped}
 
-    def _rung(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _rung(self, candidate: Candidate, payload: JsonObject) -> JsonObject:
         """Train until the candidate has had `epochs` in all: from its checkpoint of the rung `before`, or of
         this one where only the evaluation is missing, else from the start."""
         epochs, path = float(payload["epochs"]), checkpoint_path(self.folder, candidate)
@@ -76,7 +76,7 @@ class Evaluator:
         result = workshop.validated(workshop.quantized(module))
         return {**_values(result), "trained_epochs": epochs - done}
 
-    def _final(self, candidate: Candidate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _final(self, candidate: Candidate, payload: JsonObject) -> JsonObject:
         """Distil from the checkpoint of the candidate's last rung, where there is one."""
         found = load_checkpoint(checkpoint_path(self.folder, candidate))
         start = None if found is None else self.workshop.gone_on(candidate, found.weights)

@@ -15,11 +15,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from autocompress.files import JsonObject
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import INPUT, Network, Node
 from autocompress.problem.candidate import Candidate
@@ -69,7 +70,7 @@ class Rival:
     accuracy: float
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any] | None) -> Rival | None:
+    def from_json(cls, data: JsonObject | None) -> Rival | None:
         return None if data is None else cls(str(data["key"]), float(data["accuracy"]))
 
 

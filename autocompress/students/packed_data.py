@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autocompress.files import JsonObject
 from autocompress.problem.data import Data, load_data
 from autocompress.problem.label_match import matched
 from autocompress.problem.splits import Normalisation, TensorSplit
@@ -34,7 +35,7 @@ class DataSpec:
     targets: str = "classes"
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DataSpec:
+    def from_json(cls, data: JsonObject) -> DataSpec:
         """Return what `to_json` made `data` of."""
         hints = {name: _tuple(value) for name, value in data["preprocessing"].items()}
         names = tuple(str(name) for name in data["class_names"])
@@ -46,7 +47,7 @@ class DataSpec:
             str(data.get("targets", "classes")),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return every field by its name."""
         return {**vars(self), "preprocessing": vars(self.preprocessing)}
 
@@ -68,7 +69,7 @@ class PackedSplit:
     augmentation: str
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PackedSplit:
+    def from_json(cls, data: JsonObject) -> PackedSplit:
         """Return what `asdict` made `data` of."""
         return cls(str(data["store"]), tuple(data["mean"]), tuple(data["std"]), str(data["augmentation"]))
 
@@ -85,7 +86,7 @@ class PackedData:
     splits: Mapping[str, PackedSplit]
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PackedData:
+    def from_json(cls, data: JsonObject) -> PackedData:
         """Return what `to_json` made `data` of."""
         channels, height, width = data["input_shape"]
         splits = {name: PackedSplit.from_json(data["splits"][name]) for name in SPLITS}
@@ -98,7 +99,7 @@ class PackedData:
             splits=splits,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return every field by its name."""
         return asdict(self)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.export.student_folder import write_folder
+from autocompress.files import JsonObject
 from autocompress.graph.module import build
 from autocompress.graph.network import Network, from_json, to_json
 from autocompress.problem.candidate import Candidate
@@ -64,7 +63,7 @@ class RemoteConfig:
     torch_operators: bool = False
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RemoteConfig:
+    def from_json(cls, data: JsonObject) -> RemoteConfig:
         """Return the configuration that `to_json` made `data` of."""
         return cls(
             network=from_json(data["network"]),
@@ -77,7 +76,7 @@ class RemoteConfig:
             torch_operators=bool(data.get("torch_operators", False)),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the configuration for another process."""
         values = self.data.to_json()
         return {
@@ -137,7 +136,7 @@ def _travelling(
     return DataSpec(spec, preprocessing, data.num_classes, tuple(data.class_names), data.targets), {}
 
 
-def make(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
+def make(config: JsonObject, arrays: Arrays) -> Evaluate:
     """Return the evaluator of a worker process, from what `remote_evaluator` packed."""
     known = RemoteConfig.from_json(config)
     saliency = {
@@ -166,7 +165,7 @@ class _Sending:
 
     evaluator: Evaluator
 
-    def __call__(self, task: Work) -> Mapping[str, Any]:
+    def __call__(self, task: Work) -> JsonObject:
         values = dict(self.evaluator(task))
         student = self.evaluator.folder / Candidate.of(task.candidate).key
         if task.stage == Stage.FINAL and student.is_dir():

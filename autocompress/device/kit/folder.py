@@ -29,6 +29,7 @@ from autocompress.device.profiler import (
 )
 from autocompress.device.runtimes.description import Plain
 from autocompress.errors import ProfileError
+from autocompress.files import JsonObject
 from autocompress.graph.network import Network, from_json, to_json
 
 FORMAT = 1
@@ -249,7 +250,7 @@ def count(path: Path, name: str, value: Any) -> int:
     return value
 
 
-def json_object(path: Path, text: str, line: int | None = None) -> dict[str, Any]:
+def json_object(path: Path, text: str, line: int | None = None) -> JsonObject:
     where = "" if line is None else f"line {line}: "
     try:
         data = json.loads(text)

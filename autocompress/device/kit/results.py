@@ -26,6 +26,7 @@ from autocompress.device.kit.folder import (
 )
 from autocompress.device.runtimes.base import NodeTime
 from autocompress.device.runtimes.description import DeviceDescription
+from autocompress.files import JsonObject
 
 MOST_DEVICE_BYTES = 1024**2
 MOST_MS, MOST_NODE_US = 1e7, 1e9
@@ -106,7 +107,7 @@ def read_device(path: Path) -> DeviceDescription:
     )
 
 
-def _result(path: Path, number: int, data: Mapping[str, Any], kit: Kit) -> KitResult:
+def _result(path: Path, number: int, data: JsonObject, kit: Kit) -> KitResult:
     where = f"line {number}"
     entry = kit.by_name.get(str(data.get("name")))
     if entry is None or data.get("sha256") != entry.sha256:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from autocompress.cost.kernels import COLUMNS, Kernel
 from autocompress.device.runtimes.description import Plain
 from autocompress.errors import ProfileError
+from autocompress.files import JsonObject
 
 FILE = "measurements.jsonl"
 FORMAT = 1
@@ -126,7 +125,7 @@ def _to_json(item: Timed) -> dict[str, Plain]:
     return data
 
 
-def _from_json(data: Mapping[str, Any]) -> Timed:
+def _from_json(data: JsonObject) -> Timed:
     timings = []
     for *columns, time_us, operations in data["kernels"]:
         kernel = Kernel(**dict(zip(COLUMNS, columns, strict=True)))

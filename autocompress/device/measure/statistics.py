@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from autocompress.device.runtimes.description import Plain
+from autocompress.files import JsonObject
 
 BOOTSTRAP_RESAMPLES = 2000
 LEAST_HALF_WIDTH = 0.005
@@ -42,7 +43,7 @@ class Measurement:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
+    def from_json(cls, data: JsonObject) -> Self:
         """Return the measurement that `to_json` made `data` of. Raises KeyError or TypeError."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         known["latency_ms_ci95"] = tuple(data["latency_ms_ci95"])

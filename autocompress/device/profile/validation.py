@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from autocompress.device.measure.statistics import rank_correlation
 from autocompress.device.runtimes.description import Plain
+from autocompress.files import JsonObject
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Validation(PredictionErrors):
         return {**found, **self.extra}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Validation:
+    def from_json(cls, data: JsonObject) -> Validation:
         """Return the validation that is written as `data`. Raises KeyError, TypeError or ValueError."""
         known = {name: data[name] for name in _PLAIN if data.get(name) is not None}
         imported = data.get("import")

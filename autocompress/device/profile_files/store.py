@@ -21,6 +21,7 @@ from autocompress.device.profile_files.unit_checks import check_units
 from autocompress.device.profile_files.validation_json import read_validation
 from autocompress.device.runtimes.description import DeviceDescription, Plain
 from autocompress.errors import ProfileError
+from autocompress.files import JsonObject
 from autocompress.strict_yaml import StrictYamlError, parse_document
 
 __all__ = [
@@ -140,7 +141,7 @@ def _narrowed(row: Row) -> Row:
     return replace(row, ci95_low_us=max(row.ci95_low_us, low), ci95_high_us=min(row.ci95_high_us, high))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> JsonObject:
     try:
         data = parse_document(read_text(path, MOST_YAML_BYTES)).data
     except StrictYamlError as error:

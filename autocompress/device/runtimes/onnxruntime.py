@@ -25,6 +25,7 @@ from autocompress.device.runtimes.base import (
 )
 from autocompress.device.runtimes.description import Plain
 from autocompress.errors import InputError
+from autocompress.files import JsonObject
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -156,7 +157,7 @@ class OnnxRuntime:
         return session
 
 
-def _typical_times(events: list[dict[str, Any]], repeats: int) -> list[NodeTime]:
+def _typical_times(events: Sequence[JsonObject], repeats: int) -> list[NodeTime]:
     """Return the times of each node over the last `repeats` runs, in execution order.
 
     The profiler counts whole microseconds, so the mean of the middle half is taken, which has a

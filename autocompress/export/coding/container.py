@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from autocompress.errors import StudentError
 from autocompress.export.coding.records import FORMS, pack, unpack
 from autocompress.export.coding.tensors import Stored
+from autocompress.files import JsonObject
 from autocompress.graph.network import ParamSpec
 
 MAGIC = b"\x89ACZ\r\n\x1a\n"
@@ -49,7 +50,7 @@ class Header:
     """Hold the `tensors` in the order of their records; `meta` is JSON of the caller's."""
 
     tensors: Mapping[str, ParamSpec]
-    meta: Mapping[str, Any]
+    meta: JsonObject
 
 
 def write(stream: BinaryIO, header: Header, tensors: Iterable[Stored], coder: str = "context") -> int:

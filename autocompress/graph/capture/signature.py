@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from autocompress.errors import TeacherError
+from autocompress.files import JsonObject
 
 Tree = Any
 
@@ -33,7 +34,7 @@ class Signature:
     arguments: Tree
     returns: Tree
 
-    def tensors_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    def tensors_of(self, args: Sequence[Any], kwargs: JsonObject) -> list[Any]:
         """Return the tensors of a call, in their order. Raises TypeError for another call than is known."""
         names = [name for name, _ in self.arguments["dict"]]
         if len(args) > len(names) or not set(kwargs) <= set(names[len(args) :]):
@@ -176,7 +177,7 @@ def _has_tensor(tree: Tree) -> bool:
     return next(names_in(tree, "x"), None) is not None
 
 
-def checked(data: Mapping[str, Any]) -> Signature:
+def checked(data: JsonObject) -> Signature:
     """Return the signature that JSON holds. Raises ValueError or KeyError for anything else."""
     signature = Signature(
         tuple(map(str, data["inputs"])), tuple(map(str, data["outputs"])), data["arguments"], data["returns"]
@@ -202,7 +203,7 @@ def _numbers(tree: Tree) -> Iterator[int]:
             yield from _numbers(item)
 
 
-def to_json(signature: Signature) -> dict[str, Any]:
+def to_json(signature: Signature) -> JsonObject:
     """Return what JSON holds of a signature."""
     return {
         "inputs": list(signature.inputs),

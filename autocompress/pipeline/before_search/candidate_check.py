@@ -18,6 +18,7 @@ from autocompress.device.runtimes.base import Runtime, get_runtime, runs_torch_o
 from autocompress.errors import AutocompressError, InputError
 from autocompress.export.onnx import to_onnx
 from autocompress.export.parity import Parity, check_model, check_parity
+from autocompress.files import JsonObject
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights
 from autocompress.pipeline.preparation import OpenedTeacher, open_teacher
@@ -111,7 +112,7 @@ class NetworkCheck:
         share = f"{100 * self.changeable_share:.1f} % of the multiply-adds can be changed"
         return f"all {count} networks went through; {share}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return every field by its name, and the answer."""
         return {
             "passed": self.passed,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import DataError
@@ -104,7 +105,7 @@ def read_npz(path: Path) -> dict[str, ArraySet]:
     return sets_of(arrays, str(path))
 
 
-def sets_of(arrays: Mapping[str, Any], where: str) -> dict[str, ArraySet]:
+def sets_of(arrays: Mapping[str, NDArray[Any]], where: str) -> dict[str, ArraySet]:
     """Return the sets in named arrays by split; raise DataError where images or labels are not found."""
     images, labels = _by_split(arrays, IMAGE_WORDS), _by_split(arrays, LABEL_WORDS)
     if "train" not in images or images.keys() != labels.keys():
@@ -118,7 +119,7 @@ def sets_of(arrays: Mapping[str, Any], where: str) -> dict[str, ArraySet]:
     }
 
 
-def _by_split(arrays: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, str]:
+def _by_split(arrays: Mapping[str, NDArray[Any]], words: tuple[str, ...]) -> dict[str, str]:
     """Return the names of arrays by the split they are of; an array without a split is for training."""
     found: dict[str, str] = {}
     for name in arrays:

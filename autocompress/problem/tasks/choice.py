@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InputError
+from autocompress.files import JsonObject
 from autocompress.problem import specs
 from autocompress.problem.tasks.agreement import Agreement
 from autocompress.problem.tasks.classification import Binary, Classification, MultiLabel
@@ -101,7 +102,7 @@ def _made(name: str) -> Task:
     return made
 
 
-def task_to_json(task: Task) -> dict[str, Any]:
+def task_to_json(task: Task) -> JsonObject:
     """Return what makes the task again in another process.
 
     Raises InputError for one that was given as an object.
@@ -122,7 +123,7 @@ def task_to_json(task: Task) -> dict[str, Any]:
     }
 
 
-def task_from_json(data: Mapping[str, Any]) -> Task:
+def task_from_json(data: JsonObject) -> Task:
     """Return the task that `task_to_json` made `data` of."""
     task = task_named(str(data["spec"]), data["metric_spec"] or None)
     for name, value in data["state"].items():

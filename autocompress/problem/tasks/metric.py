@@ -7,9 +7,9 @@ share, such as accuracy or mIoU, the score is the metric itself. No torch is nee
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from autocompress.files import JsonObject
 
 SHARE, DECIBEL = "%", "dB"
 _LEAST_ERROR = 1e-12
@@ -49,7 +49,7 @@ class Metric:
         return std_err * self.scale
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Metric:
+    def from_json(cls, data: JsonObject) -> Metric:
         """Return the metric that `to_json` made `data` of. Raises KeyError, TypeError or ValueError."""
         return cls(
             str(data["name"]),
@@ -58,7 +58,7 @@ class Metric:
             float(data["scale"]),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return every field by its name."""
         return dict(vars(self))
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from autocompress.errors import TeacherError
+from autocompress.files import JsonObject
 from autocompress.problem.weights.checkpoints import load_weights
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -22,7 +23,7 @@ class OpenedFolder:
 
     module: nn.Module
     class_names: tuple[str, ...]
-    config: Mapping[str, Any]
+    config: JsonObject
     note: str = ""
 
 
@@ -54,7 +55,7 @@ def open_folder(text: str) -> OpenedFolder:
     return _timm(folder, config, weights) if "architecture" in config else _transformers(folder, weights)
 
 
-def _timm(folder: Path, config: Mapping[str, Any], weights: Path) -> OpenedFolder:
+def _timm(folder: Path, config: JsonObject, weights: Path) -> OpenedFolder:
     import timm
 
     try:
@@ -84,7 +85,7 @@ def _transformers(folder: Path, weights: Path) -> OpenedFolder:
     return OpenedFolder(Logits(model), names, _input_of(folder), note)
 
 
-def _input_of(folder: Path) -> Mapping[str, Any]:
+def _input_of(folder: Path) -> JsonObject:
     """Return the processor's settings under timm's names."""
     path = folder / "preprocessor_config.json"
     found = _json(path) if path.is_file() else {}
@@ -97,7 +98,7 @@ def _input_of(folder: Path) -> Mapping[str, Any]:
     return values
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:

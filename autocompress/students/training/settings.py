@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from autocompress.files import JsonObject
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -32,10 +33,10 @@ class DistillSettings:
     time_limit_s: float | None = None
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DistillSettings:
+    def from_json(cls, data: JsonObject) -> DistillSettings:
         """Return the settings that `to_json` made `data` of. Raises TypeError for a field that is none."""
         return cls(**data)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return every field by its name."""
         return asdict(self)
