@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from autocompress.errors import TeacherError
 from autocompress.graph.capture.example import Example, called
@@ -39,13 +39,21 @@ def exported(module: nn.Module, example: Example) -> Exported:
     A module that takes or returns more than one tensor is changed: its `forward` takes and returns them one
     after the other. Raises TeacherError with torch's reason when it cannot be captured.
     """
-    if _is_plain(module, example):
-        program, twin = _programs(module, example)
-        return Exported(program, None, twin)
+    problem: TeacherError | None = None
+    if example.tree is None:
+        try:
+            program, twin = _programs(module, example)
+            if _returns_one_tensor(program):
+                return Exported(program, None, twin)
+        except TeacherError as error:  # Of a result that torch knows no structure of, or for good.
+            problem = error
     trees: list[Tree] = []
     arguments = example.tree or {"dict": [[_only_argument(module), {"tensor": 0}]]}
     _take_and_return_tensors(module, example, trees)
-    program, twin = _programs(module, example)
+    try:
+        program, twin = _programs(module, example)
+    except TeacherError as error:
+        raise problem or error from error
     names = ("input",) if example.tree is None else _unique(names_in(example.tree))
     outputs = _unique(_output_names(trees[-1]), names)
     return Exported(program, Signature(names, outputs, arguments, trees[-1]), twin)
@@ -56,15 +64,13 @@ def _only_argument(module: nn.Module) -> str:
     return next(iter(inspect.signature(module.forward).parameters), "input")
 
 
-def _is_plain(module: nn.Module, example: Example) -> bool:
-    if example.tree is not None:
+def _returns_one_tensor(program: torch.export.ExportedProgram) -> bool:
+    spec = program.call_spec.out_spec
+    last: Any = list(program.graph.nodes)[-1].args[0]
+    if spec is None or not spec.is_leaf() or not isinstance(last[-1], fx.Node):
         return False
-    try:
-        with torch.no_grad():
-            result = called(module, None, example.at(EXPORT_BATCH))
-    except Exception:  # What is wrong is told by torch.export.
-        return True
-    return isinstance(result, Tensor) and result.is_floating_point()
+    value = last[-1].meta["val"]
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _take_and_return_tensors(module: nn.Module, example: Example, trees: list[Tree]) -> None:
