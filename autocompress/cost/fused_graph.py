@@ -128,8 +128,9 @@ class _Splitter:
         return self.found
 
     def outputs(self) -> tuple[str, ...]:
-        """Return the network's outputs, in floats; that of a section that does not end it, as it lies."""
-        outputs = self.network.outputs
+        """Return the network's outputs, in floats; that of a section that does not end it, as it lies. What
+        depends on no input is a constant of the file and takes no time."""
+        outputs = [name for name in self.network.outputs if name in self.tensor]
         return tuple(self._float(name) if self.section.ends else self.tensor[name] for name in outputs)
 
     def _alias(self, node: Node) -> None:

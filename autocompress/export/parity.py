@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import StudentError
+from autocompress.graph.module import GraphModule
 
 FLOAT_ERROR = 1e-3
 ROUNDED_ERROR = 0.05
 ROUNDED_AGREEMENT = 0.9
 _TIE = 0.01
 
+Tensors = Sequence[Tensor]
 Runner = Callable[[NDArray[np.float32]], NDArray[Any]]
 
 
@@ -72,15 +74,48 @@ def check_parity(
     pieces = [run(piece.contiguous().numpy()) for piece in inputs.split(runtime_batch)]
     actual = np.concatenate(pieces).astype(np.float64)
     parity = compare(expected, actual)
-    reason = _failure(parity, rounds, classes)
+    _refuse(_failure(parity, rounds, classes), f"{count} examples")
+    return parity
+
+
+def check_calls(
+    module: GraphModule, run_all: Callable[[list[NDArray[Any]]], list[NDArray[Any]]], calls: Sequence[Tensors]
+) -> Parity:
+    """Compare all outputs of a module and of its exported file, in floats; the worst output counts.
+
+    Args:
+        module: in eval mode, of any number of inputs and outputs.
+        run_all: runs the exported file on the arrays of all inputs and returns those of all outputs.
+        calls: the tensors of each call, as the file's inputs are shaped.
+
+    Raises:
+        StudentError: outputs differ in shape, are not finite, or differ by more than 0.1 % of their range.
+    """
+    expected, actual = [], []
+    for tensors in calls:
+        with torch.no_grad():
+            expected.append([one.double().numpy() for one in module.outputs_of(list(tensors))])
+        actual.append([np.asarray(one, np.float64) for one in run_all([one.numpy() for one in tensors])])
+    pairs = zip(zip(*expected, strict=True), zip(*actual, strict=True), strict=True)
+    found = [compare(np.stack(one), np.stack(other)) for one, other in pairs]
+    parity = Parity(
+        max_error=max(one.max_error for one in found),
+        mean_error=max(one.mean_error for one in found),
+        agreement=min(one.agreement for one in found),
+        examples=len(calls),
+    )
+    _refuse(_failure(parity, rounds=False, classes=False), f"{len(calls)} calls")
+    return parity
+
+
+def _refuse(reason: str, where: str) -> None:
     if reason:
         raise StudentError(
             "the exported file computes something else than the model",
-            where=f"{count} examples",
+            where=where,
             why=reason,
             fix="export the student in 32 bits, or report the layer that differs",
         )
-    return parity
 
 
 def compare(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> Parity:

@@ -279,7 +279,7 @@ def _fold_constants(network: Network, weights: Weights) -> Network:
 
 
 def _constant_name(node: str, params: Mapping[str, ParamSpec]) -> str:
-    """The name of a folded value: under that of its node, or beside it where that is a parameter itself."""
+    """Return the name of a folded value: under that of its node, or beside it where that is a parameter."""
     parts = node.split(".")
     taken = any(".".join(parts[:count]) in params for count in range(1, len(parts) + 1))
     return f"{node}_constant" if taken else f"{node}.constant"

@@ -54,6 +54,7 @@ class OpenedTeacher:
     network: Network
     weights: Weights
     shipped: tuple[Network, Weights]
+    example: Example
     without_onnx: tuple[TeacherError, ...] = ()
 
 
@@ -99,7 +100,7 @@ def open_teacher(
         missing = without_onnx_form(folded, folded_weights)
     else:
         to_onnx(folded, folded_weights, torch_operators=runs_torch_operators(runtime))
-    return OpenedTeacher(loaded, opened_data, network, weights, (folded, folded_weights), missing)
+    return OpenedTeacher(loaded, opened_data, network, weights, (folded, folded_weights), example, missing)
 
 
 def open_data(

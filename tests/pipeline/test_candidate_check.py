@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from places import NETWORKS
 from priced_networks import small_resnet
 from tiny_networks import stripes, tiny_net
 from torch import Tensor, nn
@@ -108,3 +109,23 @@ def test_the_command_prints_the_answer_and_ends_with_it(tmp_path: Path):
 def test_less_than_one_candidate_is_refused():
     with pytest.raises(InputError, match="candidates is 0"):
         ac.check(tiny_net(), input_size=8, candidates=0, console=QUIET)
+
+
+STRANGER = """
+import sys
+sys.path.insert(0, "{networks}")
+from strangers import STRANGERS
+
+def build():
+    make, example = STRANGERS["{name}"]
+    return make(), example(1)
+"""
+
+
+@pytest.mark.parametrize("name", ["denoiser", "siamese", "detector", "pyramid", "words"])
+def test_networks_of_several_tensors_are_compared_call_by_call(name: str, tmp_path: Path):
+    (tmp_path / "teacher.py").write_text(STRANGER.format(networks=NETWORKS, name=name))
+    check = ac.check(f"{tmp_path}/teacher.py:build", candidates=2, console=QUIET)
+    assert not check.failed, check.conclusion
+    assert {one.precision for one in check.candidates} == {"fp32"}
+    assert all(one.parity is not None and one.parity.max_error < 1e-4 for one in check.candidates)

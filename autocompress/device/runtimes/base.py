@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,14 @@ class Session(Protocol):
 
     def run_once(self) -> None:
         """Run one inference on a fixed random input, for timing."""
+
+
+@runtime_checkable
+class SeveralTensorsSession(Session, Protocol):
+    """Run a loaded model of any number of inputs and outputs."""
+
+    def run_all(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return all outputs of one batch of all inputs, in the order of the file."""
 
 
 class Runtime(Protocol):

@@ -14,10 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.cost.kernels import Kernel, kernels
-from autocompress.device.runtimes.base import Runtime, get_runtime, runs_torch_operators
+from autocompress.device.runtimes.base import (
+    Runtime,
+    Session,
+    SeveralTensorsSession,
+    get_runtime,
+    runs_torch_operators,
+)
 from autocompress.errors import AutocompressError, InputError
 from autocompress.export.onnx import to_onnx
-from autocompress.export.parity import Parity, check_model, check_parity
+from autocompress.export.parity import Parity, check_calls, check_model, check_parity
 from autocompress.files import JsonObject
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights
@@ -43,6 +49,8 @@ CALIBRATION_IMAGES, COMPARED_IMAGES, COMPARED_NOISE = 16, 16, 8
 REMOVING_KINDS = frozenset({"width", "rank", "structure", "block", "merge"})
 """Kinds of site whose choices remove multiply-adds."""
 
+COMPARED_CALLS = 4
+"""Of a network of several inputs or outputs."""
 QUICK = Quantize(ranges="minmax", correct_biases=False)
 """Enough for whether a file computes what its network does."""
 
@@ -174,11 +182,11 @@ def check_opened(
     """Check a teacher that is opened already; see `check_network`."""
     started = time.monotonic()
     engine = get_runtime(runtime)
-    _refuse_several_tensors(opened)
     bound = probed(bind(space, opened.network), opened.weights)
-    checker = _Checker(opened, bound, engine, *_examples(opened, seed))
+    several = opened.network.signature is not None
+    checker = _Checker(opened, bound, engine, *((None, None) if several else _examples(opened, seed)))
     found = kernels(deployed_network(bound, Candidate()))
-    drawn = _drawn(bound, candidates, engine.precisions, seed)
+    drawn = _drawn(bound, candidates, ("fp32",) if several else engine.precisions, seed)
     checked = []
     with console.stage("checking candidates", len(drawn)) as stage:
         for name, precision, candidate in drawn:
@@ -198,17 +206,6 @@ def check_opened(
         candidates=tuple(checked),
         seconds=time.monotonic() - started,
     )
-
-
-def _refuse_several_tensors(opened: OpenedTeacher) -> None:
-    signature = opened.network.signature
-    if signature is not None:
-        raise InputError(
-            "candidates are compared on one input tensor and one float output",
-            where=opened.teacher.name,
-            why=f"the network takes {', '.join(signature.inputs)} and returns {', '.join(signature.outputs)}",
-            fix="run autocompress inspect, which takes it as it is, or wrap it in a module with one of each",
-        )
 
 
 def _drawn(
@@ -246,13 +243,17 @@ def _examples(opened: OpenedTeacher, seed: int) -> tuple[Split, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _Checker:
-    """Take candidates through every step that a search would, but for training and timing."""
+    """Take candidates through every step that a search would, but for training and timing.
+
+    Without `examples` and `compared`, as for networks of several tensors, candidates are in floats and whole
+    calls are compared.
+    """
 
     opened: OpenedTeacher
     bound: BoundSpace
     engine: Runtime
-    examples: Split
-    compared: Tensor
+    examples: Split | None
+    compared: Tensor | None
 
     def check(self, name: str, precision: str, candidate: Candidate) -> CheckedCandidate:
         """Return how a candidate went; whatever fails is its reason."""
@@ -274,9 +275,7 @@ class _Checker:
             step = f"running in {self.engine.name}"
             session = self.engine.load(model.SerializeToString(), 1)
             step = "comparing"
-            rounds = self.engine.rounds or bool(plan(module.source_network))
-            classes = self.opened.data is not None
-            parity = check_parity(module, session.run, self.compared, rounds=rounds, classes=classes)
+            parity = self._parity(module, session)
         except AutocompressError as error:
             reason = f"{step}: {error.what}" + (f": {error.why}" if error.why else "")
         except Exception as error:
@@ -286,10 +285,26 @@ class _Checker:
             name, candidate.key, precision, len(candidate.choices), macs, reason, parity, seconds
         )
 
+    def _parity(self, module: GraphModule, session: Session) -> Parity:
+        if self.compared is None:
+            if not isinstance(session, SeveralTensorsSession):
+                raise InputError(
+                    f"{self.engine.name} runs networks of one input and one output",
+                    fix="check it with --runtime onnxruntime",
+                )
+            calls = [self.opened.example.at(1, seed) for seed in range(COMPARED_CALLS)]
+            return check_calls(module, session.run_all, calls)
+        rounds = self.engine.rounds or bool(plan(module.source_network))
+        classes = self.opened.data is not None
+        return check_parity(module, session.run, self.compared, rounds=rounds, classes=classes)
+
     def _shipped(self, network: Network, weights: Weights) -> GraphModule:
         """Return the network as it would be exported, with ranges of the examples where it has 8 bits."""
         module = build(network, weights)
-        recalibrate_batch_norms(module, self.examples.batches(CALIBRATION_IMAGES))
+        if self.examples is not None:
+            recalibrate_batch_norms(module, self.examples.batches(CALIBRATION_IMAGES))
         folded, folded_weights = fold_batch_norms(module.source_network, module.export_weights())
         assert folded_weights is not None
+        if self.examples is None:
+            return build(folded, folded_weights)
         return quantized(folded, folded_weights, self.examples, QUICK)
