@@ -34,7 +34,7 @@ from joint_space import Bench
 from autocompress.device.measure.statistics import rank_correlation
 from autocompress.problem.candidate import Candidate
 from autocompress.search.halving import KEPT_SHARE
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.sensitivity import MEASURES
 from autocompress.transforms.families.quantize import plan
 
@@ -63,17 +63,17 @@ def epochs_of_rungs(epochs: float) -> tuple[float, ...]:
     return epochs / KEPT_SHARE**2, epochs / KEPT_SHARE
 
 
-def trained(bench: Bench, workshop: Workshop, candidate: Candidate, epochs: float) -> Row:
+def trained(bench: Bench, builder: StudentBuilder, candidate: Candidate, epochs: float) -> Row:
     started = time.perf_counter()
     harm = {measure: bench.solver(measure).harm(candidate) for measure in MEASURES}
     one_shot, done, accuracies, module = bench.accuracy(candidate), 0.0, list[float](), None
     for part, reached in enumerate(epochs_of_rungs(epochs), start=1):
         weights = None if module is None else module.export_weights()
-        module = workshop.rung(candidate, weights, reached - done, part)
-        accuracies.append(workshop.validated(workshop.quantized(module)).accuracy)
+        module = builder.rung(candidate, weights, reached - done, part)
+        accuracies.append(builder.validated(builder.quantized(module)).accuracy)
         done = reached
     rounded = QUANTIZED_EPOCHS if plan(module.source_network) else 0.0
-    finished = workshop.finish(candidate, epochs - done - rounded, rounded, start=module)
+    finished = builder.finish(candidate, epochs - done - rounded, rounded, start=module)
     assert finished is not None
     return Row(
         candidate.to_json(), harm, one_shot, tuple(accuracies), finished.validation.accuracy,
@@ -82,15 +82,15 @@ def trained(bench: Bench, workshop: Workshop, candidate: Candidate, epochs: floa
 
 
 def train(bench: Bench, folder: Path, arguments: argparse.Namespace) -> None:
-    shop = bench.one_shot.workshop
+    shop = bench.one_shot.builder
     train_images = shop.data.train.subset(round(arguments.share_of_images * shop.data.train.size))
-    workshop = Workshop(bench.bound, shop.weights, replace(shop.data, train=train_images), shop.saliency)
+    builder = StudentBuilder(bench.bound, shop.weights, replace(shop.data, train=train_images), shop.saliency)
     part, parts = map(int, arguments.part.split("/"))
     for number, candidate in list(enumerate(bench.probes()[: arguments.candidates]))[part::parts]:
         path = folder / f"{number}.json"
         if path.is_file():
             continue
-        row = trained(bench, workshop, candidate, arguments.epochs)
+        row = trained(bench, builder, candidate, arguments.epochs)
         path.write_text(json.dumps(vars(row)), encoding="utf-8")
         print(
             f"{number}: " + ", ".join(f"{value:.4f}" for value in row.stages) + f" ({row.seconds:.0f} s)",

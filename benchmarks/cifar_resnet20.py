@@ -21,7 +21,7 @@ from autocompress.pipeline.certification import Certificate, Device, examine
 from autocompress.pipeline.preparation import OpenedTeacher, bound_space, open_teacher
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import load_space
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 
 FOLDER = Path("runs/cifar-resnet20")
@@ -80,9 +80,9 @@ def in_8_bits(opened: OpenedTeacher) -> Certificate:
     assert opened.data is not None
     bound = bound_space(opened, load_space(SPACE))
     saliency = importances(bound, opened.weights, opened.data)
-    workshop = Workshop(bound, opened.weights, opened.data, saliency)
+    builder = StudentBuilder(bound, opened.weights, opened.data, saliency)
     low = Candidate.of({site.name: 8 for site in bound.of_kind("bits") if 8 in site.options})
-    module = workshop.quantized(workshop.start(low))
+    module = builder.quantized(builder.start(low))
     folder = FOLDER / "8-bits"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -39,7 +39,7 @@ from autocompress.runs.pareto import hypervolume
 from autocompress.search.halving import Plan
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import MEASURES, score
@@ -84,8 +84,8 @@ class Bench:
     @cached_property
     def one_shot(self) -> OneShot:
         saliency = importances(self.bound, self.opened.weights, self.opened.data)
-        workshop = Workshop(self.bound, self.opened.weights, self.opened.data, saliency)
-        return OneShot(workshop, self.images, CACHE_BYTES)
+        builder = StudentBuilder(self.bound, self.opened.weights, self.opened.data, saliency)
+        return OneShot(builder, self.images, CACHE_BYTES)
 
     @cached_property
     def damage(self) -> dict[str, dict[tuple[str, Option], float]]:

@@ -28,7 +28,7 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import Data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import Evaluation, evaluate_session
-from autocompress.students.builder import Finished, Workshop
+from autocompress.students.builder import Finished, StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.families.fold import fold_batch_norms
@@ -66,13 +66,13 @@ def main() -> int:
     epochs = arguments.epochs * (len(arguments.forms) if len(arguments.epochs) == 1 else 1)
     opened = open_teacher(arguments.teacher, arguments.data)
     assert opened.data is not None and opened.data.test is not None
-    workshop = workshop_of(opened, arguments.seed, arguments.learning_rate)
+    builder = workshop_of(opened, arguments.seed, arguments.learning_rate)
     teacher = tested(*fold_batch_norms(opened.network, opened.weights), opened.data).accuracy
     print(f"teacher, float32: {teacher:.2%} on {opened.data.test.size} test images")
     print("| weights | epochs | held-out, % | test, % | points lost | bits a weight | student.acz, KiB |")
     print("|---|---|---|---|---|---|---|")
     for form, count in zip(arguments.forms, epochs, strict=True):
-        one = row(workshop, form, count, arguments.quantized_epochs)
+        one = row(builder, form, count, arguments.quantized_epochs)
         lost = 100 * (teacher - one.test)
         print(
             f"| {form} | {count:g} + {arguments.quantized_epochs:g} | {100 * one.validation:.2f} "
@@ -90,24 +90,24 @@ def tell(what: str, done: int, total: int) -> None:
         print(f"{what}: {done} of {total} steps, {time.strftime('%X')}", file=sys.stderr, flush=True)
 
 
-def workshop_of(opened: OpenedTeacher, seed: int = 0, learning_rate: float | None = None) -> Workshop:
+def workshop_of(opened: OpenedTeacher, seed: int = 0, learning_rate: float | None = None) -> StudentBuilder:
     assert opened.data is not None
     bound = bind(parse_space(SPACE), opened.network)
     saliency = importances(bound, opened.weights, opened.data)
-    return Workshop(
+    return StudentBuilder(
         bound, opened.weights, opened.data, saliency, DistillSettings(seed=seed, learning_rate=learning_rate)
     )
 
 
-def row(workshop: Workshop, form: str, epochs: float, quantized_epochs: float) -> Row:
+def row(builder: StudentBuilder, form: str, epochs: float, quantized_epochs: float) -> Row:
     """Trains, exports, and reads the test images."""
-    sites = workshop.bound.of_kind("bits")
+    sites = builder.bound.of_kind("bits")
     option = int(form) if form.isdigit() else form
     ends = {sites[0].name, sites[-1].name}
     candidate = Candidate.of({site.name: 8 if site.name in ends else option for site in sites})
-    finished = workshop.finish(candidate, epochs, quantized_epochs, tell)
+    finished = builder.finish(candidate, epochs, quantized_epochs, tell)
     assert finished is not None
-    test = tested(finished.network, finished.weights, workshop.data)
+    test = tested(finished.network, finished.weights, builder.data)
     bits, size = bits_a_weight(finished.network, finished.weights), len(acz_of(finished))
     return Row(finished.validation.accuracy, test.accuracy, test.accuracy_std_err, bits, size)
 

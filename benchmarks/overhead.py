@@ -161,7 +161,7 @@ def memory_growth(end: int) -> None:
     from autocompress.runs.store import RunStore
     from autocompress.search.halving import Plan
     from autocompress.search.loop import Search, Setting
-    from autocompress.students.builder import Workshop
+    from autocompress.students.builder import StudentBuilder
     from autocompress.students.evaluator import Evaluator
     from autocompress.students.importances import importances
     from autocompress.transforms.sites import bind
@@ -183,7 +183,7 @@ def memory_growth(end: int) -> None:
     pricer = Pricer(
         bind(parse_space(SPACE), network), CostModel(load_profile("epyc-zen5-onnxruntime-1-thread"))
     )
-    workshop = Workshop(pricer.bound, weights, data, importances(pricer.bound, weights, data))
+    builder = StudentBuilder(pricer.bound, weights, data, importances(pricer.bound, weights, data))
     limits = Limits(latency_ms=0.95 * pricer.teacher.latency_ms)
     process, used = psutil.Process(), dict[int, int]()
 
@@ -204,7 +204,7 @@ def memory_growth(end: int) -> None:
     with RunStore.create(FOLDER, {"identity": {}}, {}) as store:
         setting = Setting(
             pricer, Repairer(pricer, limits, {}), limits, plan, store,
-            Weighing(Evaluator(workshop, FOLDER / "distilled")),
+            Weighing(Evaluator(builder, FOLDER / "distilled")),
             as_predicted(pricer), FOLDER / "distilled", Console(quiet=True),
         )  # fmt: skip
         Search(setting).run()

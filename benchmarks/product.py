@@ -41,7 +41,7 @@ from autocompress.search.halving import Plan
 from autocompress.search.proposers.pair_terms import pair_terms
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver, pairs_of_rows
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import Scorer, score
@@ -96,8 +96,10 @@ class Bench:
     def saliency(self) -> Any:
         return importances(self.bound, self.opened.weights, self.data)
 
-    def workshop(self, seed: int = 0) -> Workshop:
-        return Workshop(self.bound, self.opened.weights, self.data, self.saliency, DistillSettings(seed=seed))
+    def builder(self, seed: int = 0) -> StudentBuilder:
+        return StudentBuilder(
+            self.bound, self.opened.weights, self.data, self.saliency, DistillSettings(seed=seed)
+        )
 
     def jobs(self) -> list[Job]:
         seeds = range(self.arguments.seeds)
@@ -128,7 +130,7 @@ class Bench:
 
     @cached_property
     def one_shot(self) -> OneShot:
-        return OneShot(self.workshop(), IMAGES, 2**30)
+        return OneShot(self.builder(), IMAGES, 2**30)
 
     def solver(self, share: float, with_pairs: bool = True) -> Solver:
         """As of a search: with the terms of pairs where sums of scores will not do for this limit."""
@@ -208,7 +210,7 @@ class Bench:
         folder = self.keep / "students" / job.name
         if folder.is_dir():
             return
-        shop, epochs = self.workshop(job.seed), self.arguments.epochs
+        shop, epochs = self.builder(job.seed), self.arguments.epochs
         candidates, started = self.candidates(job), time.monotonic()
         rungs: list[tuple[float, Candidate, Any]] = []
         if len(candidates) > 1:

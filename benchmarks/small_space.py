@@ -38,7 +38,7 @@ from autocompress.runs.pareto import hypervolume
 from autocompress.search.halving import Plan
 from autocompress.search.proposers.samplers import proposer
 from autocompress.search.proposers.solver import Solver
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import score
@@ -91,8 +91,8 @@ class Residual(nn.Module):
         return self.classify(x.mean((2, 3)))
 
 
-def pricer_of_teacher(data: Data) -> tuple[Pricer, Workshop]:
-    """The network, trained on the digits, its space, and a workshop that makes candidates of it."""
+def pricer_of_teacher(data: Data) -> tuple[Pricer, StudentBuilder]:
+    """The network, trained on the digits, its space, and a builder that makes candidates of it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Residual()
@@ -107,15 +107,15 @@ def pricer_of_teacher(data: Data) -> tuple[Pricer, Workshop]:
     bound = bind(space, network)
     found = kernels(deployed_network(bound, Candidate()), profile.layouts)
     pricer = Pricer(bound, CostModel(profile.for_network(network.input_shape, network_kernels=found)))
-    return pricer, Workshop(bound, weights, data, importances(bound, weights, data))
+    return pricer, StudentBuilder(bound, weights, data, importances(bound, weights, data))
 
 
-def accuracies(pricer: Pricer, workshop: Workshop, keep: Path) -> dict[str, float]:
+def accuracies(pricer: Pricer, builder: StudentBuilder, keep: Path) -> dict[str, float]:
     """One-shot accuracy of every candidate by its key."""
     if keep.is_file():
         return dict(json.loads(keep.read_text(encoding="utf-8")))
     found: dict[str, float] = {}
-    one_shot = OneShot(workshop)
+    one_shot = OneShot(builder)
     for candidate in every(pricer):
         found[candidate.key] = one_shot(candidate).evaluation.accuracy
     keep.parent.mkdir(parents=True, exist_ok=True)
@@ -174,10 +174,10 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("runs/small-space/accuracies.json"))
     arguments = parser.parse_args()
     data = load_data("digits")
-    pricer, workshop = pricer_of_teacher(data)
-    accuracy = accuracies(pricer, workshop, arguments.keep)
+    pricer, builder = pricer_of_teacher(data)
+    accuracy = accuracies(pricer, builder, arguments.keep)
     candidates = every(pricer)
-    damage = score(OneShot(workshop))["divergence"]
+    damage = score(OneShot(builder))["divergence"]
     solver = Solver(pricer, damage)
     ranks = [
         np.argsort(np.argsort(values))

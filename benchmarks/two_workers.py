@@ -34,7 +34,7 @@ from autocompress.runs.store import RunStore
 from autocompress.runs.tasks import Executor, Stage
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.evaluator import Evaluator
 from autocompress.students.importances import importances
 from autocompress.students.remote import remote_evaluator
@@ -65,7 +65,7 @@ class Clocked:
 
 
 def per_minute(
-    opened: OpenedTeacher, pricer: Pricer, workshop: Workshop, plan: Plan, workers: int
+    opened: OpenedTeacher, pricer: Pricer, builder: StudentBuilder, plan: Plan, workers: int
 ) -> tuple[float, float]:
     """Candidates per minute over the whole search, and from the third to the last."""
     limits = Limits(latency_ms=0.5 * pricer.teacher.latency_ms)
@@ -73,7 +73,7 @@ def per_minute(
     started = time.perf_counter()
     if workers:
         factory = remote_evaluator(
-            workshop,
+            builder,
             load_space(SPACE),
             FOLDER / "distilled",
             data_spec=None,
@@ -82,7 +82,7 @@ def per_minute(
         on = Clocked(executor(factory, workers))
     else:
         torch.set_num_threads(2)
-        on = Clocked(InProcess(Evaluator(workshop, FOLDER / "distilled")))
+        on = Clocked(InProcess(Evaluator(builder, FOLDER / "distilled")))
     with RunStore.create(FOLDER, {"identity": {}}, {}) as store:
         try:
             setting = Setting(
@@ -118,9 +118,9 @@ def main() -> int:
             arguments.trials, arguments.epochs, arguments.epochs, 0.01, 0, 1, sampler="random", seed=turn
         )
         for workers in found:
-            # The teacher's outputs are kept in a workshop; each way starts without them.
-            workshop = Workshop(pricer.bound, opened.weights, data, saliency)
-            found[workers].append(per_minute(opened, pricer, workshop, plan, workers))
+            # The teacher's outputs are kept in a builder; each way starts without them.
+            builder = StudentBuilder(pricer.bound, opened.weights, data, saliency)
+            found[workers].append(per_minute(opened, pricer, builder, plan, workers))
             whole, steady = found[workers][-1]
             print(f"turn {turn}, {workers} workers: {whole:.1f} a minute, steady {steady:.1f}", flush=True)
     for index, what in enumerate(("whole search", "from the third trial on")):

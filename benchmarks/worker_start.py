@@ -22,7 +22,7 @@ from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.problem.space import load_space
 from autocompress.runs.ray_workers import executor
 from autocompress.runs.tasks import Arrays, Evaluate, Factory, Result, Task
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.remote import make, remote_evaluator
 
@@ -36,8 +36,8 @@ def weighed(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
     before, started = process.memory_full_info().uss, time.perf_counter()
     evaluator: Any = make(config, arrays)
     if "spec" in config:  # such a worker finds the importances by itself
-        workshop = evaluator.workshop
-        importances(workshop.bound, workshop.weights, workshop.data)
+        builder = evaluator.builder
+        importances(builder.bound, builder.weights, builder.data)
     seconds, used = time.perf_counter() - started, process.memory_full_info().uss - before
 
     def evaluate(_: Task) -> Mapping[str, Any]:
@@ -76,7 +76,7 @@ def main() -> int:
     bound = bound_space(opened, space)
     saliency = importances(bound, opened.weights, opened.data)
     packed = remote_evaluator(
-        Workshop(bound, opened.weights, opened.data, saliency), space, Path.cwd() / "distilled"
+        StudentBuilder(bound, opened.weights, opened.data, saliency), space, Path.cwd() / "distilled"
     )
     config = {key: value for key, value in packed.config.items() if key != "data"}
     hints = vars(opened.teacher.preprocessing)

@@ -38,7 +38,7 @@ from autocompress.search.failures import Failures
 from autocompress.search.proposers.pair_terms import most_scored, pair_terms
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs, Solver, pairs_of_rows
 from autocompress.search.replay import LONGEST_DETAIL
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.one_shot import OneShot
 from autocompress.students.sensitivity import MEASURES, Damage, Ranking, choices_to_score, described, ranked
 from autocompress.transforms.sampling import random_candidate
@@ -74,7 +74,7 @@ class Scoring:
     `crash` is what brought the last process of this run down.
     """
 
-    workshop: Workshop
+    builder: StudentBuilder
     pricer: Pricer
     limits: Limits
     store: RunStore
@@ -143,7 +143,7 @@ class Scoring:
 
     def _score(self, found: _Found, images: int) -> None:
         """Compute what is not found yet. Raises TooManyFailuresError where scores fail from the start."""
-        choices = list(choices_to_score(self.workshop.bound))
+        choices = list(choices_to_score(self.builder.bound))
         failures = Failures(self.store.paths.root, "choices", "choice_scored", only_alike=False)
 
         def tell(result: Result) -> None:
@@ -167,7 +167,7 @@ class Scoring:
 
     def _learns(self, choice: tuple[str, Option]) -> bool:
         """Return whether what replaces a part of the teacher learns from that part first."""
-        site = self.workshop.bound.by_name[choice[0]]
+        site = self.builder.bound.by_name[choice[0]]
         return site.kind in ("block", "structure") and choice[1] != "drop"
 
     def _has_time(self) -> bool:
@@ -220,9 +220,9 @@ class Scoring:
         """Measure how well each measure ranks random candidates inside the budgets by their loss in one
         shot."""
         pricer, rng = self.pricer, random.Random(self.seed)
-        one_shot = OneShot(self.workshop, images=PROBE_IMAGES, fit_images=images)
+        one_shot = OneShot(self.builder, images=PROBE_IMAGES, fit_images=images)
         repair = Repairer(pricer, self.limits, {})
-        drawn = (repair(random_candidate(self.workshop.bound, rng)) for _ in range(PROBES))
+        drawn = (repair(random_candidate(self.builder.bound, rng)) for _ in range(PROBES))
         probes = list({probe.key: probe for probe in drawn}.values())
         losses = {probe: loss for probe in probes if math.isfinite(loss := _loss(one_shot, probe))}
         harms = {name: Solver(pricer, one).harm for name, one in scores.items()}
@@ -231,12 +231,12 @@ class Scoring:
     def _images(self) -> int:
         """Return how many images to score with, fewer for large networks: all choices together get a fixed
         number of multiply-adds, or a share of the time limit, by the speed of the teacher."""
-        choices = sum(len(site.options) for site in self.workshop.bound.free)
+        choices = sum(len(site.options) for site in self.builder.bound.free)
         choices += most_scored(choices)
         affordable = SCORE_MACS / (2 * choices * max(1, self.pricer.teacher.macs))
         if self.time_limit_s is not None:
             limit = SCORE_SHARE * self.time_limit_s
-            each_s = image_s(self.workshop.teacher, self.workshop.data)
+            each_s = image_s(self.builder.teacher, self.builder.data)
             affordable = min(affordable, limit / (2 * choices * each_s))
         return 2 ** min(max(int(math.log2(max(affordable, 1))), 5), 8)
 

@@ -47,7 +47,7 @@ from autocompress.runs.tasks import Executor
 from autocompress.search.finalists import patiently
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.checkpoints import RUNGS, discard, save_teacher
 from autocompress.students.evaluator import Evaluator
 from autocompress.students.importances import importances
@@ -309,19 +309,21 @@ class _SearchRun:
         check_reachable(begun.limits, self.prepared.pricer.smallest)
         return begun
 
-    def _builder(self) -> Workshop:
+    def _builder(self) -> StudentBuilder:
         weights = self.prepared.opened.weights
         settings = self.request.options.distill_settings
-        return Workshop(self.bound, weights, self.data, importances(self.bound, weights, self.data), settings)
+        return StudentBuilder(
+            self.bound, weights, self.data, importances(self.bound, weights, self.data), settings
+        )
 
-    def _evaluator(self, builder: Workshop) -> Evaluator | None:
+    def _evaluator(self, builder: StudentBuilder) -> Evaluator | None:
         """Return that of this process; None where there are workers."""
         if self.request.options.is_distributed:
             return None
         device = self.prepared.device
         return Evaluator(builder, self.paths.distilled, device.batch, device.torch_operators)
 
-    def _executor(self, evaluator: Evaluator | None, builder: Workshop) -> Executor:
+    def _executor(self, evaluator: Evaluator | None, builder: StudentBuilder) -> Executor:
         request, options = self.request, self.request.options
         if evaluator is not None:
             return InProcess(evaluator, options.trial_timeout_s, self.paths.crash)

@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass
-class Workshop:
+class StudentBuilder:
     """Hold everything that students are made from. One per process; the teacher's outputs are shared.
 
     `settings` is how they are trained, but for the epochs, which each training has of its own.

@@ -14,7 +14,7 @@ from autocompress.files import JsonObject
 from autocompress.problem.candidate import Candidate
 from autocompress.runs.tasks import Stage, Task
 from autocompress.students.accuracy import Evaluation
-from autocompress.students.builder import Progress, Workshop
+from autocompress.students.builder import Progress, StudentBuilder
 from autocompress.students.checkpoints import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
 from autocompress.students.one_shot import OneShot, Rival
 from autocompress.students.sensitivity import Scorer
@@ -27,11 +27,11 @@ class Evaluator:
     """Answer a task with JSON values; see `_trial` and `_final` for the names."""
 
     def __init__(
-        self, workshop: Workshop, folder: Path, batch: int = 1, torch_operators: bool = False
+        self, builder: StudentBuilder, folder: Path, batch: int = 1, torch_operators: bool = False
     ) -> None:
-        self.workshop, self.folder = workshop, folder
+        self.builder, self.folder = builder, folder
         self.batch, self.torch_operators = batch, torch_operators
-        self.one_shot = OneShot(workshop)
+        self.one_shot = OneShot(builder)
         self._scorers: dict[int, Scorer] = {}
         self.progress: Progress | None = None
         self.stop: Callable[[], bool] | None = None
@@ -50,13 +50,13 @@ class Evaluator:
     def _score(self, candidate: Candidate, payload: JsonObject) -> JsonObject:
         images = int(payload["images"])
         if images not in self._scorers:
-            self._scorers[images] = Scorer(OneShot(self.workshop, fit_images=images, fit_rows=SCORE_ROWS))
+            self._scorers[images] = Scorer(OneShot(self.builder, fit_images=images, fit_rows=SCORE_ROWS))
         return self._scorers[images](candidate)
 
     def _trial(self, candidate: Candidate, payload: JsonObject) -> JsonObject:
         epochs = float(payload["epochs"])
         if epochs > 0:
-            return _values(self.workshop.trial(candidate, epochs))
+            return _values(self.builder.trial(candidate, epochs))
         shot = self.one_shot(candidate, Rival.from_json(payload.get("rival")))
         return {**_values(shot.evaluation), "images": shot.evaluation.count, "stopped": shot.stopped}
 
@@ -68,19 +68,19 @@ class Evaluator:
         if found is not None and found.epochs not in (float(payload.get("before", 0)), epochs):
             found = None
         done = 0.0 if found is None else found.epochs
-        workshop = self.workshop
+        builder = self.builder
         weights = None if found is None else found.weights
-        module = workshop.rung(candidate, weights, epochs - done, part=int(payload.get("rung", 1)))
+        module = builder.rung(candidate, weights, epochs - done, part=int(payload.get("rung", 1)))
         if done < epochs:
             save_checkpoint(path, Checkpoint(epochs, module.export_weights()))
-        result = workshop.validated(workshop.quantized(module))
+        result = builder.validated(builder.quantized(module))
         return {**_values(result), "trained_epochs": epochs - done}
 
     def _final(self, candidate: Candidate, payload: JsonObject) -> JsonObject:
         """Distil from the checkpoint of the candidate's last rung, where there is one."""
         found = load_checkpoint(checkpoint_path(self.folder, candidate))
-        start = None if found is None else self.workshop.gone_on(candidate, found.weights)
-        finished = self.workshop.finish(
+        start = None if found is None else self.builder.gone_on(candidate, found.weights)
+        finished = self.builder.finish(
             candidate,
             float(payload["epochs"]),
             float(payload["quantized_epochs"]),

@@ -51,7 +51,7 @@ from autocompress.transforms.families.quantize import plan, with_ranges
 from autocompress.transforms.families.sparsity import sharing_layers, sparse_layers
 
 if TYPE_CHECKING:
-    from autocompress.students.builder import Workshop
+    from autocompress.students.builder import StudentBuilder
 
 FIT_IMAGES = 256
 FIT_ROWS, FEWEST_ROWS = 4096, 1024
@@ -86,7 +86,7 @@ class Shot:
 
 @dataclass
 class OneShot:
-    """Evaluate candidates of a workshop. One per process.
+    """Evaluate candidates of a builder. One per process.
 
     `images` limits the held-out images, `fit_images` the calibration images that layers are fitted to (fewer
     where values are large, see `batch_that_fits`, and so with `batch`), `fit_rows` the places of them that a
@@ -94,7 +94,7 @@ class OneShot:
     after `batch` images, and then whenever their number has doubled.
     """
 
-    workshop: Workshop
+    builder: StudentBuilder
     images: int | None = None
     maximum_bytes: int = PREFIX_BYTES
     fit_images: int = FIT_IMAGES
@@ -105,7 +105,7 @@ class OneShot:
 
     def __post_init__(self) -> None:
         self.cache = PrefixCache(self.maximum_bytes)
-        most = batch_that_fits(self.workshop.teacher.source_network)
+        most = batch_that_fits(self.builder.teacher.source_network)
         self.fit_images, self.batch = min(self.fit_images, most), min(self.batch, most)
 
     def __call__(self, candidate: Candidate, rival: Rival | None = None) -> Shot:
@@ -113,7 +113,7 @@ class OneShot:
         needed."""
         student = self.student(candidate)
         known = None if rival is None else self._seen.get(rival.key)
-        task = self.workshop.data.task
+        task = self.builder.data.task
         total, seen = self._held_out.size, Tally(task)
         look = self.batch
         labels = iter(self._held_out.labels.split(self.batch))
@@ -139,14 +139,14 @@ class OneShot:
         Layers that are sparse, share values or have fewer than 8 bits are made as for training, and such a
         student shares no block with others.
         """
-        workshop = self.workshop
-        network, weights = apply(workshop.bound, workshop.weights, candidate, workshop.saliency)
+        builder = self.builder
+        network, weights = apply(builder.bound, builder.weights, candidate, builder.saliency)
         assert weights is not None
         if network.steps or any(sparse_layers(network)) or any(sharing_layers(network)):
-            return workshop.quantized(workshop.start(candidate))
-        fixed = workshop.take_learned(network, weights, candidate)
+            return builder.quantized(builder.start(candidate))
+        fixed = builder.take_learned(network, weights, candidate)
         module = build(network, weights)
-        kept = kept_channels(workshop.bound, candidate, workshop.saliency)
+        kept = kept_channels(builder.bound, candidate, builder.saliency)
         ranges = self._fitted(module, kept, fixed)
         folded, weights = fold_batch_norms(network, module.export_weights())
         assert weights is not None
@@ -156,13 +156,13 @@ class OneShot:
     def _held_out(self) -> Split:
         """Return the images that are held out, in an order in which every prefix holds each class in its
         share."""
-        split = self.workshop.data.validation
+        split = self.builder.data.validation
         return split.subset(split.size if self.images is None else min(self.images, split.size))
 
     def _batches(self) -> Iterable[Batch]:
         """Return the held-out images in order, read again for every candidate where they are too many to
         keep."""
-        image_bytes = 4 * math.prod(self.workshop.data.input_shape)
+        image_bytes = 4 * math.prod(self.builder.data.input_shape)
         return self._kept_batches if self._held_out.size * image_bytes <= IMAGE_BYTES else self._read()
 
     @cached_property
@@ -174,13 +174,13 @@ class OneShot:
 
     @cached_property
     def _examples(self) -> Tensor:
-        return next(iter(self.workshop.data.calibration.batches(self.fit_images)))[0]
+        return next(iter(self.builder.data.calibration.batches(self.fit_images)))[0]
 
     @cached_property
     def _rows(self) -> int:
         """Return how many places a layer is fitted at; what the teacher computes there is kept for all
         layers."""
-        network = self.workshop.teacher.source_network
+        network = self.builder.teacher.source_network
         channels = sum(network.params[node.params[0]].shape[0] for node in solvable_layers(network))
         return max(FEWEST_ROWS, min(self.fit_rows, TARGET_BYTES // (4 * max(1, channels))))
 
@@ -216,7 +216,7 @@ class OneShot:
     def _fitted(self, module: GraphModule, kept: KeptChannels, fixed: frozenset[str]) -> dict[str, Range]:
         """Fit the module in place, but for the layers that are `fixed`; return the ranges of the values that
         can be 8-bit."""
-        network, teacher = module.source_network, self.workshop.teacher
+        network, teacher = module.source_network, self.builder.teacher
         changed = changed_values(network, teacher.source_network)
         layers = {node.name for node in changed_layers(network, teacher.source_network, kept)} - fixed
         sources = _sources_of_ranges(network)
@@ -262,7 +262,7 @@ class OneShot:
         return ranges
 
     def _require_targets(self, layers: set[str]) -> None:
-        teacher = self.workshop.teacher
+        teacher = self.builder.teacher
         missing = [
             node for node in teacher.source_network.nodes if node.name in layers - self._targets.keys()
         ]

@@ -36,7 +36,7 @@ from autocompress.runs.tasks import (
     Tell,
 )
 from autocompress.runs.tasks import Task as Work
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.checkpoints import discard
 from autocompress.students.evaluator import Evaluator
 from autocompress.students.packed_data import DataSpec, Groups, PackedData, is_in_memory, packed
@@ -92,7 +92,7 @@ class RemoteConfig:
 
 
 def remote_evaluator(
-    workshop: Workshop,
+    builder: StudentBuilder,
     space: Space,
     folder: Path,
     *,
@@ -101,38 +101,38 @@ def remote_evaluator(
     data_spec: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Factory:
-    """Return what makes evaluators like `Evaluator(workshop, folder, batch)` in other processes.
+    """Return what makes evaluators like `Evaluator(builder, folder, batch)` in other processes.
 
     `data_spec` and `preprocessing` say how to read the data again where its images stay on disk.
     Raises InputError for such data without a spec.
     """
-    data, images = _travelling(workshop, data_spec, preprocessing or Preprocessing())
-    importances = {f"{_SALIENCY}{method}": values for method, values in workshop.saliency.items()}
+    data, images = _travelling(builder, data_spec, preprocessing or Preprocessing())
+    importances = {f"{_SALIENCY}{method}": values for method, values in builder.saliency.items()}
     config = RemoteConfig(
-        workshop.bound.network,
+        builder.bound.network,
         space,
         folder.resolve(),
-        workshop.settings,
+        builder.settings,
         batch,
         data,
-        workshop.data.task,
+        builder.data.task,
         torch_operators,
     )
-    return Factory(_TARGET, config.to_json(), {"weights": workshop.weights, **importances, **images})
+    return Factory(_TARGET, config.to_json(), {"weights": builder.weights, **importances, **images})
 
 
 def _travelling(
-    workshop: Workshop, spec: str | None, preprocessing: Preprocessing
+    builder: StudentBuilder, spec: str | None, preprocessing: Preprocessing
 ) -> tuple[PackedData | DataSpec, Groups]:
     """Return how the data is described to others, and its arrays."""
-    if is_in_memory(workshop.data):
-        return packed(workshop.data)
+    if is_in_memory(builder.data):
+        return packed(builder.data)
     if spec is None:
         raise InputError(
             "workers cannot be given datasets of this process that are not held in memory",
             fix="give the data as a spec string, such as file.py:callable, or use workers=0",
         )
-    data = workshop.data
+    data = builder.data
     return DataSpec(spec, preprocessing, data.num_classes, tuple(data.class_names), data.targets), {}
 
 
@@ -146,7 +146,7 @@ def make(config: JsonObject, arrays: Arrays) -> Evaluate:
     data = replace(known.data.open(arrays), task=known.task)
     if isinstance(known.data, DataSpec) and known.task.targets == "none":
         data = with_teacher_outputs(build(known.network, weights), data)
-    workshop = Workshop(
+    builder = StudentBuilder(
         bind(known.space, known.network),
         weights,
         data,
@@ -154,9 +154,9 @@ def make(config: JsonObject, arrays: Arrays) -> Evaluate:
         known.settings,
     )
     if known.folder.parent.is_dir():
-        return Evaluator(workshop, known.folder, known.batch, known.torch_operators)
+        return Evaluator(builder, known.folder, known.batch, known.torch_operators)
     folder = Path(tempfile.mkdtemp(prefix="ac-"))
-    return _Sending(Evaluator(workshop, folder, known.batch, known.torch_operators))
+    return _Sending(Evaluator(builder, folder, known.batch, known.torch_operators))
 
 
 @dataclass

@@ -76,8 +76,8 @@ class Scorer:
 
     def __init__(self, one_shot: OneShot) -> None:
         self._one_shot = one_shot
-        split = _unfitted(one_shot.workshop.data.calibration, one_shot.fit_images)
-        network = one_shot.workshop.teacher.source_network
+        split = _unfitted(one_shot.builder.data.calibration, one_shot.fit_images)
+        network = one_shot.builder.teacher.source_network
         most = max(1, OUTPUT_BYTES // (4 * math.prod(network.shape_of(network.output)[1:])))
         self._images = [
             images for images, _ in split.select(torch.arange(min(most, split.size))).batches(BATCH)
@@ -87,7 +87,7 @@ class Scorer:
     def __call__(self, candidate: Candidate) -> dict[str, float]:
         """Return the damage by each measure; one that is no number is infinite."""
         changed = self._outputs(candidate)
-        task = self._one_shot.workshop.data.task
+        task = self._one_shot.builder.data.task
         values = {measure: compute(changed, self._teacher, task) for measure, compute in MEASURES.items()}
         return {name: value if value == value else float("inf") for name, value in values.items()}
 
@@ -99,7 +99,7 @@ class Scorer:
 def score(one_shot: OneShot) -> dict[str, Damage]:
     """Return {measure: {(site, option): damage}} for every choice of `choices_to_score`."""
     scorer = Scorer(one_shot)
-    found = {choice: scorer(Candidate.of([choice])) for choice in choices_to_score(one_shot.workshop.bound)}
+    found = {choice: scorer(Candidate.of([choice])) for choice in choices_to_score(one_shot.builder.bound)}
     return {measure: {choice: one[measure] for choice, one in found.items()} for measure in MEASURES}
 
 

@@ -26,7 +26,7 @@ from autocompress.runs.in_process import InProcess, read_crash
 from autocompress.runs.store import RunPaths, RunStore, read_run
 from autocompress.runs.tasks import Stage, Task
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.evaluator import SCORE_ROWS, Evaluator
 from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot
@@ -35,28 +35,28 @@ from autocompress.transforms.sites import bind
 
 
 @pytest.fixture(scope="module")
-def workshop() -> Workshop:
+def builder() -> StudentBuilder:
     data = load_data("digits,size=16")
     network, weights = trace(small_resnet(in_channels=3, classes=10), data.input_shape)
     assert weights is not None
     bound = bind(parse_space(SPACE), network)
-    return Workshop(bound, weights, data, importances(bound, weights, data))
+    return StudentBuilder(bound, weights, data, importances(bound, weights, data))
 
 
 @pytest.fixture(scope="module")
-def widths(workshop: Workshop) -> Workshop:
+def widths(builder: StudentBuilder) -> StudentBuilder:
     """With three widths to choose and nothing else."""
-    bound = workshop.bound
+    bound = builder.bound
     locked = {site.name: "not asked for" for kind in ("block", "bits") for site in bound.of_kind(kind)}
-    return replace(workshop, bound=bound.lock(locked))
+    return replace(builder, bound=bound.lock(locked))
 
 
 class Bench:
     """Evaluates like a worker; notes what it was asked, and can fail or be brought down."""
 
-    def __init__(self, workshop: Workshop, folder: Path, fails_at: int = -1, killed_at: int = -1,
+    def __init__(self, builder: StudentBuilder, folder: Path, fails_at: int = -1, killed_at: int = -1,
                  fails_from: int = 10_000) -> None:  # fmt: skip
-        self.evaluate, self.asked = Evaluator(workshop, folder), list[Mapping[str, Any]]()
+        self.evaluate, self.asked = Evaluator(builder, folder), list[Mapping[str, Any]]()
         self.fails_at, self.killed_at, self.fails_from = fails_at, killed_at, fails_from
 
     def __call__(self, task: Task) -> Mapping[str, Any]:
@@ -70,68 +70,70 @@ class Bench:
 
 
 @contextmanager
-def scoring_of(workshop: Workshop, bench: Bench, run: Path, is_tight: bool = False) -> Iterator[Scoring]:
-    pricer = Pricer(workshop.bound, CostModel(Arithmetic()))
+def scoring_of(builder: StudentBuilder, bench: Bench, run: Path, is_tight: bool = False) -> Iterator[Scoring]:
+    pricer = Pricer(builder.bound, CostModel(Arithmetic()))
     limits = Limits(
         latency_ms=1.05 * pricer.smallest.latency_ms if is_tight else 0.9 * pricer.teacher.latency_ms
     )
     with RunStore.create(run, {"identity": {}}, {}, resume=run.exists(), overwrite=False) as store:
         crash = read_crash(RunPaths(run).crash)
-        yield Scoring(workshop, pricer, limits, store, InProcess(bench), Console(quiet=True), crash=crash)
+        yield Scoring(builder, pricer, limits, store, InProcess(bench), Console(quiet=True), crash=crash)
 
 
-def scored(workshop: Workshop, bench: Bench, run: Path) -> dict[Any, float]:
-    with scoring_of(workshop, bench, run) as scoring:
+def scored(builder: StudentBuilder, bench: Bench, run: Path) -> dict[Any, float]:
+    with scoring_of(builder, bench, run) as scoring:
         return scoring.singles(read_run(run)).damage
 
 
-def paired(workshop: Workshop, bench: Bench, run: Path) -> Pairs:
-    with scoring_of(workshop, bench, run, is_tight=True) as scoring:
+def paired(builder: StudentBuilder, bench: Bench, run: Path) -> Pairs:
+    with scoring_of(builder, bench, run, is_tight=True) as scoring:
         record = read_run(run)
         return scoring.pairs(record, scoring.singles(record))
 
 
-def test_an_interrupted_scoring_goes_on_where_it_stopped(workshop: Workshop, tmp_path: Path):
-    choices = [Candidate.of([choice]).to_json() for choice in choices_to_score(workshop.bound)]
-    first = Bench(workshop, tmp_path, killed_at=5)
+def test_an_interrupted_scoring_goes_on_where_it_stopped(builder: StudentBuilder, tmp_path: Path):
+    choices = [Candidate.of([choice]).to_json() for choice in choices_to_score(builder.bound)]
+    first = Bench(builder, tmp_path, killed_at=5)
     with pytest.raises(KeyboardInterrupt):
-        scored(workshop, first, tmp_path / "run")
-    second = Bench(workshop, tmp_path)
-    found = scored(workshop, second, tmp_path / "run")
+        scored(builder, first, tmp_path / "run")
+    second = Bench(builder, tmp_path)
+    found = scored(builder, second, tmp_path / "run")
     assert first.asked + second.asked == choices
-    third = Bench(workshop, tmp_path)
-    assert scored(workshop, third, tmp_path / "run") == found
+    third = Bench(builder, tmp_path)
+    assert scored(builder, third, tmp_path / "run") == found
     assert third.asked == []
-    whole = score(OneShot(workshop, fit_images=256, fit_rows=SCORE_ROWS))
+    whole = score(OneShot(builder, fit_images=256, fit_rows=SCORE_ROWS))
     assert found in [pytest.approx(damage) for damage in whole.values()]
 
 
-def test_a_choice_that_brought_the_process_down_is_not_tried_again(workshop: Workshop, tmp_path: Path):
-    choices = list(choices_to_score(workshop.bound))
+def test_a_choice_that_brought_the_process_down_is_not_tried_again(builder: StudentBuilder, tmp_path: Path):
+    choices = list(choices_to_score(builder.bound))
     with pytest.raises(KeyboardInterrupt):
-        scored(workshop, Bench(workshop, tmp_path, killed_at=2), tmp_path / "run")
+        scored(builder, Bench(builder, tmp_path, killed_at=2), tmp_path / "run")
     note = {"stage": Stage.SCORE, "candidate": Candidate.of([choices[4]]).to_json()}
     text = "Fatal Python error: Segmentation fault\n\nThread 1\n"
     RunPaths(tmp_path / "run").crash.write_text(f"{json.dumps(note)}\n{text}")
-    second = Bench(workshop, tmp_path)
-    found = scored(workshop, second, tmp_path / "run")
+    second = Bench(builder, tmp_path)
+    found = scored(builder, second, tmp_path / "run")
     assert found[choices[4]] == MOST_DAMAGE
     assert second.asked == [
         Candidate.of([choice]).to_json() for choice in choices[2:] if choice != choices[4]
     ]
 
 
-def test_scores_that_fail_from_the_start_end_the_run_and_are_tried_again(workshop: Workshop, tmp_path: Path):
+def test_scores_that_fail_from_the_start_end_the_run_and_are_tried_again(
+    builder: StudentBuilder, tmp_path: Path
+):
     with pytest.raises(TooManyFailuresError, match="first 3 choices") as caught:
-        scored(workshop, Bench(workshop, tmp_path, fails_from=0), tmp_path / "run")
+        scored(builder, Bench(builder, tmp_path, fails_from=0), tmp_path / "run")
     assert "no room" in caught.value.why
-    found = scored(workshop, Bench(workshop, tmp_path), tmp_path / "run")
+    found = scored(builder, Bench(builder, tmp_path), tmp_path / "run")
     assert max(found.values()) < MOST_DAMAGE
 
 
-def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_path: Path):
-    found = scored(workshop, Bench(workshop, tmp_path, fails_at=3), tmp_path / "run")
-    choices = list(choices_to_score(workshop.bound))
+def test_a_choice_that_cannot_be_scored_is_not_taken(builder: StudentBuilder, tmp_path: Path):
+    found = scored(builder, Bench(builder, tmp_path, fails_at=3), tmp_path / "run")
+    choices = list(choices_to_score(builder.bound))
     assert found[choices[3]] == MOST_DAMAGE
     assert all(value < 100 for choice, value in found.items() if choice != choices[3])
     failed = [event for event in read_run(tmp_path / "run").events if getattr(event, "reason", None)]
@@ -140,7 +142,7 @@ def test_a_choice_that_cannot_be_scored_is_not_taken(workshop: Workshop, tmp_pat
 
 
 def test_pairs_are_scored_where_sums_will_not_do(
-    widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    widths: StudentBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))
@@ -164,7 +166,7 @@ def test_pairs_are_scored_where_sums_will_not_do(
 
 
 def test_pairs_are_left_alone_where_sums_will_do(
-    widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    widths: StudentBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", 1e6)
     bench = Bench(widths, tmp_path)
@@ -175,7 +177,7 @@ def test_pairs_are_left_alone_where_sums_will_do(
 
 
 def test_a_pair_that_cannot_be_scored_is_the_worst(
-    widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    widths: StudentBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))
@@ -186,7 +188,7 @@ def test_a_pair_that_cannot_be_scored_is_the_worst(
 
 
 def test_a_joint_score_that_failed_is_tried_once_more_on_resume(
-    widths: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    widths: StudentBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("autocompress.search.proposers.pair_terms.NOT_ADDITIVE", -1e6)
     count = len(list(choices_to_score(widths.bound)))

@@ -27,7 +27,7 @@ from autocompress.runs.student import Student
 from autocompress.runs.tasks import Ask, Executor, Stop, Tell
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.remote import remote_evaluator
 from autocompress.transforms.sites import bind
@@ -93,8 +93,8 @@ def test_a_search_outlives_a_node_and_records_every_trial_once(cluster: Any, tmp
     pricer = Pricer(bind(parse_space(SPACE), network), CostModel(Arithmetic()))
     limits = Limits(latency_ms=0.8 * pricer.teacher.latency_ms)
     data = load_data("digits")
-    workshop = Workshop(pricer.bound, weights, data, importances(pricer.bound, weights, data))
-    factory = remote_evaluator(workshop, parse_space(SPACE), tmp_path / "distilled")
+    builder = StudentBuilder(pricer.bound, weights, data, importances(pricer.bound, weights, data))
+    factory = remote_evaluator(builder, parse_space(SPACE), tmp_path / "distilled")
     on = Killing(executor(factory, address=cluster.address), cluster)
     with RunStore.create(tmp_path / "run", {"identity": {}}, {}) as store:
 

@@ -17,7 +17,7 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.training.blockwise import Part, learned, region
 from autocompress.students.training.distill import distil
 from autocompress.students.training.settings import DistillSettings
@@ -49,10 +49,10 @@ def teacher() -> tuple[Network, Weights]:
 
 
 @cache
-def shop() -> Workshop:
+def shop() -> StudentBuilder:
     network, weights = teacher()
     saliency = {"l2": {name: np.square(value) for name, value in weights.items()}}
-    return Workshop(bind(parse_space(SPACE), network), weights, digits(), saliency)
+    return StudentBuilder(bind(parse_space(SPACE), network), weights, digits(), saliency)
 
 
 def bound() -> BoundSpace:

@@ -20,7 +20,7 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import parse_space
 from autocompress.problem.splits import Normalisation, TensorSplit
 from autocompress.students.accuracy import recalibrate_batch_norms
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.calibration.compensation import changed_layers, compensate, least_squares
 from autocompress.students.calibration.layer_inputs import (
     collect_moments,
@@ -251,9 +251,9 @@ def test_students_start_nearer_to_the_teacher_than_by_recalibration_alone(choice
     network, weights = trace(module, (1, 8, 8))
     bound = bind(parse_space(SPACE), network)
     saliency = importances(bound, weights, data)
-    workshop = Workshop(bound, weights, data, saliency)
+    builder = StudentBuilder(bound, weights, data, saliency)
     candidate = Candidate.of(choices)
-    started = workshop.start(candidate)
+    started = builder.start(candidate)
     plain = build(*apply(bound, weights, candidate, saliency))  # type: ignore[arg-type]
     recalibrate_batch_norms(plain, data.calibration.batches(64))
     images, _ = next(iter(data.validation.batches(256)))
@@ -306,9 +306,9 @@ def test_binary_values_get_their_step_from_the_images_and_layers_are_fitted_behi
     recalibrate_batch_norms(module, data.train.batches(64))
     network, weights = trace(module, (1, 8, 8))
     bound = bind(parse_space(XNOR_SPACE), network)
-    workshop = Workshop(bound, weights, data, importances(bound, weights, data))
+    builder = StudentBuilder(bound, weights, data, importances(bound, weights, data))
     candidate = Candidate.of({"bits:a.0": "xnor", "bits:b.0": "xnor"})
-    started = workshop.start(candidate)
+    started = builder.start(candidate)
     nodes = {node.name: node for node in started.source_network.nodes if node.op == BINARIZE}
     assert set(nodes) == {"a.0.binarize", "b.0.binarize"}
     images, _ = next(iter(data.calibration.batches(512)))
@@ -318,13 +318,13 @@ def test_binary_values_get_their_step_from_the_images_and_layers_are_fitted_behi
         assert set(values[name].unique().tolist()) <= {0.0, step}
         before = values[node.inputs[0]]
         assert step == pytest.approx(float(before[before > step / 2].mean()), rel=0.05)
-    plain = build(*apply(bound, weights, candidate, workshop.saliency))  # type: ignore[arg-type]
+    plain = build(*apply(bound, weights, candidate, builder.saliency))  # type: ignore[arg-type]
     recalibrate_batch_norms(plain, data.calibration.batches(64))
     with torch.no_grad():
         wanted = module(images)
         errors = [float((student(images) - wanted).square().mean()) for student in (started, plain)]
     assert errors[0] < 0.8 * errors[1]
-    finished = workshop.finish(candidate, epochs=2, quantized_epochs=1)
+    finished = builder.finish(candidate, epochs=2, quantized_epochs=1)
     assert finished is not None
     student = build(finished.network, finished.weights)
     model = to_onnx(finished.network, finished.weights).SerializeToString()

@@ -17,7 +17,7 @@ from autocompress.pipeline.search_run import _check_training
 from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.training.distill import distil
 from autocompress.students.training.losses import FeatureLoss
@@ -138,7 +138,7 @@ def test_every_kind_of_student_is_finished(teacher: GraphModule, data: Data, met
     """With zeros that training finds, shared values, coarse grids and 8 bits together."""
     bound = bind(parse_space(SPACE.replace("METHOD", method), "test"), teacher.source_network)
     weights = teacher.export_weights()
-    shop = Workshop(
+    shop = StudentBuilder(
         bound,
         weights,
         data,

@@ -18,7 +18,7 @@ from autocompress.problem.candidate import Candidate
 from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.one_shot import OneShot, Rival
 from autocompress.students.prefix_cache import Kept, PrefixCache, cuts
@@ -44,29 +44,29 @@ def data() -> Data:
 
 
 @pytest.fixture(scope="module")
-def workshop(data: Data) -> Workshop:
+def builder(data: Data) -> StudentBuilder:
     model = small_resnet(in_channels=3, classes=10)
     distil(model, None, data, DistillSettings(epochs=4, batch_size=32, precision="float32"))
     network, weights = trace(model, data.input_shape)
     bound = bind(parse_space(SPACE), network)
-    return Workshop(bound, weights, data, importances(bound, weights, data))
+    return StudentBuilder(bound, weights, data, importances(bound, weights, data))
 
 
 @pytest.fixture(scope="module")
-def candidates(workshop: Workshop) -> list[Candidate]:
+def candidates(builder: StudentBuilder) -> list[Candidate]:
     """A walk in which each candidate shares blocks with the one before it, in float and in 8 bits."""
     rng = random.Random(0)
     choices = dict[str, object]()
     found = []
     for _ in range(12):
-        site = rng.choice(workshop.bound.free)
+        site = rng.choice(builder.bound.free)
         choices[site.name] = rng.choice(site.options)
-        found.append(workshop.bound.canonical(Candidate.of(choices)))  # type: ignore[arg-type]
+        found.append(builder.bound.canonical(Candidate.of(choices)))  # type: ignore[arg-type]
     return found
 
 
-def test_what_is_kept_of_shared_blocks_changes_no_bit(workshop: Workshop, candidates: list[Candidate]):
-    keeps, plain = OneShot(workshop), OneShot(workshop, maximum_bytes=0)
+def test_what_is_kept_of_shared_blocks_changes_no_bit(builder: StudentBuilder, candidates: list[Candidate]):
+    keeps, plain = OneShot(builder), OneShot(builder, maximum_bytes=0)
     for candidate in (*candidates, *candidates):
         assert keeps(candidate) == plain(candidate)
         ours, theirs = keeps.student(candidate), plain.student(candidate)
@@ -77,33 +77,33 @@ def test_what_is_kept_of_shared_blocks_changes_no_bit(workshop: Workshop, candid
     assert plain.cache.hits == plain.cache.misses == 0
 
 
-def test_the_accuracy_is_that_of_the_plain_evaluation(workshop: Workshop, candidates: list[Candidate]):
-    one_shot = OneShot(workshop)
+def test_the_accuracy_is_that_of_the_plain_evaluation(builder: StudentBuilder, candidates: list[Candidate]):
+    one_shot = OneShot(builder)
     for candidate in candidates[::4]:
         found = one_shot(candidate).evaluation
-        plain = evaluate(one_shot.student(candidate), workshop.data.validation)
+        plain = evaluate(one_shot.student(candidate), builder.data.validation)
         assert (found.accuracy, found.count) == (plain.accuracy, plain.count)
         assert found.accuracy_std_err == pytest.approx(plain.accuracy_std_err)
         assert found.loss == pytest.approx(plain.loss, rel=1e-5)
 
 
-def test_the_teacher_itself_is_left_as_it_is(workshop: Workshop):
-    student = OneShot(workshop).student(Candidate())
-    images, _ = next(iter(workshop.data.validation.batches(64)))
+def test_the_teacher_itself_is_left_as_it_is(builder: StudentBuilder):
+    student = OneShot(builder).student(Candidate())
+    images, _ = next(iter(builder.data.validation.batches(64)))
     with torch.no_grad():
-        torch.testing.assert_close(student(images), workshop.teacher(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(student(images), builder.teacher(images), rtol=1e-4, atol=1e-4)
 
 
-def test_fitting_recovers_accuracy_and_the_teacher_stays(workshop: Workshop):
-    before = workshop.teacher.export_weights()
-    width = next(site for site in workshop.bound.free if site.kind == "width")
+def test_fitting_recovers_accuracy_and_the_teacher_stays(builder: StudentBuilder):
+    before = builder.teacher.export_weights()
+    width = next(site for site in builder.bound.free if site.kind == "width")
     cut = Candidate.of({width.name: 0.25})
-    one_shot = OneShot(workshop)
-    network, weights = apply(workshop.bound, workshop.weights, cut, workshop.saliency)
+    one_shot = OneShot(builder)
+    network, weights = apply(builder.bound, builder.weights, cut, builder.saliency)
     assert weights is not None
-    alone = evaluate(build(network, weights), workshop.data.validation)
+    alone = evaluate(build(network, weights), builder.data.validation)
     assert one_shot(cut).evaluation.loss < alone.loss
-    for name, value in workshop.teacher.export_weights().items():
+    for name, value in builder.teacher.export_weights().items():
         np.testing.assert_array_equal(before[name], value)
 
 
@@ -176,11 +176,11 @@ def test_racing_stops_no_candidate_that_would_be_on_the_front():
     assert images_seen < 0.7 * 200 * total
 
 
-def test_a_hopeless_candidate_is_stopped_and_stays_below_its_rival(data: Data, workshop: Workshop):
-    one_shot = OneShot(workshop, batch=32)
+def test_a_hopeless_candidate_is_stopped_and_stays_below_its_rival(data: Data, builder: StudentBuilder):
+    one_shot = OneShot(builder, batch=32)
     best = one_shot(Candidate()).evaluation
-    blocks = [site.name for site in workshop.bound.of_kind("block")]
-    widths = {site.name: 0.25 for site in workshop.bound.of_kind("width")}
+    blocks = [site.name for site in builder.bound.of_kind("block")]
+    widths = {site.name: 0.25 for site in builder.bound.of_kind("width")}
     worst = Candidate.of({**widths, **dict.fromkeys(blocks, "drop")})
     rival = Rival(Candidate().key, best.accuracy)
     shot = one_shot(worst, rival)
@@ -189,7 +189,7 @@ def test_a_hopeless_candidate_is_stopped_and_stays_below_its_rival(data: Data, w
     assert shot.evaluation.accuracy < best.accuracy
     assert abs(shot.evaluation.accuracy - whole.accuracy) < 4 * shot.evaluation.accuracy_std_err
     assert not one_shot(Candidate(), rival).stopped
-    unknown = OneShot(workshop, batch=32)
+    unknown = OneShot(builder, batch=32)
     assert unknown(worst, rival).stopped
 
 
@@ -204,12 +204,12 @@ def test_measures_of_damage_by_hand():
     assert gradient_weighted_error(small, teacher) == pytest.approx(divergence(small, teacher), rel=1e-3)
 
 
-def test_every_choice_gets_a_score_by_every_measure(workshop: Workshop):
-    found = score(OneShot(workshop, fit_images=64))
+def test_every_choice_gets_a_score_by_every_measure(builder: StudentBuilder):
+    found = score(OneShot(builder, fit_images=64))
     for damage in found.values():
-        assert set(damage) == set(choices_to_score(workshop.bound))
+        assert set(damage) == set(choices_to_score(builder.bound))
         assert all(0 <= value < 100 for value in damage.values())
-        width = next(site for site in workshop.bound.free if site.kind == "width")
+        width = next(site for site in builder.bound.free if site.kind == "width")
         assert damage[width.name, 0.25] > damage[width.name, 0.75]
 
 
@@ -226,11 +226,11 @@ def test_rank_correlation_and_the_measure_that_ranks_best():
     assert worst.correlation == pytest.approx(-1)
 
 
-def test_random_candidates_are_ranked_by_their_scores(workshop: Workshop):
-    one_shot = OneShot(workshop)
+def test_random_candidates_are_ranked_by_their_scores(builder: StudentBuilder):
+    one_shot = OneShot(builder)
     damage = score(one_shot)["divergence"]
     rng = random.Random(1)
-    probes = [random_candidate(workshop.bound, rng) for _ in range(24)]
+    probes = [random_candidate(builder.bound, rng) for _ in range(24)]
     harms = [sum(damage.get(choice, 0.0) for choice in probe.choices) for probe in probes]
     losses = [one_shot(probe).evaluation.loss for probe in probes]
     assert rank_correlation(harms, losses) > 0.6

@@ -21,7 +21,7 @@ from autocompress.problem.tasks.choice import task_named
 from autocompress.problem.teacher import Preprocessing
 from autocompress.runs.in_process import InProcess
 from autocompress.runs.tasks import Result, Stage, Task
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.evaluator import Evaluator
 from autocompress.students.importances import importances
 from autocompress.students.packed_data import DataSpec
@@ -33,51 +33,53 @@ CANDIDATE = Candidate.of({"block:blocks.0": "drop", "bits:fc": 8})
 
 
 @pytest.fixture(scope="module")
-def workshop() -> Workshop:
+def builder() -> StudentBuilder:
     network, weights = trace(small_resnet(in_channels=3, classes=10), (3, 8, 8))
     bound, data = bind(parse_space(SPACE), network), load_data("digits")
-    return Workshop(
+    return StudentBuilder(
         bound, weights, data, importances(bound, weights, data), DistillSettings(seed=3, batch_size=64)
     )
 
 
-def test_it_gives_the_same_accuracy(workshop: Workshop, tmp_path: Path) -> None:
-    factory = remote_evaluator(workshop, parse_space(SPACE), tmp_path / "distilled")
+def test_it_gives_the_same_accuracy(builder: StudentBuilder, tmp_path: Path) -> None:
+    factory = remote_evaluator(builder, parse_space(SPACE), tmp_path / "distilled")
     config = json.loads(json.dumps(factory.config))
-    assert all(name in workshop.bound.by_name for name, _ in CANDIDATE.choices)
+    assert all(name in builder.bound.by_name for name, _ in CANDIDATE.choices)
     task = Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0.3})
     there = make(config, factory.arrays)(task)
-    assert there == Evaluator(workshop, tmp_path)(task)
+    assert there == Evaluator(builder, tmp_path)(task)
 
 
 @pytest.mark.parametrize("name", ["regression", "agreement"])
-def test_other_tasks_are_judged_there_as_here(name: str, workshop: Workshop, tmp_path: Path) -> None:
+def test_other_tasks_are_judged_there_as_here(name: str, builder: StudentBuilder, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (200, 3, 8, 8), generator=generator, dtype=torch.uint8).numpy()
     values = torch.rand(200, 10, generator=generator).numpy()
     data = load_data((images, values), targets="values" if name == "regression" else "none")
     if name == "agreement":
-        data = with_teacher_outputs(workshop.teacher, data)
+        data = with_teacher_outputs(builder.teacher, data)
     task = task_named(name).scaled(data.validation.labels)
-    settings = replace(workshop.settings, train_on="cpu")
-    own = Workshop(workshop.bound, workshop.weights, replace(data, task=task), workshop.saliency, settings)
+    settings = replace(builder.settings, train_on="cpu")
+    own = StudentBuilder(builder.bound, builder.weights, replace(data, task=task), builder.saliency, settings)
     factory = remote_evaluator(own, parse_space(SPACE), tmp_path / "distilled")
     trial = Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0})
     there = make(json.loads(json.dumps(factory.config)), factory.arrays)(trial)
     assert there == Evaluator(own, tmp_path)(trial)
 
 
-def test_a_task_that_has_no_name_cannot_travel(workshop: Workshop) -> None:
+def test_a_task_that_has_no_name_cannot_travel(builder: StudentBuilder) -> None:
     judged = task_named("classification", lambda answers, labels: answers == labels)
-    own = replace(workshop.data, task=judged)
-    other = Workshop(workshop.bound, workshop.weights, own, workshop.saliency)
+    own = replace(builder.data, task=judged)
+    other = StudentBuilder(builder.bound, builder.weights, own, builder.saliency)
     with pytest.raises(InputError, match="of this process"):
         remote_evaluator(other, parse_space(SPACE), Path("distilled"))
 
 
-def test_images_that_splits_share_are_packed_once_and_test_images_are_not_read(workshop: Workshop) -> None:
-    factory = remote_evaluator(workshop, parse_space(SPACE), Path("distilled"))
-    train = workshop.data.train
+def test_images_that_splits_share_are_packed_once_and_test_images_are_not_read(
+    builder: StudentBuilder,
+) -> None:
+    factory = remote_evaluator(builder, parse_space(SPACE), Path("distilled"))
+    train = builder.data.train
     (images,) = factory.arrays["images"].values()
     assert images.shape == tuple(train.images.shape)  # type: ignore[attr-defined]
     assert set(factory.arrays["positions"]) == {"train", "validation", "calibration"}
@@ -85,9 +87,9 @@ def test_images_that_splits_share_are_packed_once_and_test_images_are_not_read(w
 
 
 def test_a_student_made_where_the_run_is_not_seen_comes_with_the_result(
-    workshop: Workshop, tmp_path: Path
+    builder: StudentBuilder, tmp_path: Path
 ) -> None:
-    factory = remote_evaluator(workshop, parse_space(SPACE), tmp_path / "elsewhere" / "distilled")
+    factory = remote_evaluator(builder, parse_space(SPACE), tmp_path / "elsewhere" / "distilled")
     tasks = iter([Task(0, CANDIDATE.to_json(), Stage.FINAL, {"epochs": 0.1, "quantized_epochs": 0}), None])
     told: list[Result] = []
     on = Receiving(InProcess(make(factory.config, factory.arrays)), tmp_path / "here")
@@ -99,23 +101,23 @@ def test_a_student_made_where_the_run_is_not_seen_comes_with_the_result(
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_images_that_stay_on_disk_need_a_spec(workshop: Workshop) -> None:
-    train = workshop.data.train
+def test_images_that_stay_on_disk_need_a_spec(builder: StudentBuilder) -> None:
+    train = builder.data.train
     on_disk = LazySplit(lambda *_: torch.zeros(3, 8, 8), train.labels, Normalisation((0,), (1,)), "files")
-    lazy = replace(workshop.data, train=on_disk)
-    other = Workshop(workshop.bound, workshop.weights, lazy, workshop.saliency)
+    lazy = replace(builder.data, train=on_disk)
+    other = StudentBuilder(builder.bound, builder.weights, lazy, builder.saliency)
     with pytest.raises(InputError, match="not held in memory"):
         remote_evaluator(other, parse_space(SPACE), Path("distilled"))
     factory = remote_evaluator(other, parse_space(SPACE), Path("distilled"), data_spec="digits")
-    assert set(factory.arrays) == {"weights", *(f"saliency {name}" for name in workshop.saliency)}
+    assert set(factory.arrays) == {"weights", *(f"saliency {name}" for name in builder.saliency)}
     assert factory.config["spec"] == "digits"
 
 
-def test_a_configuration_survives_json(workshop: Workshop) -> None:
+def test_a_configuration_survives_json(builder: StudentBuilder) -> None:
     hints = Preprocessing((3, 8, 8), mean=(0.5, 0.5, 0.5), fixed=True)
     settings = DistillSettings(batch_size=64, learning_rate=0.01, seed=3, train_on="cpu", time_limit_s=9.0)
     made = RemoteConfig(
-        workshop.bound.network,
+        builder.bound.network,
         parse_space(SPACE),
         Path("/here"),
         settings,

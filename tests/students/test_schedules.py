@@ -14,7 +14,7 @@ from autocompress.graph.trace import trace
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import parse_space
 from autocompress.runs.tasks import Stage, Task
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.checkpoints import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
 from autocompress.students.evaluator import Evaluator
 from autocompress.students.importances import importances
@@ -25,17 +25,19 @@ CANDIDATE = Candidate.of({"block:blocks.0": "drop"})
 
 
 @pytest.fixture(scope="module")
-def workshop() -> Workshop:
+def builder() -> StudentBuilder:
     data = stripes()
     network, weights = trace(small_resnet(), data.input_shape)
     bound = bind(parse_space(SPACE), network)
     assert any(site.name == CANDIDATE.choices[0][0] for site in bound.free)
-    return Workshop(bound, weights, data, importances(bound, weights, data), DistillSettings(batch_size=32))
+    return StudentBuilder(
+        bound, weights, data, importances(bound, weights, data), DistillSettings(batch_size=32)
+    )
 
 
 @pytest.fixture
-def evaluator(workshop: Workshop, tmp_path: Path) -> Evaluator:
-    return Evaluator(workshop, tmp_path / "distilled")
+def evaluator(builder: StudentBuilder, tmp_path: Path) -> Evaluator:
+    return Evaluator(builder, tmp_path / "distilled")
 
 
 def task(epochs: float, before: float = 0.0, rung: int = 1) -> Task:
@@ -84,7 +86,7 @@ def test_a_final_student_goes_on_from_its_last_rung(evaluator: Evaluator):
     np.testing.assert_array_equal(student.export_weights()["fc.weight"], found.weights["fc.weight"])
 
 
-def test_no_epochs_are_one_shot(evaluator: Evaluator, workshop: Workshop):
+def test_no_epochs_are_one_shot(evaluator: Evaluator, builder: StudentBuilder):
     found = evaluator(Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0, "rival": None}))
-    assert found["images"] == workshop.data.validation.size and found["stopped"] is False
+    assert found["images"] == builder.data.validation.size and found["stopped"] is False
     assert found["accuracy"] == evaluator.one_shot(CANDIDATE).evaluation.accuracy

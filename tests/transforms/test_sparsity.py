@@ -25,7 +25,7 @@ from autocompress.problem.budgets import Budgets, Limits
 from autocompress.problem.candidate import PACKED_KINDS, Candidate
 from autocompress.problem.space import parse_space
 from autocompress.search.proposers.solver import Solver
-from autocompress.students.builder import Workshop
+from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.training.constraints import held
 from autocompress.students.training.settings import DistillSettings
@@ -61,11 +61,13 @@ def resnet(method: str = "magnitude"):
     return bind(space(method), network), weights
 
 
-def workshop(method: str = "magnitude") -> Workshop:
+def builder(method: str = "magnitude") -> StudentBuilder:
     data = stripes()
     network, weights = trace(tiny_net(width=16), data.input_shape)
     bound = bind(space(method), network)
-    return Workshop(bound, weights, data, importances(bound, weights, data), DistillSettings(batch_size=32))
+    return StudentBuilder(
+        bound, weights, data, importances(bound, weights, data), DistillSettings(batch_size=32)
+    )
 
 
 def density(weight: np.ndarray) -> float:
@@ -164,7 +166,7 @@ def test_values_of_a_large_kernel_are_those_of_all_its_taps() -> None:
 
 @pytest.mark.parametrize("method", ["magnitude", "obd", "obs"])
 def test_zeros_and_shared_values_outlive_training_and_the_file(method: str, tmp_path: Path) -> None:
-    shop = workshop(method)
+    shop = builder(method)
     candidate = Candidate.of({"sparsity:conv2": 0.25, "codebook:conv2": 16, "codebook:fc": 8})
     module = shop.start(candidate)
     zeros = module.export_weights()["conv2.weight"] == 0
@@ -192,7 +194,7 @@ def test_zeros_and_shared_values_outlive_training_and_the_file(method: str, tmp_
 
 def test_a_finished_student_stores_half_precision_and_few_levels() -> None:
     """Also after its centroids and biases were tuned, and its biases corrected for rounded weights."""
-    shop = workshop("magnitude")
+    shop = builder("magnitude")
     finished = shop.finish(Candidate.of({"codebook:fc": 8, "bits:conv2": 8, "codebook:conv2": 16}), 1, 1)
     assert finished is not None
     for layer in ("fc", "conv2"):
@@ -217,7 +219,7 @@ def test_values_that_half_precision_does_not_have_stay_as_they_are() -> None:
 
 
 def test_nothing_is_held_where_nothing_was_chosen() -> None:
-    shop = workshop()
+    shop = builder()
     module = shop.start(Candidate())
     with held(module) as grip:
         assert not grip._handles
@@ -283,7 +285,7 @@ def test_a_thinning_knows_its_density() -> None:
 
 @pytest.mark.parametrize("method", ["l1", "l0", "decay", "gradual"])
 def test_training_that_finds_its_zeros_ends_at_the_density(method: str) -> None:
-    shop = workshop(method)
+    shop = builder(method)
     candidate = Candidate.of({"sparsity:conv2": "2:4"})
     module = shop.start(candidate, trains=True)
     assert (module.export_weights()["conv2.weight"] != 0).all()
@@ -299,7 +301,7 @@ def test_rounding_to_8_bits_leaves_zeros_alone() -> None:
     network, weights = trace(tiny_net(width=16), data.input_shape)
     rules = "quantize: {rounding: adaptive}\n" + SPACE.replace("METHOD", "magnitude")
     bound = bind(parse_space(rules), network)
-    shop = Workshop(bound, weights, data, importances(bound, weights, data))
+    shop = StudentBuilder(bound, weights, data, importances(bound, weights, data))
     module = shop.start(Candidate.of({"sparsity:conv2": 0.25, "bits:conv2": 8}))
     zeros = module.export_weights()["conv2.weight"] == 0
     assert (shop.quantized(module).export_weights()["conv2.weight"][zeros] == 0).all() and zeros.any()
