@@ -18,7 +18,7 @@ from autocompress.errors import TooManyFailuresError
 from autocompress.graph.trace import trace
 from autocompress.pipeline.scoring import Scoring
 from autocompress.problem.budgets import Limits
-from autocompress.problem.candidate import Candidate
+from autocompress.problem.candidate import Candidate, Option
 from autocompress.problem.data import load_data
 from autocompress.problem.space import parse_space
 from autocompress.progress import Console
@@ -91,8 +91,17 @@ def paired(builder: StudentBuilder, bench: Bench, run: Path) -> Pairs:
         return scoring.pairs(record, scoring.singles(record))
 
 
+def in_order(builder: StudentBuilder) -> list[tuple[str, Option]]:
+    """Return the choices as they are scored: those last whose layers learn from the teacher's first."""
+    kinds = {site.name: site.kind for site in builder.bound.free}
+    return sorted(
+        choices_to_score(builder.bound),
+        key=lambda choice: kinds[choice[0]] in ("block", "structure") and choice[1] != "drop",
+    )
+
+
 def test_an_interrupted_scoring_goes_on_where_it_stopped(builder: StudentBuilder, tmp_path: Path):
-    choices = [Candidate.of([choice]).to_json() for choice in choices_to_score(builder.bound)]
+    choices = [Candidate.of([choice]).to_json() for choice in in_order(builder)]
     first = Bench(builder, tmp_path, killed_at=5)
     with pytest.raises(KeyboardInterrupt):
         scored(builder, first, tmp_path / "run")
@@ -107,7 +116,7 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(builder: StudentBuilder
 
 
 def test_a_choice_that_brought_the_process_down_is_not_tried_again(builder: StudentBuilder, tmp_path: Path):
-    choices = list(choices_to_score(builder.bound))
+    choices = in_order(builder)
     with pytest.raises(KeyboardInterrupt):
         scored(builder, Bench(builder, tmp_path, killed_at=2), tmp_path / "run")
     note = {"stage": Stage.SCORE, "candidate": Candidate.of([choices[4]]).to_json()}
@@ -133,7 +142,7 @@ def test_scores_that_fail_from_the_start_end_the_run_and_are_tried_again(
 
 def test_a_choice_that_cannot_be_scored_is_not_taken(builder: StudentBuilder, tmp_path: Path):
     found = scored(builder, Bench(builder, tmp_path, fails_at=3), tmp_path / "run")
-    choices = list(choices_to_score(builder.bound))
+    choices = in_order(builder)
     assert found[choices[3]] == MOST_DAMAGE
     assert all(value < 100 for choice, value in found.items() if choice != choices[3])
     failed = [event for event in read_run(tmp_path / "run").events if getattr(event, "reason", None)]
