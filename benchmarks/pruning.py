@@ -23,9 +23,9 @@ import numpy as np
 
 from autocompress.cost.kernels import macs
 from autocompress.graph.coupling import Coupling, Group, couple
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Param
+from autocompress.graph.operations import WEIGHTED
 from autocompress.pipeline.preparation import open_teacher
 from autocompress.problem.data import Data
 from autocompress.problem.space_rules import Importance

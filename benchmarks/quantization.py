@@ -24,9 +24,9 @@ from torch.nn import functional
 
 from autocompress.device.runtimes.base import get_runtime
 from autocompress.export.onnx import to_onnx
-from autocompress.graph.coupling_rules import WEIGHTED
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.network import Network, Weights
+from autocompress.graph.operations import WEIGHTED
 from autocompress.pipeline.preparation import open_teacher
 from autocompress.problem.data import Data
 from autocompress.problem.space_rules import Quantize, RangeMethod

@@ -13,7 +13,7 @@ from autocompress.errors import InputError
 from autocompress.graph.module import GraphModule, build
 from autocompress.graph.trace import trace
 from autocompress.pipeline.options import SearchOptions
-from autocompress.pipeline.search_run import _check_training
+from autocompress.pipeline.search_run import check_training
 from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
@@ -87,10 +87,10 @@ def test_without_a_gpu_it_is_refused(monkeypatch: pytest.MonkeyPatch):
 def test_workers_that_are_given_no_gpu_cannot_train_on_one():
     asked = SearchOptions(workers=2, gpus_per_trial=0.0, train_on="cuda")
     with pytest.raises(InputError, match="workers are given none") as caught:
-        _check_training(asked)
+        check_training(asked)
     assert "--gpus-per-trial" in str(caught.value)
-    _check_training(replace(asked, gpus_per_trial=0.5))
-    _check_training(replace(asked, train_on="auto"))
+    check_training(replace(asked, gpus_per_trial=0.5))
+    check_training(replace(asked, train_on="auto"))
 
 
 @gpu

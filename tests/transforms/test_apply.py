@@ -118,7 +118,7 @@ PRUNED: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
             head=nn.Linear(8, 3),
         ),
         (5, 8),
-        {"v", "mix.0"},
+        {"q", "v", "mix.0"},
     ),
     "heads": (
         lambda: net(heads, qkv=nn.Linear(8, 24), out=nn.Linear(8, 8), head=nn.Linear(8, 3)),
