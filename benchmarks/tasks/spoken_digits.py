@@ -2,7 +2,8 @@
 
     python benchmarks/tasks/spoken_digits.py --data DATA -o digits.safetensors
 
-A recording is 8 kHz, one second: `(1, 8000)`, scaled to a mean square of 1.
+A recording is 8 kHz, one second, scaled to a mean square of 1. It travels as an image of one row,
+`(1, 1, 8000)`, which the network lays out as a signal.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class WaveNetwork(nn.Module):
         self.classify = nn.Sequential(nn.Dropout(0.3), nn.Linear(widths[-1], CLASSES))
 
     def forward(self, waves: Tensor) -> Tensor:
-        return self.classify(self.blocks(self.first(waves)).mean(2))
+        return self.classify(self.blocks(self.first(waves.squeeze(2))).mean(2))
 
 
 class Block(nn.Module):
@@ -65,7 +66,7 @@ def teacher(weights: str | None = None) -> nn.Module:
 
 
 def datasets(root: str) -> dict[str, TensorDataset]:
-    """Return the recordings `(N, 1, 8000)` and digits of each split."""
+    """Return the recordings `(N, 1, 1, 8000)` and digits of each split."""
     return {name: TensorDataset(*split(root, name)) for name in SPLITS}
 
 
@@ -83,7 +84,7 @@ def split(root: str, name: str) -> tuple[Tensor, Tensor]:
                     samples = np.frombuffer(recording.readframes(recording.getnframes()), np.int16)
                 waves.append(_second(torch.from_numpy(samples.astype(np.float32))))
                 digits.append(int(digit))
-    return torch.stack(waves)[:, None], torch.tensor(digits)
+    return torch.stack(waves)[:, None, None], torch.tensor(digits)
 
 
 def _second(samples: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def augment(waves: Tensor, digits: Tensor, generator: torch.Generator) -> tuple[
     """Return recordings shifted, spoken faster or slower (and so higher or lower), and with noise."""
     factor = 0.75 + 0.6 * float(torch.rand((), generator=generator))
     length = int(LENGTH / factor)
-    stretched = F.interpolate(waves, length, mode="linear", align_corners=False)
+    stretched = F.interpolate(waves.squeeze(2), length, mode="linear", align_corners=False)
     spare = abs(LENGTH - length)
     left = int(torch.randint(spare + 1, (), generator=generator))
     if length < LENGTH:
@@ -109,8 +110,8 @@ def augment(waves: Tensor, digits: Tensor, generator: torch.Generator) -> tuple[
     loud = 0.5 + torch.rand(len(waves), 1, 1, generator=generator)
     tilt = 0.9 * torch.rand(len(waves), 1, 1, generator=generator) - 0.45
     tilted = stretched - tilt * stretched.roll(1, 2)
-    noise = 0.05 * torch.randn(waves.shape, generator=generator)
-    return tilted.roll(shift, 2) * loud + noise, digits
+    noise = 0.05 * torch.randn(tilted.shape, generator=generator)
+    return (tilted.roll(shift, 2) * loud + noise)[:, :, None], digits
 
 
 def accuracy(network: nn.Module, waves: Tensor, digits: Tensor) -> float:
