@@ -111,7 +111,7 @@ def _errors_table(title: str, errors: Sequence[tuple[str, str, PredictionErrors]
     for heading in ("network", "precision"):
         table.add_column(heading)
     for heading in ("networks", "mean", "largest", "± 5 %", "± 10 %", "rank"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")
     for network, kind, found in errors:
         rank = found.rank_correlation
         numbers = (found.mean_error, found.largest_error, found.within_5_percent, found.within_10_percent)

@@ -42,11 +42,11 @@ _COUNTED = {"infeasible": "left out: over a budget", "promoted": "trained longer
 def front_table(front: Front) -> Table:
     """Return the teacher and each student of the front, measured costs beside the teacher's.
 
-    It fits 80 columns.
+    Where the terminal is narrower than the table, cells are wrapped; nothing is cut off.
     """
     table = new_table("", caption=_front_caption(front))
     table.padding = (0, 1, 0, 0)
-    table.add_column("model", no_wrap=True)
+    table.add_column("model", overflow="fold")
     packed = "packed_bytes" in front.own_limits
     for heading in (
         _metric_heading(front),
@@ -57,7 +57,7 @@ def front_table(front: Front) -> Table:
         "MACs",
         "params",
     ):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")
     teacher = front.teacher
     table.add_row("teacher", *_cells(teacher, packed), end_section=True)
     for student in front.students:

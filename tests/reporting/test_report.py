@@ -131,6 +131,13 @@ def test_front_table_has_the_recorded_numbers_in_80_columns(tmp_path: Path) -> N
     assert "1 measured student that broke a budget" in text
 
 
+def test_a_narrow_terminal_cuts_nothing_off_the_front_table(tmp_path: Path) -> None:
+    front = front_of(read_run(whole_run(tmp_path / "run")))
+    narrow, wide = (text_of(table.front_table(front), width=width) for width in (60, 110))
+    assert "…" not in narrow and max(map(len, narrow.splitlines())) <= 60
+    assert sorted("".join(narrow.split()).replace("─", "")) == sorted("".join(wide.split()).replace("─", ""))
+
+
 def test_front_table_without_students(tmp_path: Path) -> None:
     text = text_of(table.front_table(front_of(read_run(write_run(tmp_path / "run", [started()])))))
     assert "no certified student; 0 measured" in text
