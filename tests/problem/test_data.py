@@ -257,6 +257,8 @@ def pairs(*labels: object, shape: tuple[int, ...] = (1, 4, 4)) -> list[tuple[tor
         ((pairs(0) + pairs(1, shape=(1, 5, 4)), pairs(1)), "image 1 has shape (1, 5, 4)"),
         (([*pairs(0), (torch.full((1, 4, 4), torch.nan), 1)], pairs(1)), "image 1 holds NaN"),
         (([*pairs(0), (torch.zeros(4), 1)], pairs(1)), "shape (4,)"),
+        (([*pairs(0), (torch.zeros(4), 1)], pairs(1)), "(1, 1, 4) for a signal"),
+        (([*pairs(0), (torch.zeros(2, 9), 1)], pairs(1)), "(2, 1, 9) for channels of a signal"),
         (([*pairs(0), ("path.png", 1)], pairs(1)), "an image is a str"),
     ],
 )

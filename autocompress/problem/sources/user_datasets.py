@@ -348,11 +348,19 @@ def _as_tensor(image: Any, where: str, channels: int | None) -> Tensor:
         raise DataError(
             f"an image is a {type(image).__name__} of shape {shape}",
             where=where,
-            fix="give a PIL image or a tensor (channels, height, width)",
+            fix=_fix_of_shape(shape),
         )
     if tensor.dtype == torch.uint8 or tensor.is_floating_point():
         return tensor if tensor.dtype == torch.uint8 else tensor.float()
     return torch.from_numpy(arrays.eight_bits(tensor.numpy(), where))
+
+
+def _fix_of_shape(shape: tuple[int, ...]) -> str:
+    """Return what to give where an image has `shape`, which is not that of an image."""
+    fix = "give a PIL image or a tensor (channels, height, width)"
+    if len(shape) == 2:
+        return f"{fix}: {(1, *shape)} for a grey image, {(shape[0], 1, shape[1])} for channels of a signal"
+    return f"{fix}: {(1, 1, *shape)} for a signal" if len(shape) == 1 else fix
 
 
 def _of_array(image: np.ndarray) -> Tensor:
