@@ -36,7 +36,7 @@ from autocompress.problem.space import load_space
 from autocompress.progress import Console
 from autocompress.runs.events import Decision
 from autocompress.runs.store import RunStore
-from autocompress.runs.tasks import Ask, Result, Stage, Stop, Task, Tell, Wait
+from autocompress.runs.tasks import Ask, Job, Result, Stage, Stop, Tell, Wait
 from autocompress.search.halving import Plan
 from autocompress.search.loop import Search, Setting
 from autocompress.search.proposers.solver import Solver
@@ -58,7 +58,7 @@ class VirtualCluster:
         self.owner_s: list[float] = []
 
     def run(self, ask: Ask, tell: Tell, stop: Stop) -> None:
-        under_way: list[tuple[float, int, Task]] = []
+        under_way: list[tuple[float, int, Job]] = []
         while not stop():
             while len(under_way) < self.workers:
                 task = self._owner(ask)
@@ -127,7 +127,7 @@ def simulate(
     limits = Limits(latency_ms=0.6 * pricer.teacher.latency_ms)
     solver = Solver(pricer, damage)
 
-    def quality(task: Task) -> dict[str, float]:
+    def quality(task: Job) -> dict[str, float]:
         candidate = Candidate.of(task.candidate)
         noise = 0.01 * int(candidate.key[:3], 16) / 4096
         error = 0.05 + 0.94 * (1 - math.exp(-solver.harm(candidate))) + noise

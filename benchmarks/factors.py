@@ -35,7 +35,7 @@ from autocompress.problem.data import Data, load_data
 from autocompress.students.accuracy import evaluate, recalibrate_batch_norms
 from autocompress.students.calibration.compensation import compensate
 from autocompress.students.calibration.layer_inputs import collect_moments, solvable_layers
-from autocompress.students.training.blockwise import Part, learned
+from autocompress.students.training.blockwise import BlockPart, learned
 from autocompress.students.training.distill import distil
 from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.teacher_cache import TeacherOutputs
@@ -156,7 +156,7 @@ def learned_blocks(teacher: GraphModule, network: Network, weights: Weights, sam
     """Each block learns from the teacher's; then the other layers are fitted, as in a search."""
     taken = dict(weights)
     for block in residual_blocks(teacher.source_network):
-        part = Part(block.source, block.add)
+        part = BlockPart(block.source, block.add)
         taken.update(learned(network, weights, part, teacher, sample.calibration) or {})
     student = build(network, taken)
     inside = {name for block in residual_blocks(teacher.source_network) for name in block.layers}

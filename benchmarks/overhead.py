@@ -27,7 +27,7 @@ from typing import Any
 from predicted_students import as_predicted
 
 from autocompress.problem.candidate import Site
-from autocompress.runs.tasks import Evaluate, Factory, Result, Task
+from autocompress.runs.tasks import Evaluate, Factory, Job, Result
 
 FOLDER = Path("runs/overhead")
 OBJECTIVES = ("accuracy", "latency_ms", "file_bytes")
@@ -112,7 +112,7 @@ def through_tune(trials: int) -> None:
 
     on = executor(Factory("overhead:nothing"), workers=1, cpus_per_trial=1)
     told: list[float] = []
-    tasks = iter([Task(number, {}) for number in range(trials)])
+    tasks = iter([Job(number, {}) for number in range(trials)])
 
     def tell(result: Result) -> None:
         assert result.ok, result.error

@@ -21,7 +21,7 @@ import psutil
 from autocompress.pipeline.preparation import bound_space, open_teacher
 from autocompress.problem.space import load_space
 from autocompress.runs.ray_workers import executor
-from autocompress.runs.tasks import Arrays, Evaluate, Factory, Result, Task
+from autocompress.runs.tasks import Arrays, Evaluate, Factory, Job, Result
 from autocompress.students.builder import StudentBuilder
 from autocompress.students.importances import importances
 from autocompress.students.remote import make, remote_evaluator
@@ -40,7 +40,7 @@ def weighed(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
         importances(builder.bound, builder.weights, builder.data)
     seconds, used = time.perf_counter() - started, process.memory_full_info().uss - before
 
-    def evaluate(_: Task) -> Mapping[str, Any]:
+    def evaluate(_: Job) -> Mapping[str, Any]:
         time.sleep(2)  # so that the other worker gets a task, too
         return {"pid": process.pid, "seconds": seconds, "used_bytes": used}
 
@@ -50,7 +50,7 @@ def weighed(config: Mapping[str, Any], arrays: Arrays) -> Evaluate:
 def measured(factory: Factory) -> dict[int, tuple[float, float]]:
     """By worker: seconds and MiB until its evaluator stood."""
     on = executor(factory, WORKERS)
-    tasks = iter([Task(number, {}) for number in range(2 * WORKERS)])
+    tasks = iter([Job(number, {}) for number in range(2 * WORKERS)])
     found: dict[int, tuple[float, float]] = {}
 
     def tell(result: Result) -> None:

@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from autocompress.errors import TeacherError
 from autocompress.export.onnx_registry import RULES, Tensor
-from autocompress.export.torch_onnx import Input, Local, NoOnnxFormError, Part, Step, part_model
+from autocompress.export.torch_onnx import Local, NoOnnxFormError, OnnxPart, PartInput, Step, part_model
 from autocompress.graph.module import build, zero_inputs
 from autocompress.graph.network import Node, Param, Ref, arg_to_json, map_args
 from autocompress.graph.operations import is_opaque
@@ -56,7 +56,7 @@ def export_part(e: Emitter, node: Node) -> Any:
         return Waiting(node)
     cut = _Cut(e, node.name)
     cut.add(node)
-    part = Part(
+    part = OnnxPart(
         tuple(cut.steps),
         tuple(tuple(one.shape) for one in cut.examples),
         tuple(str(one.dtype).removeprefix("torch.") for one in cut.examples),
@@ -101,7 +101,7 @@ def _call_operator(e: Emitter, node: Node) -> Any:
 
 
 def _numbered(leaf: Any) -> Any:
-    return Ref(str(leaf.index)) if isinstance(leaf, Input) else leaf
+    return Ref(str(leaf.index)) if isinstance(leaf, PartInput) else leaf
 
 
 def no_onnx_form(node: Node, why: str) -> TeacherError:
@@ -183,7 +183,7 @@ class _Cut:
             return self._input(name, torch.empty(0))
         return self._input(name, self.emitter.samples.of(arg.node))
 
-    def _array(self, array: Any) -> Input:
+    def _array(self, array: Any) -> PartInput:
         if self.emitter.torch_operators:
             return self._input(self.emitter.constant(array), torch.empty(0))
         if np.iscomplexobj(array):
@@ -191,12 +191,12 @@ class _Cut:
             return self._input(self.emitter.constant(pairs), torch.from_numpy(pairs), is_complex=True)
         return self._input(self.emitter.constant(array), torch.from_numpy(np.asarray(array)))
 
-    def _input(self, name: str, example: torch.Tensor, is_complex: bool = False) -> Input:
+    def _input(self, name: str, example: torch.Tensor, is_complex: bool = False) -> PartInput:
         if name not in self._places:
             self._places[name] = len(self.names)
             self.names.append(name)
             self.examples.append(example)
-        return Input(self._places[name], is_complex)
+        return PartInput(self._places[name], is_complex)
 
 
 def splice(e: Emitter, graph: onnx.GraphProto, inputs: list[str], name: str) -> list[str]:

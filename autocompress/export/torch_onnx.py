@@ -27,7 +27,7 @@ _KEPT_PARTS = 1024
 
 
 @dataclass(frozen=True)
-class Input:
+class PartInput:
     """A tensor that a part reads; a complex one is given as pairs of real numbers."""
 
     index: int
@@ -43,7 +43,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of a part; arguments are `Input`, `Local`, plain values and tuples of these."""
+    """One operation of a part; arguments are `PartInput`, `Local`, plain values and tuples of these."""
 
     op: str
     args: tuple[Any, ...]
@@ -51,7 +51,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Part:
+class OnnxPart:
     """Hold operations in order, the last of which computes the part's outputs; shapes and dtypes of its
     inputs."""
 
@@ -64,7 +64,7 @@ class NoOnnxFormError(Exception):
     """Say why `torch.onnx` cannot express a part."""
 
 
-def part_model(part: Part, opset: int) -> onnx.ModelProto:
+def part_model(part: OnnxPart, opset: int) -> onnx.ModelProto:
     """Return the part as an ONNX model without functions. Raises NoOnnxFormError."""
     content = _exported(part, opset)
     if isinstance(content, str):
@@ -73,7 +73,7 @@ def part_model(part: Part, opset: int) -> onnx.ModelProto:
 
 
 @lru_cache(maxsize=_KEPT_PARTS)
-def _exported(part: Part, opset: int) -> bytes | str:
+def _exported(part: OnnxPart, opset: int) -> bytes | str:
     """Return the serialised model, or why there is none."""
     examples = tuple(
         torch.zeros(shape, dtype=dtype_named(f"dtype:{kind}"))
@@ -95,7 +95,7 @@ def _exported(part: Part, opset: int) -> bytes | str:
 
 
 class _PartModule(nn.Module):
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: OnnxPart) -> None:
         super().__init__()
         self.steps = part.steps
 
@@ -110,7 +110,7 @@ class _PartModule(nn.Module):
 
 
 def _filled(arg: Any, inputs: Sequence[torch.Tensor], values: Sequence[Any]) -> Any:
-    if isinstance(arg, Input):
+    if isinstance(arg, PartInput):
         tensor = inputs[arg.index]
         return torch.view_as_complex(tensor) if arg.is_complex else tensor
     if isinstance(arg, Local):

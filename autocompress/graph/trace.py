@@ -20,7 +20,7 @@ from torch.export.graph_signature import OutputKind
 
 from autocompress.errors import TeacherError
 from autocompress.graph.capture.example import Example
-from autocompress.graph.capture.exporting import Exported, exported
+from autocompress.graph.capture.exporting import ExportedModule, exported
 from autocompress.graph.capture.fixed_batch import AT_ONE, DiffersOtherwiseError, of_any_batch
 from autocompress.graph.capture.lowering import has_autocast, is_known, lowered, without_underscore
 from autocompress.graph.capture.rewriting import op_name
@@ -97,7 +97,7 @@ def _of_any_batch(
         ) from problem
 
 
-def _traced(module: nn.Module, found: Exported, example: Example) -> tuple[Network, Weights]:
+def _traced(module: nn.Module, found: ExportedModule, example: Example) -> tuple[Network, Weights]:
     rewriter = _Rewriter(found.program, example.inputs())
     network, weights = rewriter.rewrite(found.signature)
     network = with_exact_types(_fold_constants(network, weights), rewriter.types)

@@ -69,7 +69,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ExaminedFile:
     """The evidence for one file. `test` is None where the data has no test split."""
 
     measurement: Measurement
@@ -92,7 +92,7 @@ def examine(
     module: GraphModule | None = None,
     reference: Path | None = None,
     any_noise: bool = False,
-) -> Evidence:
+) -> ExaminedFile:
     """Run the file: checker, parity with `module`, accuracy, latency in a fresh process.
 
     With `any_noise` the latency is taken as it comes, however wide its interval: for where it has no budget.
@@ -119,7 +119,7 @@ def examine(
     measurement = measure_in_fresh_process(
         model_path, reference, runtime=device.runtime, threads=device.threads, settings=settings
     )
-    return Evidence(measurement, validation, test, parity, model_path.stat().st_size)
+    return ExaminedFile(measurement, validation, test, parity, model_path.stat().st_size)
 
 
 def whole_batches(split: Split, batch: int) -> Split:
@@ -139,7 +139,7 @@ class Computed:
 
 
 def measured_student(
-    key: str, path: str, evidence: Evidence, computed: Computed, metric: Metric = ACCURACY
+    key: str, path: str, evidence: ExaminedFile, computed: Computed, metric: Metric = ACCURACY
 ) -> Student:
     """Return the record of a measured student, which keeps every budget until `judged` says otherwise."""
     reported, measurement = evidence.reported, evidence.measurement
@@ -269,7 +269,9 @@ class StudentCertifier:
             "task": data.task.name,
         }
 
-    def _certificate(self, student: Student, violated: tuple[str, ...], evidence: Evidence) -> Certificate:
+    def _certificate(
+        self, student: Student, violated: tuple[str, ...], evidence: ExaminedFile
+    ) -> Certificate:
         runtime, threads = self.device.runtime, self.device.threads
         return Certificate(
             student=student,

@@ -33,7 +33,7 @@ from autocompress.runs.events import (
 )
 from autocompress.runs.in_process import BROUGHT_DOWN, Crash
 from autocompress.runs.store import RunRecord, RunStore
-from autocompress.runs.tasks import Executor, Result, Stage, Task, Tell, one_line
+from autocompress.runs.tasks import Executor, Job, Result, Stage, Tell, one_line
 from autocompress.search.failures import Failures
 from autocompress.search.proposers.pair_terms import most_scored, pair_terms
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs, Solver, pairs_of_rows
@@ -188,7 +188,7 @@ class Scoring:
         told as failed."""
         payload = {"images": images}
         todo = deque(
-            Task(number, candidate.to_json(), Stage.SCORE, payload, LENGTH)
+            Job(number, candidate.to_json(), Stage.SCORE, payload, LENGTH)
             for number, candidate in candidates.items()
         )
         crash = self.crash

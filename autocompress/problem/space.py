@@ -26,10 +26,10 @@ from autocompress.files import JsonObject
 from autocompress.problem.space_rules import (
     Bits,
     Match,
-    Part,
     Quantize,
     Rank,
     Rule,
+    RulePart,
     SpaceFile,
     Sparsity,
     Width,
@@ -199,7 +199,7 @@ def _build(document: Document, source: str) -> Space:
     return Space(file.name, file.rules, file.description, source, lines, file.quantize)
 
 
-_PARTS: dict[str, type[Part]] = {
+_PARTS: dict[str, type[RulePart]] = {
     "": SpaceFile,
     "rules": Rule,
     "match": Match,

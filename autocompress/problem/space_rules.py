@@ -128,7 +128,7 @@ StructureChoices = Annotated[tuple[StructureChoice, ...], Once, _must_contain("d
 Size = Annotated[int, Field(ge=1, le=1024)]
 
 
-class Part(BaseModel):
+class RulePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @model_validator(mode="before")
@@ -144,7 +144,7 @@ class Part(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class Match(Part):
+class Match(RulePart):
     """Name parts of a network: every key that is written must fit. `name` is a glob over module paths; `a.*`
     also fits `a`."""
 
@@ -179,7 +179,7 @@ class Match(Part):
         return self.name is None or fnmatchcase(name, self.name) or self.name == f"{name}.*"
 
 
-class Width(Part):
+class Width(RulePart):
     """Shares of a group's channels to keep, chosen by `importance`, in multiples of `round_to`."""
 
     keep: Shares = (0.25, 0.5, 0.75, 1.0)
@@ -187,7 +187,7 @@ class Width(Part):
     round_to: Size = 1
 
 
-class Rank(Part):
+class Rank(RulePart):
     """Shares of a layer's full rank, in multiples of `round_to`.
 
     `auto` is tucker2 for kernels above 1×1 and svd for the rest; a layer that the method written
@@ -201,7 +201,7 @@ class Rank(Part):
     data_aware: bool = False
 
 
-class Sparsity(Part):
+class Sparsity(RulePart):
     """Shares of a layer's weights that stay, or patterns such as `2:4`; the others are zero.
 
     `method` says which stay: those of `magnitude`, `obd` and `obs` are chosen before a student trains, `l1`,
@@ -213,7 +213,7 @@ class Sparsity(Part):
     method: SparsityMethod = "magnitude"
 
 
-class Quantize(Part):
+class Quantize(RulePart):
     """Say how layers get their 8 bits before any training; see `students.calibration.quantization`."""
 
     ranges: RangeMethod = "mse"
@@ -222,7 +222,7 @@ class Quantize(Part):
     rounding: Literal["nearest", "adaptive"] = "nearest"
 
 
-class Rule(Part):
+class Rule(RulePart):
     match: Match | None = None
     lock: Match | None = None
     optional: bool = False
@@ -277,14 +277,14 @@ class Rule(Part):
         return self.target.fits_block(name) or (only_name and self.target.fits_name(name))
 
 
-class SpaceFile(Part):
+class SpaceFile(RulePart):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str = ""
     quantize: Quantize = Quantize()
     rules: Annotated[tuple[Rule, ...], AfterValidator(_not_empty)]
 
 
-PartType = TypeVar("PartType", bound=Part)
+PartType = TypeVar("PartType", bound=RulePart)
 
 
 def merge(kind: type[PartType], parts: Iterable[PartType | None]) -> PartType | None:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from autocompress.files import JsonObject
-from autocompress.runs.tasks import Ask, Evaluate, Factory, Result, Stage, Stop, Task, Tell, Wait, one_line
+from autocompress.runs.tasks import Ask, Evaluate, Factory, Job, Result, Stage, Stop, Tell, Wait, one_line
 
 
 class InProcess:
@@ -42,7 +42,7 @@ class InProcess:
         with _crashes_noted(self._crash_file) as note:
             self._run(ask, tell, stop, note)
 
-    def _run(self, ask: Ask, tell: Tell, stop: Stop, note: Callable[[Task | None], None]) -> None:
+    def _run(self, ask: Ask, tell: Tell, stop: Stop, note: Callable[[Job | None], None]) -> None:
         while not stop():
             task = ask()
             if task is None:
@@ -59,7 +59,7 @@ class InProcess:
 
 
 @contextlib.contextmanager
-def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task | None], None]]:
+def _crashes_noted(file: Path | None) -> Iterator[Callable[[Job | None], None]]:
     """Write a traceback to the file when the process gets a deadly signal, and delete it otherwise. Yield
     what is to be told of each task that begins, whose line comes before the traceback, and, by None, that
     none is under way."""
@@ -70,7 +70,7 @@ def _crashes_noted(file: Path | None) -> Iterator[Callable[[Task | None], None]]
     with file.open("w", encoding="utf-8") as opened:
         faulthandler.enable(opened)
 
-        def note(task: Task | None) -> None:
+        def note(task: Job | None) -> None:
             opened.seek(0)
             opened.truncate()
             if task is not None:
@@ -119,7 +119,7 @@ def read_crash(file: Path) -> Crash | None:
         return None
 
 
-def evaluate_task(evaluate: Evaluate, task: Task, timeout_s: float | None = None) -> Result:
+def evaluate_task(evaluate: Evaluate, task: Job, timeout_s: float | None = None) -> Result:
     """Return the result of `evaluate(task)`; an exception or a timeout becomes a failed result."""
     start = time.perf_counter()
     timeout_s = timeout_s and timeout_s * task.length
@@ -180,12 +180,12 @@ class WorkerSession:
         sys.path += [path for path in self.import_paths if path not in sys.path and Path(path).exists()]
 
     def run(self, task_json: str) -> str:
-        task = Task(**json.loads(task_json))
+        task = Job(**json.loads(task_json))
         with self._watchdog(task.length):
             result = evaluate_task(self._evaluate, task, self.trial_timeout_s)
         return json.dumps(asdict(result), default=_plain)
 
-    def _evaluate(self, task: Task) -> JsonObject:
+    def _evaluate(self, task: Job) -> JsonObject:
         if self.evaluate is None:
             os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self.threads)
             self.evaluate = self.factory.make()

@@ -32,9 +32,9 @@ from autocompress.runs.tasks import (
     Evaluate,
     Executor,
     Factory,
+    Job,
     Result,
     Stop,
-    Task,
     Tell,
     Wait,
     one_line,
@@ -47,10 +47,10 @@ __all__ = [
     "Executor",
     "Factory",
     "InProcess",
+    "Job",
     "RayTune",
     "Result",
     "Stop",
-    "Task",
     "Tell",
     "Wait",
     "evaluate_task",
@@ -181,7 +181,7 @@ class _Bridge:
 
     def __init__(self, ask: Ask, tell: Tell, stop: Stop) -> None:
         self._ask, self._tell, self._stop = ask, tell, stop
-        self._live: dict[str, Task] = {}
+        self._live: dict[str, Job] = {}
         self._error: BaseException | None = None
 
     def next_task(self, trial_id: str) -> str | Wait | None:
@@ -241,7 +241,7 @@ def _trainable(session: WorkerSession, arrays: Any) -> Any:
     import ray
     from ray import tune
 
-    class Evaluation(tune.Trainable):
+    class RayEvaluation(tune.Trainable):
         def setup(self, config: JsonObject) -> None:
             session.prepare()
             session.factory = replace(session.factory, arrays=ray.get(arrays))
@@ -254,7 +254,7 @@ def _trainable(session: WorkerSession, arrays: Any) -> Any:
         def step(self) -> JsonObject:
             return {"result": self._session.run(self._task), "done": True}
 
-    return Evaluation
+    return RayEvaluation
 
 
 def _searcher(bridge: _Bridge) -> Any:

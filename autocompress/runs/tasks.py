@@ -27,7 +27,7 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """One evaluation: `candidate` as `Candidate.to_json()`, `stage` and `payload` for the evaluator.
 
     `length` is how much longer than a trial it may take: time limits are times that.
@@ -40,7 +40,7 @@ class Task:
     length: float = 1.0
 
     @classmethod
-    def from_json(cls, data: JsonObject) -> Task:
+    def from_json(cls, data: JsonObject) -> Job:
         """Return the task that `dataclasses.asdict` made `data` of."""
         return cls(**{**data, "stage": Stage(data["stage"])})
 
@@ -66,8 +66,8 @@ class Wait(Enum):
 
 WAIT = Wait.WAIT
 
-Evaluate = Callable[[Task], JsonObject]
-Ask = Callable[[], Task | Wait | None]
+Evaluate = Callable[[Job], JsonObject]
+Ask = Callable[[], Job | Wait | None]
 Tell = Callable[[Result], None]
 Stop = Callable[[], bool]
 Arrays = Mapping[str, Mapping[str, "NDArray[Any]"]]

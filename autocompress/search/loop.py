@@ -38,7 +38,7 @@ from autocompress.runs.events import (
 from autocompress.runs.in_process import Crash, read_crash
 from autocompress.runs.store import RunStore
 from autocompress.runs.student import Student
-from autocompress.runs.tasks import WAIT, Executor, Result, Stage, Task, Wait
+from autocompress.runs.tasks import WAIT, Executor, Job, Result, Stage, Wait
 from autocompress.search.failures import Failures
 from autocompress.search.finalists import Certify, Finalists
 from autocompress.search.halving import Plan
@@ -179,7 +179,7 @@ class Search:
         with self._display.of_stages():
             self.setting.executor.run(self._ask, self._tell, self.interrupt.asked)
 
-    def _ask(self) -> Task | Wait | None:
+    def _ask(self) -> Job | Wait | None:
         stages = self._stages
         task = stages.queue.popleft() if stages.queue else None
         if task is None and stages.stage == Stage.TRIAL:
@@ -191,7 +191,7 @@ class Search:
         self._outstanding += 1
         return task
 
-    def _propose(self) -> Task | None:
+    def _propose(self) -> Job | None:
         """Return the next trial that keeps the budgets by its predicted cost; None when none is left."""
         limits, store = self.setting.limits, self.setting.store
         for _ in range(REJECTIONS_IN_A_ROW):
@@ -204,7 +204,7 @@ class Search:
             if not violated:
                 self._trials.add(number, candidate, cost)
                 store.append(TrialStarted(trial=number, candidate=candidate.key, choices=choices))
-                return Task(number, choices, Stage.TRIAL, self._trial_payload(cost))
+                return Job(number, choices, Stage.TRIAL, self._trial_payload(cost))
             self._infeasible += 1
             store.append(
                 TrialInfeasible(

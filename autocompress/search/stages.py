@@ -11,7 +11,7 @@ from pathlib import Path
 from autocompress.device.measure.statistics import rank_correlation
 from autocompress.problem.candidate import Candidate
 from autocompress.runs.events import Decision, Distilled, Promoted
-from autocompress.runs.tasks import Result, Stage, Task
+from autocompress.runs.tasks import Job, Result, Stage
 from autocompress.search.finalists import Finalists
 from autocompress.search.halving import Plan, Rung, ranked, rungs, with_favourite
 from autocompress.search.proposers.solver import Solver
@@ -41,7 +41,7 @@ class Stages:
     lost: set[str]
     enlarged: bool = False
     stage: Stage = Stage.TRIAL
-    queue: deque[Task] = field(default_factory=deque)
+    queue: deque[Job] = field(default_factory=deque)
     chosen: list[Candidate] = field(default_factory=list)
     final_epochs: float = 0.0
     _rungs: tuple[Rung, ...] = ()
@@ -153,7 +153,7 @@ class Stages:
             before = max((epochs for epochs in trial.trained if epochs < rung.epochs), default=0.0)
             payload = {"epochs": rung.epochs, "before": before, "rung": self._rung}
             length = self._length(rung.epochs - before)
-            self.queue.append(Task(trial.number, trial.candidate.to_json(), Stage.PROMOTION, payload, length))
+            self.queue.append(Job(trial.number, trial.candidate.to_json(), Stage.PROMOTION, payload, length))
 
     def _choose_finalists(self, count: int) -> list[Candidate]:
         """Return the best of the highest rung that are expected to fit, then those of the rungs below."""
@@ -184,7 +184,7 @@ class Stages:
         payload = {"epochs": self.final_epochs, "quantized_epochs": quantized}
         length = self._length(self.final_epochs + quantized)
         self.queue.extend(
-            Task(self.trials.of(candidate.key).number, candidate.to_json(), Stage.FINAL, payload, length)
+            Job(self.trials.of(candidate.key).number, candidate.to_json(), Stage.FINAL, payload, length)
             for candidate in todo
         )
 

@@ -15,9 +15,9 @@ from autocompress.students.calibration.compensation import KeptChannels, compens
 from autocompress.students.calibration.layer_inputs import CALIBRATION_BATCH
 from autocompress.students.calibration.quantization import quantized
 from autocompress.students.calibration.weight_statistics import evidence
-from autocompress.students.training.blockwise import Part, learned
+from autocompress.students.training.blockwise import BlockPart, learned
 from autocompress.students.training.constraints import held
-from autocompress.students.training.distill import Distilled, distil
+from autocompress.students.training.distill import DistilledStudent, distil
 from autocompress.students.training.precision import device_named, placed
 from autocompress.students.training.settings import DistillSettings
 from autocompress.students.training.sparsification import METHODS, Thinner
@@ -123,9 +123,9 @@ class StudentBuilder:
             assert weights is not None
             if site.kind == "block":
                 block = self.bound.blocks[site.target]
-                part = Part(block.source, block.add)
+                part = BlockPart(block.source, block.add)
             else:
-                part = Part(self.bound.network.by_name[site.target].inputs[0], site.target)
+                part = BlockPart(self.bound.network.by_name[site.target].inputs[0], site.target)
             found = learned(
                 network, weights, part, self.teacher, self.data.calibration, seed=self.settings.seed
             )
@@ -140,7 +140,7 @@ class StudentBuilder:
         stop: Callable[[], bool] | None = None,
         part: int = 0,
         thinnings: Mapping[str, Thinning] | None = None,
-    ) -> Distilled | None:
+    ) -> DistilledStudent | None:
         """Distil `module` in place, its zeros and shared values held; return None when there is nothing to
         do.
 

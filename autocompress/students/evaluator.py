@@ -12,7 +12,7 @@ from autocompress.export.onnx import to_onnx
 from autocompress.export.student_folder import save_student
 from autocompress.files import JsonObject
 from autocompress.problem.candidate import Candidate
-from autocompress.runs.tasks import Stage, Task
+from autocompress.runs.tasks import Job, Stage
 from autocompress.students.accuracy import Evaluation
 from autocompress.students.builder import Progress, StudentBuilder
 from autocompress.students.checkpoints import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
@@ -36,7 +36,7 @@ class Evaluator:
         self.progress: Progress | None = None
         self.stop: Callable[[], bool] | None = None
 
-    def __call__(self, task: Task) -> JsonObject:
+    def __call__(self, task: Job) -> JsonObject:
         candidate = Candidate.of(task.candidate)
         if task.stage == Stage.SCORE:
             return self._score(candidate, task.payload)

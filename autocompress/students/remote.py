@@ -30,12 +30,12 @@ from autocompress.runs.tasks import (
     Evaluate,
     Executor,
     Factory,
+    Job,
     Result,
     Stage,
     Stop,
     Tell,
 )
-from autocompress.runs.tasks import Task as Work
 from autocompress.students.builder import StudentBuilder
 from autocompress.students.checkpoints import discard
 from autocompress.students.evaluator import Evaluator
@@ -165,7 +165,7 @@ class _Sending:
 
     evaluator: Evaluator
 
-    def __call__(self, task: Work) -> JsonObject:
+    def __call__(self, task: Job) -> JsonObject:
         values = dict(self.evaluator(task))
         student = self.evaluator.folder / Candidate.of(task.candidate).key
         if task.stage == Stage.FINAL and student.is_dir():

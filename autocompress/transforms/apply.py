@@ -23,7 +23,7 @@ from autocompress.problem.candidate import (
 from autocompress.transforms.families import compact, depth, low_rank, merge, prune, quantize, structured
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.families.quantize import makes_not_negative, plan, with_ranges
-from autocompress.transforms.families.sparsity import Evidence, Thinning, marked, thinned
+from autocompress.transforms.families.sparsity import Thinning, WeightStatistics, marked, thinned
 from autocompress.transforms.sites import BoundSpace
 
 Saliency = Mapping[str, Mapping[str, NDArray[Any]]]
@@ -102,8 +102,8 @@ def _parts(network: Network, layer: str) -> list[str]:
     return [name for name in names if name in network.by_name]
 
 
-def _evidence(saliency: Saliency) -> Evidence:
-    return Evidence(saliency.get("obd", {}), saliency.get(MOMENTS, {}))
+def _evidence(saliency: Saliency) -> WeightStatistics:
+    return WeightStatistics(saliency.get("obd", {}), saliency.get(MOMENTS, {}))
 
 
 def deployed(network: Network, weights: Weights | None = None) -> tuple[Network, Weights | None]:

@@ -22,7 +22,7 @@ from autocompress.export.coding import container
 from autocompress.export.coding.container import MAGIC, Header
 from autocompress.export.coding.records import body_of, smallest, unpack
 from autocompress.export.coding.tensors import (
-    Grid,
+    CodedGrid,
     Plain,
     Scaled,
     Shared,
@@ -368,7 +368,7 @@ def test_wrong_arguments_are_refused() -> None:
     header = Header({"a": ParamSpec((3,))}, {})
     for tensor in (
         Plain(np.zeros(4, np.float32)),
-        Grid(np.zeros(4, int), 0),
+        CodedGrid(np.zeros(4, int), 0),
         Shared(np.zeros(4, int), np.zeros(1)),
     ):
         with pytest.raises(ValueError, match="header says"):

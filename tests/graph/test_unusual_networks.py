@@ -19,7 +19,7 @@ from autocompress.problem.splits import Normalisation, TensorSplit
 from autocompress.students.accuracy import recalibrate_batch_norms
 from autocompress.students.calibration.compensation import changed_layers
 from autocompress.students.calibration.layer_inputs import collect_moments, solvable_layers
-from autocompress.students.training.blockwise import Part, learned
+from autocompress.students.training.blockwise import BlockPart, learned
 from autocompress.transforms.apply import MOMENTS, apply
 from autocompress.transforms.families.fold import fold_batch_norms
 from autocompress.transforms.probe import probed
@@ -146,7 +146,7 @@ def test_no_structure_is_offered_where_the_batch_is_the_second_axis() -> None:
     assert "second axis" in sites[other].locked
     for name, site in sites.items():
         assert ("batch" in site.locked) == (network.by_name[name].shape[0] != 1)
-    part = Part(network.by_name[other].inputs[0], other)
+    part = BlockPart(network.by_name[other].inputs[0], other)
     assert learned(network, weights, part, build(network, weights), split_of(inputs((16, 32), 100))) is None
 
 

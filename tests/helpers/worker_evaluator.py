@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.runs.tasks import Arrays, Task
+from autocompress.runs.tasks import Arrays, Job
 
 
 def meet(folder: Path, count: int) -> None:
@@ -23,7 +23,7 @@ def meet(folder: Path, count: int) -> None:
         time.sleep(0.05)
 
 
-def make(config: Mapping[str, Any], arrays: Arrays) -> Callable[[Task], dict[str, Any]]:
+def make(config: Mapping[str, Any], arrays: Arrays) -> Callable[[Job], dict[str, Any]]:
     """Squares x; `do` in a task's payload makes it misbehave. Notes each evaluator that is made."""
     if config.get("broken"):
         raise ValueError("the teacher is gone")
@@ -31,7 +31,7 @@ def make(config: Mapping[str, Any], arrays: Arrays) -> Callable[[Task], dict[str
         with Path(config["made"]).open("a") as file:
             file.write(f"{os.getpid()}\n")
 
-    def evaluate(task: Task) -> dict[str, Any]:
+    def evaluate(task: Job) -> dict[str, Any]:
         do = task.payload.get("do", "")
         if do == "raise":
             raise ArithmeticError("no\nnumber")

@@ -24,7 +24,7 @@ from autocompress.problem.space import parse_space
 from autocompress.progress import Console
 from autocompress.runs.in_process import InProcess, read_crash
 from autocompress.runs.store import RunPaths, RunStore, read_run
-from autocompress.runs.tasks import Stage, Task
+from autocompress.runs.tasks import Job, Stage
 from autocompress.search.proposers.solver import MOST_DAMAGE, Pairs
 from autocompress.students.builder import StudentBuilder
 from autocompress.students.evaluator import SCORE_ROWS, Evaluator
@@ -59,7 +59,7 @@ class Bench:
         self.evaluate, self.asked = Evaluator(builder, folder), list[Mapping[str, Any]]()
         self.fails_at, self.killed_at, self.fails_from = fails_at, killed_at, fails_from
 
-    def __call__(self, task: Task) -> Mapping[str, Any]:
+    def __call__(self, task: Job) -> Mapping[str, Any]:
         assert task.stage == Stage.SCORE
         if len(self.asked) == self.killed_at:
             raise KeyboardInterrupt

@@ -14,7 +14,7 @@ import pytest
 from autocompress.errors import InputError, TooManyFailuresError
 from autocompress.runs.in_process import InProcess, read_crash
 from autocompress.runs.ray_workers import executor
-from autocompress.runs.tasks import WAIT, Executor, Factory, Result, Stage, Task, Wait
+from autocompress.runs.tasks import WAIT, Executor, Factory, Job, Result, Stage, Wait
 
 TARGET = "worker_evaluator:make"
 
@@ -22,12 +22,12 @@ TARGET = "worker_evaluator:make"
 class Owner:
     """Gives `tasks` in order and keeps what it is told; waits after `pause` until a result is there."""
 
-    def __init__(self, tasks: list[Task], pause: int = -1) -> None:
+    def __init__(self, tasks: list[Job], pause: int = -1) -> None:
         self.tasks, self.pause = tasks, pause
         self.given: list[int] = []
         self.results: list[Result] = []
 
-    def ask(self) -> Task | Wait | None:
+    def ask(self) -> Job | Wait | None:
         if len(self.given) == len(self.tasks):
             return None
         if len(self.given) == self.pause and not self.results:
@@ -45,9 +45,9 @@ class Owner:
         return {result.trial: result for result in self.results}
 
 
-def squares(count: int, **payloads: dict[str, str]) -> list[Task]:
+def squares(count: int, **payloads: dict[str, str]) -> list[Job]:
     """Tasks 0 … count-1; `t3={"do": …}` gives task 3 a payload."""
-    return [Task(i, {"x": i}, "one-shot", payloads.get(f"t{i}", {})) for i in range(count)]
+    return [Job(i, {"x": i}, "one-shot", payloads.get(f"t{i}", {})) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_in_process_time_limit_stop_and_wait_for_nothing() -> None:
 
 
 def test_the_time_limit_is_longer_where_a_task_is() -> None:
-    task = Task(0, {"x": 0}, Stage.TRIAL, {"do": "sleep"}, length=3)
+    task = Job(0, {"x": 0}, Stage.TRIAL, {"do": "sleep"}, length=3)
     (result,) = Owner([task]).run(executor(Factory(TARGET), trial_timeout_s=0.1)).values()
     assert result.error == "took longer than 0.3 s"
 
@@ -150,8 +150,8 @@ def test_what_brings_this_process_down_is_found_afterwards(tmp_path: Path) -> No
     code = (
         "import ctypes, pathlib\n"
         "from autocompress.runs.in_process import InProcess\n"
-        "from autocompress.runs.tasks import Task\n"
-        "tasks = iter([Task(0, {'x': 1}, 'trial'), None])\n"
+        "from autocompress.runs.tasks import Job\n"
+        "tasks = iter([Job(0, {'x': 1}, 'trial'), None])\n"
         f"on = InProcess(lambda _: ctypes.string_at(0), crash_file=pathlib.Path({str(note)!r}))\n"
         "on.run(lambda: next(tasks), print, lambda: False)\n"
     )
@@ -179,7 +179,7 @@ def test_fractions_of_a_processor_run_more_workers(ray_two: tuple[Executor, Path
     del ray_two  # its two processors are what is shared here
     on = executor(Factory(TARGET), workers=4, cpus_per_trial=0.5)
     meeting = {"do": "meet", "folder": str(tmp_path), "count": 4}
-    results = Owner([Task(i, {"x": i}, Stage.TRIAL, meeting) for i in range(4)]).run(on)
+    results = Owner([Job(i, {"x": i}, Stage.TRIAL, meeting) for i in range(4)]).run(on)
     assert all(result.ok for result in results.values())
     assert {result.values["threads"] for result in results.values()} == {"1"}
 

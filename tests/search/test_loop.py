@@ -34,7 +34,7 @@ from autocompress.runs.front import front_of
 from autocompress.runs.in_process import InProcess
 from autocompress.runs.store import RunPaths, RunStore, read_run
 from autocompress.runs.student import Student
-from autocompress.runs.tasks import Stage, Task
+from autocompress.runs.tasks import Job, Stage
 from autocompress.search.finalists import NOISY_ROUNDS, patiently
 from autocompress.search.halving import EpochPlan, Epochs, Plan, planned, ranked
 from autocompress.search.loop import Search, Setting
@@ -43,7 +43,7 @@ from autocompress.search.trials import Trial
 from autocompress.transforms.sites import bind
 
 PLAN = Plan(trials=12, trial_epochs=1, promotion_epochs=3, final_epochs=9, quantized_epochs=1, students=2)
-Evaluate = Callable[[Task], Mapping[str, Any]]
+Evaluate = Callable[[Job], Mapping[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ class Bench:
     def __init__(self, root: Path, pricer: Pricer, limits: Limits) -> None:
         self.root, self.pricer, self.limits = root, pricer, limits
         self.slower = self.larger = 1.0
-        self.tasks: list[Task] = []
+        self.tasks: list[Job] = []
 
-    def evaluate(self, task: Task) -> Mapping[str, Any]:
+    def evaluate(self, task: Job) -> Mapping[str, Any]:
         """More multiply-adds, more accurate; longer training adds a little."""
         self.tasks.append(task)
         candidate = Candidate.of(task.candidate)
@@ -188,7 +188,7 @@ def test_the_same_seed_gives_the_same_trials(tmp_path: Path, pricer: Pricer, lim
 def test_a_search_goes_on_where_it_was_killed(bench: Bench):
     """Killed within the eighth trial: the seven before are kept, the eighth is tried again, first."""
 
-    def killed(task: Task) -> Mapping[str, Any]:
+    def killed(task: Job) -> Mapping[str, Any]:
         if len(bench.tasks) == 7:
             raise KeyboardInterrupt
         return bench.evaluate(task)
@@ -209,7 +209,7 @@ def test_a_search_goes_on_where_it_was_killed(bench: Bench):
 
 @pytest.mark.parametrize("stage", [Stage.PROMOTION, Stage.FINAL])
 def test_later_stages_are_not_repeated_either(bench: Bench, stage: str):
-    def killed(task: Task) -> Mapping[str, Any]:
+    def killed(task: Job) -> Mapping[str, Any]:
         if sum(done.stage == stage for done in bench.tasks) == 1 and task.stage == stage:
             raise KeyboardInterrupt
         return bench.evaluate(task)
@@ -251,7 +251,7 @@ def test_rungs_go_on_after_a_kill(bench: Bench, tmp_path: Path, done: int):
     undisturbed = Bench(tmp_path / "undisturbed", bench.pricer, bench.limits)
     undisturbed.run(RUNGS)
 
-    def killed(task: Task) -> Mapping[str, Any]:
+    def killed(task: Job) -> Mapping[str, Any]:
         if (
             task.stage == Stage.PROMOTION
             and sum(other.stage == Stage.PROMOTION for other in bench.tasks) == done
@@ -283,7 +283,7 @@ def test_a_trial_in_one_shot_races_against_the_best_that_is_as_fast(bench: Bench
 
 
 def test_a_front_that_stands_still_ends_the_trials(bench: Bench):
-    def first_is_best(task: Task) -> Mapping[str, Any]:
+    def first_is_best(task: Job) -> Mapping[str, Any]:
         return {**bench.evaluate(task), "accuracy": 0.9 if task.trial == 0 else 1e-4}
 
     bench.run(Plan(**{**vars(PLAN), "trials": 60, "patience": 15}), evaluate=first_is_best)
@@ -308,7 +308,7 @@ def test_more_trials_continue_a_finished_search(bench: Bench):
 
 
 def test_failed_trials_are_recorded_with_their_reason(bench: Bench):
-    def fails_twice(task: Task) -> Mapping[str, Any]:
+    def fails_twice(task: Job) -> Mapping[str, Any]:
         if task.trial in (2, 5):
             raise ValueError("no gradient")
         return bench.evaluate(task)
@@ -320,7 +320,7 @@ def test_failed_trials_are_recorded_with_their_reason(bench: Bench):
 
 @pytest.mark.parametrize("name", ["loss", "accuracy"])
 def test_a_result_that_is_not_finite_is_a_failure(bench: Bench, name: str):
-    def diverges(task: Task) -> Mapping[str, Any]:
+    def diverges(task: Job) -> Mapping[str, Any]:
         return {**bench.evaluate(task), name: float("nan")} if task.trial == 1 else bench.evaluate(task)
 
     bench.run(evaluate=diverges)
@@ -329,7 +329,7 @@ def test_a_result_that_is_not_finite_is_a_failure(bench: Bench, name: str):
 
 
 def test_a_search_in_which_all_fails_is_given_up(bench: Bench):
-    def fails(_: Task) -> Mapping[str, Any]:
+    def fails(_: Job) -> Mapping[str, Any]:
         raise RuntimeError("out of luck")
 
     with pytest.raises(TooManyFailuresError) as caught:
@@ -339,7 +339,7 @@ def test_a_search_in_which_all_fails_is_given_up(bench: Bench):
 
 
 def test_a_search_whose_first_trials_fail_alike_is_given_up_at_once(bench: Bench):
-    def fails(task: Task) -> Mapping[str, Any]:
+    def fails(task: Job) -> Mapping[str, Any]:
         raise RuntimeError(f"no disk at trial {task.trial}")
 
     with pytest.raises(TooManyFailuresError, match="first 3 trials failed in the same way") as caught:
@@ -351,11 +351,11 @@ def test_a_search_whose_first_trials_fail_alike_is_given_up_at_once(bench: Bench
     assert kinds == ["trial_failed"] * 3 + ["trial_finished"] * (PLAN.trials - 3)
 
 
-def brought_down(bench: Bench, stage: str, number: int, plan: Plan = PLAN) -> Task:
+def brought_down(bench: Bench, stage: str, number: int, plan: Plan = PLAN) -> Job:
     """Runs until the task of that number in its stage ends the process, and leaves what a crash leaves."""
-    seen: list[Task] = []
+    seen: list[Job] = []
 
-    def killed(task: Task) -> Mapping[str, Any]:
+    def killed(task: Job) -> Mapping[str, Any]:
         if task.stage == stage:
             seen.append(task)
             if len(seen) == number:
@@ -453,7 +453,7 @@ def test_when_no_trial_leaves_room_either_the_solver_is_asked_again(bench: Bench
 def test_a_search_that_was_killed_while_it_looked_for_room_goes_on_with_that(bench: Bench):
     bench.slower = 2.0
 
-    def killed(task: Task) -> Mapping[str, Any]:
+    def killed(task: Job) -> Mapping[str, Any]:
         if task.trial == 1:
             raise KeyboardInterrupt
         return bench.evaluate(task)
@@ -474,7 +474,7 @@ def test_accuracy_counts_where_every_candidate_takes_the_teachers_latency(bench:
     bench.pricer = Pricer(bind(parse_space(rules), network), CostModel(Arithmetic()))
     bench.limits = Limits(packed_bytes=bench.pricer.teacher.packed_bytes)
 
-    def ever_better(task: Task) -> Mapping[str, Any]:
+    def ever_better(task: Job) -> Mapping[str, Any]:
         return {**bench.evaluate(task), "accuracy": 0.5 + 0.01 * task.trial}
 
     bench.run(Plan(**{**vars(PLAN), "trials": 30, "patience": 5}), evaluate=ever_better)
@@ -557,7 +557,7 @@ def test_noise_that_does_not_end_is_an_error_that_a_resume_can_mend(bench: Bench
 
 
 def test_an_interrupt_is_drained_and_says_how_to_go_on(bench: Bench):
-    def interrupted(task: Task) -> Mapping[str, Any]:
+    def interrupted(task: Job) -> Mapping[str, Any]:
         if task.trial == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return bench.evaluate(task)

@@ -18,7 +18,7 @@ from autocompress.problem.data import Data, load_data
 from autocompress.problem.space import parse_space
 from autocompress.students.accuracy import evaluate
 from autocompress.students.builder import StudentBuilder
-from autocompress.students.training.blockwise import Part, learned, region
+from autocompress.students.training.blockwise import BlockPart, learned, region
 from autocompress.students.training.distill import distil
 from autocompress.students.training.settings import DistillSettings
 from autocompress.transforms.apply import apply
@@ -59,9 +59,9 @@ def bound() -> BoundSpace:
     return shop().bound
 
 
-def block_part() -> Part:
+def block_part() -> BlockPart:
     block = bound().blocks["blocks.1"]
-    return Part(block.source, block.add)
+    return BlockPart(block.source, block.add)
 
 
 def test_a_region_computes_what_the_network_computes_there() -> None:
@@ -72,8 +72,10 @@ def test_a_region_computes_what_the_network_computes_there() -> None:
     images = next(iter(digits().calibration.batches(8)))[0]
     values = build(network, weights).forward_values(images, {part.source, part.output})
     torch.testing.assert_close(build(own, weights)(values[part.source]), values[part.output])
-    assert region(network, Part(part.source, "stem")) is None, "the stem does not read the block's source"
-    assert region(network, Part(INPUT, network.output)) is not None
+    assert region(network, BlockPart(part.source, "stem")) is None, (
+        "the stem does not read the block's source"
+    )
+    assert region(network, BlockPart(INPUT, network.output)) is not None
 
 
 @pytest.mark.parametrize("form", ["depthwise_separable", "ghost", "inverted_bottleneck"])

@@ -20,7 +20,7 @@ from autocompress.problem.space import parse_space
 from autocompress.problem.tasks.choice import task_named
 from autocompress.problem.teacher import Preprocessing
 from autocompress.runs.in_process import InProcess
-from autocompress.runs.tasks import Result, Stage, Task
+from autocompress.runs.tasks import Job, Result, Stage
 from autocompress.students.builder import StudentBuilder
 from autocompress.students.evaluator import Evaluator
 from autocompress.students.importances import importances
@@ -45,7 +45,7 @@ def test_it_gives_the_same_accuracy(builder: StudentBuilder, tmp_path: Path) -> 
     factory = remote_evaluator(builder, parse_space(SPACE), tmp_path / "distilled")
     config = json.loads(json.dumps(factory.config))
     assert all(name in builder.bound.by_name for name, _ in CANDIDATE.choices)
-    task = Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0.3})
+    task = Job(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0.3})
     there = make(config, factory.arrays)(task)
     assert there == Evaluator(builder, tmp_path)(task)
 
@@ -62,7 +62,7 @@ def test_other_tasks_are_judged_there_as_here(name: str, builder: StudentBuilder
     settings = replace(builder.settings, train_on="cpu")
     own = StudentBuilder(builder.bound, builder.weights, replace(data, task=task), builder.saliency, settings)
     factory = remote_evaluator(own, parse_space(SPACE), tmp_path / "distilled")
-    trial = Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0})
+    trial = Job(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0})
     there = make(json.loads(json.dumps(factory.config)), factory.arrays)(trial)
     assert there == Evaluator(own, tmp_path)(trial)
 
@@ -90,7 +90,7 @@ def test_a_student_made_where_the_run_is_not_seen_comes_with_the_result(
     builder: StudentBuilder, tmp_path: Path
 ) -> None:
     factory = remote_evaluator(builder, parse_space(SPACE), tmp_path / "elsewhere" / "distilled")
-    tasks = iter([Task(0, CANDIDATE.to_json(), Stage.FINAL, {"epochs": 0.1, "quantized_epochs": 0}), None])
+    tasks = iter([Job(0, CANDIDATE.to_json(), Stage.FINAL, {"epochs": 0.1, "quantized_epochs": 0}), None])
     told: list[Result] = []
     on = Receiving(InProcess(make(factory.config, factory.arrays)), tmp_path / "here")
     on.run(lambda: next(tasks), told.append, lambda: False)

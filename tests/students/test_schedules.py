@@ -13,7 +13,7 @@ from autocompress.export.student_folder import load_student
 from autocompress.graph.trace import trace
 from autocompress.problem.candidate import Candidate
 from autocompress.problem.space import parse_space
-from autocompress.runs.tasks import Stage, Task
+from autocompress.runs.tasks import Job, Stage
 from autocompress.students.builder import StudentBuilder
 from autocompress.students.checkpoints import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
 from autocompress.students.evaluator import Evaluator
@@ -40,8 +40,8 @@ def evaluator(builder: StudentBuilder, tmp_path: Path) -> Evaluator:
     return Evaluator(builder, tmp_path / "distilled")
 
 
-def task(epochs: float, before: float = 0.0, rung: int = 1) -> Task:
-    return Task(0, CANDIDATE.to_json(), Stage.PROMOTION, {"epochs": epochs, "before": before, "rung": rung})
+def task(epochs: float, before: float = 0.0, rung: int = 1) -> Job:
+    return Job(0, CANDIDATE.to_json(), Stage.PROMOTION, {"epochs": epochs, "before": before, "rung": rung})
 
 
 def test_a_rung_trains_only_what_is_missing(evaluator: Evaluator):
@@ -81,12 +81,12 @@ def test_a_final_student_goes_on_from_its_last_rung(evaluator: Evaluator):
     evaluator(task(1.0))
     found = load_checkpoint(checkpoint_path(evaluator.folder, CANDIDATE))
     assert found is not None
-    evaluator(Task(0, CANDIDATE.to_json(), Stage.FINAL, {"epochs": 0, "quantized_epochs": 0}))
+    evaluator(Job(0, CANDIDATE.to_json(), Stage.FINAL, {"epochs": 0, "quantized_epochs": 0}))
     student = load_student(evaluator.folder / CANDIDATE.key)
     np.testing.assert_array_equal(student.export_weights()["fc.weight"], found.weights["fc.weight"])
 
 
 def test_no_epochs_are_one_shot(evaluator: Evaluator, builder: StudentBuilder):
-    found = evaluator(Task(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0, "rival": None}))
+    found = evaluator(Job(0, CANDIDATE.to_json(), Stage.TRIAL, {"epochs": 0, "rival": None}))
     assert found["images"] == builder.data.validation.size and found["stopped"] is False
     assert found["accuracy"] == evaluator.one_shot(CANDIDATE).evaluation.accuracy

@@ -41,7 +41,7 @@ class Lowered(NamedTuple):
 
 
 @dataclass(eq=False)
-class Form:
+class SectionForm:
     """Sections in a row, joined into one, by the forms of their pieces.
 
     `skeleton` is that of the first section; `network` has the sizes of the pieces that came first. `names`
@@ -57,7 +57,7 @@ class Form:
     lowered: dict[tuple[Ends, Crossing | None], Lowered] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sections: Sequence[tuple[Skeleton, Sequence[Version]]]) -> Form:
+    def of(cls, sections: Sequence[tuple[Skeleton, Sequence[Version]]]) -> SectionForm:
         """Join sections, all of which have pieces."""
         nodes: list[Node] = []
         params: dict[str, ParamSpec] = {}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import chain
 from math import fsum
 
-from autocompress.cost.compiled.lowering import Carried, Ends, Form
+from autocompress.cost.compiled.lowering import Carried, Ends, SectionForm
 from autocompress.cost.compiled.pieces import Version
-from autocompress.cost.compiled.rows import Counts, Row, Slot
+from autocompress.cost.compiled.rows import Counts, PieceRow, Slot
 from autocompress.cost.compiled.sections import Skeleton, cut
 from autocompress.cost.fused_graph import Crossing
 from autocompress.cost.model import Amounts, CostModel, FileContent
@@ -19,7 +19,7 @@ from autocompress.transforms.sites import BoundSpace
 MOST_ROWS = 200_000
 """What pieces add is remembered so many times; then all is forgotten."""
 
-Part = tuple[Form, Sequence[Version]]
+Part = tuple[SectionForm, Sequence[Version]]
 
 
 class SumPricer:
@@ -38,7 +38,7 @@ class SumPricer:
 
     def _start(self) -> None:
         self.sections, self.axes = cut(self.bound, self.layouts.float_block)
-        self._joined: dict[tuple[Form, ...], Form] = {}
+        self._joined: dict[tuple[SectionForm, ...], SectionForm] = {}
         self._slots: dict[Slot, Slot] = {}
         self._rows = 0
 
@@ -54,7 +54,7 @@ class SumPricer:
             self._start()
         forms, versions = self._forms(self._options(candidate))
         ends = _ends(forms)
-        rows: list[Row] = []
+        rows: list[PieceRow] = []
         live: list[int] = []
         entry: Crossing | None = None
         for form, pieces, end in zip(forms, versions, ends, strict=True):
@@ -66,7 +66,7 @@ class SumPricer:
                 live.append(_most(row, others, pieces) if others else row[5])
         return self.cost_model.cost(_amounts(rows, max(live), ends[0][0]))
 
-    def _row(self, slot: Slot, version: Version) -> Row:
+    def _row(self, slot: Slot, version: Version) -> PieceRow:
         self._rows += 1
         return slot.row(version, self.cost_model)
 
@@ -79,9 +79,9 @@ class SumPricer:
                 options[at] = option
         return options + [axis.count(options) for axis in self.axes]
 
-    def _forms(self, options: Sequence[Option]) -> tuple[list[Form], list[list[Version]]]:
+    def _forms(self, options: Sequence[Option]) -> tuple[list[SectionForm], list[list[Version]]]:
         """Return the forms and the pieces of sections, joined where one depends on what reads its output."""
-        forms: list[Form] = []
+        forms: list[SectionForm] = []
         versions: list[list[Version]] = []
         joined: dict[int, list[Part]] = {}
         closed = True
@@ -105,27 +105,27 @@ class SumPricer:
             forms[at] = self._join(parts)
         return forms, versions
 
-    def _join(self, parts: Sequence[Part]) -> Form:
+    def _join(self, parts: Sequence[Part]) -> SectionForm:
         key = tuple([form for form, _ in parts])
         found = self._joined.get(key)
         if found is None:
             made = [(form.skeleton, versions) for form, versions in parts]
-            found = self._joined[key] = Form.of(made)
+            found = self._joined[key] = SectionForm.of(made)
         return found
 
 
-def _form(skeleton: Skeleton, versions: Sequence[Version]) -> Form:
+def _form(skeleton: Skeleton, versions: Sequence[Version]) -> SectionForm:
     """Return the form of a section, which a piece that is alone in it remembers."""
     key = tuple([version.form for version in versions])
     form = skeleton.forms.get(key)
     if form is None:
-        form = skeleton.forms[key] = Form.of([(skeleton, versions)])
+        form = skeleton.forms[key] = SectionForm.of([(skeleton, versions)])
     if len(versions) == 1:
         versions[0].alone = form
     return form
 
 
-def _ends(forms: Sequence[Form]) -> list[Ends]:
+def _ends(forms: Sequence[SectionForm]) -> list[Ends]:
     """Return how sections end, where the fewest values between them are rounded with which every section has
     those that it needs."""
     follows = [*[form.reads_integers for form in forms[1:]], None]
@@ -142,7 +142,7 @@ def _ends(forms: Sequence[Form]) -> list[Ends]:
     return [*zip(found[:-1], found[1:], follows, strict=True)]
 
 
-def _most(row: Row, carried: Sequence[Carried], versions: Sequence[Version]) -> int:
+def _most(row: PieceRow, carried: Sequence[Carried], versions: Sequence[Version]) -> int:
     """Return the most bytes alive while a piece is computed, with those of other pieces."""
     most = 0
     for total, others in zip(row.live_bytes, carried, strict=True):
@@ -152,7 +152,7 @@ def _most(row: Row, carried: Sequence[Carried], versions: Sequence[Version]) -> 
     return most
 
 
-def _amounts(rows: Sequence[Row], live_bytes: int, rounds_input: bool) -> Amounts:
+def _amounts(rows: Sequence[PieceRow], live_bytes: int, rounds_input: bool) -> Amounts:
     counts, channels, kernels_us, coded_bytes, _, _ = zip(*rows, strict=True)
     total = Counts.unpacked(sum(counts))
     coded = fsum(chain.from_iterable(coded_bytes)) if total.coded_layers else 0.0

@@ -17,7 +17,7 @@ from autocompress.graph.network import Network, Quantizer
 _ANY = Quantizer(1.0, 0)
 
 
-class Row(NamedTuple):
+class PieceRow(NamedTuple):
     """Hold what a piece of some sizes adds: `counts` as `packed`, the channels of its layers of 8 bits, what
     its kernels take, what its parameters take in a coded file, for each cut the bytes alive, and the most of
     these."""
@@ -82,9 +82,9 @@ class Slot:
     operations: tuple[Made, ...]
     rounded: frozenset[str]
     cuts: tuple[tuple[tuple[str, ...], ...], ...]
-    rows: dict[Version, Row] = field(default_factory=dict, compare=False)
+    rows: dict[Version, PieceRow] = field(default_factory=dict, compare=False)
 
-    def row(self, version: Version, cost_model: CostModel) -> Row:
+    def row(self, version: Version, cost_model: CostModel) -> PieceRow:
         """Return what a version of the piece adds. Raises ProfileError for a kernel of an unknown kind."""
         known = version.stored
         if known is None:
@@ -97,7 +97,7 @@ class Slot:
         ]
         macs = sum([kernel[1] for kernel in kernels])
         quantizers = len(self.rounded.intersection(version.computes))
-        found = Row(
+        found = PieceRow(
             Counts(macs, quantizers, *known.counts).packed(),
             known.channels,
             tuple([kernel[0] for kernel in kernels]),

@@ -37,7 +37,7 @@ class Skeleton:
     """A section in which some blocks are dropped: the pieces that stay, what they read under which new name,
     and the value that it computes, `INPUT` where nothing is left."""
 
-    section: Section
+    section: PieceSection
     pieces: tuple[Piece, ...]
     aliases: Mapping[str, str]
     output: str
@@ -46,7 +46,7 @@ class Skeleton:
 
 
 @dataclass(eq=False)
-class Section:
+class PieceSection:
     """Pieces in a row. Only what `network` has as its input comes in, under the name `entry` in the whole."""
 
     network: Network
@@ -85,7 +85,7 @@ class Section:
         return Skeleton(self, pieces, aliases, network.output)
 
 
-def cut(bound: BoundSpace, float_block: int) -> tuple[tuple[Section, ...], tuple[Axis, ...]]:
+def cut(bound: BoundSpace, float_block: int) -> tuple[tuple[PieceSection, ...], tuple[Axis, ...]]:
     """Return the sections of a network under a space, and the axes whose numbers of channels their pieces
     want behind the options of the free sites. Raises Uncuttable."""
     network = bound.network
@@ -97,7 +97,7 @@ def cut(bound: BoundSpace, float_block: int) -> tuple[tuple[Section, ...], tuple
         pieces = tuple(
             sites.piece(part, float_block, forms) for part in _parts(network, names, blocks, sites)
         )
-        sections.append(Section(_section_network(network, names, entry), entry, pieces, blocks))
+        sections.append(PieceSection(_section_network(network, names, entry), entry, pieces, blocks))
         entry = names[-1]
     if sum(len(section.blocks) for section in sections) != len(sites.droppable(tuple(network.by_name))):
         raise Uncuttable("a block that may be dropped reaches over a place where the network could be cut")

@@ -15,7 +15,7 @@ from autocompress.export.coding.tensors import (
     GREATEST_EXPONENT,
     LEAST_EXPONENT,
     MOST_SHARED_VALUES,
-    Grid,
+    CodedGrid,
     Plain,
     Scaled,
     Shared,
@@ -60,7 +60,7 @@ def body_of(tensor: Stored, coder: str) -> tuple[int, bytes]:
         return PLAIN, array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     which = CODERS.index(coder)
     coded = bytes([which]) + _ENCODE[which](tensor.levels)
-    if isinstance(tensor, Grid):
+    if isinstance(tensor, CodedGrid):
         return GRID, tensor.exponent.to_bytes(1, "little", signed=True) + coded
     if isinstance(tensor, Scaled):
         head = len(tensor.scales).to_bytes(4, "little")
@@ -83,7 +83,7 @@ def unpack(form: int, body: bytes, spec: ParamSpec) -> NDArray[Any]:
         exponent = int.from_bytes(body[:1], "little", signed=True)
         if not LEAST_EXPONENT <= exponent <= GREATEST_EXPONENT:
             raise ValueError(f"the exponent {exponent} is out of range")
-        return Grid(_levels(body[1:], spec), exponent).values()
+        return CodedGrid(_levels(body[1:], spec), exponent).values()
     return {SCALED: _scaled, SHARED: _shared, SPARSE: _sparse}[form](body, spec)
 
 

@@ -2,7 +2,7 @@
 
     Plain     the array's own bytes
     Scaled    level × scale, one scale or one for each slice of the first axis (float32)
-    Grid      level × a power of two
+    CodedGrid      level × a power of two
     Shared    one of a few values (a codebook; Han et al. 2016, arXiv:1510.00149)
     Sparse    where the values are that are not zero, and these as they are
 
@@ -47,7 +47,7 @@ class Scaled:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class CodedGrid:
     levels: NDArray[np.integer]
     exponent: int
 
@@ -97,7 +97,7 @@ class Sparse:
         return found
 
 
-Stored = Plain | Scaled | Grid | Shared | Sparse
+Stored = Plain | Scaled | CodedGrid | Shared | Sparse
 
 
 def candidates(array: NDArray[Any]) -> Iterator[Stored]:
@@ -127,11 +127,11 @@ def shared_values(array: Floats) -> Shared | None:
     return Shared((indices.reshape(array.shape) - zero).astype(np.int32), codebook)
 
 
-def on_grid(array: Floats) -> Grid | None:
+def on_grid(array: Floats) -> CodedGrid | None:
     """Return the array as multiples of a power of two, None where one is above 32,767."""
     largest = float(np.abs(array).max(initial=0))
     if not largest:
-        return Grid(np.zeros(array.shape, dtype=np.int32), 0)
+        return CodedGrid(np.zeros(array.shape, dtype=np.int32), 0)
     most = int(np.frexp(largest)[1])
     least = max(LEAST_EXPONENT, most - 15)
     if most > GREATEST_EXPONENT:
@@ -142,4 +142,4 @@ def on_grid(array: Floats) -> Grid | None:
     integers = levels.astype(np.int64)
     spare = int(np.bitwise_or.reduce(np.abs(integers), axis=None))
     shift = (spare & -spare).bit_length() - 1
-    return Grid((integers >> shift).astype(np.int32), least + shift)
+    return CodedGrid((integers >> shift).astype(np.int32), least + shift)

@@ -22,7 +22,7 @@ EXPORT_BATCH = 2
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModule:
     """A program of all tensors of the example in their order; `signature` is None for one in and one out.
 
     Where torch exports for one batch size alone, `twin` is the program of another.
@@ -33,7 +33,7 @@ class Exported:
     twin: torch.export.ExportedProgram | None = None
 
 
-def exported(module: nn.Module, example: Example) -> Exported:
+def exported(module: nn.Module, example: Example) -> ExportedModule:
     """Return the module's program at any batch size.
 
     A module that takes or returns more than one tensor is changed: its `forward` takes and returns them one
@@ -44,7 +44,7 @@ def exported(module: nn.Module, example: Example) -> Exported:
         try:
             program, twin = _programs(module, example)
             if _returns_one_tensor(program):
-                return Exported(program, None, twin)
+                return ExportedModule(program, None, twin)
         except TeacherError as error:  # Of a result that torch knows no structure of, or for good.
             problem = error
     trees: list[Tree] = []
@@ -56,7 +56,7 @@ def exported(module: nn.Module, example: Example) -> Exported:
         raise problem or error from error
     names = ("input",) if example.tree is None else _unique(names_in(example.tree))
     outputs = _unique(_output_names(trees[-1]), names)
-    return Exported(program, Signature(names, outputs, arguments, trees[-1]), twin)
+    return ExportedModule(program, Signature(names, outputs, arguments, trees[-1]), twin)
 
 
 def _only_argument(module: nn.Module) -> str:

@@ -13,7 +13,7 @@ from autocompress.problem.data import Data
 from autocompress.problem.label_match import doubt_about_labels, matched, with_teacher_outputs
 from autocompress.problem.splits import Split
 from autocompress.problem.tasks.choice import (
-    Seen,
+    SeenOutputs,
     check_fit,
     prepared,
     recognised,
@@ -59,7 +59,7 @@ def fitted(
         notes = ()
     held_out = data.validation.subset(LOOKED_AT)
     found, labels = outputs_of(teacher.module, held_out)
-    seen = Seen(found, labels, data.targets, data.num_classes)
+    seen = SeenOutputs(found, labels, data.targets, data.num_classes)
     said = ""
     if task is None:
         task = recognised(seen)

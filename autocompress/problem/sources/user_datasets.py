@@ -48,7 +48,7 @@ class Unlabelled:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class DatasetPart:
     """One split under way: labels as the user wrote them, and images where they are held in memory."""
 
     dataset: MapStyle
@@ -59,7 +59,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Form:
+class LabelForm:
     """Say what every image has to be: its shape (C, H, W), and the channels that pictures are read with."""
 
     shape: tuple[int, ...]
@@ -126,8 +126,8 @@ def from_datasets(made: Any, name: str, reading: Reading) -> Source:
     Each may be a map-style dataset, a DataLoader, a stream, or a pair of arrays (images, labels).
     """
     named, said = _named(made, name)
-    parts: dict[str, Part] = {}
-    form: Form | None = None
+    parts: dict[str, DatasetPart] = {}
+    form: LabelForm | None = None
     for split, item in named.items():
         where = f"{name}, {TITLES[split]}"
         dataset, note = map_style(item, where, reading)
@@ -141,7 +141,7 @@ def from_datasets(made: Any, name: str, reading: Reading) -> Source:
             )
         if form is None:
             first = _image(dataset, 0, where, reading.hints.channels)
-            form = Form(tuple(first.shape), reading.hints.channels)
+            form = LabelForm(tuple(first.shape), reading.hints.channels)
         parts[split] = _part(dataset, where, form, reading, note)
     assert form is not None
     return _source(name, parts, form, said, reading)
@@ -189,7 +189,9 @@ def _preference(key: str) -> int:
     return PREFERENCE.index(key.lower()) if key.lower() in PREFERENCE else len(PREFERENCE)
 
 
-def _source(name: str, parts: dict[str, Part], form: Form, said: tuple[str, ...], reading: Reading) -> Source:
+def _source(
+    name: str, parts: dict[str, DatasetPart], form: LabelForm, said: tuple[str, ...], reading: Reading
+) -> Source:
     labels, label_names, targets = targets_of(
         [(part.labels, part.where) for part in parts.values()], name, reading.targets
     )
@@ -216,7 +218,7 @@ def _source(name: str, parts: dict[str, Part], form: Form, said: tuple[str, ...]
     )
 
 
-def _split(part: Part, labels: Tensor, normalisation: Normalisation, form: Form) -> Split:
+def _split(part: DatasetPart, labels: Tensor, normalisation: Normalisation, form: LabelForm) -> Split:
     if part.images is not None:
         return TensorSplit(part.images, labels, normalisation, "none")
     return LazySplit(
@@ -246,17 +248,17 @@ def normalisation_of(image: Tensor) -> Normalisation:
     return source.per_channel(source.IMAGENET if channels in (1, 3) else source.CENTRED, channels, "")
 
 
-def _part(dataset: MapStyle, where: str, form: Form, reading: Reading, note: str) -> Part:
+def _part(dataset: MapStyle, where: str, form: LabelForm, reading: Reading, note: str) -> DatasetPart:
     if isinstance(dataset, arrays.ArraySet):
         if tuple(dataset.images.shape[1:]) != form.shape:
             _check_image(dataset.images[0], 0, where, form)
         _check_finite(dataset.images, where)
         labels = list(dataset.labels)
-        return Part(dataset, where, labels, dataset.images, note)
+        return DatasetPart(dataset, where, labels, dataset.images, note)
     first = _checked(dataset, 0, where, form)
     if _is_random(dataset, where, form) or first.nbytes * len(dataset) > reading.cache_memory_bytes:
         labels, said = _labels(dataset, where)
-        return Part(dataset, where, labels, None, "; ".join(filter(None, (note, said))))
+        return DatasetPart(dataset, where, labels, None, "; ".join(filter(None, (note, said))))
     images = torch.empty((len(dataset), *form.shape), dtype=first.dtype)
     labels = []
     for position in range(len(dataset)):
@@ -264,10 +266,10 @@ def _part(dataset: MapStyle, where: str, form: Form, reading: Reading, note: str
         images[position] = _check_image(_as_tensor(image, where, form.channels), position, where, form)
         labels.append(label)
         reading.tell(f"reading {where}", position + 1, len(dataset))
-    return Part(dataset, where, labels, images, note)
+    return DatasetPart(dataset, where, labels, images, note)
 
 
-def _is_random(dataset: MapStyle, where: str, form: Form) -> bool:
+def _is_random(dataset: MapStyle, where: str, form: LabelForm) -> bool:
     """Return whether the dataset augments by itself, so that reading it once would freeze that."""
     views = []
     for seed in (1, 2):
@@ -326,7 +328,7 @@ def _image(dataset: MapStyle, position: int, where: str, channels: int | None) -
     return _as_tensor(_item(dataset, position, where)[0], where, channels)
 
 
-def _checked(dataset: MapStyle, position: int, where: str, form: Form) -> Tensor:
+def _checked(dataset: MapStyle, position: int, where: str, form: LabelForm) -> Tensor:
     return _check_image(_image(dataset, position, where, form.channels), position, where, form)
 
 
@@ -373,7 +375,7 @@ def _of_array(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(arrays.eight_bits(image, "images") if wide else image))
 
 
-def _check_image(image: Tensor, position: int, where: str, form: Form) -> Tensor:
+def _check_image(image: Tensor, position: int, where: str, form: LabelForm) -> Tensor:
     if tuple(image.shape) != form.shape:
         raise DataError(
             f"image {position} has shape {tuple(image.shape)}, the first training image {form.shape}",

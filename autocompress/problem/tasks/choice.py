@@ -41,7 +41,7 @@ FIX = "name another with --task, or write your own: --task file.py:callable"
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SeenOutputs:
     """Hold what a task is recognised by: outputs for some images, their labels, and what the labels are."""
 
     outputs: Tensor
@@ -132,7 +132,7 @@ def task_from_json(data: JsonObject) -> Task:
     return task
 
 
-def recognised(seen: Seen) -> Task:
+def recognised(seen: SeenOutputs) -> Task:
     """Return the task that labels and outputs fit. Raises InputError where none does."""
     fitting = _fitting(seen)
     if not fitting:
@@ -142,7 +142,7 @@ def recognised(seen: Seen) -> Task:
     return TASKS[fitting[0]]()
 
 
-def _fitting(seen: Seen) -> list[str]:
+def _fitting(seen: SeenOutputs) -> list[str]:
     """Return the names of the tasks that fit, in order."""
     found = []
     for name, maker in TASKS.items():
@@ -154,7 +154,7 @@ def _fitting(seen: Seen) -> list[str]:
     return found
 
 
-def problem_of(task: Task, seen: Seen) -> str:
+def problem_of(task: Task, seen: SeenOutputs) -> str:
     """Return why a task does not fit what was seen; nothing where it does."""
     if task.targets != seen.targets:
         needs = {"none": "no labels"}.get(task.targets, task.targets)
@@ -162,7 +162,7 @@ def problem_of(task: Task, seen: Seen) -> str:
     return task.check_outputs(tuple(seen.outputs.shape[1:]), seen.labels, seen.classes)
 
 
-def check_fit(task: Task, seen: Seen) -> None:
+def check_fit(task: Task, seen: SeenOutputs) -> None:
     """Raise InputError for a task that does not fit, with what was seen and which one would."""
     problem = problem_of(task, seen)
     if not problem:

@@ -32,14 +32,14 @@ HELD_OUT = 4
 
 
 @dataclass(frozen=True)
-class Part:
+class BlockPart:
     """Name the part from the value `source` to the value `output`, both of teacher and student."""
 
     source: str
     output: str
 
 
-def region(network: Network, part: Part) -> Network | None:
+def region(network: Network, part: BlockPart) -> Network | None:
     """Return the part as a network of its own; None where it reads more than its source."""
     needed, stack = set[str](), [part.output]
     while stack:
@@ -65,7 +65,7 @@ def region(network: Network, part: Part) -> Network | None:
 def learned(
     network: Network,
     weights: Weights,
-    part: Part,
+    part: BlockPart,
     teacher: GraphModule,
     examples: Split,
     steps: int = STEPS,
@@ -99,7 +99,7 @@ def learned(
     return module.export_weights()
 
 
-def _recorded(teacher: GraphModule, part: Part, examples: Split) -> tuple[Tensor, Tensor]:
+def _recorded(teacher: GraphModule, part: BlockPart, examples: Split) -> tuple[Tensor, Tensor]:
     """Return what the teacher reads and gives, for as many examples as fit."""
     inputs, targets, taken = [], [], 0
     with torch.no_grad():

@@ -52,7 +52,7 @@ class DivergedError(AutocompressError):
 
 
 @dataclass(frozen=True)
-class Distilled:
+class DistilledStudent:
     """Say how it went: `losses` has the mean loss of each epoch begun; `finished` is False where `stop` ended
     it early."""
 
@@ -74,7 +74,7 @@ def distil(
     features: FeatureLoss | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
-) -> Distilled:
+) -> DistilledStudent:
     """Train `student` in place on `data.train` and leave it in eval mode; the teacher is not changed.
 
     One cycle of the learning rate (Smith and Topin 2018, arXiv:1708.07120). Networks with batch norms
@@ -238,7 +238,7 @@ class _Run:
     bfloat16: bool
     layout: torch.memory_format
 
-    def train(self, progress: Progress | None, stop: Callable[[], bool] | None) -> Distilled:
+    def train(self, progress: Progress | None, stop: Callable[[], bool] | None) -> DistilledStudent:
         """Carry out all steps."""
         settings, student = self.settings, self.student
         optimizer, rate = make_optimizer(student, settings.learning_rate)
@@ -260,7 +260,7 @@ class _Run:
                 if progress:
                     progress(clock.done, clock.total, value)
         student.eval()
-        return Distilled(
+        return DistilledStudent(
             losses=tuple(sum(values) / len(values) for values in losses if values),
             seconds=clock.seconds,
             steps=clock.done,

@@ -49,7 +49,7 @@ class Thinning:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class WeightStatistics:
     """Hold what data says of weights: `scores` by parameter, of its shape; `moments` by layer, second moments
     of its input rows `(groups, fan_in, fan_in)`. What is missing, or of another shape, is not used."""
 
@@ -57,7 +57,7 @@ class Evidence:
     moments: Mapping[str, Array]
 
 
-NO_EVIDENCE = Evidence({}, {})
+NO_EVIDENCE = WeightStatistics({}, {})
 
 
 def marked(network: Network, thinnings: Mapping[str, Thinning], codebooks: Mapping[str, int]) -> Network:
@@ -85,7 +85,10 @@ def sharing_layers(network: Network) -> Iterator[Node]:
 
 
 def thinned(
-    network: Network, weights: Weights, thinnings: Mapping[str, Thinning], evidence: Evidence = NO_EVIDENCE
+    network: Network,
+    weights: Weights,
+    thinnings: Mapping[str, Thinning],
+    evidence: WeightStatistics = NO_EVIDENCE,
 ) -> Weights:
     """Return the weights with zeros where the marked layers among `thinnings` want them; others are the same
     arrays.
@@ -101,7 +104,7 @@ def thinned(
     return changed
 
 
-def _thinned(node: Node, weight: Array, thinning: Thinning, param: str, evidence: Evidence) -> Array:
+def _thinned(node: Node, weight: Array, thinning: Thinning, param: str, evidence: WeightStatistics) -> Array:
     if thinning.method == "obs" and (second := _moments_of(node, weight, evidence)) is not None:
         parts = zip(np.split(weight, len(second)), second, strict=True)
         found = [obs(part, moments, thinning.keep) for part, moments in parts]
@@ -111,7 +114,7 @@ def _thinned(node: Node, weight: Array, thinning: Thinning, param: str, evidence
     return weight * mask_of(scores if usable and scores is not None else weight, thinning.keep)
 
 
-def _moments_of(node: Node, weight: Array, evidence: Evidence) -> Array | None:
+def _moments_of(node: Node, weight: Array, evidence: WeightStatistics) -> Array | None:
     """Return the layer's second moments `(groups, fan_in, fan_in)`, if they are there and are of the weight
     as it is."""
     second = evidence.moments.get(node.name)
