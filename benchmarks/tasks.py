@@ -76,6 +76,7 @@ def main() -> int:
     parser.add_argument(
         "--epochs", type=int, help="of the teachers that are trained; by default the recipe's"
     )
+    parser.add_argument("--networks", type=int, help="profile the machine with so many networks beforehand")
     parser.add_argument("--size", type=int, default=224, help="pixels of a side of unlabelled images")
     asked = parser.parse_args()
     unknown = [name for name in asked.tasks if name not in names]
@@ -98,9 +99,10 @@ def run(name: str, asked: argparse.Namespace) -> Result:
     started = time.monotonic()
     problem = ""
     try:
+        device = None if asked.networks is None else profile(name, teacher, data, space, asked)
         front = ac.compress(
-            teacher, data, latency=asked.latency, time_limit_s=asked.time, task=task, space=space, run=folder,
-            overwrite=True, students=2,
+            teacher, data, device, space, run=folder, latency=asked.latency, time_limit_s=asked.time,
+            task=task, students=2, overwrite=True,
         )  # fmt: skip
     except ac.AutocompressError as error:
         problem = f"{type(error).__name__}: {error}"
@@ -112,6 +114,14 @@ def run(name: str, asked: argparse.Namespace) -> Result:
     student = front.best() if front.students else nearest
     seconds = time.monotonic() - started
     return Result(name, front.teacher, student, bool(front.students), seconds, problem)
+
+
+def profile(name: str, teacher: str, data: str, space: str, asked: argparse.Namespace) -> Path:
+    """Return the folder of a profile of this machine, made where it is not there."""
+    folder: Path = asked.folder / "devices" / name
+    if not folder.exists():
+        ac.profile(teacher, space, folder, data=data, networks=asked.networks)
+    return folder
 
 
 def what(name: str, asked: argparse.Namespace) -> tuple[str, str, str, str]:
