@@ -176,7 +176,7 @@ def test_examples_in_the_help_are_right():
 
 
 def test_the_help_has_no_private_words():
-    private = r"\b(campaign|agent|promot\w+|payoff|damages?|harm|hurts?|builder|rebench|revalidat\w+|thin)\b"
+    private = r"\b(campaign|agent|promot\w+|payoff|damages?|harm|hurts?|workshop|rebench|revalidat\w+|thin)\b"
     for command in (main, *every_command(main)):
         told = [command.help or "", command.short_help or ""]
         told += [option.help or "" for option in command.params if isinstance(option, click.Option)]
